@@ -1,0 +1,103 @@
+//! Why a packet ended here. Every packet that is not forwarded or answered ends with one of these and a counter.
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $label:literal,)*) => {
+        /// The reason label of `pop_rtp_dropped_packets_total`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of its discriminant.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)*];
+
+            /// The value of the metric's `reason` label.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(DropReason::$variant => $label,)*
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Empty, longer than a datagram may be, or of no protocol that shares the port (RFC 7983).
+    UnknownProtocol = "unknown_protocol",
+    /// A STUN message whose header, attribute lengths or fingerprint do not hold.
+    StunMalformed = "stun_malformed",
+    /// A STUN message that is not a Binding request (indications and responses included).
+    StunUnexpected = "stun_unexpected",
+    /// A Binding request for a ufrag that no transport here has.
+    StunUnknownUser = "stun_unknown_user",
+    /// A Binding request whose MESSAGE-INTEGRITY is absent or wrong.
+    StunIntegrity = "stun_integrity",
+    /// More STUN answers in one turn than the queue holds.
+    StunQueueFull = "stun_queue_full",
+    /// Media or DTLS from an address that no authenticated check has validated.
+    UnknownAddress = "unknown_address",
+    /// A DTLS record whose header or length does not hold.
+    DtlsMalformed = "dtls_malformed",
+    /// A plaintext (epoch 0) record after the handshake has ended.
+    DtlsPlaintext = "dtls_plaintext",
+    /// DTLS faster than a handshake needs, or the control plane does not keep up.
+    DtlsQueueFull = "dtls_queue_full",
+    /// An RTP header, extension or padding that does not fit its packet.
+    RtpMalformed = "rtp_malformed",
+    /// An RTCP compound whose headers or counts do not fit its packet.
+    RtcpMalformed = "rtcp_malformed",
+    /// SRTP or SRTCP before the keys are there.
+    SrtpNoKeys = "srtp_no_keys",
+    /// The authentication tag is wrong.
+    SrtpAuth = "srtp_auth",
+    /// An index that was already received, or that is older than the window.
+    SrtpReplay = "srtp_replay",
+    /// SRTCP without the E bit: unencrypted is not accepted.
+    SrtcpUnencrypted = "srtcp_unencrypted",
+    /// The key has protected as many packets as it may (2^48 RTP, 2^31 RTCP).
+    SrtpKeyExhausted = "srtp_key_exhausted",
+    /// Authenticated RTP of a stream that was not negotiated.
+    UnknownStream = "unknown_stream",
+    /// More streams in one transport than the plan holds.
+    StreamLimit = "stream_limit",
+    /// A payload type that was not negotiated, or that the subscriber cannot take.
+    PayloadType = "payload_type",
+    /// A packet that the history already holds.
+    Duplicate = "duplicate",
+    /// A packet too old for the history.
+    TooOld = "too_old",
+    /// A publisher's packet larger than a slot holds.
+    TooLarge = "too_large",
+    /// The packet pool is empty.
+    PoolEmpty = "pool_empty",
+    /// Video that a subscriber cannot decode before the next keyframe.
+    WaitingForKeyframe = "waiting_for_keyframe",
+    /// A retransmission was asked for and the history no longer holds the packet.
+    RepairMissing = "repair_missing",
+    /// More retransmissions are waiting for one subscriber than its queue holds.
+    RepairQueueFull = "repair_queue_full",
+    /// The subscriber's transport has no address or no keys yet.
+    SubscriberNotReady = "subscriber_not_ready",
+    /// No train was free: the socket does not take what the worker makes.
+    SendQueueFull = "send_queue_full",
+    /// The kernel refused the send.
+    SendFailed = "send_failed",
+    /// A tap's queue to the service thread is full.
+    TapQueueFull = "tap_queue_full",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DropReason;
+
+    #[test]
+    fn every_reason_has_its_own_label() {
+        let mut labels: Vec<_> = DropReason::ALL.iter().map(|r| r.label()).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), DropReason::ALL.len());
+        assert!(DropReason::ALL.iter().enumerate().all(|(i, r)| *r as usize == i));
+    }
+}

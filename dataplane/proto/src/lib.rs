@@ -1,0 +1,10 @@
+//! Sans-IO media protocol: what a datagram is, who may send it, and what it becomes for each subscriber.
+//!
+//! Nothing here owns a socket, a clock, a thread, a lock or a source of randomness; `dataplane::core` drives it.
+
+pub mod control;
+pub mod drop_reason;
+pub mod wire;
+
+pub use control::{Command, Event};
+pub use drop_reason::DropReason;

@@ -1,0 +1,1 @@
+//! Pinned packet workers and the service thread.

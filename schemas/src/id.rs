@@ -1,0 +1,128 @@
+//! Names of things. Text ids come from clients, so each has one bounded check here.
+
+use std::fmt;
+
+/// Longest room name or identity, in bytes of UTF-8.
+pub const TEXT_ID_LEN_MAX: usize = 128;
+
+/// Why a text is not a room name or an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdError {
+    /// It has no character.
+    Empty,
+    /// It has more than [`TEXT_ID_LEN_MAX`] bytes.
+    TooLong,
+    /// It holds a control character, white space at an end, or one of `/ * $ ? #`, which separate and match keys on the bus.
+    BadCharacter(char),
+}
+
+impl fmt::Display for IdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IdError::Empty => f.write_str("is empty"),
+            IdError::TooLong => write!(f, "is longer than {TEXT_ID_LEN_MAX} bytes"),
+            IdError::BadCharacter(c) => write!(f, "holds {c:?}, which is not allowed"),
+        }
+    }
+}
+
+impl std::error::Error for IdError {}
+
+fn check_text(text: &str) -> Result<(), IdError> {
+    if text.is_empty() {
+        return Err(IdError::Empty);
+    }
+    if text.len() > TEXT_ID_LEN_MAX {
+        return Err(IdError::TooLong);
+    }
+    if let Some(c) = text.chars().find(|c| c.is_control() || "/*$?#".contains(*c)) {
+        return Err(IdError::BadCharacter(c));
+    }
+    match text.chars().next().into_iter().chain(text.chars().last()).find(|c| c.is_whitespace()) {
+        Some(c) => Err(IdError::BadCharacter(c)),
+        None => Ok(()),
+    }
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Box<str>);
+
+        impl $name {
+            /// Checks `text` (1 to 128 bytes, no control character, none of `/ * $ ? #`).
+            pub fn new(text: &str) -> Result<Self, IdError> {
+                check_text(text)?;
+                Ok(Self(text.into()))
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text_id!(
+    /// A session's name: the room of WHIP, WHEP and LiveKit URLs.
+    SessionId
+);
+text_id!(
+    /// Who a participant says it is: the token's subject.
+    Identity
+);
+
+macro_rules! number_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{:x}"), self.0)
+            }
+        }
+    };
+}
+
+number_id!(
+    /// One participant's stay in one session, unique within the node's incarnation.
+    ParticipantId, "PA_"
+);
+number_id!(
+    /// One published audio, video or data stream, unique within the node's incarnation.
+    TrackId, "TR_"
+);
+number_id!(
+    /// One client's ICE+DTLS+SRTP association, unique within the node's incarnation.
+    TransportId, "TP_"
+);
+number_id!(
+    /// One media section of a subscriber that a track can be forwarded into, unique within the node's incarnation.
+    SubscriptionId, "SU_"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_name_is_bounded_and_free_of_separators() {
+        assert_eq!(SessionId::new(""), Err(IdError::Empty));
+        assert_eq!(SessionId::new(&"a".repeat(129)), Err(IdError::TooLong));
+        for bad in ["a/b", "a*", "$a", "a?b", "#", "a\0b", "a\n", " a", "a "] {
+            assert!(matches!(SessionId::new(bad), Err(IdError::BadCharacter(_))), "{bad:?} was accepted");
+        }
+        assert_eq!(SessionId::new("Straße 7").map(|id| id.to_string()), Ok("Straße 7".to_owned()));
+        assert!(SessionId::new(&"a".repeat(128)).is_ok());
+    }
+}
