@@ -1,1 +1,4 @@
 //! The appliance.
+
+pub mod config;
+pub mod keys;
