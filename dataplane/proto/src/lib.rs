@@ -4,6 +4,8 @@
 
 pub mod control;
 pub mod drop_reason;
+pub mod ice;
+pub mod srtp;
 pub mod wire;
 
 pub use control::{Command, Event};
