@@ -120,6 +120,9 @@ pub struct DataplaneConfig {
     /// Published tracks that one worker takes.
     #[serde(deserialize_with = "value::bounded::<_, _, 1, 65_535>")]
     pub tracks_max: usize,
+    /// Subscriber media sections that one worker takes.
+    #[serde(deserialize_with = "value::bounded::<_, _, 1, 1_000_000>")]
+    pub subscriptions_max: usize,
     /// Packets that the histories of all tracks of one worker hold together.
     #[serde(deserialize_with = "value::bounded::<_, _, 1_024, 4_194_304>")]
     pub packet_pool: usize,
@@ -232,8 +235,9 @@ impl Default for DataplaneConfig {
             cores: Cores::Auto,
             backend: Backend::Auto,
             transports_max: 2_000,
-            tracks_max: 4_000,
-            packet_pool: 32_768,
+            tracks_max: 1_000,
+            subscriptions_max: 4_000,
+            packet_pool: 65_536,
             recv_buffers: 256,
             trains: 64,
             gro: true,

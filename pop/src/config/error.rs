@@ -100,6 +100,9 @@ fn reword(message: &str, key: Option<&str>) -> String {
     {
         return format!("{key} must be {known}, not {name}");
     }
+    if message == "wanted string or table" {
+        return format!("{key} must be a string");
+    }
     for prefix in ["invalid value: ", "invalid type: ", "invalid length "] {
         if let Some((found, expected)) = message.strip_prefix(prefix).and_then(|rest| rest.rsplit_once(", expected ")) {
             return format!("{key} must be {expected}, not {found}");
