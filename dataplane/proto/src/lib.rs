@@ -2,10 +2,13 @@
 //!
 //! Nothing here owns a socket, a clock, a thread, a lock or a source of randomness; `dataplane::core` drives it.
 
+pub mod codec;
 pub mod control;
 pub mod drop_reason;
 pub mod ice;
+pub mod sequence;
 pub mod srtp;
+pub mod twcc;
 pub mod wire;
 
 pub use control::{Command, Event};
