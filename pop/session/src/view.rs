@@ -1,0 +1,207 @@
+//! What the looking glass shows of a session: plain serializable values.
+
+use std::collections::BTreeMap;
+
+use pop_proto::control::{MediaKind, SubscriptionStats, TrackStats};
+use pop_schemas::{ParticipantId, SessionId, SubscriptionId, Time, TrackId};
+use serde::Serialize;
+
+use crate::participant::{Connection, LocalParticipant, LocalSection, LocalTrack};
+use crate::presence::{RemoteParticipant, RemoteParticipants};
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SessionView {
+    /// The room's name.
+    pub id: String,
+    /// Everybody, locals first.
+    pub participants: Vec<ParticipantView>,
+    /// Kinds that are being captured: `audio`, `video`.
+    pub captured: Vec<&'static str>,
+}
+
+/// A participant.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ParticipantView {
+    /// `PA_` and a number.
+    pub id: String,
+    /// Who it says it is.
+    pub identity: String,
+    /// It is not shown to the others.
+    pub hidden: bool,
+    /// Its transport ends on this node.
+    pub local: bool,
+    /// `publish` or `watch`.
+    pub kind: &'static str,
+    /// `connecting`, `connected`, or `remote`.
+    pub state: &'static str,
+    /// Milliseconds since it joined; absent for a remote one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// Its address, once ICE has validated one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The SRTP profile, once DTLS has agreed on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub srtp: Option<&'static str>,
+    /// What it publishes.
+    pub tracks: Vec<TrackView>,
+    /// What it watches.
+    pub subscriptions: Vec<SubscriptionView>,
+}
+
+/// A published stream.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrackView {
+    /// `TR_` and a number.
+    pub id: String,
+    /// `audio` or `video`.
+    pub kind: &'static str,
+    /// Codec of the last packet; absent before the first.
+    pub codec: Option<&'static str>,
+    /// Since its start; absent for a remote one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<TrackStatsView>,
+}
+
+/// Counters of a published stream since its start.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrackStatsView {
+    /// RTP packets received.
+    pub packets: u64,
+    /// RTP payload bytes received.
+    pub bytes: u64,
+    /// Packets that never came.
+    pub lost: i64,
+    /// Interarrival jitter in milliseconds.
+    pub jitter_ms: f64,
+    /// NACKed sequence numbers.
+    pub nacked: u64,
+    /// Keyframe requests sent.
+    pub plis: u64,
+}
+
+/// A media section of a viewer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SubscriptionView {
+    /// `SU_` and a number.
+    pub id: String,
+    /// `audio` or `video`.
+    pub kind: &'static str,
+    /// The track that feeds it; absent while it waits.
+    pub source: Option<String>,
+    /// The source's codec.
+    pub codec: Option<&'static str>,
+    /// Since its start.
+    pub stats: SubscriptionStatsView,
+}
+
+/// Counters of a subscription since its start.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SubscriptionStatsView {
+    /// RTP packets sent, retransmissions included.
+    pub packets: u64,
+    /// RTP payload bytes sent.
+    pub bytes: u64,
+    /// Retransmissions sent.
+    pub retransmitted: u64,
+    /// Loss share of the client's last report, 0 to 1.
+    pub fraction_lost: f64,
+    /// Round trip from the client's last report, in milliseconds; absent when unknown.
+    pub rtt_ms: Option<f64>,
+}
+
+pub(crate) fn describe(
+    now: Time,
+    id: &SessionId,
+    participants: &BTreeMap<ParticipantId, LocalParticipant>,
+    tracks: &BTreeMap<TrackId, LocalTrack>,
+    sections: &BTreeMap<SubscriptionId, LocalSection>,
+    remotes: &RemoteParticipants,
+    taps: [Option<u32>; 2],
+) -> SessionView {
+    let locals = participants.values().map(|participant| local(now, participant, tracks, sections));
+    let captured = [MediaKind::Audio, MediaKind::Video].into_iter().filter(|kind| taps[*kind as usize].is_some());
+    SessionView {
+        id: id.to_string(),
+        participants: locals.chain(remotes.iter().map(remote)).collect(),
+        captured: captured.map(MediaKind::name).collect(),
+    }
+}
+
+fn local(
+    now: Time,
+    participant: &LocalParticipant,
+    tracks: &BTreeMap<TrackId, LocalTrack>,
+    sections: &BTreeMap<SubscriptionId, LocalSection>,
+) -> ParticipantView {
+    let (state, srtp) = match participant.connection {
+        Connection::Connecting => ("connecting", None),
+        Connection::Connected { profile } => ("connected", Some(profile.name())),
+    };
+    ParticipantView {
+        id: participant.id.to_string(),
+        identity: participant.identity.to_string(),
+        hidden: participant.hidden,
+        local: true,
+        kind: participant.role.name(),
+        state,
+        age_ms: Some(now.since(participant.joined).as_millis() as u64),
+        address: participant.address.map(|address| address.to_string()),
+        srtp,
+        tracks: participant.tracks.iter().filter_map(|id| tracks.get(id)).map(track).collect(),
+        subscriptions: participant.sections.iter().filter_map(|id| sections.get(id)).map(|s| section(s, tracks)).collect(),
+    }
+}
+
+fn track(track: &LocalTrack) -> TrackView {
+    let TrackStats { packets, bytes, lost, jitter, nacked, plis, codec } = track.stats;
+    let jitter_ms = codec.map_or(0.0, |codec| f64::from(jitter) * 1_000.0 / f64::from(codec.clock_rate()));
+    TrackView {
+        id: track.id.to_string(),
+        kind: track.kind.name(),
+        codec: codec.map(|codec| codec.name()),
+        stats: Some(TrackStatsView { packets, bytes, lost, jitter_ms, nacked, plis }),
+    }
+}
+
+fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> SubscriptionView {
+    let SubscriptionStats { packets, bytes, retransmitted, fraction_lost, rtt_us } = section.stats;
+    let source = section.source.and_then(|id| tracks.get(&id));
+    SubscriptionView {
+        id: section.id.to_string(),
+        kind: section.kind.name(),
+        source: source.map(|track| track.id.to_string()),
+        codec: source.and_then(|track| track.stats.codec).map(|codec| codec.name()),
+        stats: SubscriptionStatsView {
+            packets,
+            bytes,
+            retransmitted,
+            fraction_lost: f64::from(fraction_lost) / 256.0,
+            rtt_ms: (rtt_us != 0).then(|| f64::from(rtt_us) / 1_000.0),
+        },
+    }
+}
+
+fn remote(remote: &RemoteParticipant) -> ParticipantView {
+    let manifest = remote.manifest();
+    let tracks = manifest.tracks.iter().map(|track| TrackView {
+        id: track.track.to_string(),
+        kind: track.kind.name(),
+        codec: track.codec.map(|codec| codec.name()),
+        stats: None,
+    });
+    ParticipantView {
+        id: remote.key().participant.to_string(),
+        identity: manifest.identity.to_string(),
+        hidden: manifest.hidden,
+        local: false,
+        kind: manifest.role.name(),
+        state: "remote",
+        age_ms: None,
+        address: None,
+        srtp: None,
+        tracks: tracks.collect(),
+        subscriptions: Vec::new(),
+    }
+}
