@@ -1,0 +1,338 @@
+//! HTTP connections with bounds: how many, how long a request may take to arrive and to be answered, and an orderly end.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::config;
+
+/// Largest request body, in bytes. Browsers' offers with every codec and 20 sections stay below 40 KB.
+pub const BODY_LEN_MAX: usize = 64 * 1_024;
+
+/// Largest request head that is buffered, in bytes. A token may have 8 KB.
+const HEAD_LEN_MAX: usize = 32 * 1_024;
+
+/// How long a request head may take to arrive, and how long a connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a request may take from its head to its answer, body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long open requests may take to end after the stop.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// How long to wait when the process has no file descriptor left: an immediate retry would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where connections come from.
+pub trait Listen: Send + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection, with its address when it has one.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<SocketAddr>)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+        let (stream, remote) = TcpListener::accept(self).await?;
+        // An answer is one small write; waiting for more only delays it.
+        stream.set_nodelay(true)?;
+        Ok((stream, Some(remote)))
+    }
+}
+
+/// Binds `address`; the error says what to change. `key` is the config key that holds it.
+pub async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => format!("{key} {address} is taken by another process: stop it, or set {key} to another port"),
+        io::ErrorKind::AddrNotAvailable => format!("{key} {address} is no address of this host: set {key} to one of `ip address`"),
+        io::ErrorKind::PermissionDenied => {
+            format!("{key} {address} needs CAP_NET_BIND_SERVICE: run as root, grant it, or set {key} to a port from 1024 on")
+        }
+        _ => format!("{key} {address} cannot be bound: {error}"),
+    })
+}
+
+/// The operator's unix socket: mode 0600, and only this user and root are heard. Removed when dropped.
+#[derive(Debug)]
+pub struct SocketFile {
+    listener: UnixListener,
+    path: PathBuf,
+    user: u32,
+    /// Held as long as the socket: the kernel frees it however this process ends, so a socket without it is dead.
+    _lock: std::fs::File,
+}
+
+impl SocketFile {
+    /// Makes the socket at `path`. A dead node's socket is replaced; a living node's, or anything else there, is an error that
+    /// says what to change.
+    pub fn bind(path: &Path) -> Result<Self, String> {
+        let shown = path.display();
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            make_folder(folder)?;
+        }
+        let lock_path = path.with_extension("lock");
+        let refused = |what: &Path, error: &io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                format!("{} cannot be made by this user: run as its folder's owner, or set admin.socket to another path", what.display())
+            }
+            _ => format!("{} cannot be made: {error}: set admin.socket to another path", what.display()),
+        };
+        let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(|error| refused(&lock_path, &error))?;
+        if lock.try_lock().is_err() {
+            return Err(format!("another node is alive at {shown}: stop it, or set admin.socket to another path"));
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+                return Err(format!("{shown} is there and is no socket: remove it, or set admin.socket to another path"));
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(|error| refused(path, &error))?,
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path).map_err(|error| refused(path, &error))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(|error| refused(path, &error))?;
+        Ok(Self { listener, path: path.to_owned(), user: config::user_id(), _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Its absence only saves the next client a refused connection; the next node would replace it.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Listen for SocketFile {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            // The mode is set just after the socket appears; whoever slipped in before is not heard.
+            if stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == self.user) {
+                return Ok((stream, None));
+            }
+        }
+    }
+}
+
+/// Makes the socket's folder when its parent is there: private, except in `/run`, where operators look.
+fn make_folder(folder: &Path) -> Result<(), String> {
+    use std::os::unix::fs::DirBuilderExt;
+    let shown = folder.display();
+    let mode = if folder.starts_with("/run") { 0o755 } else { 0o700 };
+    match std::fs::DirBuilder::new().mode(mode).create(folder) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(format!("the socket's folder {shown} cannot be made: {error}: make it, or set admin.socket to another path")),
+    }
+}
+
+/// Bounds on every request of `router`: the body's length, and the time to the answer.
+pub fn bounded(router: Router) -> Router {
+    router.layer(DefaultBodyLimit::max(BODY_LEN_MAX)).layer(middleware::from_fn(in_time))
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took longer than 15 s\n").into_response(),
+    }
+}
+
+/// Answers connections of `listener` with `router` until `stop` turns true, then gives open requests 2 s. At most
+/// `connections_max` connections are open; the next ones wait in the kernel's queue.
+pub async fn serve(listener: impl Listen, router: Router, connections_max: usize, mut stop: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(connections_max));
+    let mut connections = JoinSet::new();
+    loop {
+        let next = async {
+            let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = next => accepted,
+        };
+        match accepted {
+            Ok((stream, remote)) => {
+                let connection = answer(stream, remote, router.clone(), stop.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            // The client gave up, or descriptors ran out; both pass.
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    // What is still open after the grace is cut by dropping the set.
+    let _ = tokio::time::timeout(STOP_GRACE, ended).await;
+}
+
+/// Ends when `stop` is true or nobody can set it any longer. Its own function, because the value that `wait_for` lends is a lock.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stopped| *stopped).await;
+}
+
+async fn answer<S>(stream: S, remote: Option<SocketAddr>, router: Router, mut stop: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let router = match remote {
+        Some(remote) => router.layer(axum::Extension(ConnectInfo(remote))),
+        None => router,
+    };
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_LEN_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    // An error is the client's: a broken head, a time-out, a lost connection. It has had its answer where there is one.
+    tokio::select! {
+        _ = &mut connection => {}
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::{get, post};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn place(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("pop-serve-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        folder.join("pop.sock")
+    }
+
+    async fn start(router: Router, connections_max: usize) -> (SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
+        let listener = bind("http.listen", SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let (stop, stopped) = watch::channel(false);
+        (address, stop, tokio::spawn(serve(listener, bounded(router), connections_max, stopped)))
+    }
+
+    async fn exchange(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("the listener is there");
+        stream.write_all(request.as_bytes()).await.expect("the request is small");
+        let mut answer = Vec::new();
+        // A reset after the answer is the server closing on an unread body.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn a_living_socket_is_refused_and_a_dead_one_replaced() {
+        let path = place("dead-or-alive");
+        let first = SocketFile::bind(&path).expect("nothing is there");
+        assert_eq!(std::fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o600);
+        let message = SocketFile::bind(&path).expect_err("the first is alive");
+        assert!(message.starts_with("another node is alive at") && message.contains("admin.socket"), "{message}");
+        // A kill leaves the file and frees the lock.
+        let SocketFile { path: left, .. } = &first;
+        std::fs::hard_link(left, path.with_extension("left")).expect("same folder");
+        drop(first);
+        std::fs::rename(path.with_extension("left"), &path).expect("same folder");
+        drop(SocketFile::bind(&path).expect("a dead socket is replaced"));
+        assert!(!path.exists());
+        std::fs::remove_dir_all(path.parent().expect("it has one")).expect("it was made here");
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_sockets_place_is_not_removed() {
+        let path = place("a-file");
+        std::fs::create_dir_all(path.parent().expect("it has one")).expect("temporary files can be made");
+        std::fs::write(&path, "precious").expect("temporary files can be made");
+        let message = SocketFile::bind(&path).expect_err("it is a file");
+        assert!(message.contains("is no socket: remove it"), "{message}");
+        assert_eq!(std::fs::read_to_string(&path).expect("it is still there"), "precious");
+        std::fs::remove_dir_all(path.parent().expect("it has one")).expect("it was made here");
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_a_sentence() {
+        let first = bind("http.listen", SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+        let message = bind("http.listen", first.local_addr().expect("it is bound")).await.expect_err("it is taken");
+        assert!(message.contains("is taken by another process: stop it, or set http.listen"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused() {
+        let (address, _stop, _server) =
+            start(Router::new().route("/", post(|body: String| async move { body.len().to_string() })), 8).await;
+        for (len, status) in [(BODY_LEN_MAX, "200"), (BODY_LEN_MAX + 1, "413")] {
+            let request = format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n{}", "x".repeat(len));
+            let answer = exchange(address, &request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{len} bytes: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_lets_an_open_request_finish_and_takes_no_more() {
+        let (entered, wait_entered) = tokio::sync::oneshot::channel();
+        let (finish, wait_finish) = tokio::sync::oneshot::channel::<()>();
+        let once = Arc::new(std::sync::Mutex::new(Some((entered, wait_finish))));
+        let handler = move || async move {
+            let (entered, finish) = once.lock().expect("no test panics with it").take().expect("one request");
+            entered.send(()).expect("the test waits");
+            finish.await.expect("the test sends");
+            "done"
+        };
+        let (address, stop, server) = start(Router::new().route("/", get(handler)), 8).await;
+        let open = tokio::spawn(async move { exchange(address, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await });
+        wait_entered.await.expect("the request arrives");
+        stop.send(true).expect("the server listens");
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        finish.send(()).expect("the handler waits");
+        assert!(open.await.expect("no panic").ends_with("done"));
+        server.await.expect("no panic");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_come_frees_its_connection() {
+        let (address, _stop, _server) = start(Router::new().route("/", get(|| async { "here" })), 1).await;
+        let mut slow = TcpStream::connect(address).await.expect("the listener is there");
+        slow.write_all(b"GET / HT").await.expect("a few bytes");
+        // The only place is taken until the slow one's time is up; paused time then jumps there.
+        let answer = exchange(address, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.ends_with("here"), "{answer}");
+    }
+}
