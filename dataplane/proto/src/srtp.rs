@@ -34,6 +34,19 @@ pub const RTCP_WINDOW_LEN: usize = 128;
 /// The longest that a packet grows by protection, SRTCP's index and tag.
 pub const OVERHEAD_MAX: usize = 20;
 
+/// Bytes of a sender without its two heap objects, for the memory plan.
+pub const SENDER_LEN: usize = 88;
+
+/// Bytes of a receiver without its two heap objects and its streams.
+pub const RECEIVER_LEN: usize = 128;
+
+/// Bytes of one stream's two windows, RTP and RTCP.
+pub const STREAM_LEN: usize = 176;
+
+/// Bytes of the heap object of one session key, of the largest kind: aws-lc's 584 for GCM with its allocator's head (AES-CM
+/// has 320). Each sender and each receiver has two.
+pub const KEY_OBJECT_LEN_MAX: usize = 608;
+
 /// First RTP packet index that no key may protect: 2^48 (RFC 3711 section 9.2).
 const RTP_INDEX_END: u64 = 1 << 48;
 /// First SRTCP index that no key may protect: 2^31.
@@ -57,7 +70,8 @@ impl SrtpSender {
         SrtpSender {
             rtp: SessionKey::derive(profile, master, Usage::Rtp),
             rtcp: SessionKey::derive(profile, master, Usage::Rtcp),
-            rtcp_index: 0,
+            // As libsrtp, and so every browser, starts.
+            rtcp_index: 1,
         }
     }
 
@@ -237,3 +251,6 @@ fn rtp_stream(header: &[u8]) -> (u32, u16) {
     let ssrc = u32::from_be_bytes(header[8..12].try_into().expect("the slice has four bytes"));
     (ssrc, u16::from_be_bytes([header[2], header[3]]))
 }
+
+#[cfg(test)]
+mod tests;

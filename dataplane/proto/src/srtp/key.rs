@@ -269,3 +269,95 @@ pub(super) fn rtcp_ssrc(packet: &[u8]) -> u32 {
 fn xor(bytes: &mut [u8], mask: &[u8]) {
     bytes.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unhex(text: &str) -> Vec<u8> {
+        let digits: Vec<u8> = text.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
+        digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+    }
+
+    fn gcm_vector_key(len: u8) -> SessionKey {
+        let key: Vec<u8> = (0..len).collect();
+        SessionKey::gcm(&key, *b"Quid pro quo")
+    }
+
+    #[test]
+    fn rfc3711_b2_keystream() {
+        let key = unhex("2B7E151628AED2A6ABF7158809CF4F3C");
+        let salt = unhex("F0F1F2F3F4F5F6F7F8F9FAFBFCFD").try_into().expect("14 bytes");
+        let SessionKey::CmSha1(key) = SessionKey::cm_sha1(&key, &[0; 20], salt) else { panic!("AES-CM was asked for") };
+        let mut keystream = vec![0; 16 * 0xff02];
+        key.apply_keystream(0, 0, &mut keystream);
+        for (block, expected) in [
+            (0, "E03EAD0935C95E80E166B16DD92B4EB4 D23513162B02D0F72A43A2FE4A5F97AB 41E95B3BB0A2E8DD477901E4FCA894C0"),
+            (0xfeff, "EC8CDF7398607CB0F2D21675EA9EA1E4 362B7C3C6773516318A077D7FC5073AE 6A2CC3787889374FBEB4C81B17BA6C44"),
+        ] {
+            assert_eq!(keystream[16 * block..16 * (block + 3)], unhex(expected), "block {block:#x}");
+        }
+    }
+
+    #[test]
+    fn rfc3711_b3_key_derivation() {
+        let mut master = MasterKey { key: [0; 32], salt: [0; 14] };
+        master.key[..16].copy_from_slice(&unhex("E1F97A0D3E018BE0D64FA32C06DE4139"));
+        master.salt.copy_from_slice(&unhex("0EC675AD498AFEEBB6960B3AABE6"));
+        for (label, expected) in [
+            (0, "C61E7A93744F39EE10734AFE3FF7A087"),
+            (
+                1,
+                "CEBE321F6FF7716B6FD4AB49AF256A156D38BAA48F0A0ACF3C34E2359E6CDBCEE049646C43D9327AD175578EF72270986371C10C9A369AC2F94A8C5FBCDDDC256D6E919A48B610EF17C2041E474035766B68642C59BBFC2F34DB60DBDFB2DC68",
+            ),
+            (2, "30CBBC08863D8C85D49DB34A9AE1"),
+        ] {
+            let expected = unhex(expected);
+            let mut derived = vec![0xaa; expected.len()];
+            derive_bytes(SrtpProfile::Aes128CmSha1_80, &master, label, &mut derived);
+            assert_eq!(derived, expected, "label {label}");
+        }
+    }
+
+    #[test]
+    fn rfc7714_16_rtp() {
+        let plain =
+            unhex("8040f17b 8041f8d3 5501a0b2 47616c6c 69612065 7374206f 6d6e6973 20646976 69736120 696e2070 61727465 73207472 6573");
+        for (key_len, sealed) in [
+            (16, "f24de3a3fb34de6cacba861c9d7e4bcabe633bd50d294e6f42a5f47a51c7d19b36de3adf8833899d7f27beb16a9152cf765ee4390cce"),
+            (32, "32b1de78a822fe12ef9f78fa332e33aab18012389a58e2f3b50b2a0276ffae0f1ba63799b87b7aa3db36dfffd6b0f9bb7878d7a76c13"),
+        ] {
+            let key = gcm_vector_key(key_len);
+            let mut packet = vec![0; plain.len() + 16];
+            key.seal_rtp(0x5501_a0b2, 0xf17b, &plain[..12], &plain[12..], &mut packet).expect("it fits");
+            assert_eq!(packet, [&plain[..12], &unhex(sealed)].concat(), "{key_len} bytes of key");
+            assert_eq!(key.open_rtp(0x5501_a0b2, 0xf17b, 12, &mut packet), Ok(plain.len()));
+            assert_eq!(packet[..plain.len()], plain);
+        }
+    }
+
+    #[test]
+    fn rfc7714_17_rtcp() {
+        let plain =
+            unhex("81c8000d 4d617273 4e545031 4e545032 52545020 0000042a 0000e930 4c756e61 deadbeef deadbeef deadbeef deadbeef deadbeef");
+        for (key_len, sealed) in [
+            (
+                16,
+                "63e94885dcdab67ca727d7662f6b7e997ff5c0f76c06f32dc676a5f1730d6fda4ce09b4686303ded0bb9275bc84aa45896cf4d2fc5abf87245d9eade800005d4",
+            ),
+            (
+                32,
+                "d50ae4d1f5ce5d304ba297e47d470c282c3ece5dbffe0a50a2eaa5c1110555be8415f658c61de0476f1b6fad1d1eb30c4446839f57ff6f6cb26ac3be800005d4",
+            ),
+        ] {
+            let key = gcm_vector_key(key_len);
+            let mut packet = plain.clone();
+            packet.resize(plain.len() + 20, 0);
+            key.seal_rtcp(0x5d4, &mut packet).expect("it fits");
+            assert_eq!(packet, [&plain[..8], &unhex(sealed)].concat(), "{key_len} bytes of key");
+            assert_eq!(key.claimed_rtcp_index(&packet), Ok(0x5d4));
+            assert_eq!(key.open_rtcp(0x5d4, &mut packet), Ok(plain.len()));
+            assert_eq!(packet[..plain.len()], plain);
+        }
+    }
+}
