@@ -1,5 +1,6 @@
 //! The appliance.
 
 pub mod config;
+pub mod dtls;
 pub mod keys;
 pub mod serve;

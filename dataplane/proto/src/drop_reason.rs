@@ -42,6 +42,8 @@ drop_reasons! {
     DtlsMalformed = "dtls_malformed",
     /// A plaintext (epoch 0) record after the handshake has ended.
     DtlsPlaintext = "dtls_plaintext",
+    /// A DTLS record that the association does not wait for: a repeat, application data, a later epoch.
+    DtlsUnexpected = "dtls_unexpected",
     /// DTLS faster than a handshake needs, or the control plane does not keep up.
     DtlsQueueFull = "dtls_queue_full",
     /// An RTP header, extension or padding that does not fit its packet.

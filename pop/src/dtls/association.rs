@@ -1,0 +1,452 @@
+//! One association: the task that drives the library and tells how it ended.
+
+use std::any::Any;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
+
+use pop_proto::control::{DTLS_DATAGRAM_LEN_MAX, MasterKey, SrtpKeys, SrtpProfile};
+use pop_proto::drop_reason::DropReason;
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use webrtc_dtls::cipher_suite::CipherSuiteId;
+use webrtc_dtls::config::{ClientAuthType, Config, ExtendedMasterSecretType};
+use webrtc_dtls::conn::DTLSConn;
+use webrtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
+use webrtc_util::KeyingMaterialExporter;
+use zeroize::Zeroizing;
+
+use super::{
+    ALERT_GRACE, CLIENT_PROFILES, DtlsError, DtlsEvent, DtlsShared, FLIGHT_INTERVAL, Fingerprint, Gate, HANDSHAKE_TIMEOUT, Role,
+    SERVER_PROFILES, record,
+};
+
+/// RFC 5764 section 4.2.
+const EXPORTER_LABEL: &str = "EXTRACTOR-dtls_srtp";
+
+/// The library's tasks end at once when its connection is dropped.
+const LIBRARY_END_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What the owner's side and the library's side share.
+pub(super) struct Association {
+    dtls: Arc<DtlsShared>,
+    role: Role,
+    inner: Mutex<Inner>,
+    /// The library has something to read.
+    ready: Notify,
+    /// The hello is whole, or the peer sent an alert.
+    news: Notify,
+    /// The library has let go of its connection: both of its tasks have ended.
+    library_ended: Notify,
+}
+
+struct Inner {
+    gate: Gate,
+    /// Gone after the end.
+    events: Option<mpsc::Sender<DtlsEvent>>,
+}
+
+impl Association {
+    pub(super) fn new(dtls: Arc<DtlsShared>, role: Role, events: mpsc::Sender<DtlsEvent>) -> Association {
+        Association {
+            dtls,
+            role,
+            inner: Mutex::new(Inner { gate: Gate::new(role, Instant::now()), events: Some(events) }),
+            ready: Notify::new(),
+            news: Notify::new(),
+            library_ended: Notify::new(),
+        }
+    }
+
+    pub(super) fn deliver(&self, now: Instant, datagram: &[u8]) -> Result<(), DropReason> {
+        let mut inner = self.lock();
+        if inner.events.is_none() {
+            return Err(DropReason::DtlsUnexpected);
+        }
+        let caused = inner.gate.handle_datagram(now, datagram)?;
+        for datagram in caused.repeat {
+            self.send(&inner, datagram);
+        }
+        drop(inner);
+        if caused.ready {
+            self.ready.notify_one();
+        }
+        if caused.news {
+            self.news.notify_one();
+        }
+        Ok(())
+    }
+
+    /// A datagram that finds the queue full is lost, as on any network.
+    fn send(&self, inner: &Inner, datagram: Box<[u8]>) {
+        let sent = inner.events.as_ref().is_some_and(|events| events.try_send(DtlsEvent::Send(datagram)).is_ok());
+        if !sent {
+            self.dtls.counters.count_lost();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("the gate does not panic: it is fuzzed with every mutation of a handshake")
+    }
+}
+
+/// How an association ends.
+enum End {
+    /// The owner dropped its peer.
+    Dropped,
+    Failed(DtlsError),
+    Closed,
+}
+
+/// Drives an association from its start to its end.
+pub(super) async fn run(
+    association: Arc<Association>,
+    remote: Vec<Fingerprint>,
+    mut starts: watch::Receiver<bool>,
+    events: mpsc::Sender<DtlsEvent>,
+    permit: OwnedSemaphorePermit,
+) {
+    let end = drive(&association, remote, &mut starts, &events, permit).await;
+    association.lock().events = None;
+    let last = match end {
+        End::Dropped => return,
+        End::Failed(error) => DtlsEvent::Failed(error),
+        End::Closed => DtlsEvent::Closed,
+    };
+    tokio::select! {
+        // An error means that nobody listens any longer.
+        _ = events.send(last) => {}
+        () = dropped(&mut starts) => {}
+    }
+}
+
+async fn drive(
+    association: &Arc<Association>,
+    remote: Vec<Fingerprint>,
+    starts: &mut watch::Receiver<bool>,
+    events: &mpsc::Sender<DtlsEvent>,
+    permit: OwnedSemaphorePermit,
+) -> End {
+    let (role, counters) = (association.role, &association.dtls.counters);
+    if starts.wait_for(|started| *started).await.is_err() {
+        counters.count_abandoned(role);
+        return End::Dropped;
+    }
+    let started_at = Instant::now();
+    let handshake = tokio::select! {
+        biased;
+        () = dropped(starts) => {
+            counters.count_abandoned(role);
+            return End::Dropped;
+        }
+        error = watch_handshake(association, started_at + HANDSHAKE_TIMEOUT) => Err(error),
+        handshake = shake_hands(association, remote) => handshake,
+    };
+    drop(permit);
+    let (connection, keys, remote) = match handshake {
+        Ok(established) => established,
+        Err(error) => {
+            counters.count_failed(role, &error);
+            if error == DtlsError::Panicked {
+                counters.count_panic();
+            }
+            return End::Failed(error);
+        }
+    };
+    association.lock().gate.establish();
+    counters.count_established(role, started_at.elapsed());
+    let told = tokio::select! {
+        told = events.send(DtlsEvent::Established { keys, remote }) => told.is_ok(),
+        () = dropped(starts) => false,
+    };
+    let read = tokio::select! {
+        biased;
+        () = dropped(starts) => None,
+        read = drain(&connection), if told => Some(read),
+    };
+    let Some(read) = read else {
+        // Best effort: the peer may be gone as well.
+        let _ = timeout(LIBRARY_END_TIMEOUT, catch_panic(connection.close())).await;
+        return End::Dropped;
+    };
+    drop(connection);
+    let _ = timeout(LIBRARY_END_TIMEOUT, association.library_ended.notified()).await;
+    // The library answers every alert with an alert before its reader ends; a reader that ended without one has panicked.
+    if read.is_ok() && association.lock().gate.alert_sent() {
+        return End::Closed;
+    }
+    counters.count_panic();
+    End::Failed(DtlsError::Panicked)
+}
+
+/// Ends when the handshake may not go on.
+async fn watch_handshake(association: &Association, deadline: Instant) -> DtlsError {
+    let mut silent_at = None;
+    loop {
+        tokio::select! {
+            () = sleep_until(deadline) => return DtlsError::Timeout,
+            () = sleep_until(silent_at.unwrap_or(deadline)), if silent_at.is_some() => {
+                if let Some(description) = association.lock().gate.alert() {
+                    return DtlsError::PeerAlert(description);
+                }
+                silent_at = None;
+            }
+            () = association.news.notified() => {
+                if association.lock().gate.alert().is_some() && silent_at.is_none() {
+                    silent_at = Some(Instant::now() + ALERT_GRACE);
+                }
+            }
+        }
+    }
+}
+
+/// The handshake, with the keys of a peer that is the right one.
+async fn shake_hands(
+    association: &Arc<Association>,
+    remote: Vec<Fingerprint>,
+) -> Result<(DTLSConn, Box<SrtpKeys>, Fingerprint), DtlsError> {
+    let role = association.role;
+    let profiles = match role {
+        Role::Client => CLIENT_PROFILES.to_vec(),
+        Role::Server => match choose_profile(association).await {
+            Ok(profile) => vec![profile],
+            Err((error, alert)) => {
+                let inner = association.lock();
+                association.send(&inner, record::build_fatal_alert(alert));
+                return Err(error);
+            }
+        },
+    };
+    let stranger = Arc::new(AtomicBool::new(false));
+    let config = build_config(association, &profiles, remote.clone(), Arc::clone(&stranger));
+    let connection = Arc::new(LibraryConn { association: Arc::clone(association) });
+    let made = catch_panic(DTLSConn::new(connection, config, role == Role::Client, None)).await;
+    let connection = match made {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(_)) if stranger.load(Relaxed) => return Err(DtlsError::Fingerprint),
+        Ok(Err(error)) => return Err(explain(association, error).await),
+        Err(Panicked) => return Err(DtlsError::Panicked),
+    };
+    let (keys, fingerprint) = export_keys(&connection, role, &profiles, &remote).await?;
+    Ok((connection, keys, fingerprint))
+}
+
+/// The best profile of the client's hello, or why there is none and the alert that says so.
+async fn choose_profile(association: &Association) -> Result<SrtpProfile, (DtlsError, u8)> {
+    const HANDSHAKE_FAILURE: u8 = 40;
+    const PROTOCOL_VERSION: u8 = 70;
+    const INSUFFICIENT_SECURITY: u8 = 71;
+    let hello = loop {
+        // `news` wakes one waiter, and the watch of the handshake waits as well: the library's bell rings for the hello too.
+        if let Some(hello) = association.lock().gate.client_hello() {
+            break hello.clone();
+        }
+        association.ready.notified().await;
+    };
+    // The bell was for the library.
+    association.ready.notify_one();
+    if !hello.dtls_1_2 {
+        return Err((DtlsError::Version, PROTOCOL_VERSION));
+    }
+    if !hello.cipher_suite {
+        return Err((DtlsError::CipherSuite, HANDSHAKE_FAILURE));
+    }
+    if !hello.extended_master_secret {
+        return Err((DtlsError::ExtendedMasterSecret, INSUFFICIENT_SECURITY));
+    }
+    let Some(offered) = hello.srtp_profiles else {
+        return Err((DtlsError::NoUseSrtp, HANDSHAKE_FAILURE));
+    };
+    SERVER_PROFILES.into_iter().find(|profile| offered.contains(profile)).ok_or((DtlsError::NoSrtpProfile, HANDSHAKE_FAILURE))
+}
+
+fn build_config(association: &Association, profiles: &[SrtpProfile], remote: Vec<Fingerprint>, stranger: Arc<AtomicBool>) -> Config {
+    // CBC panics on short records and CCM is slow; ChaCha20 is no one's only suite.
+    let mut cipher_suites = vec![CipherSuiteId::Tls_Ecdhe_Ecdsa_With_Aes_128_Gcm_Sha256];
+    if association.role == Role::Client {
+        // Encoders may have an RSA certificate.
+        cipher_suites.push(CipherSuiteId::Tls_Ecdhe_Rsa_With_Aes_128_Gcm_Sha256);
+    }
+    Config {
+        certificates: vec![association.dtls.certificate.library.clone()],
+        cipher_suites,
+        srtp_protection_profiles: profiles.iter().map(|profile| to_library(*profile)).collect(),
+        client_auth: ClientAuthType::RequireAnyClientCert,
+        extended_master_secret: ExtendedMasterSecretType::Require,
+        flight_interval: FLIGHT_INTERVAL,
+        // No authority signs these certificates: the fingerprint is what is verified, right below and before the keys.
+        insecure_skip_verify: true,
+        verify_peer_certificate: Some(Arc::new(move |chain, _| {
+            let known = chain.first().is_some_and(|leaf| Fingerprint::find(&remote, leaf).is_some());
+            stranger.store(!known, Relaxed);
+            if known { Ok(()) } else { Err(webrtc_dtls::Error::ErrInvalidCertificate) }
+        })),
+        // Empty would make the library warn and say "localhost".
+        server_name: "pop.invalid".to_owned(),
+        ..Config::default()
+    }
+}
+
+/// What a refusal of the library means.
+async fn explain(association: &Association, error: webrtc_dtls::Error) -> DtlsError {
+    use webrtc_dtls::Error;
+    match error {
+        Error::ErrClientCertificateRequired => DtlsError::NoClientCertificate,
+        Error::ErrRequestedButNoSrtpExtension | Error::ErrClientNoMatchingSrtpProfile | Error::ErrServerNoMatchingSrtpProfile => {
+            DtlsError::NoSrtpProfile
+        }
+        // Its reader has ended: over an alert of the peer, which it answers, or in a panic.
+        Error::ErrAlertFatalOrClose => {
+            let _ = timeout(LIBRARY_END_TIMEOUT, association.library_ended.notified()).await;
+            if association.lock().gate.alert_sent() { DtlsError::Handshake("the peer ended it".into()) } else { DtlsError::Panicked }
+        }
+        // Its writer ends before its connection only in a panic.
+        Error::MpscSend(_) => DtlsError::Panicked,
+        other => DtlsError::Handshake(other.to_string().into()),
+    }
+}
+
+/// The keys, after another look at the profile and the certificate: what is used must be what was verified.
+async fn export_keys(
+    connection: &DTLSConn,
+    role: Role,
+    profiles: &[SrtpProfile],
+    remote: &[Fingerprint],
+) -> Result<(Box<SrtpKeys>, Fingerprint), DtlsError> {
+    let state = connection.connection_state().await;
+    let leaf = state.peer_certificates.first().ok_or(DtlsError::NoClientCertificate)?;
+    let fingerprint = Fingerprint::find(remote, leaf).ok_or(DtlsError::Fingerprint)?;
+    let agreed = connection.selected_srtpprotection_profile();
+    let profile = profiles.iter().copied().find(|profile| to_library(*profile) == agreed).ok_or(DtlsError::NoSrtpProfile)?;
+    let len = 2 * (profile.key_len() + profile.salt_len());
+    let exported = state.export_keying_material(EXPORTER_LABEL, &[], len).await;
+    let material = Zeroizing::new(exported.map_err(|error| DtlsError::Handshake(error.to_string().into()))?);
+    let keys = split_keys(profile, role, &material).ok_or_else(|| DtlsError::Handshake("short keying material".into()))?;
+    Ok((Box::new(keys), fingerprint))
+}
+
+/// RFC 5764 section 4.2: client key, server key, client salt, server salt.
+fn split_keys(profile: SrtpProfile, role: Role, material: &[u8]) -> Option<SrtpKeys> {
+    let (client_key, rest) = material.split_at_checked(profile.key_len())?;
+    let (server_key, rest) = rest.split_at_checked(profile.key_len())?;
+    let (client_salt, server_salt) = rest.split_at_checked(profile.salt_len())?;
+    let client = build_master_key(client_key, client_salt)?;
+    let server = build_master_key(server_key, server_salt)?;
+    let (local, remote) = match role {
+        Role::Server => (server, client),
+        Role::Client => (client, server),
+    };
+    Some(SrtpKeys { profile, local, remote })
+}
+
+fn build_master_key(key: &[u8], salt: &[u8]) -> Option<MasterKey> {
+    let mut master = MasterKey { key: [0; 32], salt: [0; 14] };
+    master.key.get_mut(..key.len())?.copy_from_slice(key);
+    master.salt.get_mut(..salt.len())?.copy_from_slice(salt);
+    Some(master)
+}
+
+const fn to_library(profile: SrtpProfile) -> SrtpProtectionProfile {
+    match profile {
+        SrtpProfile::Aes128CmSha1_80 => SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
+        SrtpProfile::AeadAes128Gcm => SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
+        SrtpProfile::AeadAes256Gcm => SrtpProtectionProfile::Srtp_Aead_Aes_256_Gcm,
+    }
+}
+
+/// Reads until the library's reader has ended: one that is not read from stops seeing alerts.
+async fn drain(connection: &DTLSConn) -> Result<(), Panicked> {
+    let mut data = vec![0; DTLS_DATAGRAM_LEN_MAX];
+    while catch_panic(connection.read(&mut data, None)).await?.is_ok() {}
+    Ok(())
+}
+
+/// Ends when the owner has dropped its peer.
+async fn dropped(starts: &mut watch::Receiver<bool>) {
+    while starts.changed().await.is_ok() {}
+}
+
+/// The library's future panicked.
+struct Panicked;
+
+/// A panic of the library ends this association, not the process's task.
+async fn catch_panic<F: Future>(future: F) -> Result<F::Output, Panicked> {
+    let mut future = pin!(future);
+    std::future::poll_fn(move |context| {
+        // Nothing of the future is used after a panic: it is only dropped.
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
+    })
+    .await
+}
+
+/// What the library reads from and writes to.
+struct LibraryConn {
+    association: Arc<Association>,
+}
+
+impl Drop for LibraryConn {
+    fn drop(&mut self) {
+        self.association.library_ended.notify_one();
+    }
+}
+
+#[async_trait::async_trait]
+impl webrtc_util::Conn for LibraryConn {
+    async fn connect(&self, _: SocketAddr) -> webrtc_util::Result<()> {
+        Err(unsupported())
+    }
+
+    async fn recv(&self, buffer: &mut [u8]) -> webrtc_util::Result<usize> {
+        loop {
+            if let Some(record) = self.association.lock().gate.pop_ready() {
+                let buffer = buffer.get_mut(..record.len()).ok_or_else(unsupported)?;
+                buffer.copy_from_slice(&record);
+                return Ok(record.len());
+            }
+            self.association.ready.notified().await;
+        }
+    }
+
+    async fn recv_from(&self, _: &mut [u8]) -> webrtc_util::Result<(usize, SocketAddr)> {
+        Err(unsupported())
+    }
+
+    async fn send(&self, datagram: &[u8]) -> webrtc_util::Result<usize> {
+        let mut inner = self.association.lock();
+        if inner.gate.handle_sent(Instant::now(), datagram) {
+            self.association.send(&inner, datagram.into());
+        }
+        Ok(datagram.len())
+    }
+
+    async fn send_to(&self, _: &[u8], _: SocketAddr) -> webrtc_util::Result<usize> {
+        Err(unsupported())
+    }
+
+    fn local_addr(&self) -> webrtc_util::Result<SocketAddr> {
+        Err(unsupported())
+    }
+
+    fn remote_addr(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    async fn close(&self) -> webrtc_util::Result<()> {
+        Ok(())
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+}
+
+fn unsupported() -> webrtc_util::Error {
+    webrtc_util::Error::Other("not a socket".to_owned())
+}
