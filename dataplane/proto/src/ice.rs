@@ -153,3 +153,192 @@ impl IceLite {
 fn refused(response_len: usize) -> CheckOutcome {
     CheckOutcome { response_len, newly_validated: false, selected_changed: false, replaced: None }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::stun::{BindingRequest, MESSAGE_LEN_MAX, TransactionId, write_request};
+
+    const NOMINATING: BindingRequest<'static> = BindingRequest {
+        transaction: TransactionId([5; 12]),
+        username: "lite:full",
+        priority: Some(1),
+        role: Some(Role::Controlling(1)),
+        use_candidate: true,
+    };
+    const PLAIN: BindingRequest<'static> = BindingRequest { use_candidate: false, ..NOMINATING };
+
+    fn agent() -> IceLite {
+        let credentials = IceCredentials { local_ufrag: "lite".into(), local_pwd: "password".into(), remote_ufrag: "full".into() };
+        IceLite::new(Time::ZERO, credentials)
+    }
+
+    fn path(port: u16) -> Path {
+        Path { socket: 0, remote: ([192, 0, 2, 1], port).into() }
+    }
+
+    fn written(request: &BindingRequest<'_>, password: &[u8]) -> Vec<u8> {
+        let mut out = [0; MESSAGE_LEN_MAX];
+        let len = write_request(request, password, &mut out).expect("it fits");
+        out[..len].to_vec()
+    }
+
+    /// The outcome and the error code of the answer.
+    fn handle(ice: &mut IceLite, seconds: u64, from: Path, bytes: &[u8]) -> Result<(CheckOutcome, Option<u16>), DropReason> {
+        let mut response = [0; RESPONSE_LEN_MAX];
+        let check = Message::parse(bytes)?;
+        let outcome = ice.handle_check(Time::from_millis(seconds * 1_000), from, &check, &mut response)?;
+        let answer = Message::parse(&response[..outcome.response_len]).expect("our answer is well formed");
+        assert!(answer.is_authentic(b"password") && answer.transaction() == check.transaction());
+        if answer.error_code().is_none() {
+            assert_eq!(answer.mapped_address(), Some(from.remote));
+        }
+        Ok((outcome, answer.error_code()))
+    }
+
+    fn check(ice: &mut IceLite, seconds: u64, from: Path, request: &BindingRequest<'_>) -> CheckOutcome {
+        let (outcome, error) = handle(ice, seconds, from, &written(request, b"password")).expect("it is authentic");
+        assert_eq!(error, None);
+        outcome
+    }
+
+    #[test]
+    fn the_first_validated_path_is_selected_until_another_is_nominated() {
+        let mut ice = agent();
+        assert_eq!(ice.selected(), None);
+        let first = check(&mut ice, 1, path(1), &PLAIN);
+        assert!(first.newly_validated && first.selected_changed);
+        let second = check(&mut ice, 1, path(2), &PLAIN);
+        assert!(second.newly_validated && !second.selected_changed);
+        assert_eq!(ice.selected(), Some(path(1)));
+        let nominated = check(&mut ice, 2, path(2), &NOMINATING);
+        assert!(!nominated.newly_validated && nominated.selected_changed);
+        assert_eq!(ice.selected(), Some(path(2)));
+        assert!(!check(&mut ice, 3, path(2), &NOMINATING).selected_changed);
+        assert!(!check(&mut ice, 3, path(1), &PLAIN).selected_changed, "a check without USE-CANDIDATE moves nothing");
+    }
+
+    #[test]
+    fn a_check_without_priority_or_role_is_accepted() {
+        let mut ice = agent();
+        assert!(check(&mut ice, 1, path(1), &BindingRequest { priority: None, role: None, ..PLAIN }).newly_validated);
+    }
+
+    #[test]
+    fn the_same_address_on_another_socket_is_another_path() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &PLAIN);
+        assert!(!ice.is_validated(Path { socket: 1, ..path(1) }));
+    }
+
+    #[test]
+    fn an_address_changes_only_by_an_authentic_check() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &NOMINATING);
+        let spoofed = path(666);
+        for (request, password, reason) in [
+            (NOMINATING, &b"passwore"[..], DropReason::StunIntegrity),
+            (NOMINATING, b"", DropReason::StunIntegrity),
+            (BindingRequest { username: "lite:fulm", ..NOMINATING }, b"password", DropReason::StunUnknownUser),
+            (BindingRequest { username: "lite", ..NOMINATING }, b"password", DropReason::StunUnknownUser),
+            (BindingRequest { username: "full:lite", ..NOMINATING }, b"password", DropReason::StunUnknownUser),
+            (BindingRequest { username: "lite:full:", ..NOMINATING }, b"password", DropReason::StunUnknownUser),
+        ] {
+            assert_eq!(handle(&mut ice, 2, spoofed, &written(&request, password)), Err(reason));
+        }
+        // Without the integrity attribute: the same message cut before it.
+        let mut cut = written(&NOMINATING, b"password");
+        cut.truncate(cut.len() - 32);
+        let length = (cut.len() - 20) as u16;
+        cut[2..4].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(handle(&mut ice, 2, spoofed, &cut), Err(DropReason::StunIntegrity));
+        assert!(!ice.is_validated(spoofed));
+        assert_eq!(ice.selected(), Some(path(1)));
+        assert!(check(&mut ice, 2, spoofed, &NOMINATING).selected_changed, "the client itself may move there");
+    }
+
+    #[test]
+    fn answers_and_indications_are_not_checks() {
+        let mut ice = agent();
+        let mut response = [0; RESPONSE_LEN_MAX];
+        let len = stun::write_success(NOMINATING.transaction, path(1).remote, b"password", &mut response);
+        assert_eq!(handle(&mut ice, 1, path(1), &response[..len]), Err(DropReason::StunUnexpected));
+        let indication = [&[0x00, 0x11, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[9; 12]].concat();
+        assert_eq!(handle(&mut ice, 1, path(1), &indication), Err(DropReason::StunUnexpected));
+    }
+
+    #[test]
+    fn a_controlled_client_hears_of_the_conflict_and_validates_nothing() {
+        let mut ice = agent();
+        let request = BindingRequest { role: Some(Role::Controlled(u64::MAX)), ..NOMINATING };
+        let (outcome, error) = handle(&mut ice, 1, path(1), &written(&request, b"password")).expect("it is authentic");
+        assert_eq!(error, Some(487));
+        assert!(!outcome.newly_validated && !outcome.selected_changed && !ice.is_validated(path(1)));
+        assert_eq!(handle(&mut ice, 1, path(1), &written(&request, b"guess")), Err(DropReason::StunIntegrity));
+        assert_eq!(ice.expired(Time::ZERO + CONNECT_TIMEOUT), Some(TransportLoss::NeverConnected));
+    }
+
+    #[test]
+    fn unknown_attributes_are_told_to_the_authentic_alone() {
+        let mut ice = agent();
+        // The writer has no unknown attribute, so PRIORITY becomes one and the message is sealed again by its own rule.
+        let mut bytes = written(&NOMINATING, b"password");
+        let at = bytes.windows(4).position(|window| window == [0x00, 0x24, 0, 4]).expect("PRIORITY is there");
+        bytes[at] = 0x7f;
+        let unsealed = bytes.len() - 32;
+        let tag = {
+            use hmac::{Hmac, KeyInit, Mac};
+            let mac = <Hmac<sha1::Sha1> as KeyInit>::new_from_slice(b"password").expect("any length");
+            let length = ((unsealed + 4) as u16).to_be_bytes();
+            mac.chain_update(&bytes[..2]).chain_update(length).chain_update(&bytes[4..unsealed]).finalize().into_bytes()
+        };
+        bytes.truncate(unsealed + 24);
+        bytes[unsealed + 4..].copy_from_slice(&tag);
+        let length = (bytes.len() - 20) as u16;
+        bytes[2..4].copy_from_slice(&length.to_be_bytes());
+        let (outcome, error) = handle(&mut ice, 1, path(1), &bytes).expect("it is authentic");
+        assert_eq!(error, Some(420));
+        assert!(!outcome.newly_validated && !ice.is_validated(path(1)));
+        bytes[unsealed + 4] ^= 1;
+        assert_eq!(handle(&mut ice, 1, path(1), &bytes), Err(DropReason::StunIntegrity));
+    }
+
+    #[test]
+    fn paths_are_bounded_and_the_selected_one_stays() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(0), &NOMINATING);
+        for port in 1..PATHS_MAX as u16 {
+            assert_eq!(check(&mut ice, 1, path(port), &PLAIN).replaced, None);
+        }
+        assert_eq!(check(&mut ice, 1, path(100), &PLAIN).replaced, Some(path(1)));
+        assert!(!ice.is_validated(path(1)) && ice.is_validated(path(0)) && ice.is_validated(path(100)));
+        for port in 200..300 {
+            check(&mut ice, 1, path(port), &PLAIN);
+        }
+        assert_eq!(ice.paths().len(), PATHS_MAX);
+        assert_eq!(ice.selected(), Some(path(0)));
+        let moved = check(&mut ice, 1, path(400), &NOMINATING);
+        assert!(moved.selected_changed && ice.is_validated(path(400)) && ice.is_validated(path(0)));
+    }
+
+    #[test]
+    fn a_transport_that_nobody_checks_is_given_up() {
+        let mut ice = agent();
+        assert_eq!(handle(&mut ice, 29, path(1), &written(&NOMINATING, b"wrong")), Err(DropReason::StunIntegrity));
+        assert_eq!(ice.expired(Time::from_millis(29_999)), None);
+        assert_eq!(ice.expired(Time::from_millis(30_000)), Some(TransportLoss::NeverConnected));
+    }
+
+    #[test]
+    fn consent_ends_after_the_last_authentic_check() {
+        let mut ice = agent();
+        check(&mut ice, 10, path(1), &NOMINATING);
+        check(&mut ice, 20, path(1), &PLAIN);
+        assert!(handle(&mut ice, 30, path(1), &written(&NOMINATING, b"wrong")).is_err());
+        assert_eq!(ice.deadline(), Time::from_millis(35_000));
+        assert_eq!(ice.expired(Time::from_millis(34_999)), None);
+        assert_eq!(ice.expired(Time::from_millis(35_000)), Some(TransportLoss::ConsentExpired));
+        check(&mut ice, 34, path(2), &PLAIN);
+        assert_eq!(ice.expired(Time::from_millis(35_000)), None, "consent over any validated path keeps the transport");
+    }
+}
