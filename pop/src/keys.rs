@@ -66,6 +66,11 @@ impl ApiKeys {
         (name, secret)
     }
 
+    /// The secret of the key `name`, for checking a token that names it.
+    pub fn secret(&self, name: &str) -> Option<&[u8]> {
+        self.keys.get(name).map(|secret| secret.expose().as_bytes())
+    }
+
     /// All names and secrets, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.keys.iter().map(|(name, secret)| (name.as_str(), secret))

@@ -1,6 +1,20 @@
 //! The appliance.
 
+pub mod admin;
 pub mod config;
+pub(crate) mod demo;
 pub mod dtls;
+pub mod http;
 pub mod keys;
+pub mod metrics;
 pub mod serve;
+pub mod token;
+
+/// The release.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that was built, when the build was told (`POP_COMMIT`).
+pub const COMMIT: &str = match option_env!("POP_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};

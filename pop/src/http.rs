@@ -1,0 +1,97 @@
+//! The public listener: signalling, the page, and nothing that an operator would hide.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderName, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+
+use crate::demo::{self, Asset};
+use crate::metrics::Metrics;
+use crate::serve;
+
+/// Open connections of the public listener. A request takes milliseconds; media does not come here.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// `signal` with the page around it, bounded and counted.
+pub fn router(signal: Router, metrics: Arc<Metrics>) -> Router {
+    let mut router = signal.route("/", get(|| async { Redirect::temporary("/demo") }));
+    for asset in demo::ASSETS {
+        router = router.route(asset.path, get(move || async move { page(asset) }));
+    }
+    let router = router.fallback(|| async { (StatusCode::NOT_FOUND, "nothing is here: try /demo, /whip/{room} or /whep/{room}\n") });
+    serve::bounded(counted(router, metrics))
+}
+
+/// Counts every answer of `router` under the pattern of its route.
+pub(crate) fn counted(router: Router, metrics: Arc<Metrics>) -> Router {
+    router.layer(middleware::from_fn_with_state(metrics, count))
+}
+
+async fn count(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    // Never the path: strangers choose it, and each would become a series.
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    metrics.count_http(route.as_ref().map_or("other", MatchedPath::as_str), response.status().as_u16(), started.elapsed());
+    response
+}
+
+fn page(asset: &'static Asset) -> Response {
+    let headers: [(HeaderName, &str); 5] = [
+        (CONTENT_TYPE, asset.content_type),
+        // The next release has other files under the same names.
+        (CACHE_CONTROL, "no-cache"),
+        (CONTENT_SECURITY_POLICY, demo::CONTENT_SECURITY_POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, asset.body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::extract::Path;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+
+    async fn get_path(router: &Router, path: &str) -> Response {
+        let request = Request::builder().uri(path).body(Body::empty()).expect("a request");
+        TowerToHyperService::new(router.clone()).call(request).await.expect("a router always answers")
+    }
+
+    #[tokio::test]
+    async fn the_page_is_served_with_its_policy_and_the_root_leads_there() {
+        let router = router(Router::new(), Metrics::new("mmsg"));
+        let root = get_path(&router, "/").await;
+        assert_eq!((root.status(), root.headers()["location"].as_bytes()), (StatusCode::TEMPORARY_REDIRECT, b"/demo".as_slice()));
+        for asset in demo::ASSETS {
+            let answer = get_path(&router, asset.path).await;
+            assert_eq!(answer.status(), StatusCode::OK);
+            assert_eq!(answer.headers()["content-type"], asset.content_type);
+            assert!(answer.headers().contains_key("content-security-policy"));
+        }
+        assert_eq!(get_path(&router, "/other").await.status(), StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn strangers_cannot_make_series() {
+        let metrics = Metrics::new("mmsg");
+        let signal = Router::new().route("/whip/{room}", get(|Path(room): Path<String>| async { room }));
+        let router = router(signal, Arc::clone(&metrics));
+        for path in ["/whip/a", "/whip/b", "/x1", "/x2"] {
+            get_path(&router, path).await;
+        }
+        let text = metrics.encode();
+        assert!(text.contains("pop_http_requests_total{route=\"/whip/{room}\",code=\"200\"} 2"), "{text}");
+        assert!(text.contains("pop_http_requests_total{route=\"other\",code=\"404\"} 2"), "{text}");
+    }
+}
