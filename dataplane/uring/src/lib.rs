@@ -1,1 +1,34 @@
 //! Rings, buffers, sockets, GSO, feature probe and the counting allocator: the only unsafe code of the appliance.
+//!
+//! A worker thread owns one [`Backend`]: [`UringBackend`] by default, [`MmsgBackend`] where [`probe()`] says so. Both take all
+//! their memory at start, hand out send slots ([`Backend::acquire`]) to be filled in place, and turn once per loop:
+//!
+//! ```text
+//! loop { backend.turn(wait) ; while receive() { decide } ; acquire() -> train() -> send() }
+//! ```
+
+mod address;
+pub mod alloc;
+mod backend;
+mod clock;
+mod control;
+mod memory;
+mod mmsg;
+mod probe;
+mod raw_udp;
+mod receipt;
+mod seccomp;
+mod slots;
+mod socket;
+mod uring;
+mod wake;
+
+pub use backend::{Backend, BackendKind, IoConfig, IoStats, Received, TrainId, Transmit, UnknownBackend, Wait};
+pub use clock::{process_cpu_time, set_timer_slack, thread_cpu_time};
+pub use mmsg::MmsgBackend;
+pub use probe::{Feature, Probe, probe};
+pub use raw_udp::RawUdp;
+pub use seccomp::refuse_io_uring;
+pub use socket::bind_udp;
+pub use uring::UringBackend;
+pub use wake::{WakeReceiver, Waker, wake_pair};

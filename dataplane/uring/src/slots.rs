@@ -1,0 +1,229 @@
+//! Send slots: one train of bytes and one `msghdr` each, in memory that stays where it is until the kernel is done.
+//!
+//! ```text
+//!            acquire            send                 completion
+//!   free ----------> caller's ---------> kernel's --------------> free
+//!                        |                                          ^
+//!                        +------------- release --------------------+
+//! ```
+
+use std::io;
+use std::ptr;
+
+use crate::address::{self, NAME_LEN};
+use crate::backend::{IoConfig, IoStats, TrainId, Transmit, stride};
+use crate::control::{self, Control, SEND_CONTROL_LEN};
+use crate::memory::Region;
+
+/// The slots of one back end.
+pub(crate) struct Slots {
+    bytes: Region,
+    stride: usize,
+    train_len: usize,
+    slots: Box<[Slot]>,
+    /// The slot used last comes first: its lines are still in the cache.
+    free: Vec<u16>,
+}
+
+/// What the kernel reads of one send beside the bytes, and what we want to know at its completion.
+struct Slot {
+    header: libc::msghdr,
+    iov: libc::iovec,
+    name: [u8; NAME_LEN],
+    control: Control<SEND_CONTROL_LEN>,
+    transmit: Option<Transmit>,
+}
+
+impl Slots {
+    pub(crate) fn new(config: &IoConfig) -> io::Result<Self> {
+        let stride = stride(config.train_len as usize);
+        let empty = || Slot {
+            header: empty_header(),
+            iov: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
+            name: [0; NAME_LEN],
+            control: Control([0; SEND_CONTROL_LEN]),
+            transmit: None,
+        };
+        Ok(Self {
+            bytes: Region::new(stride * usize::from(config.trains))?,
+            stride,
+            train_len: config.train_len as usize,
+            slots: (0..config.trains).map(|_| empty()).collect(),
+            free: (0..config.trains).rev().collect(),
+        })
+    }
+
+    pub(crate) fn acquire(&mut self) -> Option<TrainId> {
+        self.free.pop().map(TrainId)
+    }
+
+    pub(crate) fn release(&mut self, id: TrainId) {
+        self.free.push(id.0);
+    }
+
+    pub(crate) fn train(&mut self, id: &TrainId) -> &mut [u8] {
+        let at = usize::from(id.0) * self.stride;
+        // SAFETY: the kernel only ever reads a train, and this one is the caller's, so not even that.
+        unsafe { self.bytes.slice_mut(at, self.train_len) }
+    }
+
+    /// Writes the slot's header for `transmit` and returns the slot's index; from here on the slot is the kernel's.
+    ///
+    /// Panics when `transmit` does not fit the slot: the caller wrote the train and knows its length.
+    pub(crate) fn prepare(&mut self, id: TrainId, transmit: Transmit) -> u16 {
+        assert!(transmit.len <= self.train_len, "a train fits its slot");
+        assert!(transmit.segment != Some(0), "a segment has a length");
+        let base = self.bytes.address(usize::from(id.0) * self.stride, transmit.len);
+        let slot = &mut self.slots[usize::from(id.0)];
+        slot.iov = libc::iovec { iov_base: base.cast(), iov_len: transmit.len };
+        slot.header.msg_namelen = address::encode(transmit.to, &mut slot.name);
+        slot.header.msg_name = (&raw mut slot.name).cast();
+        slot.header.msg_iov = &raw mut slot.iov;
+        slot.header.msg_iovlen = 1;
+        match train_segment(&transmit) {
+            Some(segment) => {
+                control::encode_segment(segment, &mut slot.control);
+                slot.header.msg_control = (&raw mut slot.control).cast();
+                slot.header.msg_controllen = SEND_CONTROL_LEN as _;
+            }
+            None => {
+                slot.header.msg_control = ptr::null_mut();
+                slot.header.msg_controllen = 0;
+            }
+        }
+        slot.transmit = Some(transmit);
+        id.0
+    }
+
+    /// The prepared header: valid and unchanged until [`complete`](Self::complete) of this slot, because only `prepare`,
+    /// which takes the slot's id, writes it, and the box that holds it never moves or shrinks.
+    pub(crate) fn header(&self, index: u16) -> *const libc::msghdr {
+        &raw const self.slots[usize::from(index)].header
+    }
+
+    /// A copy of the prepared header, for a call that takes an array of them.
+    pub(crate) fn header_copy(&self, index: u16) -> libc::msghdr {
+        self.slots[usize::from(index)].header
+    }
+
+    /// The kernel is done with the slot: `result` is what `sendmsg` returned. Counts, and frees the slot.
+    ///
+    /// `socket` maps the index of a socket to its descriptor, for a train that must leave in another way after all.
+    pub(crate) fn complete(&mut self, index: u16, result: io::Result<usize>, fd: impl Fn(u8) -> i32, stats: &mut IoStats) {
+        let slot = &mut self.slots[usize::from(index)];
+        let Some(transmit) = slot.transmit.take() else {
+            unreachable!("only a prepared slot is submitted, and it completes once");
+        };
+        match result.map_err(|error| error.raw_os_error()) {
+            Ok(_) => count_sent(&transmit, stats),
+            Err(Some(libc::EIO | libc::EINVAL)) if train_segment(&transmit).is_some() => {
+                stats.gso_refused += 1;
+                slot.send_by_segment(fd(transmit.socket), &transmit, stats);
+            }
+            // The error is an ICMP message about an earlier datagram; reading it cleared it, and this train never left.
+            Err(Some(libc::ECONNREFUSED)) => match slot.send_now(fd(transmit.socket), stats) {
+                true => count_sent(&transmit, stats),
+                false => stats.sends_failed += datagrams(&transmit),
+            },
+            Err(_) => stats.sends_failed += datagrams(&transmit),
+        }
+        self.free.push(index);
+    }
+}
+
+impl Slot {
+    /// The kernel refused the train: no checksum offload on the way (`EIO`), a segment above the path MTU or too many of them
+    /// (`EINVAL`). One datagram at a time it may still go; what is refused again is counted.
+    fn send_by_segment(&mut self, fd: i32, transmit: &Transmit, stats: &mut IoStats) {
+        let base = self.iov.iov_base.cast::<u8>();
+        let segment = usize::from(transmit.segment.unwrap_or(1));
+        self.header.msg_control = ptr::null_mut();
+        self.header.msg_controllen = 0;
+        for at in (0..transmit.len).step_by(segment) {
+            let len = segment.min(transmit.len - at);
+            self.iov = libc::iovec { iov_base: base.wrapping_add(at).cast(), iov_len: len };
+            match self.send_now(fd, stats) {
+                true => {
+                    stats.datagrams_sent += 1;
+                    stats.bytes_sent += len as u64;
+                }
+                false => stats.sends_failed += 1,
+            }
+        }
+    }
+
+    /// `sendmsg` without waiting: whether the kernel took it.
+    fn send_now(&mut self, fd: i32, stats: &mut IoStats) -> bool {
+        stats.syscalls += 1;
+        // SAFETY: `prepare` pointed the header at this slot's name, vector and control, which are borrowed here, and at bytes
+        // inside the region; the kernel only reads them, and is done when the call returns.
+        let sent = unsafe { libc::sendmsg(fd, &raw const self.header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        sent >= 0
+    }
+}
+
+/// The segment size, when there is more than one segment: a train of one needs no GSO.
+fn train_segment(transmit: &Transmit) -> Option<u16> {
+    transmit.segment.filter(|segment| usize::from(*segment) < transmit.len)
+}
+
+fn datagrams(transmit: &Transmit) -> u64 {
+    train_segment(transmit).map_or(1, |segment| transmit.len.div_ceil(usize::from(segment)) as u64)
+}
+
+fn count_sent(transmit: &Transmit, stats: &mut IoStats) {
+    stats.trains_sent += 1;
+    stats.datagrams_sent += datagrams(transmit);
+    stats.bytes_sent += transmit.len as u64;
+}
+
+/// A header that points nowhere.
+pub(crate) fn empty_header() -> libc::msghdr {
+    // SAFETY: `msghdr` is plain integers and raw pointers, for which zero is a value. (Some C libraries hide padding fields in
+    // it, so that it cannot be written as a literal.)
+    unsafe { std::mem::zeroed() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots() -> Slots {
+        Slots::new(&IoConfig { trains: 2, train_len: 1_000, ..IoConfig::default() }).expect("memory")
+    }
+
+    fn transmit(len: usize, segment: Option<u16>) -> Transmit {
+        Transmit { socket: 0, to: ([127, 0, 0, 1], 9).into(), len, segment }
+    }
+
+    #[test]
+    fn a_slot_comes_back_after_completion_and_after_release() {
+        let mut slots = slots();
+        let mut stats = IoStats::default();
+        let first = slots.acquire().expect("two are free");
+        let second = slots.acquire().expect("one is free");
+        assert!(slots.acquire().is_none());
+        let index = slots.prepare(first, transmit(1_000, Some(300)));
+        assert!(slots.acquire().is_none());
+        slots.complete(index, Ok(1_000), |_| -1, &mut stats);
+        assert_eq!((stats.trains_sent, stats.datagrams_sent, stats.bytes_sent), (1, 4, 1_000));
+        slots.release(second);
+        assert_eq!([slots.acquire().is_some(), slots.acquire().is_some(), slots.acquire().is_some()], [true, true, false]);
+    }
+
+    #[test]
+    fn a_train_of_one_segment_is_a_plain_datagram() {
+        let mut slots = slots();
+        let id = slots.acquire().expect("free");
+        let index = slots.prepare(id, transmit(300, Some(300)));
+        assert_eq!(slots.slots[usize::from(index)].header.msg_controllen, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "a train fits its slot")]
+    fn a_train_longer_than_its_slot_is_a_bug() {
+        let mut slots = slots();
+        let id = slots.acquire().expect("free");
+        slots.prepare(id, transmit(1_001, None));
+    }
+}

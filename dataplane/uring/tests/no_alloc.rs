@@ -1,0 +1,64 @@
+//! After start neither back end allocates: not to receive, not to send, not when a send is refused.
+
+use std::net::{Ipv4Addr, UdpSocket};
+
+use pop_uring::alloc::{CountingAllocator, thread_allocations};
+use pop_uring::{Backend, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, WakeReceiver, bind_udp, wake_pair};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator::new();
+
+const TRAIN_LEN: usize = 10 * 1_100;
+
+/// Trains to oneself, a refused train, a wake-up, an idle wait. Returns the datagrams received.
+fn exercise(backend: &mut impl Backend, waker: &pop_uring::Waker, socket: &UdpSocket, rounds: usize) -> usize {
+    let to = socket.local_addr().expect("bound");
+    let mut received = 0;
+    for round in 0..rounds {
+        for segment in [1_100, 1_100, 100] {
+            let id = backend.acquire().expect("a slot");
+            backend.train(&id)[..TRAIN_LEN].fill(round as u8);
+            // 110 segments of 100 bytes are refused on kernels before 6.9 and leave one by one.
+            backend.send(id, Transmit { socket: 0, to, len: TRAIN_LEN, segment: Some(segment) });
+        }
+        let id = backend.acquire().expect("a slot");
+        backend.send(id, Transmit { socket: 0, to: (Ipv4Addr::LOCALHOST, 0).into(), len: 100, segment: None });
+        waker.wake();
+        backend.turn(Wait::No).expect("a turn");
+        while let Some(mut run) = backend.receive() {
+            received += run.datagrams().count();
+        }
+        backend.turn(Wait::AtMost(std::time::Duration::from_micros(10))).expect("a turn");
+    }
+    received
+}
+
+fn check<B: Backend>(make: impl Fn(Vec<UdpSocket>, WakeReceiver, &IoConfig) -> std::io::Result<B>) {
+    let socket = bind_udp((Ipv4Addr::LOCALHOST, 0).into(), 8 << 20, 8 << 20).expect("loopback");
+    let (waker, wake) = wake_pair().expect("an eventfd");
+    let ours = socket.try_clone().expect("a descriptor");
+    let mut backend = make(vec![ours], wake, &IoConfig::default()).expect("a back end");
+    exercise(&mut backend, &waker, &socket, 10);
+    let before = thread_allocations();
+    let received = exercise(&mut backend, &waker, &socket, 1_000);
+    assert_eq!(thread_allocations() - before, 0, "allocations for {received} datagrams on {}", B::NAME);
+    assert!(received >= 20_000, "{received} datagrams: too few to prove anything; {:?}", backend.stats());
+}
+
+#[test]
+fn the_ring_allocates_nothing_after_start() {
+    check(UringBackend::new);
+}
+
+#[test]
+fn the_fallback_allocates_nothing_after_start() {
+    check(MmsgBackend::new);
+}
+
+#[test]
+fn the_counter_sees_an_allocation() {
+    let before = thread_allocations();
+    let boxed = std::hint::black_box(Box::new([0u8; 100]));
+    assert_eq!(thread_allocations() - before, 1);
+    drop(boxed);
+}
