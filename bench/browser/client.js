@@ -1,0 +1,107 @@
+// Runs inside the page. The shortest WHIP and WHEP client that the drafts allow, and the browser's own statistics.
+
+globalThis.popClient = (() => {
+  let pc;
+  let resource;
+  let token;
+  let timer;
+
+  async function exchange(url) {
+    await pc.setLocalDescription();
+    const response = await fetch(url, {
+      method: "POST",
+      headers: { "Content-Type": "application/sdp", Authorization: `Bearer ${token}` },
+      body: pc.localDescription.sdp,
+    });
+    const body = await response.text();
+    if (response.status !== 201) throw new Error(`${url} answered ${response.status}: ${body}`);
+    const location = response.headers.get("Location");
+    if (!location) throw new Error("no Location, or CORS hides it");
+    resource = new URL(location, response.url).href;
+    await pc.setRemoteDescription({ type: "answer", sdp: body });
+  }
+
+  /** A picture of noise: no encoder gets it below the bitrate it is given. */
+  function noise(width, height) {
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    const context = canvas.getContext("2d", { alpha: false });
+    const tile = context.createImageData(256, 256);
+    for (let i = 0; i < tile.data.length; i++) tile.data[i] = Math.random() * 256;
+    const source = Object.assign(document.createElement("canvas"), { width: 256, height: 256 });
+    source.getContext("2d").putImageData(tile, 0, 0);
+    const pattern = context.createPattern(source, "repeat");
+    timer = setInterval(() => {
+      context.setTransform(1, 0, 0, 1, -Math.random() * 256, -Math.random() * 256);
+      context.fillStyle = pattern;
+      context.fillRect(0, 0, width + 256, height + 256);
+    }, 33);
+    return canvas.captureStream(30);
+  }
+
+  async function publish(options) {
+    token = options.token;
+    pc = new RTCPeerConnection();
+    const { width = 640, height = 480 } = options;
+    const video = { width, height, frameRate: 30 };
+    const stream = options.noise ? noise(width, height) : await navigator.mediaDevices.getUserMedia({ audio: true, video });
+    for (const track of stream.getTracks()) {
+      const sendEncodings = track.kind === "video" && options.bitrateMax ? [{ maxBitrate: options.bitrateMax }] : undefined;
+      const transceiver = pc.addTransceiver(track, { direction: "sendonly", streams: [stream], ...(sendEncodings && { sendEncodings }) });
+      if (track.kind === "video" && options.codec) {
+        const wanted = RTCRtpSender.getCapabilities("video").codecs.filter((c) => c.mimeType.toLowerCase() === `video/${options.codec.toLowerCase()}`);
+        if (wanted.length === 0) throw new Error(`this browser cannot send ${options.codec}`);
+        transceiver.setCodecPreferences(wanted);
+      }
+    }
+    await exchange(options.url);
+  }
+
+  async function watch(options) {
+    token = options.token;
+    pc = new RTCPeerConnection();
+    pc.addTransceiver("video", { direction: "recvonly" });
+    pc.addTransceiver("audio", { direction: "recvonly" });
+    const element = document.createElement("video");
+    element.autoplay = true;
+    element.playsInline = true;
+    document.body.append(element);
+    const stream = new MediaStream();
+    element.srcObject = stream;
+    pc.ontrack = (event) => stream.addTrack(event.track);
+    await exchange(options.url);
+  }
+
+  /** Plain numbers: what was decoded, heard, lost and asked for. */
+  async function stats() {
+    const all = [...(await pc.getStats()).values()];
+    const codec = (rtp) => all.find((s) => s.id === rtp?.codecId)?.mimeType.split("/")[1];
+    const pick = (type, kind) => {
+      const rtp = all.find((s) => s.type === type && s.kind === kind);
+      return rtp && { ...rtp, codec: codec(rtp) };
+    };
+    const direction = all.some((s) => s.type === "outbound-rtp") ? "outbound-rtp" : "inbound-rtp";
+    const transport = all.find((s) => s.type === "transport");
+    return {
+      state: pc.connectionState,
+      video: pick(direction, "video") ?? {},
+      audio: pick(direction, "audio") ?? {},
+      estimate: all.find((s) => s.type === "candidate-pair" && s.nominated)?.availableOutgoingBitrate,
+      srtp: transport?.srtpCipher,
+      atMs: performance.now(),
+    };
+  }
+
+  async function stop() {
+    clearInterval(timer);
+    pc.close();
+    const response = await fetch(resource, { method: "DELETE", headers: { Authorization: `Bearer ${token}` } });
+    return response.status;
+  }
+
+  /** Whether this browser offers to receive `codec`. */
+  function decodes(codec) {
+    return RTCRtpReceiver.getCapabilities("video").codecs.some((c) => c.mimeType.toLowerCase() === `video/${codec.toLowerCase()}`);
+  }
+
+  return { publish, watch, stats, stop, decodes };
+})();

@@ -1,0 +1,142 @@
+// A pop process for one test file: its own ports, its own keys, a capture of its media, and the judgement of the capture.
+
+import assert from "node:assert/strict";
+import { execFile, spawn } from "node:child_process";
+import { createSocket } from "node:dgram";
+import { once } from "node:events";
+import { chmod, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+
+const run = promisify(execFile);
+const repository = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../..");
+
+/** Where cargo puts what it builds, and where tests leave their pictures and captures. */
+export const target = path.resolve(repository, process.env.CARGO_TARGET_DIR ?? "target");
+
+const programs = path.join(target, "release");
+export const artifacts = path.join(target, "e2e");
+
+/** Two workers' ports side by side, below the range from which the kernel gives ports to clients. */
+async function freeMediaPort() {
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 5_000) * 2;
+    const sockets = [createSocket("udp4"), createSocket("udp4")];
+    try {
+      for (const [i, socket] of sockets.entries()) {
+        socket.bind(port + i, "0.0.0.0");
+        await once(socket, "listening");
+      }
+      return port;
+    } catch {
+      // Taken: draw again.
+    } finally {
+      for (const socket of sockets) socket.close();
+    }
+  }
+}
+
+/** Starts a node. `address` is one of this machine's own; media listens on loopback as well. Captures run on `interfaces`. */
+export async function startNode(name, { address = "127.0.0.1", interfaces = ["lo"] } = {}) {
+  const folder = await mkdtemp(path.join(tmpdir(), "pop-e2e-"));
+  const port = await freeMediaPort();
+  const keys = path.join(folder, "keys.toml");
+  const config = path.join(folder, "pop.toml");
+  await writeFile(keys, 'e2e = "a secret of this test run alone, 0123456789"\n');
+  await chmod(keys, 0o600);
+  const addresses = [...new Set(["127.0.0.1", address])].map((a) => JSON.stringify(a)).join(", ");
+  await writeFile(
+    config,
+    `[http]
+listen = "${address}:0"
+[admin]
+listen = "127.0.0.1:0"
+socket = "${folder}/pop.sock"
+[media]
+addresses = [${addresses}]
+port = ${port}
+[dataplane]
+cores = "0-1"
+[auth]
+keys_file = "keys.toml"
+`,
+  );
+  const child = spawn(path.join(programs, "pop"), ["run", "--json", "--config", config], { stdio: ["ignore", "pipe", "pipe"] });
+  const log = [];
+  createInterface({ input: child.stderr }).on("line", (line) => log.push(line));
+  const exited = once(child, "exit");
+  const lines = createInterface({ input: child.stdout });
+  const ended = exited.then(([code]) => assert.fail(`pop ended with ${code} before it was ready:\n${log.join("\n")}`));
+  const [line] = await Promise.race([once(lines, "line"), ended]);
+  ended.catch(() => {});
+  const ready = JSON.parse(line);
+  const node = new Node({ name, child, exited, folder, keys, log, ready, ports: `${port}-${port + 1}` });
+  await mkdir(artifacts, { recursive: true });
+  for (const it of interfaces) node.captures.push(await startCapture(it, port, path.join(artifacts, `${name}-${it}.pcap`)));
+  return node;
+}
+
+class Node {
+  constructor(fields) {
+    Object.assign(this, fields);
+    this.captures = [];
+    this.http = this.ready.http;
+  }
+
+  /** A token of `pop token create`. */
+  async token(room, identity, ...options) {
+    const words = ["token", "create", "--keys", this.keys, "--room", room, "--identity", identity, "--json", ...options];
+    return JSON.parse((await run(path.join(programs, "pop"), words)).stdout).token;
+  }
+
+  /** All samples of `/metrics` as a map from the line's name and labels to its value. */
+  async metrics() {
+    const text = await (await fetch(`${this.ready.admin}/metrics`)).text();
+    const samples = text.split("\n").filter((line) => line && !line.startsWith("#"));
+    return new Map(samples.map((line) => [line.slice(0, line.lastIndexOf(" ")), Number(line.slice(line.lastIndexOf(" ") + 1))]));
+  }
+
+  async sessions() {
+    return (await fetch(`${this.ready.admin}/api/v1/sessions`)).json();
+  }
+
+  /** Ends the node and its captures; it must end well, and no key and index may have made two ciphertexts. */
+  async stop() {
+    for (const capture of this.captures) await capture.stop();
+    this.child.kill("SIGTERM");
+    const hung = setTimeout(() => this.child.kill("SIGKILL"), 10_000);
+    const [code, signal] = await this.exited;
+    clearTimeout(hung);
+    await rm(this.folder, { recursive: true, force: true });
+    assert.equal(code, 0, `pop ended with ${code ?? signal}:\n${this.log.slice(-40).join("\n")}`);
+    for (const { file } of this.captures) {
+      const verdict = await run(path.join(programs, "pop-bench"), ["oracle", "--ports", this.ports, file]).catch((error) => {
+        assert.fail(`nonce oracle on ${file}: ${error.stdout}${error.stderr}`);
+      });
+      console.log(`nonce oracle, ${path.basename(file)}: ${verdict.stdout.trim()}`);
+      await rm(file);
+    }
+  }
+}
+
+async function startCapture(device, port, file) {
+  const words = ["-i", device, "-w", file, "-U", "-B", "32768", "-s", "0", "-Z", "root", `udp portrange ${port}-${port + 1}`];
+  const child = spawn("tcpdump", words, { stdio: ["ignore", "ignore", "pipe"] });
+  const exited = once(child, "exit");
+  const said = [];
+  for await (const line of createInterface({ input: child.stderr })) {
+    said.push(line);
+    if (line.includes("listening on")) break;
+  }
+  assert.match(said.join("\n"), /listening on/, "tcpdump captures");
+  const stop = async () => {
+    // What the kernel still holds for tcpdump reaches the file within its read timeout of a second.
+    await new Promise((done) => setTimeout(done, 1_200));
+    child.kill("SIGINT");
+    await exited;
+  };
+  return { file, stop };
+}

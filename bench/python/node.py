@@ -1,0 +1,141 @@
+"""A pop process for one test module: own ports, own keys, a capture of its media, and the judgement of the capture."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import urllib.request
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+TARGET = REPOSITORY / os.environ.get("CARGO_TARGET_DIR", "target")
+PROGRAMS = TARGET / "release"
+ARTIFACTS = TARGET / "e2e"
+
+
+def free_media_port():
+    """Two workers' ports side by side, below the range from which the kernel gives ports to clients."""
+    while True:
+        port = 30_000 + 2 * random.randrange(1_000)
+        try:
+            for i in range(2):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.bind(("127.0.0.1", port + i))
+            return port
+        except OSError:
+            continue
+
+
+class Node:
+    """Runs from construction until `stop`."""
+
+    def __init__(self, name):
+        self.name = name
+        self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
+        folder = pathlib.Path(self.folder.name)
+        self.media_port = free_media_port()
+        self.keys = folder / "keys.toml"
+        self.keys.write_text('e2e = "a secret of this test run alone, 0123456789"\n')
+        self.keys.chmod(0o600)
+        config = folder / "pop.toml"
+        config.write_text(
+            f"""
+[http]
+listen = "127.0.0.1:0"
+[admin]
+listen = "127.0.0.1:0"
+socket = "{folder}/pop.sock"
+[media]
+addresses = ["127.0.0.1"]
+port = {self.media_port}
+[dataplane]
+cores = "0-1"
+[auth]
+keys_file = "keys.toml"
+"""
+        )
+        self.log = []
+        self.process = subprocess.Popen(
+            [PROGRAMS / "pop", "run", "--json", "--config", config],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # Nobody else reads the pipe: a full one would stop the node.
+        self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self.reader.start()
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            self.reader.join()
+            raise AssertionError(f"pop ended with {code} before it was ready:\n{''.join(self.log)}")
+        self.ready = json.loads(line)
+        self.http = self.ready["http"]
+        self.admin = self.ready["admin"]
+        self._start_capture()
+
+    def _start_capture(self):
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        self.capture = ARTIFACTS / f"{self.name}.pcap"
+        ports = f"udp portrange {self.media_port}-{self.media_port + 1}"
+        words = ["tcpdump", "-i", "lo", "-w", self.capture, "-U", "-B", "32768", "-s", "0", "-Z", "root", ports]
+        self.tcpdump = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for line in self.tcpdump.stderr:
+            if "listening on" in line:
+                return
+        raise AssertionError("tcpdump does not capture")
+
+    def token(self, room, identity, *options):
+        words = [PROGRAMS / "pop", "token", "create", "--keys", self.keys, "--room", room, "--identity", identity, "--json", *options]
+        return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)["token"]
+
+    def metrics(self):
+        """All samples of /metrics, by name and labels."""
+        with urllib.request.urlopen(f"{self.admin}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, value in (x.rsplit(" ", 1) for x in lines if x and not x.startswith("#"))}
+
+    def drops(self):
+        """Dropped packets by reason, over all workers."""
+        drops = {}
+        for name, value in self.metrics().items():
+            if name.startswith("pop_rtp_dropped_packets_total{"):
+                reason = name.split('reason="', 1)[1].split('"', 1)[0]
+                drops[reason] = drops.get(reason, 0) + int(value)
+        return drops
+
+    def sessions(self):
+        with urllib.request.urlopen(f"{self.admin}/api/v1/sessions", timeout=10) as answer:
+            return json.load(answer)
+
+    def stop(self):
+        """Ends the node; it must end well, and no key and index may have made two ciphertexts."""
+        threading.Event().wait(1.2)  # What the kernel still holds for tcpdump reaches the file within a second.
+        self.tcpdump.send_signal(signal.SIGINT)
+        self.tcpdump.wait(10)
+        self.tcpdump.stderr.close()
+        alive = self.process.poll() is None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self.reader.join()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        self.folder.cleanup()
+        tail = "".join(self.log[-40:])
+        if not alive or code != 0:
+            raise AssertionError(f"pop ended with {code}{'' if alive else ' before it was told to'}:\n{tail}")
+        oracle = [PROGRAMS / "pop-bench", "oracle", "--ports", f"{self.media_port}-{self.media_port + 1}", self.capture]
+        verdict = subprocess.run(oracle, capture_output=True, text=True)
+        if verdict.returncode != 0:
+            raise AssertionError(f"nonce oracle on {self.capture}: {verdict.stdout}{verdict.stderr}")
+        print(f"nonce oracle, {self.capture.name}: {verdict.stdout.strip()}", flush=True)
+        self.capture.unlink()
