@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn readiness_is_the_same_for_the_probe_and_the_metric() {
-        let metrics = Metrics::new("mmsg");
+        let metrics = Metrics::new("mmsg", Vec::new());
         let readiness = Readiness::new(Arc::clone(&metrics));
         assert!(!readiness.get() && metrics.encode().contains("pop_ready 0\n"));
         readiness.set(true);

@@ -70,7 +70,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_page_is_served_with_its_policy_and_the_root_leads_there() {
-        let router = router(Router::new(), Metrics::new("mmsg"));
+        let router = router(Router::new(), Metrics::new("mmsg", Vec::new()));
         let root = get_path(&router, "/").await;
         assert_eq!((root.status(), root.headers()["location"].as_bytes()), (StatusCode::TEMPORARY_REDIRECT, b"/demo".as_slice()));
         for asset in demo::ASSETS {
@@ -84,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn strangers_cannot_make_series() {
-        let metrics = Metrics::new("mmsg");
+        let metrics = Metrics::new("mmsg", Vec::new());
         let signal = Router::new().route("/whip/{room}", get(|Path(room): Path<String>| async { room }));
         let router = router(signal, Arc::clone(&metrics));
         for path in ["/whip/a", "/whip/b", "/x1", "/x2"] {

@@ -1,20 +1,23 @@
 //! What Prometheus scrapes. Names have base units; labels have few values and never a user's.
 
+mod dtls;
 mod process;
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pop_session::SessionView;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+
+pub use dtls::DtlsCollector;
 
 /// Value of `Content-Type` of the text that [`Metrics::encode`] makes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -28,75 +31,8 @@ pub struct Metrics {
     sessions: Gauge,
     participants: Family<Participants, Gauge>,
     tracks: Family<Tracks, Gauge>,
-    handshakes: Family<Handshake, Counter>,
-    handshake_seconds: Histogram,
     http_requests: Family<HttpRequest, Counter>,
     http_seconds: Histogram,
-}
-
-/// Which end of DTLS the node was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DtlsEnd {
-    /// The client sent the ClientHello.
-    Server,
-    /// The node sent it.
-    Client,
-}
-
-/// How a handshake ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HandshakeResult {
-    /// Keys were agreed and the fingerprint was right.
-    Done,
-    /// It failed, or the certificate was another one than the offer's.
-    Failed,
-    /// It did not end in time.
-    TimedOut,
-    /// The library panicked; it was caught, and it is a bug.
-    Panicked,
-}
-
-impl DtlsEnd {
-    const ALL: [DtlsEnd; 2] = [DtlsEnd::Server, DtlsEnd::Client];
-
-    const fn label(self) -> &'static str {
-        match self {
-            DtlsEnd::Server => "server",
-            DtlsEnd::Client => "client",
-        }
-    }
-}
-
-impl HandshakeResult {
-    const ALL: [HandshakeResult; 4] =
-        [HandshakeResult::Done, HandshakeResult::Failed, HandshakeResult::TimedOut, HandshakeResult::Panicked];
-
-    const fn label(self) -> &'static str {
-        match self {
-            HandshakeResult::Done => "done",
-            HandshakeResult::Failed => "failed",
-            HandshakeResult::TimedOut => "timed_out",
-            HandshakeResult::Panicked => "panicked",
-        }
-    }
-}
-
-impl EncodeLabelValue for DtlsEnd {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.label())
-    }
-}
-
-impl EncodeLabelValue for HandshakeResult {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.write_str(self.label())
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Handshake {
-    role: DtlsEnd,
-    result: HandshakeResult,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -117,26 +53,23 @@ struct HttpRequest {
 }
 
 impl Metrics {
-    /// Registers everything; `backend` is how packets enter and leave the kernel.
-    pub fn new(backend: &str) -> Arc<Self> {
-        // 1 ms to 8 s by doubling: a loopback answer to the slowest handshake that still ends.
-        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+    /// Registers everything; `backend` is how packets enter and leave the kernel, `collectors` are read at each scrape.
+    pub fn new(backend: &str, collectors: Vec<Box<dyn Collector>>) -> Arc<Self> {
         let mut metrics = Self {
             registry: Registry::default(),
             ready: Gauge::default(),
             sessions: Gauge::default(),
             participants: Family::default(),
             tracks: Family::default(),
-            handshakes: Family::default(),
-            handshake_seconds: seconds(),
             http_requests: Family::default(),
-            http_seconds: seconds(),
+            // 1 ms to 8 s by doubling: an answer from memory to the slowest that still ends within the time of a request.
+            http_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         };
-        metrics.register(backend);
+        metrics.register(backend, collectors);
         Arc::new(metrics)
     }
 
-    fn register(&mut self, backend: &str) {
+    fn register(&mut self, backend: &str, collectors: Vec<Box<dyn Collector>>) {
         let build =
             Info::new([("version", crate::VERSION.to_owned()), ("commit", crate::COMMIT.to_owned()), ("backend", backend.to_owned())]);
         let registry = &mut self.registry;
@@ -145,30 +78,17 @@ impl Metrics {
         registry.register("pop_sessions", "Rooms that have a participant", self.sessions.clone());
         registry.register("pop_participants", "Participants by kind; hidden ones are local too", self.participants.clone());
         registry.register("pop_tracks", "Published tracks (in) and subscriptions (out)", self.tracks.clone());
-        registry.register("pop_dtls_handshakes", "Ended DTLS handshakes by the node's role", self.handshakes.clone());
-        registry.register("pop_dtls_handshake_seconds", "From the first datagram to the keys", self.handshake_seconds.clone());
         registry.register("pop_http_requests", "Answered HTTP requests", self.http_requests.clone());
         registry.register("pop_http_request_duration_seconds", "From the request's head to its answer", self.http_seconds.clone());
         registry.register_collector(Box::new(process::ProcessCollector));
-        // A series that appears only with its first event hides that event from `rate()`.
-        for role in DtlsEnd::ALL {
-            for result in HandshakeResult::ALL {
-                let _ = self.handshakes.get_or_create(&Handshake { role, result });
-            }
+        for collector in collectors {
+            registry.register_collector(collector);
         }
     }
 
     /// The node takes new clients, or no longer.
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
-    }
-
-    /// A DTLS handshake ended after `took`.
-    pub fn count_handshake(&self, role: DtlsEnd, result: HandshakeResult, took: Duration) {
-        self.handshakes.get_or_create(&Handshake { role, result }).inc();
-        if result == HandshakeResult::Done {
-            self.handshake_seconds.observe(took.as_secs_f64());
-        }
     }
 
     /// A request for `route` (its pattern, never its path) was answered.
@@ -213,20 +133,20 @@ fn as_i64(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtls::{Certificate, Dtls};
 
-    #[test]
-    fn a_handshake_that_never_failed_is_a_zero() {
-        let metrics = Metrics::new("mmsg");
-        metrics.count_handshake(DtlsEnd::Server, HandshakeResult::Done, Duration::from_millis(3));
-        let text = metrics.encode();
-        assert!(text.contains("pop_dtls_handshakes_total{role=\"server\",result=\"done\"} 1"), "{text}");
+    #[tokio::test]
+    async fn a_handshake_that_never_failed_is_a_zero() {
+        let dtls = Dtls::new(Certificate::generate().expect("the library makes one"), 8);
+        let text = Metrics::new("mmsg", vec![Box::new(DtlsCollector::new(dtls))]).encode();
         assert!(text.contains("pop_dtls_handshakes_total{role=\"client\",result=\"panicked\"} 0"), "{text}");
-        assert!(text.contains("pop_dtls_handshake_seconds_count 1"), "{text}");
+        assert!(text.contains("pop_dtls_handshake_seconds_bucket{le=\"+Inf\"} 0"), "{text}");
+        assert!(text.contains("pop_dtls_half_open 0"), "{text}");
     }
 
     #[test]
     fn every_line_of_the_text_belongs_to_an_explained_metric() {
-        let metrics = Metrics::new("mmsg");
+        let metrics = Metrics::new("mmsg", Vec::new());
         metrics.count_http("/whip/{room}", 201, Duration::from_millis(1));
         metrics.observe_sessions(&[]);
         let text = metrics.encode();
