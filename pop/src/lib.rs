@@ -1,6 +1,7 @@
 //! The appliance.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub(crate) mod demo;
 pub mod dtls;

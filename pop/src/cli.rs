@@ -1,0 +1,253 @@
+//! The command line. Exit codes: 0 done, 2 bad config or arguments, 1 anything else; errors are one line on stderr.
+
+mod capture;
+mod check;
+mod client;
+mod show;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{ConfigError, parse_duration};
+
+/// An edge Point of Presence for real-time media.
+#[derive(Debug, Parser)]
+#[command(name = "pop", version = crate::VERSION, arg_required_else_help = true, subcommand_required = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `pop COMMAND`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve until SIGTERM or SIGINT. Without a config file: a complete node on loopback.
+    Run(RunArgs),
+    /// Check a config file and its keys; exit code 2 and file:line:column when it is wrong.
+    Check(CheckArgs),
+    /// Tell what this host offers, what the node will use, and what to change.
+    Doctor(DoctorArgs),
+    /// Make access tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Work with RTP.
+    #[command(subcommand)]
+    Rtp(RtpCommand),
+    /// Show the rooms of the running node.
+    Sessions(AskArgs),
+    /// Show the running node.
+    Status(AskArgs),
+    /// Print the release.
+    Version(JsonArgs),
+}
+
+/// `pop run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The config file; see config/pop.toml for every key.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the ready line as a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The config file.
+    #[arg(value_name = "FILE", default_value = "/etc/pop/pop.toml")]
+    pub file: PathBuf,
+}
+
+/// `pop doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Judge for this config file; default: the built-in defaults.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop token`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token for one person in one room.
+    Create(TokenArgs),
+}
+
+/// `pop token create`
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// The room.
+    #[arg(long, value_name = "ROOM")]
+    pub room: String,
+    /// Who the holder is.
+    #[arg(long, value_name = "IDENTITY")]
+    pub identity: String,
+    /// Allow publishing (the default).
+    #[arg(long, overrides_with = "no_publish")]
+    pub publish: bool,
+    /// Do not allow publishing.
+    #[arg(long, overrides_with = "publish")]
+    pub no_publish: bool,
+    /// Allow watching (the default).
+    #[arg(long, overrides_with = "no_subscribe")]
+    pub subscribe: bool,
+    /// Do not allow watching.
+    #[arg(long, overrides_with = "subscribe")]
+    pub no_subscribe: bool,
+    /// Do not show the holder to the others.
+    #[arg(long)]
+    pub hidden: bool,
+    /// How long the token holds: 30s, 15m, 1h, 7d.
+    #[arg(long, value_name = "DURATION", default_value = "6h", value_parser = duration)]
+    pub ttl: Duration,
+    /// Sign with a key of this file instead of asking the running node.
+    #[arg(long, value_name = "FILE", conflicts_with = "socket")]
+    pub keys: Option<PathBuf>,
+    /// With --keys: where the node is, for the url that is printed.
+    #[arg(long, value_name = "URL", requires = "keys", default_value = "http://127.0.0.1:7880")]
+    pub url: String,
+    /// The running node's unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop rtp`
+#[derive(Debug, Subcommand)]
+pub enum RtpCommand {
+    /// Write what a room's track carries into a pcapng file.
+    Capture(CaptureArgs),
+}
+
+/// `pop rtp capture`
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// The room.
+    pub room: String,
+    /// The file to make; it must not exist.
+    #[arg(value_name = "FILE.pcapng")]
+    pub file: PathBuf,
+    /// Which of the room's tracks: the first of this kind.
+    #[arg(long, default_value = "video")]
+    pub kind: Kind,
+    /// When to stop; Ctrl-C stops at once.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub duration: Duration,
+    /// The running node's unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Audio or video, as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Audio.
+    Audio,
+    /// Video.
+    Video,
+}
+
+/// A question to the running node.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// The running node's unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A command that asks nobody.
+#[derive(Debug, Args)]
+pub struct JsonArgs {
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "write a number and a unit: 500ms, 30s, 15m, 1h or 7d".to_owned())
+}
+
+/// Why a command ended early.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The config or the arguments are wrong: exit code 2.
+    Usage(String),
+    /// Anything else: exit code 1.
+    Other(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Failure::Usage(error.to_string())
+    }
+}
+
+impl Failure {
+    /// Says it on stderr; the process's exit code.
+    pub fn report(&self) -> ExitCode {
+        let (code, sentence) = match self {
+            Failure::Usage(sentence) => (2, sentence),
+            Failure::Other(sentence) => (1, sentence),
+        };
+        eprintln!("pop: {sentence}");
+        ExitCode::from(code)
+    }
+}
+
+/// Runs every command but `run` and `doctor`, which are stories of their own.
+pub async fn ask(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Check(args) => check::check(&args),
+        Command::Token(TokenCommand::Create(args)) => token::create(&args).await,
+        Command::Rtp(RtpCommand::Capture(args)) => capture::capture(&args).await,
+        Command::Sessions(args) => show::sessions(&args).await,
+        Command::Status(args) => show::status(&args).await,
+        Command::Version(args) => show::version(&args),
+        Command::Run(_) | Command::Doctor(_) => unreachable!("main keeps these two"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_last_of_two_opposites_counts() {
+        let parse = |flags: &[&str]| {
+            let words = ["pop", "token", "create", "--room", "r", "--identity", "i"].iter().chain(flags);
+            match Cli::try_parse_from(words).expect("they are right").command {
+                Command::Token(TokenCommand::Create(args)) => args,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(!parse(&[]).no_publish);
+        assert!(parse(&["--publish", "--no-publish"]).no_publish);
+        assert!(!parse(&["--no-publish", "--publish"]).no_publish);
+        assert_eq!(parse(&["--ttl", "90s"]).ttl, Duration::from_secs(90));
+    }
+}

@@ -1,0 +1,144 @@
+//! `pop sessions`, `pop status`, `pop version`: what the running node says, for people or as it came.
+
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::{AskArgs, Failure, JsonArgs};
+
+pub(super) async fn sessions(args: &AskArgs) -> Result<(), Failure> {
+    let answer = Client::find(args.socket.as_deref()).await?.ask("GET", "/api/v1/sessions", None).await?;
+    if args.json {
+        println!("{answer}");
+    } else {
+        print!("{}", session_table(&answer));
+    }
+    Ok(())
+}
+
+pub(super) async fn status(args: &AskArgs) -> Result<(), Failure> {
+    let answer = Client::find(args.socket.as_deref()).await?.ask("GET", "/api/v1/status", None).await?;
+    if args.json {
+        println!("{answer}");
+    } else {
+        print!("{}", status_table(&answer));
+    }
+    Ok(())
+}
+
+pub(super) fn version(args: &JsonArgs) -> Result<(), Failure> {
+    if args.json {
+        println!("{}", json!({ "version": crate::VERSION, "commit": crate::COMMIT }));
+    } else {
+        println!("pop {} ({})", crate::VERSION, crate::COMMIT);
+    }
+    Ok(())
+}
+
+/// A missing value is a dash, so that columns stay columns.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn session_table(answer: &Value) -> String {
+    let sessions = list(&answer["sessions"]);
+    if sessions.is_empty() {
+        return "no sessions\n".to_owned();
+    }
+    let mut rows = vec![["ROOM", "IDENTITY", "KIND", "STATE", "SRTP", "TRACKS", "WATCHES"].map(str::to_owned).to_vec()];
+    for session in sessions {
+        for person in list(&session["participants"]) {
+            let tracks: Vec<String> =
+                list(&person["tracks"]).iter().map(|track| format!("{}:{}", text(&track["kind"]), text(&track["codec"]))).collect();
+            let tracks = if tracks.is_empty() { "-".to_owned() } else { tracks.join(",") };
+            let watches = list(&person["subscriptions"]).len().to_string();
+            rows.push(vec![
+                text(&session["id"]),
+                text(&person["identity"]),
+                text(&person["kind"]),
+                text(&person["state"]),
+                text(&person["srtp"]),
+                tracks,
+                watches,
+            ]);
+        }
+    }
+    align(&rows)
+}
+
+fn status_table(answer: &Value) -> String {
+    let mut lines = format!(
+        "node {} release {} incarnation {}/{}\nup {} s, {}, {} sessions, {} participants\n",
+        text(&answer["node"]),
+        text(&answer["version"]),
+        text(&answer["incarnation"]["start"]),
+        text(&answer["incarnation"]["nonce"]),
+        answer["uptime_ms"].as_u64().unwrap_or_default() / 1_000,
+        if answer["draining"] == true {
+            "draining"
+        } else if answer["ready"] == true {
+            "ready"
+        } else {
+            "not ready"
+        },
+        text(&answer["sessions"]),
+        text(&answer["participants"]),
+    );
+    let mut rows = vec![["WORKER", "CORE", "BACKEND", "PORT", "CLIENTS", "RTP IN", "RTP OUT", "DROPPED"].map(str::to_owned).to_vec()];
+    let keys = ["worker", "core", "backend", "port", "transports", "rtp_packets_in", "rtp_packets_out", "dropped_packets"];
+    rows.extend(list(&answer["workers"]).iter().map(|worker| keys.iter().map(|key| text(&worker[*key])).collect()));
+    lines.push_str(&align(&rows));
+    lines
+}
+
+/// Columns as wide as their widest cell, two spaces between.
+fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut lines = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        lines.push_str(cells.join("  ").trim_end());
+        lines.push('\n');
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_is_a_table_of_its_people() {
+        let answer = json!({ "sessions": [{ "id": "stage", "participants": [
+            { "identity": "ann", "kind": "publish", "state": "connected", "srtp": "AEAD_AES_128_GCM",
+              "tracks": [{ "kind": "video", "codec": "VP8" }], "subscriptions": [] },
+            { "identity": "bo", "kind": "watch", "state": "connecting", "tracks": [], "subscriptions": [{}, {}] },
+        ] }] });
+        assert_eq!(
+            session_table(&answer),
+            "ROOM   IDENTITY  KIND     STATE       SRTP              TRACKS     WATCHES\n\
+             stage  ann       publish  connected   AEAD_AES_128_GCM  video:VP8  0\n\
+             stage  bo        watch    connecting  -                 -          2\n"
+        );
+        assert_eq!(session_table(&json!({ "sessions": [] })), "no sessions\n");
+    }
+
+    #[test]
+    fn a_node_is_two_lines_and_its_workers() {
+        let answer = json!({ "node": "fra1", "version": "1", "incarnation": { "start": 2, "nonce": "ab" }, "uptime_ms": 61_500,
+            "ready": true, "draining": false, "sessions": 3, "participants": 9, "workers": [{ "worker": 0, "core": null,
+            "backend": "mmsg", "port": 10_000, "transports": 9, "rtp_packets_in": 1, "rtp_packets_out": 2, "dropped_packets": 0 }] });
+        let table = status_table(&answer);
+        assert!(table.starts_with("node fra1 release 1 incarnation 2/ab\nup 61 s, ready, 3 sessions, 9 participants\n"), "{table}");
+        assert!(table.ends_with("0       -     mmsg     10000  9        1       2        0\n"), "{table}");
+    }
+}
