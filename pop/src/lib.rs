@@ -9,6 +9,7 @@ pub mod http;
 pub mod keys;
 pub mod metrics;
 pub mod serve;
+pub mod signal;
 pub mod token;
 
 /// The release.

@@ -108,7 +108,10 @@ impl H264Profile {
         }
     }
 
-    /// A decoder of this profile decodes every stream of `source` (ITU-T H.264 annex A.2).
+    /// A decoder of this profile decodes what `source` means in practice (ITU-T H.264 annex A.2).
+    ///
+    /// Baseline counts as Constrained Baseline: the tools that set them apart (FMO, ASO, redundant slices) are in no WebRTC
+    /// encoder, Chromium and aiortc offer Baseline first, and some Firefox builds have Constrained Baseline alone.
     fn decodes(self, source: H264Profile) -> bool {
         use H264Profile::{Baseline, ConstrainedBaseline, ConstrainedHigh, High, Main};
         self == source

@@ -1,0 +1,385 @@
+//! Offers of real clients, hostile offers, and a million mutations of the former.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use pop::signal::answer::{LocalMedia, LocalTransport, negotiate};
+use pop::signal::sdp::{MEDIA_MAX, SDP_LEN_MAX, SdpError, parse};
+use pop_proto::control::Codec;
+use pop_session::Role;
+use webrtc_sdp::attribute_type::{SdpAttribute, SdpAttributeType};
+
+const FINGERPRINT: &str = "sha-256 00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF:00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF";
+
+fn corpus(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/tests/corpus/sdp/{name}.sdp", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+const PUBLISHERS: [&str; 6] = ["chromium-whip", "firefox-whip", "aiortc-whip", "obs-whip", "ffmpeg8-whip", "gstreamer-whip"];
+const VIEWERS: [&str; 3] = ["chromium-whep", "firefox-whep", "aiortc-whep"];
+
+fn answer(offer: &[u8], role: Role) -> Result<String, SdpError> {
+    let offer = parse(offer)?;
+    let negotiation = negotiate(&offer, role)?;
+    let candidates = ["192.0.2.1:10000".parse().unwrap(), "[2001:db8::1]:10000".parse().unwrap()];
+    let local = LocalTransport {
+        session_id: 42,
+        ufrag: "abcdefgh",
+        pwd: "0123456789abcdef0123456789abcdef",
+        fingerprint: FINGERPRINT,
+        candidates: &candidates,
+    };
+    let media = LocalMedia { stream: "stream", cname: "cname", ssrcs: &[1111, 2222] };
+    Ok(negotiation.write(&local, (role == Role::Watch).then_some(&media)))
+}
+
+fn lines<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
+    text.split("\r\n").filter_map(|line| line.strip_prefix(prefix)).collect()
+}
+
+#[test]
+fn every_known_client_gets_an_answer_that_mozillas_parser_takes() {
+    let offers = PUBLISHERS.map(|name| (name, Role::Publish)).into_iter().chain(VIEWERS.map(|name| (name, Role::Watch)));
+    for (name, role) in offers {
+        let text = answer(&corpus(name), role).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let parsed = webrtc_sdp::parse_sdp(&text, true).unwrap_or_else(|error| panic!("{name}: {error}\n{text}"));
+        assert_eq!(parsed.media.len(), 2, "{name}");
+        assert!(parsed.get_attribute(SdpAttributeType::IceLite).is_some(), "{name}");
+        for media in &parsed.media {
+            assert_eq!(media.get_port(), 10_000, "{name}");
+            for needed in [SdpAttributeType::RtcpMux, SdpAttributeType::Mid, SdpAttributeType::IceUfrag, SdpAttributeType::Setup] {
+                assert!(media.get_attribute(needed.clone()).is_some(), "{name}: {needed}");
+            }
+            assert!(
+                media
+                    .get_attribute(match role {
+                        Role::Publish => SdpAttributeType::Recvonly,
+                        Role::Watch => SdpAttributeType::Sendonly,
+                    })
+                    .is_some()
+            );
+        }
+        let candidates: Vec<_> = parsed.media.iter().map(|media| media.get_attributes_of_type(SdpAttributeType::Candidate).len()).collect();
+        assert_eq!(candidates, [2, 0], "{name}: all candidates are in the first section");
+        let ours = parsed.media[0].get_attributes_of_type(SdpAttributeType::Candidate);
+        let priorities: Vec<_> = ours
+            .iter()
+            .filter_map(|c| match c {
+                SdpAttribute::Candidate(c) => Some(c.priority),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(priorities, [2_130_706_431, 2_130_706_175], "RFC 8445 5.1.2.1");
+        assert!(!text.contains("rtx") && !text.contains("red/") && !text.contains("ulpfec") && !text.contains("goog-remb"), "{name}");
+    }
+}
+
+#[test]
+fn the_dtls_role_is_the_one_that_the_client_left_us() {
+    for name in PUBLISHERS {
+        let setup = if name == "ffmpeg8-whip" { "a=setup:active" } else { "a=setup:passive" };
+        let text = answer(&corpus(name), Role::Publish).unwrap();
+        assert_eq!(text.matches(setup).count(), 2, "{name}");
+    }
+    let active = String::from_utf8(corpus("chromium-whip")).unwrap().replace("setup:actpass", "setup:active");
+    assert!(answer(active.as_bytes(), Role::Publish).unwrap().contains("a=setup:passive"));
+}
+
+#[test]
+fn a_publisher_is_asked_for_what_it_offered_in_its_order() {
+    let text = answer(&corpus("chromium-whip"), Role::Publish).unwrap();
+    assert_eq!(
+        lines(&text, "m="),
+        ["audio 10000 UDP/TLS/RTP/SAVPF 111", "video 10000 UDP/TLS/RTP/SAVPF 96 102 104 108 114 116 39 45 98 100"]
+    );
+    assert_eq!(lines(&text, "a=rtcp-fb:96 "), ["transport-cc", "ccm fir", "nack", "nack pli"]);
+    assert_eq!(lines(&text, "a=rtcp-fb:111 "), ["transport-cc"]);
+    assert_eq!(lines(&text, "a=fmtp:111 "), ["minptime=10;useinbandfec=1"]);
+    assert_eq!(lines(&text, "a=fmtp:104 "), ["level-asymmetry-allowed=1;packetization-mode=0;profile-level-id=42001f"]);
+    assert_eq!(lines(&text, "a=extmap:").len(), 4, "transport-wide-cc and mid, in both sections");
+    assert_eq!(lines(&text, "a=group:"), ["BUNDLE 0 1"]);
+    assert_eq!(lines(&text, "a=rtcp-rsize").len(), 2);
+    assert_eq!(lines(&text, "a=ssrc").len(), 0);
+}
+
+#[test]
+fn the_publishers_own_stream_is_found_among_its_repair_streams() {
+    let offer = corpus("chromium-whip");
+    let offer = parse(&offer).unwrap();
+    let negotiation = negotiate(&offer, Role::Publish).unwrap();
+    let ssrcs: Vec<_> = negotiation.accepted().map(|section| section.ssrc).collect();
+    assert_eq!(ssrcs, [offer.media[0].ssrcs.first().copied(), offer.media[1].ssrcs.first().copied()]);
+    assert_eq!(offer.media[1].repair_ssrcs, [offer.media[1].ssrcs[1]]);
+    assert_eq!((negotiation.twcc_extension, negotiation.mid_extension, negotiation.reduced_size_rtcp), (Some(3), Some(4), true));
+    let codecs: Vec<_> = negotiation.accepted().flat_map(|section| &section.formats).map(|format| format.format.codec()).collect();
+    assert_eq!(codecs.iter().filter(|codec| **codec == Codec::H264).count(), 6);
+}
+
+#[test]
+fn a_viewer_gets_one_stream_of_audio_and_video_with_one_cname() {
+    for name in VIEWERS {
+        let text = answer(&corpus(name), Role::Watch).unwrap();
+        assert_eq!(lines(&text, "a=msid:"), ["stream stream-audio", "stream stream-video"], "{name}");
+        assert_eq!(lines(&text, "a=ssrc:1111 "), ["cname:cname", "msid:stream stream-audio"], "{name}");
+        assert_eq!(lines(&text, "a=ssrc:2222 "), ["cname:cname", "msid:stream stream-video"], "{name}");
+        assert_eq!(lines(&text, "a=extmap").len(), 0, "{name}");
+        assert!(!text.contains("transport-cc"), "{name}");
+    }
+}
+
+#[test]
+fn a_section_with_port_zero_counts_only_with_bundle_only() {
+    let offer = String::from_utf8(corpus("firefox-whep")).unwrap();
+    assert!(offer.contains("m=video 0 ") && offer.contains("a=bundle-only"));
+    let off = offer.replace("a=bundle-only\r\n", "");
+    let text = answer(off.as_bytes(), Role::Watch).unwrap();
+    assert!(lines(&text, "m=")[1].starts_with("video 0 "), "{text}");
+    assert_eq!(lines(&text, "a=group:"), ["BUNDLE 0"]);
+}
+
+#[test]
+fn what_is_not_taken_is_rejected_with_port_zero_and_the_rest_works() {
+    let mut offer = String::from_utf8(corpus("chromium-whip")).unwrap().replace("opus/48000", "speex/48000");
+    offer = offer.replace("BUNDLE 0 1", "BUNDLE 0 1 2");
+    offer += "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=mid:2\r\na=sctp-port:5000\r\n";
+    let text = answer(offer.as_bytes(), Role::Publish).unwrap();
+    let media = lines(&text, "m=");
+    assert_eq!((media[0], media[2]), ("audio 0 UDP/TLS/RTP/SAVPF 111", "application 0 UDP/DTLS/SCTP webrtc-datachannel"));
+    assert_eq!(lines(&text, "a=group:"), ["BUNDLE 1"]);
+    let second = text.split("m=video").nth(1).unwrap();
+    assert!(second.contains("a=candidate:1 1 udp"), "candidates go to the first accepted section");
+    webrtc_sdp::parse_sdp(&text, true).unwrap();
+}
+
+#[test]
+fn a_viewers_second_video_section_is_rejected() {
+    let offer = String::from_utf8(corpus("aiortc-whep")).unwrap();
+    let video = offer.split("m=video").nth(1).unwrap();
+    let offer = format!("{}m=video{}", offer.replace("BUNDLE 0 1", "BUNDLE 0 1 2"), video.replace("a=mid:1", "a=mid:2"));
+    let text = answer(offer.as_bytes(), Role::Watch).unwrap();
+    assert!(lines(&text, "m=")[2].starts_with("video 0 "));
+    assert_eq!(lines(&text, "a=group:"), ["BUNDLE 0 1"]);
+}
+
+#[test]
+fn a_lone_section_needs_no_bundle_and_two_do() {
+    let offer = String::from_utf8(corpus("ffmpeg8-whip")).unwrap();
+    let without = offer.replace("a=group:BUNDLE 0 1\r\n", "");
+    assert!(answer(without.as_bytes(), Role::Publish).unwrap_err().to_string().contains("a=group:BUNDLE is missing"));
+    let audio_only = without.split("m=video").next().unwrap();
+    let text = answer(audio_only.as_bytes(), Role::Publish).unwrap();
+    assert!(!text.contains("a=group"));
+    // ffmpeg without audio still names both mids in the group.
+    let (head, video) = (offer.split("m=audio").next().unwrap(), offer.split("m=video").nth(1).unwrap());
+    assert_eq!(lines(&answer(format!("{head}m=video{video}").as_bytes(), Role::Publish).unwrap(), "a=group:"), ["BUNDLE 1"]);
+}
+
+#[test]
+fn an_offer_that_cannot_work_is_refused_with_its_reason() {
+    let chromium = String::from_utf8(corpus("chromium-whip")).unwrap();
+    let rows: &[(&str, String, Role)] = &[
+        ("SDP line 8: m= is without a=rtcp-mux", chromium.replace("a=rtcp-mux\r\n", ""), Role::Publish),
+        ("a=ice-ufrag is missing", chromium.replace("a=ice-ufrag:", "a=x-ufrag:"), Role::Publish),
+        ("a=ice-pwd is missing", chromium.replace("a=ice-pwd:", "a=x-pwd:"), Role::Publish),
+        ("a=fingerprint is missing", chromium.replace("a=fingerprint:", "a=x-fingerprint:"), Role::Publish),
+        ("the direction is never recvonly or sendrecv", chromium.clone(), Role::Watch),
+        ("the direction is never sendonly or sendrecv", chromium.replace("a=sendonly", "a=recvonly"), Role::Publish),
+        ("m= has no codec that passes here", chromium.replace("rtpmap:", "rtpmap-x:"), Role::Publish),
+        ("m= is not UDP/TLS/RTP/SAVPF", chromium.replace("UDP/TLS/RTP/SAVPF", "RTP/AVP"), Role::Publish),
+        ("m= is not in the BUNDLE group", chromium.replace("BUNDLE 0 1", "BUNDLE 7"), Role::Publish),
+        ("m= has neither audio nor video", "v=0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n".into(), Role::Publish),
+    ];
+    for (reason, offer, role) in rows {
+        let error = answer(offer.as_bytes(), *role).expect_err(reason).to_string();
+        assert!(error.contains(reason), "{error:?} does not say {reason:?}");
+    }
+}
+
+#[test]
+fn a_malformed_field_is_named_with_its_line() {
+    let head = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n";
+    let rows: &[(&str, String)] = &[
+        ("SDP: the offer is empty", String::new()),
+        ("SDP: the offer has no media section (m=)", head.into()),
+        ("SDP line 1: s= is not the version", "s=-\r\n".into()),
+        ("SDP line 1: v= is not the version", "v=1\r\n".into()),
+        ("SDP line 5: the line is not a letter, '=' and a value", format!("{head}hello\r\n")),
+        ("SDP line 5: the line holds a control character", format!("{head}a=x\0y\r\n")),
+        ("SDP line 5: the line is longer than 4096 bytes", format!("{head}a={}\r\n", "x".repeat(5_000))),
+        ("SDP line 5: m= is not media, port, protocol and formats", format!("{head}m=audio 9\r\n")),
+        ("SDP line 5: m= has a port that is not a number below 65536", format!("{head}m=audio 99999 RTP/SAVPF 0\r\n")),
+        ("SDP line 5: m= has a payload type that is not a number from 0 to 127", format!("{head}m=audio 9 RTP/SAVPF 128\r\n")),
+        ("SDP line 5: m= names a payload type twice", format!("{head}m=audio 9 RTP/SAVPF 9 9\r\n")),
+        ("SDP line 6: a=rtpmap has a clock rate that is not a number", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=rtpmap:9 G722/x\r\n")),
+        ("SDP line 7: a=rtpmap is given twice", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=rtpmap:9 a/1\r\na=rtpmap:9 a/1\r\n")),
+        ("SDP line 6: a=ice-ufrag is not 4 to 256", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=ice-ufrag:a:cd\r\n")),
+        ("SDP line 6: a=ice-pwd is not 22 to 256", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=ice-pwd:short\r\n")),
+        ("SDP line 6: a=setup is not actpass, active or passive", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=setup:holdconn\r\n")),
+        ("SDP line 8: a=mid is given twice", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=mid:0\r\nm=audio 9 RTP/SAVPF 9\r\na=mid:0\r\n")),
+        ("SDP line 6: a=extmap has an id that is not a number", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=extmap:x urn:y\r\n")),
+        ("SDP line 6: a=ssrc is not a number", format!("{head}m=audio 9 RTP/SAVPF 9\r\na=ssrc:4294967296 cname:x\r\n")),
+    ];
+    for (message, offer) in rows {
+        let error = parse(offer.as_bytes()).expect_err(message).to_string();
+        assert!(error.starts_with(message), "{error:?} is not {message:?}");
+    }
+    assert_eq!(parse(b"v=0\r\n\xff\xfe").unwrap_err().to_string(), "SDP: the offer is not UTF-8 text");
+}
+
+#[test]
+fn sdp_bombs_end_in_an_error_within_milliseconds() {
+    let section = "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n";
+    let bombs: Vec<(&str, Vec<u8>)> = vec![
+        ("10 k sections", format!("v=0\r\n{}", section.repeat(10_000)).into_bytes()),
+        ("as many sections as fit", format!("v=0\r\n{}", section.repeat(SDP_LEN_MAX / section.len() - 1)).into_bytes()),
+        ("a line of 1 MiB", format!("v=0\r\na={}\r\n", "x".repeat(1 << 20)).into_bytes()),
+        (
+            "10 k candidates without end",
+            format!("v=0\r\n{section}{}", "a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n".repeat(10_000)).into_bytes(),
+        ),
+        (
+            "feedback for all, many times",
+            format!(
+                "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF {}\r\n{}",
+                (0..128).map(|n| n.to_string()).collect::<Vec<_>>().join(" "),
+                "a=rtcp-fb:* x\r\n".repeat(4_000)
+            )
+            .into_bytes(),
+        ),
+        ("sources", format!("v=0\r\n{section}{}", (0..4_000).map(|n| format!("a=ssrc:{n} \r\n")).collect::<String>()).into_bytes()),
+        ("NUL", b"v=0\r\n\0\0\0\0".to_vec()),
+    ];
+    for (name, bomb) in bombs {
+        let start = Instant::now();
+        let error = parse(&bomb).expect_err(name);
+        assert!(start.elapsed() < Duration::from_millis(50), "{name} took {:?}: {error}", start.elapsed());
+    }
+}
+
+#[test]
+fn an_offer_at_every_limit_is_answered_within_milliseconds() {
+    let mut offer = String::from("v=0\r\n");
+    for mid in 0..MEDIA_MAX {
+        offer += &format!("m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:{mid}\r\na=rtcp-mux\r\na=rtpmap:111 opus/48000/2\r\n");
+        offer += "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef012345\r\na=fingerprint:sha-256 00\r\n";
+    }
+    let bundle: String = (0..MEDIA_MAX).map(|mid| format!(" {mid}")).collect();
+    let offer = offer.replacen("v=0\r\n", &format!("v=0\r\na=group:BUNDLE{bundle}\r\n"), 1);
+    let start = Instant::now();
+    answer(offer.as_bytes(), Role::Publish).unwrap();
+    assert!(start.elapsed() < Duration::from_millis(50), "{:?}", start.elapsed());
+}
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end.max(1) as u64) as usize
+    }
+
+    fn pick<'a, T: ?Sized>(&mut self, items: &[&'a T]) -> &'a T {
+        items[self.below(items.len())]
+    }
+}
+
+/// One change: of a line, a word, a number or a byte.
+fn mutate(rng: &mut Rng, offer: &[u8], other: &[u8]) -> Vec<u8> {
+    const WORDS: [&[u8]; 14] = [
+        b"",
+        b"0",
+        b"-1",
+        b"127",
+        b"128",
+        b"65535",
+        b"4294967296",
+        b"18446744073709551616",
+        b"*",
+        b"/",
+        b"=",
+        b"\xc3\xa9",
+        b"a=mid:0",
+        b"BUNDLE",
+    ];
+    let mut lines: Vec<Vec<u8>> = offer.split_inclusive(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+    let at = rng.below(lines.len());
+    match rng.below(8) {
+        0 => drop(lines.remove(at)),
+        1 => lines.insert(at, lines[rng.below(lines.len())].clone()),
+        2 => {
+            let to = rng.below(lines.len());
+            lines.swap(at, to);
+        }
+        3 => {
+            let foreign: Vec<&[u8]> = other.split_inclusive(|b| *b == b'\n').collect();
+            lines[at] = rng.pick(&foreign).to_vec();
+        }
+        4 => {
+            let line = lines[at].clone();
+            let words: Vec<&[u8]> = line.split_inclusive(|b| b" :/;=".contains(b)).collect();
+            let hit = rng.below(words.len());
+            let word = rng.pick(&WORDS);
+            lines[at] = words.iter().enumerate().flat_map(|(i, w)| if i == hit { word } else { w }.to_vec()).collect();
+        }
+        5 => {
+            let (line, byte) = (&mut lines[at], rng.next() as u8);
+            let i = rng.below(line.len());
+            line[i] = byte;
+        }
+        6 => {
+            let cut = rng.below(lines[at].len());
+            lines[at].truncate(cut);
+        }
+        _ => {
+            let digits: Vec<usize> = (0..lines[at].len()).filter(|i| lines[at][*i].is_ascii_digit()).collect();
+            if !digits.is_empty() {
+                let i = digits[rng.below(digits.len())];
+                lines[at][i] = b'0' + (rng.next() % 10) as u8;
+            }
+        }
+    }
+    lines.concat()
+}
+
+#[test]
+fn mutated_offers_end_in_an_error_or_in_an_answer_of_the_same_shape() {
+    let seed = std::env::var("POP_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_126);
+    let rounds = if cfg!(debug_assertions) { 4_000 } else { 1_000_000 };
+    let seeds: Vec<_> = PUBLISHERS.iter().chain(&VIEWERS).map(|name| corpus(name)).collect();
+    let mut rng = Rng(seed);
+    let (mut parsed, mut answered) = (0u32, 0u32);
+    let mut reasons = BTreeMap::<_, u32>::new();
+    for _ in 0..rounds {
+        let mut offer = seeds[rng.below(seeds.len())].clone();
+        for _ in 0..=rng.below(3) {
+            let other = rng.below(seeds.len());
+            offer = mutate(&mut rng, &offer, &seeds[other]);
+        }
+        let sections = match parse(&offer) {
+            Ok(offer) => offer.media.len(),
+            Err(error) => {
+                *reasons.entry(error.reason).or_default() += 1;
+                continue;
+            }
+        };
+        parsed += 1;
+        for role in [Role::Publish, Role::Watch] {
+            let Ok(text) = answer(&offer, role) else { continue };
+            answered += 1;
+            assert!(text.ends_with("\r\n") && !text.contains('\0') && text.len() < 2 * SDP_LEN_MAX);
+            let again = parse(text.as_bytes()).unwrap_or_else(|error| panic!("seed {seed}: {error}\n{text}"));
+            assert_eq!(again.media.len(), sections, "seed {seed}");
+        }
+    }
+    let share = f64::from(parsed) / f64::from(rounds);
+    println!("seed {seed}: {rounds} offers, {:.1} % past the reader, {answered} answers, {} reasons", share * 100.0, reasons.len());
+    assert!(share >= 0.3, "the mutations are too coarse to reach the negotiation");
+}
