@@ -105,8 +105,9 @@ impl DtlsSummary {
         self.handshake_types & 1 << message as u8 != 0
     }
 
-    /// The peer repeats its part of the final exchange, so it may have lost our last flight: answer by sending that again, from a
-    /// copy and rate limited, and let the library see nothing of it.
+    /// After the handshake has ended: the peer repeats its final flight, so it may have lost ours. Answer by sending our last
+    /// flight again, from a copy and rate limited (a flight of one record per datagram asks twice), and let the library see
+    /// nothing of it.
     ///
     /// A client whose ChangeCipherSpec and Finished went unanswered repeats ClientKeyExchange and ChangeCipherSpec in the clear.
     /// Ask only as the server of a full handshake: it sends last. Were both ends to answer so, they would answer each other for ever.

@@ -1,6 +1,8 @@
 //! What the tests of this crate share: a seeded generator, mutations, and the committed corpora.
 // Each test binary takes what it needs.
 #![allow(dead_code, unreachable_pub)]
+// The crate is sans-IO, its tests read their corpus.
+#![allow(clippy::disallowed_methods)]
 
 use std::{fs, path::Path};
 
@@ -78,6 +80,50 @@ pub fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
     }
 }
 
+/// A length field's favourite lies: 16 bits at an even offset, too large by a little, by a lot, or nothing at all.
+fn attack_length(rng: &mut Rng, bytes: &mut [u8]) {
+    let words = bytes.as_chunks_mut::<2>().0;
+    if words.is_empty() {
+        return;
+    }
+    let at = rng.below(words.len());
+    let value = u16::from_be_bytes(words[at]);
+    words[at] = [0, 1, value.wrapping_add(1), value.wrapping_sub(1), value << 1, 0x7fff, 0x8000, 0xffff][rng.below(8)].to_be_bytes();
+}
+
+/// Runs `check` on a million and more mutations of `seeds` and prints how many it let past, which must be 30 % or more: a test
+/// whose inputs all die at the first byte tests that byte only.
+///
+/// An input is a seed, often spliced with another, then changed by [`mutate`] and by lies about lengths. `check` gets it in a
+/// buffer of exactly its length and returns whether it passed the parser's first check. `POP_MUTATION_SEED` and
+/// `POP_MUTATION_COUNT` choose another run.
+pub fn run_mutations(name: &str, seeds: &[Vec<u8>], mut check: impl FnMut(&mut Rng, &[u8]) -> bool) {
+    let from_environment = |key| std::env::var(key).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{key} is no number")));
+    let seed = from_environment("POP_MUTATION_SEED").unwrap_or(0x0070_6f70);
+    let count = from_environment("POP_MUTATION_COUNT").map_or(mutation_count(), |count| count as usize);
+    let mut rng = Rng::new(seed);
+    let mut input = Vec::new();
+    let mut passed = 0;
+    for _ in 0..count {
+        input.clear();
+        input.extend_from_slice(&seeds[rng.below(seeds.len())]);
+        match rng.below(8) {
+            0 => {
+                let other = &seeds[rng.below(seeds.len())];
+                input.truncate(rng.below(input.len() + 1));
+                input.extend_from_slice(&other[rng.below(other.len() + 1)..]);
+            }
+            1 => attack_length(&mut rng, &mut input),
+            _ => {}
+        }
+        mutate(&mut rng, &mut input);
+        passed += usize::from(check(&mut rng, &input));
+    }
+    let share = 100.0 * passed as f64 / count as f64;
+    println!("{name}: {count} inputs, {share:.1} % past the first check, seed {seed}");
+    assert!(share >= 30.0, "{name}: only {share:.1} % of the inputs get past the first check");
+}
+
 /// How many inputs a mutation test takes: the full million and more in release, a quick share of it in debug.
 pub fn mutation_count() -> usize {
     if cfg!(debug_assertions) { 100_000 } else { 1_200_000 }
@@ -98,6 +144,15 @@ pub fn corpus(name: &str) -> Vec<(String, Vec<u8>)> {
     inputs.sort();
     assert!(!inputs.is_empty(), "{} is empty", folder.display());
     inputs
+}
+
+/// Every line of `tests/corpus/NAME/FILE.hex` that is not a comment: one captured packet each, in order of time.
+pub fn captured(name: &str, file: &str) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name).join(file).with_extension("hex");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let packets: Vec<_> = text.lines().map(unhex).filter(|packet| !packet.is_empty()).collect();
+    assert!(!packets.is_empty(), "{} is empty", path.display());
+    packets
 }
 
 /// The bytes of hexadecimal text; white space and `#` comments mean nothing.
