@@ -1,6 +1,6 @@
 // Chromium through playwright-core and Firefox through puppeteer-core, both as Debian ships them, with the same few calls.
 
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { once } from "node:events";
 import { tmpdir } from "node:os";
@@ -33,6 +33,7 @@ const FIREFOX_PREFERENCES = {
   "media.navigator.permission.disabled": true,
   "media.peerconnection.ice.loopback": true,
   "media.peerconnection.ice.obfuscate_host_addresses": false,
+  "media.navigator.mediadatadecoder_h264_enabled": true,
   "media.autoplay.default": 0,
   "media.autoplay.blocking_policy": 0,
   "network.captive-portal-service.enabled": false,
@@ -78,17 +79,33 @@ export async function launchChromium({ netns } = {}) {
 }
 
 export async function launchFirefox() {
+  const folder = await mkdtemp(path.join(tmpdir(), "pop-firefox-"));
   const browser = await puppeteer.launch({
     browser: "firefox",
     executablePath: FIREFOX,
     headless: true,
     extraPrefsFirefox: FIREFOX_PREFERENCES,
+    env: { ...process.env, MOZ_GMP_PATH: await claimH264(folder) },
   });
   return {
     name: "Firefox",
     open: async (url) => openClient(await browser.newPage(), url),
-    close: () => browser.close(),
+    async close() {
+      await browser.close();
+      await rm(folder, { recursive: true, force: true, maxRetries: 10 });
+    },
   };
+}
+
+/** Firefox offers H.264 once a plugin claims it; everybody's Firefox downloads Cisco's, which a closed network does not have.
+ * This one claims and does nothing: with the preference above the system's libavcodec decodes. */
+async function claimH264(folder) {
+  const plugin = path.join(folder, "gmp-claim", "1.0");
+  await mkdir(plugin, { recursive: true });
+  const claim = "Name: claim\nDescription: H.264 by libavcodec\nVersion: 1.0\nAPIs: encode-video[h264], decode-video[h264]\n";
+  await writeFile(path.join(plugin, "claim.info"), claim);
+  await writeFile(path.join(plugin, "libclaim.so"), "");
+  return plugin;
 }
 
 async function openClient(page, url) {

@@ -33,7 +33,7 @@ for (const codec of ["VP8", "H264", "AV1", "VP9"]) {
     await publisher.publish({ url: `${node.http}/whip/${room}`, token: await node.token(room, "camera"), codec });
     for (const browser of [chromium, firefox]) {
       const viewer = await browser.open(site.url);
-      assert.ok(await viewer.decodes(codec), `${browser.name} offers ${codec}`);
+      await until(`${browser.name} offers ${codec}`, () => viewer.decodes(codec));
       const token = await node.token(room, `eye-${browser.name}`, "--no-publish");
       await viewer.watch({ url: `${node.http}/whep/${room}`, token });
       await untilPlaying(viewer);
