@@ -5,7 +5,10 @@
 pub mod codec;
 pub mod control;
 pub mod drop_reason;
+pub mod history;
 pub mod ice;
+pub mod inbound;
+pub mod outbound;
 pub mod sequence;
 pub mod srtp;
 pub mod twcc;

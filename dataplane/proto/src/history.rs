@@ -1,0 +1,344 @@
+//! A track's recent packets, kept once and shared by everyone who forwards or repairs them.
+//!
+//! ```text
+//! PacketPool   [slot 0][slot 1][slot 2] ...        one block of memory per worker, taken at start
+//! History      entry[sequence % capacity] -> slot  one ring per track; holds slots by age, gives them back
+//! ```
+//! Subscribers hold sequence offsets, never packets.
+
+use std::time::Duration;
+
+use pop_schemas::Time;
+
+use crate::drop_reason::DropReason;
+
+/// Bytes of a slot: an Ethernet MTU's datagram fits whole.
+pub const SLOT_LEN: usize = 1_536;
+
+/// How long a packet can be asked for again. A repair that comes later than this misses every playout buffer.
+pub const HISTORY_AGE_MAX: Duration = Duration::from_millis(1_000);
+
+/// The packet memory of one worker: fixed slots, handed out and given back.
+pub struct PacketPool {
+    bytes: Box<[u8]>,
+    free: Vec<u32>,
+}
+
+impl PacketPool {
+    /// Takes the address space for `slots` packets; pages are touched when first used.
+    pub fn new(slots: u32) -> PacketPool {
+        PacketPool {
+            bytes: vec![0; slots as usize * SLOT_LEN].into_boxed_slice(),
+            // Popped from the end, so that low slots (already touched pages) are used again first.
+            free: (0..slots).rev().collect(),
+        }
+    }
+
+    /// Slots that nobody holds.
+    pub fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    fn give(&mut self, slot: u32) {
+        debug_assert!(self.free.len() < self.bytes.len() / SLOT_LEN, "a slot was given back twice");
+        self.free.push(slot);
+    }
+
+    fn slot(&self, slot: u32) -> &[u8] {
+        let start = slot as usize * SLOT_LEN;
+        &self.bytes[start..start + SLOT_LEN]
+    }
+
+    fn slot_mut(&mut self, slot: u32) -> &mut [u8] {
+        let start = slot as usize * SLOT_LEN;
+        &mut self.bytes[start..start + SLOT_LEN]
+    }
+}
+
+/// What is known of a stored packet without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// RTP timestamp as published.
+    pub timestamp: u32,
+    /// Payload type as published.
+    pub payload_type: u8,
+    /// Marker bit.
+    pub marker: bool,
+    /// The payload starts a frame that decodes without others.
+    pub keyframe_start: bool,
+    /// Bytes of the RTP header, extensions included; the payload follows, without padding.
+    pub header_len: u16,
+    /// Header and payload.
+    pub len: u16,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    sequence: u64,
+    received: Time,
+    slot: u32,
+    meta: Meta,
+}
+
+const NO_SLOT: u32 = u32::MAX;
+const NO_SEQUENCE: u64 = u64::MAX;
+const EMPTY: Entry = Entry {
+    sequence: NO_SEQUENCE,
+    received: Time::ZERO,
+    slot: NO_SLOT,
+    meta: Meta { timestamp: 0, payload_type: 0, marker: false, keyframe_start: false, header_len: 0, len: 0 },
+};
+
+/// A stored packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// Its facts.
+    pub meta: Meta,
+    /// Header and payload as published, padding stripped.
+    pub packet: &'a [u8],
+}
+
+impl<'a> Stored<'a> {
+    /// The RTP payload.
+    pub fn payload(&self) -> &'a [u8] {
+        &self.packet[usize::from(self.meta.header_len)..]
+    }
+}
+
+/// What became of a sequence number.
+#[derive(Clone, Copy, Debug)]
+pub enum Lookup<'a> {
+    /// Still here.
+    Held(Stored<'a>),
+    /// It came and was given back since.
+    Gone,
+    /// It never came.
+    Missing,
+}
+
+/// One track's ring of packets, indexed by extended sequence number.
+pub struct History {
+    entries: Box<[Entry]>,
+    newest: u64,
+    oldest_held: u64,
+    any: bool,
+}
+
+impl History {
+    /// A ring of `capacity` packets (rounded up to a power of two).
+    pub fn new(capacity: usize) -> History {
+        let capacity = capacity.next_power_of_two();
+        History { entries: vec![EMPTY; capacity].into_boxed_slice(), newest: 0, oldest_held: 0, any: false }
+    }
+
+    /// Memory of one ring, in bytes.
+    pub const fn len_bytes(capacity: usize) -> usize {
+        capacity.next_power_of_two() * size_of::<Entry>()
+    }
+
+    /// The highest sequence number stored so far.
+    pub fn newest(&self) -> Option<u64> {
+        self.any.then_some(self.newest)
+    }
+
+    /// How many sequence numbers back a packet can be stored or asked for.
+    pub fn capacity(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    fn index(&self, sequence: u64) -> usize {
+        // The capacity is a power of two, so the mask is the remainder.
+        (sequence & (self.entries.len() as u64 - 1)) as usize
+    }
+
+    /// Stores a packet.
+    ///
+    /// Errors: [`DropReason::TooLarge`], [`DropReason::TooOld`], [`DropReason::Duplicate`], [`DropReason::PoolEmpty`] (after
+    /// this track's own oldest packet was given up).
+    pub fn insert(&mut self, pool: &mut PacketPool, now: Time, sequence: u64, packet: &[u8], meta: Meta) -> Result<(), DropReason> {
+        if packet.len() > SLOT_LEN {
+            return Err(DropReason::TooLarge);
+        }
+        if self.any && sequence + self.capacity() <= self.newest {
+            return Err(DropReason::TooOld);
+        }
+        if self.any && sequence >= self.newest + self.capacity() {
+            // A jump past the whole ring: nothing of it can be asked for again, and no walk over the gap is owed.
+            self.clear(pool);
+            self.oldest_held = sequence;
+        }
+        let index = self.index(sequence);
+        if self.entries[index].sequence == sequence {
+            return Err(DropReason::Duplicate);
+        }
+        self.release(pool, index);
+        let slot = match pool.take() {
+            Some(slot) => slot,
+            None => {
+                self.release_oldest(pool);
+                pool.take().ok_or(DropReason::PoolEmpty)?
+            }
+        };
+        pool.slot_mut(slot)[..packet.len()].copy_from_slice(packet);
+        self.entries[index] = Entry { sequence, received: now, slot, meta };
+        if !self.any {
+            (self.any, self.newest, self.oldest_held) = (true, sequence, sequence);
+        } else {
+            self.newest = self.newest.max(sequence);
+            self.oldest_held = self.oldest_held.min(sequence);
+        }
+        Ok(())
+    }
+
+    /// What became of `sequence`.
+    pub fn lookup<'p>(&self, pool: &'p PacketPool, sequence: u64) -> Lookup<'p> {
+        let entry = &self.entries[self.index(sequence)];
+        if entry.sequence != sequence {
+            let overwritten = self.any && sequence + self.capacity() <= self.newest;
+            return if overwritten { Lookup::Gone } else { Lookup::Missing };
+        }
+        if entry.slot == NO_SLOT {
+            return Lookup::Gone;
+        }
+        Lookup::Held(Stored { meta: entry.meta, packet: &pool.slot(entry.slot)[..usize::from(entry.meta.len)] })
+    }
+
+    /// Gives back what is older than [`HISTORY_AGE_MAX`].
+    pub fn expire(&mut self, pool: &mut PacketPool, now: Time) {
+        while self.any && self.oldest_held <= self.newest {
+            let index = self.index(self.oldest_held);
+            let entry = &self.entries[index];
+            if entry.sequence == self.oldest_held && entry.slot != NO_SLOT {
+                if now.since(entry.received) < HISTORY_AGE_MAX {
+                    return;
+                }
+                self.release(pool, index);
+            }
+            self.oldest_held += 1;
+        }
+    }
+
+    /// Gives everything back: the track is closing.
+    pub fn clear(&mut self, pool: &mut PacketPool) {
+        for index in 0..self.entries.len() {
+            self.release(pool, index);
+        }
+    }
+
+    fn release(&mut self, pool: &mut PacketPool, index: usize) {
+        let slot = std::mem::replace(&mut self.entries[index].slot, NO_SLOT);
+        if slot != NO_SLOT {
+            pool.give(slot);
+        }
+    }
+
+    fn release_oldest(&mut self, pool: &mut PacketPool) {
+        while self.any && self.oldest_held <= self.newest {
+            let index = self.index(self.oldest_held);
+            let held = self.entries[index].sequence == self.oldest_held && self.entries[index].slot != NO_SLOT;
+            self.oldest_held += 1;
+            if held {
+                self.release(pool, index);
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(len: usize) -> Meta {
+        Meta { timestamp: 1, payload_type: 96, marker: false, keyframe_start: false, header_len: 12, len: len as u16 }
+    }
+
+    fn store(history: &mut History, pool: &mut PacketPool, now: Time, sequence: u64) -> Result<(), DropReason> {
+        let packet = [sequence as u8; 100];
+        history.insert(pool, now, sequence, &packet, meta(packet.len()))
+    }
+
+    fn held(history: &History, pool: &PacketPool, sequence: u64) -> Option<u8> {
+        match history.lookup(pool, sequence) {
+            Lookup::Held(stored) => Some(stored.packet[0]),
+            Lookup::Gone | Lookup::Missing => None,
+        }
+    }
+
+    #[test]
+    fn a_packet_can_be_asked_for_until_its_age_ends() {
+        let (mut history, mut pool) = (History::new(8), PacketPool::new(8));
+        store(&mut history, &mut pool, Time::ZERO, 5).unwrap();
+        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX - Duration::from_nanos(1));
+        assert_eq!(held(&history, &pool, 5), Some(5));
+        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX);
+        assert!(matches!(history.lookup(&pool, 5), Lookup::Gone));
+        assert_eq!(pool.free_slots(), 8);
+        assert!(matches!(history.lookup(&pool, 6), Lookup::Missing));
+    }
+
+    #[test]
+    fn reordered_packets_fill_their_places_and_duplicates_are_refused() {
+        let (mut history, mut pool) = (History::new(8), PacketPool::new(8));
+        for sequence in [10, 13, 11, 9] {
+            store(&mut history, &mut pool, Time::ZERO, sequence).unwrap();
+        }
+        assert_eq!(store(&mut history, &mut pool, Time::ZERO, 11), Err(DropReason::Duplicate));
+        assert!(matches!(history.lookup(&pool, 12), Lookup::Missing));
+        store(&mut history, &mut pool, Time::ZERO, 12).unwrap();
+        for sequence in 9..=13 {
+            assert_eq!(held(&history, &pool, sequence), Some(sequence as u8));
+        }
+    }
+
+    #[test]
+    fn the_ring_forgets_its_oldest_and_refuses_what_is_older_still() {
+        let (mut history, mut pool) = (History::new(8), PacketPool::new(32));
+        for sequence in 100..120 {
+            store(&mut history, &mut pool, Time::ZERO, sequence).unwrap();
+        }
+        assert_eq!(held(&history, &pool, 112), Some(112));
+        assert!(matches!(history.lookup(&pool, 111), Lookup::Gone));
+        assert_eq!(store(&mut history, &mut pool, Time::ZERO, 111), Err(DropReason::TooOld));
+        assert_eq!(pool.free_slots(), 32 - 8);
+        history.clear(&mut pool);
+        assert_eq!(pool.free_slots(), 32);
+    }
+
+    #[test]
+    fn an_empty_pool_costs_the_track_its_own_oldest_packet_and_no_other_track_anything() {
+        let mut pool = PacketPool::new(4);
+        let (mut greedy, mut modest) = (History::new(16), History::new(16));
+        store(&mut modest, &mut pool, Time::ZERO, 1).unwrap();
+        for sequence in 0..10 {
+            store(&mut greedy, &mut pool, Time::ZERO, sequence).unwrap();
+        }
+        assert_eq!(held(&modest, &pool, 1), Some(1));
+        assert_eq!((held(&greedy, &pool, 6), held(&greedy, &pool, 7)), (None, Some(7)));
+        let mut late = History::new(16);
+        assert_eq!(store(&mut late, &mut pool, Time::ZERO, 1), Err(DropReason::PoolEmpty));
+    }
+
+    #[test]
+    fn a_jump_gives_every_slot_back() {
+        let (mut history, mut pool) = (History::new(8), PacketPool::new(8));
+        for sequence in 0..5 {
+            store(&mut history, &mut pool, Time::ZERO, sequence).unwrap();
+        }
+        store(&mut history, &mut pool, Time::ZERO, 1 << 40).unwrap();
+        assert_eq!(pool.free_slots(), 7);
+        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX);
+        assert_eq!(pool.free_slots(), 8);
+    }
+
+    #[test]
+    fn a_packet_larger_than_a_slot_is_refused() {
+        let (mut history, mut pool) = (History::new(8), PacketPool::new(1));
+        let packet = [0; SLOT_LEN + 1];
+        assert_eq!(history.insert(&mut pool, Time::ZERO, 1, &packet, meta(0)), Err(DropReason::TooLarge));
+    }
+}

@@ -1,0 +1,452 @@
+//! One published stream: what came, what is missing, what the publisher must be asked for.
+
+use std::time::Duration;
+
+use pop_schemas::Time;
+
+use crate::control::{Codec, MediaKind, OpenTrack, PayloadType, TrackStats};
+use crate::drop_reason::DropReason;
+use crate::history::{History, Meta, PacketPool};
+
+/// Packets that a video track's history holds: 1 s of 10 Mb/s in 1,200-byte packets, as a power of two.
+pub const VIDEO_HISTORY_LEN: usize = 1_024;
+
+/// Packets that an audio track's history holds: 1 s of 10 ms packets, as a power of two.
+pub const AUDIO_HISTORY_LEN: usize = 128;
+
+/// Missing packets that are tracked at once; a larger hole is a keyframe's work.
+const MISSING_MAX: usize = 256;
+
+/// A missing packet is asked for this often, then given up.
+const ASKS_MAX: u8 = 10;
+
+/// Between two asks for one packet. The publisher's round trip is not known to a receiver; half of it costs one extra ask.
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// At most one keyframe request per layer in this time.
+pub const PLI_INTERVAL: Duration = Duration::from_millis(500);
+
+/// After this many unanswered keyframe requests they come [`PLI_INTERVAL_SLOW`] apart: the source is probably muted.
+const PLIS_FAST: u32 = 6;
+
+/// See [`PLIS_FAST`].
+const PLI_INTERVAL_SLOW: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Copy)]
+struct Missing {
+    sequence: u64,
+    next_ask: Time,
+    asks: u8,
+}
+
+/// The publisher's last sender report: its wall clock and the RTP timestamp of the same instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SenderClock {
+    /// NTP timestamp, 32.32.
+    pub ntp: u64,
+    /// RTP timestamp.
+    pub rtp_timestamp: u32,
+    /// When the report came.
+    pub at: Time,
+}
+
+/// A report block's values (RFC 3550 section 6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reception {
+    /// Lost since the last report, of 256.
+    pub fraction_lost: u8,
+    /// Lost since the start; negative with duplicates.
+    pub cumulative_lost: i32,
+    /// Highest sequence number with its cycles.
+    pub highest_sequence: u32,
+    /// Interarrival jitter in RTP units.
+    pub jitter: u32,
+    /// Middle 32 bits of the last SR's NTP timestamp, 0 without one.
+    pub last_sender_report: u32,
+    /// Since that SR, in 1/65,536 s.
+    pub delay_since_sender_report: u32,
+}
+
+/// The state of one published stream.
+pub struct Inbound {
+    kind: MediaKind,
+    payload_types: Vec<PayloadType>,
+    nack: bool,
+    pli: bool,
+    history: History,
+    first: Option<u64>,
+    highest: u64,
+    missing: Vec<Missing>,
+    jitter_q4: u64,
+    transit: Option<i64>,
+    expected_prior: u64,
+    received_prior: u64,
+    clock: Option<SenderClock>,
+    keyframe_wanted: bool,
+    last_pli: Option<Time>,
+    plis_unanswered: u32,
+    stats: TrackStats,
+}
+
+impl Inbound {
+    /// A stream of which nothing has come.
+    pub fn new(open: &OpenTrack) -> Inbound {
+        Inbound {
+            kind: open.kind,
+            payload_types: open.payload_types.clone(),
+            nack: open.nack,
+            pli: open.pli,
+            history: History::new(history_len(open.kind)),
+            first: None,
+            highest: 0,
+            missing: Vec::with_capacity(MISSING_MAX),
+            jitter_q4: 0,
+            transit: None,
+            expected_prior: 0,
+            received_prior: 0,
+            clock: None,
+            keyframe_wanted: false,
+            last_pli: None,
+            plis_unanswered: 0,
+            stats: TrackStats::default(),
+        }
+    }
+
+    /// Audio or video.
+    pub fn kind(&self) -> MediaKind {
+        self.kind
+    }
+
+    /// The codec of a negotiated payload type.
+    pub fn codec(&self, payload_type: u8) -> Option<Codec> {
+        self.payload_types.iter().find(|p| p.number == payload_type).map(|p| p.codec)
+    }
+
+    /// The packets.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The publisher's clock, once a sender report came.
+    pub fn clock(&self) -> Option<SenderClock> {
+        self.clock
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> TrackStats {
+        let expected = self.first.map_or(0, |first| self.highest - first + 1);
+        TrackStats { lost: expected as i64 - self.stats.packets as i64, jitter: (self.jitter_q4 >> 4) as u32, ..self.stats }
+    }
+
+    /// Takes an authenticated packet: `sequence` is extended, `packet` is header and payload without padding.
+    ///
+    /// Errors: [`DropReason::PayloadType`] and those of [`History::insert`].
+    pub fn handle_packet(
+        &mut self,
+        pool: &mut PacketPool,
+        now: Time,
+        sequence: u64,
+        packet: &[u8],
+        meta: Meta,
+    ) -> Result<(), DropReason> {
+        let codec = self.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
+        self.history.insert(pool, now, sequence, packet, meta)?;
+        self.stats.packets += 1;
+        self.stats.bytes += u64::from(meta.len - meta.header_len);
+        self.stats.codec = Some(codec);
+        self.track_sequence(now, sequence);
+        self.track_jitter(now, codec, meta.timestamp);
+        if meta.keyframe_start {
+            self.keyframe_wanted = false;
+            self.plis_unanswered = 0;
+        }
+        Ok(())
+    }
+
+    fn track_sequence(&mut self, now: Time, sequence: u64) {
+        let Some(first) = self.first else {
+            (self.first, self.highest) = (Some(sequence), sequence);
+            return;
+        };
+        self.first = Some(first.min(sequence));
+        if sequence > self.highest {
+            let hole = self.highest + 1..sequence;
+            self.highest = sequence;
+            if hole.end - hole.start > MISSING_MAX as u64 {
+                self.missing.clear();
+                self.request_keyframe();
+            } else {
+                hole.for_each(|sequence| self.miss(now, sequence));
+            }
+        } else if let Some(index) = self.missing.iter().position(|m| m.sequence == sequence) {
+            self.missing.swap_remove(index);
+        }
+    }
+
+    fn miss(&mut self, now: Time, sequence: u64) {
+        if !self.nack {
+            return;
+        }
+        if self.missing.len() == MISSING_MAX {
+            // Too much is gone for repairs to be in time.
+            self.missing.clear();
+            self.request_keyframe();
+            return;
+        }
+        self.missing.push(Missing { sequence, next_ask: now, asks: 0 });
+    }
+
+    fn track_jitter(&mut self, now: Time, codec: Codec, timestamp: u32) {
+        // RFC 3550 appendix A.8; the arrival is taken in RTP units.
+        let arrival = now.as_micros() as i64 * i64::from(codec.clock_rate()) / 1_000_000;
+        let transit = i64::from((arrival as u32).wrapping_sub(timestamp) as i32);
+        if let Some(before) = self.transit.replace(transit) {
+            let difference = i64::from((transit as i32).wrapping_sub(before as i32)).unsigned_abs();
+            self.jitter_q4 = self.jitter_q4 + difference - ((self.jitter_q4 + 8) >> 4);
+        }
+    }
+
+    /// Takes a sender report about this stream.
+    pub fn handle_sender_report(&mut self, now: Time, ntp: u64, rtp_timestamp: u32) {
+        self.clock = Some(SenderClock { ntp, rtp_timestamp, at: now });
+    }
+
+    /// Asks for a keyframe at the next opportunity; many asks are one.
+    pub fn request_keyframe(&mut self) {
+        self.keyframe_wanted = self.kind == MediaKind::Video && self.pli;
+    }
+
+    /// Asks for a packet that never came, on behalf of a viewer that misses it.
+    pub fn request_repair(&mut self, now: Time, sequence: u64) {
+        let in_reach = self.first.is_some_and(|first| sequence > first)
+            && sequence < self.highest
+            && sequence + self.history.capacity() > self.highest;
+        if in_reach && !self.missing.iter().any(|m| m.sequence == sequence) {
+            self.miss(now, sequence);
+        }
+    }
+
+    /// Writes the sequence numbers to ask for now into `asks`, in order; returns how many.
+    pub fn poll_nack(&mut self, now: Time, asks: &mut [u16]) -> usize {
+        let before = self.missing.len();
+        self.missing.retain(|m| m.asks < ASKS_MAX);
+        if self.missing.len() < before {
+            self.request_keyframe();
+        }
+        let mut len = 0;
+        for missing in self.missing.iter_mut().filter(|m| m.next_ask <= now) {
+            let Some(ask) = asks.get_mut(len) else { break };
+            *ask = missing.sequence as u16;
+            missing.asks += 1;
+            missing.next_ask = now + ASK_INTERVAL;
+            len += 1;
+        }
+        self.stats.nacked += len as u64;
+        // `swap_remove` disorders the list; a NACK's bit mask needs order. Sequence numbers of one list span less than 2^15.
+        let base = self.highest as u16;
+        asks[..len].sort_unstable_by_key(|s| std::cmp::Reverse(base.wrapping_sub(*s)));
+        len
+    }
+
+    /// Whether [`Inbound::poll_nack`] has something to ask now.
+    pub fn nack_due(&self, now: Time) -> bool {
+        self.missing.iter().any(|m| m.next_ask <= now)
+    }
+
+    /// Whether a keyframe request is to be sent now.
+    pub fn pli_due(&self, now: Time) -> bool {
+        let interval = if self.plis_unanswered < PLIS_FAST { PLI_INTERVAL } else { PLI_INTERVAL_SLOW };
+        self.keyframe_wanted && self.first.is_some() && self.last_pli.is_none_or(|last| now.since(last) >= interval)
+    }
+
+    /// Counts a keyframe request as sent.
+    pub fn pli_sent(&mut self, now: Time) {
+        self.last_pli = Some(now);
+        self.plis_unanswered = self.plis_unanswered.saturating_add(1);
+        self.stats.plis += 1;
+    }
+
+    /// Something is awaited, so the owner's tick must go on.
+    pub fn is_waiting(&self) -> bool {
+        self.keyframe_wanted || !self.missing.is_empty()
+    }
+
+    /// The next report block; `None` before the first packet.
+    pub fn poll_reception(&mut self, now: Time) -> Option<Reception> {
+        let first = self.first?;
+        let expected = self.highest - first + 1;
+        let expected_interval = expected - self.expected_prior.min(expected);
+        let received_interval = self.stats.packets - self.received_prior;
+        (self.expected_prior, self.received_prior) = (expected, self.stats.packets);
+        let lost_interval = expected_interval.saturating_sub(received_interval);
+        let (last_sender_report, delay_since_sender_report) = match self.clock {
+            None => (0, 0),
+            Some(clock) => {
+                let delay = now.since(clock.at).as_micros() * 65_536 / 1_000_000;
+                ((clock.ntp >> 16) as u32, u32::try_from(delay).unwrap_or(u32::MAX))
+            }
+        };
+        Some(Reception {
+            fraction_lost: lost_interval.checked_mul(256).map_or(255, |l| (l / expected_interval.max(1)).min(255)) as u8,
+            // RFC 3550: 24 bits signed, clamped.
+            cumulative_lost: (expected as i64 - self.stats.packets as i64).clamp(-0x80_0000, 0x7f_ffff) as i32,
+            highest_sequence: self.highest as u32,
+            jitter: (self.jitter_q4 >> 4) as u32,
+            last_sender_report,
+            delay_since_sender_report,
+        })
+    }
+
+    /// Gives back packets that are too old to be asked for.
+    pub fn expire(&mut self, pool: &mut PacketPool, now: Time) {
+        self.history.expire(pool, now);
+    }
+
+    /// Gives every packet back: the track is closing.
+    pub fn close(&mut self, pool: &mut PacketPool) {
+        self.history.clear(pool);
+    }
+}
+
+/// Packets that a track's history holds.
+pub const fn history_len(kind: MediaKind) -> usize {
+    match kind {
+        MediaKind::Audio => AUDIO_HISTORY_LEN,
+        MediaKind::Video => VIDEO_HISTORY_LEN,
+    }
+}
+
+/// Memory of one stream beyond its packets, in bytes.
+pub const fn len_bytes(kind: MediaKind) -> usize {
+    size_of::<Inbound>() + History::len_bytes(history_len(kind)) + MISSING_MAX * size_of::<Missing>()
+}
+
+#[cfg(test)]
+mod tests {
+    use pop_schemas::{TrackId, TransportId};
+
+    use super::*;
+
+    struct Rig {
+        inbound: Inbound,
+        pool: PacketPool,
+        now: Time,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let open = OpenTrack {
+                track: TrackId(1),
+                transport: TransportId(1),
+                kind: MediaKind::Video,
+                ssrc: None,
+                mid: "0".into(),
+                payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8 }],
+                nack: true,
+                pli: true,
+            };
+            Rig { inbound: Inbound::new(&open), pool: PacketPool::new(2_000), now: Time::ZERO }
+        }
+
+        fn packet(&mut self, sequence: u64, keyframe_start: bool) -> Result<(), DropReason> {
+            let meta = Meta { timestamp: 0, payload_type: 96, marker: false, keyframe_start, header_len: 12, len: 112 };
+            self.inbound.handle_packet(&mut self.pool, self.now, sequence, &[0; 112], meta)
+        }
+
+        fn asks(&mut self) -> Vec<u16> {
+            let mut asks = [0; 64];
+            let len = self.inbound.poll_nack(self.now, &mut asks);
+            asks[..len].to_vec()
+        }
+    }
+
+    #[test]
+    fn a_missing_packet_is_asked_for_until_it_comes() {
+        let mut rig = Rig::new();
+        for sequence in [65_533, 65_536, 65_537] {
+            rig.packet(sequence, false).unwrap();
+        }
+        assert_eq!(rig.asks(), [65_534, 65_535]);
+        assert_eq!(rig.asks(), [0; 0], "once per interval");
+        rig.packet(65_534, false).unwrap();
+        rig.now = rig.now + ASK_INTERVAL;
+        assert_eq!(rig.asks(), [65_535]);
+        rig.packet(65_535, false).unwrap();
+        rig.now = rig.now + ASK_INTERVAL;
+        assert_eq!(rig.asks(), [0; 0]);
+        assert_eq!(rig.inbound.stats().lost, 0);
+    }
+
+    #[test]
+    fn a_packet_given_up_becomes_a_keyframe_request() {
+        let mut rig = Rig::new();
+        rig.packet(1, true).unwrap();
+        rig.packet(3, false).unwrap();
+        for _ in 0..ASKS_MAX {
+            assert_eq!(rig.asks(), [2]);
+            rig.now = rig.now + ASK_INTERVAL;
+            assert!(!rig.inbound.pli_due(rig.now));
+        }
+        assert_eq!(rig.asks(), [0; 0]);
+        assert!(rig.inbound.pli_due(rig.now));
+    }
+
+    #[test]
+    fn keyframe_requests_are_one_per_half_second_until_a_keyframe_comes() {
+        let mut rig = Rig::new();
+        rig.packet(1, false).unwrap();
+        let mut sent = 0;
+        for _ in 0..200 {
+            rig.inbound.request_keyframe();
+            if rig.inbound.pli_due(rig.now) {
+                rig.inbound.pli_sent(rig.now);
+                sent += 1;
+            }
+            rig.now = rig.now + Duration::from_millis(10);
+        }
+        assert_eq!(sent, 4, "2 s, one each 500 ms");
+        rig.packet(2, true).unwrap();
+        assert!(!rig.inbound.pli_due(rig.now + Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_hole_larger_than_repairs_can_fill_asks_for_a_keyframe_instead() {
+        let mut rig = Rig::new();
+        rig.packet(1, false).unwrap();
+        rig.packet(1_000, false).unwrap();
+        assert_eq!(rig.asks(), [0; 0]);
+        assert!(rig.inbound.pli_due(rig.now));
+    }
+
+    #[test]
+    fn a_viewers_repair_is_asked_upstream_only_for_what_never_came_and_can_still_come() {
+        let mut rig = Rig::new();
+        for sequence in (10..20).chain(21..30) {
+            rig.packet(sequence, false).unwrap();
+        }
+        assert_eq!(rig.asks(), [20]);
+        rig.inbound.request_repair(rig.now, 20);
+        rig.inbound.request_repair(rig.now, 5);
+        rig.inbound.request_repair(rig.now, 40);
+        rig.now = rig.now + ASK_INTERVAL;
+        assert_eq!(rig.asks(), [20]);
+    }
+
+    #[test]
+    fn a_report_tells_the_loss_of_its_interval() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.inbound.poll_reception(rig.now), None);
+        for sequence in (0..100).filter(|s| s % 4 != 3) {
+            rig.packet(sequence, false).unwrap();
+        }
+        rig.inbound.handle_sender_report(rig.now, 0x0000_0001_8000_0000, 5);
+        let report = rig.inbound.poll_reception(rig.now + Duration::from_millis(500)).unwrap();
+        assert_eq!((report.fraction_lost, report.cumulative_lost), (62, 24));
+        assert_eq!((report.last_sender_report, report.delay_since_sender_report), (0x0001_8000, 32_768));
+        for sequence in 100..200 {
+            rig.packet(sequence, false).unwrap();
+        }
+        let report = rig.inbound.poll_reception(rig.now).unwrap();
+        assert_eq!((report.fraction_lost, report.cumulative_lost, report.highest_sequence), (2, 25, 199));
+    }
+}

@@ -1,0 +1,243 @@
+//! RTCP in both directions: what viewers and publishers tell us, and what they are told.
+
+use std::time::Duration;
+
+use pop_proto::DropReason;
+use pop_proto::control::Path;
+use pop_proto::history::Lookup;
+use pop_proto::inbound::SenderClock;
+use pop_proto::outbound::ntp_duration;
+use pop_proto::wire::rtcp::{ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo};
+use pop_schemas::Time;
+
+use super::{Core, Transmit, Transport};
+use crate::limits::{SUBSCRIPTIONS_PER_TRANSPORT_MAX, TRACKS_PER_TRANSPORT_MAX};
+
+/// RTCP datagrams that we make stay below the smallest path MTU that browsers assume for media.
+const RTCP_LEN_MAX: usize = 1_200;
+
+/// Sequence numbers that one NACK of ours asks for.
+const NACK_SEQUENCES_MAX: usize = 64;
+
+/// A round trip longer than this is a report about another clock (the source was switched in between).
+const RTT_MAX: Duration = Duration::from_secs(10);
+
+impl Core {
+    pub(super) fn handle_rtcp(&mut self, now: Time, index: usize, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let keys = self.transports[index].keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
+        let len = keys.receiver.unprotect_rtcp(datagram)?;
+        let compound = RtcpReader::new(&datagram[..len])?;
+        self.counters.rtcp_packets_in += 1;
+        for packet in compound {
+            match packet? {
+                RtcpPacket::SenderReport { info, blocks } => {
+                    if let Some(track) = self.published_track(index, info.ssrc) {
+                        self.tracks[track].inbound.handle_sender_report(now, info.ntp, info.rtp_timestamp);
+                    }
+                    blocks.iter().for_each(|block| self.handle_report_block(now, index, &block));
+                }
+                RtcpPacket::ReceiverReport { blocks, .. } => {
+                    blocks.iter().for_each(|block| self.handle_report_block(now, index, &block));
+                }
+                RtcpPacket::Nack { media, sequences, .. } => {
+                    for sequence in sequences.iter() {
+                        self.counters.rtcp_nack_in += 1;
+                        if let Err(reason) = self.handle_nack(now, index, media, sequence) {
+                            self.count_drops(reason, 1);
+                        }
+                    }
+                }
+                RtcpPacket::Pli { media, .. } => self.handle_keyframe_request(index, media),
+                RtcpPacket::Fir { entries, .. } => entries.iter().for_each(|entry| self.handle_keyframe_request(index, entry.ssrc)),
+                // Estimates of what the client can take have no taker before layers; a goodbye is said by signalling or by silence.
+                RtcpPacket::Remb { .. } | RtcpPacket::TransportCc(_) | RtcpPacket::Bye { .. } => {}
+                RtcpPacket::Sdes | RtcpPacket::Unknown { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn published_track(&self, transport: usize, ssrc: u32) -> Option<usize> {
+        self.transports[transport].streams.iter().find(|(s, _)| *s == ssrc).map(|(_, track)| *track)
+    }
+
+    /// The section of this client that we send as `ssrc`. A client can only speak about its own.
+    fn subscription_of(&self, transport: usize, ssrc: u32) -> Option<usize> {
+        self.transports[transport].subscriptions.iter().copied().find(|s| self.subscriptions[*s].outbound.ssrc() == ssrc)
+    }
+
+    fn handle_report_block(&mut self, now: Time, transport: usize, block: &ReportBlock) {
+        let Some(index) = self.subscription_of(transport, block.ssrc) else { return };
+        let subscription = &mut self.subscriptions[index];
+        let clock = subscription.track.and_then(|t| self.tracks[t].inbound.clock());
+        subscription.outbound.handle_report(block.fraction_lost, clock.and_then(|clock| round_trip(now, &clock, block)));
+    }
+
+    fn handle_nack(&mut self, now: Time, transport: usize, media: u32, sequence: u16) -> Result<(), DropReason> {
+        let index = self.subscription_of(transport, media).ok_or(DropReason::UnknownStream)?;
+        let subscription = &mut self.subscriptions[index];
+        let published = subscription.outbound.published_sequence(sequence).ok_or(DropReason::RepairMissing)?;
+        let track = &mut self.tracks[subscription.track.ok_or(DropReason::RepairMissing)?];
+        match track.inbound.history().lookup(&self.pool, published) {
+            Lookup::Held(_) => subscription.outbound.queue_repair(published)?,
+            Lookup::Gone => return Err(DropReason::RepairMissing),
+            Lookup::Missing => {
+                track.inbound.request_repair(now, published);
+                return Ok(());
+            }
+        }
+        if !std::mem::replace(&mut self.transports[transport].is_repairing, true) {
+            self.repairing.push_back(transport);
+        }
+        Ok(())
+    }
+
+    fn handle_keyframe_request(&mut self, transport: usize, media: u32) {
+        self.counters.rtcp_pli_in += 1;
+        let track = self.subscription_of(transport, media).and_then(|s| self.subscriptions[s].track);
+        match track {
+            Some(track) => self.tracks[track].inbound.request_keyframe(),
+            None => self.count_drops(DropReason::UnknownStream, 1),
+        }
+    }
+
+    /// Writes the next RTCP datagram that is due for a transport; `None` when nothing is (any longer).
+    pub(super) fn write_rtcp(&mut self, now: Time, index: usize, out: &mut [u8]) -> Option<Transmit> {
+        let transport = &self.transports[index];
+        let path = transport.ice.selected()?;
+        let room = RTCP_LEN_MAX - transport.keys.as_ref()?.sender.rtcp_overhead();
+        let mut len = self.write_reports(now, index, &mut out[..room]);
+        if len == 0 {
+            len = self.write_congestion_feedback(now, index, &mut out[..room]);
+        }
+        if len == 0 {
+            return None;
+        }
+        self.protect_rtcp(index, path, len, out)
+    }
+
+    fn protect_rtcp(&mut self, index: usize, path: Path, len: usize, out: &mut [u8]) -> Option<Transmit> {
+        let keys = self.transports[index].keys.as_mut()?;
+        match keys.sender.protect_rtcp(out, len) {
+            Ok(len) => Some(Transmit { path, len, segment: None }),
+            Err(reason) => {
+                self.count_drops(reason, 1);
+                None
+            }
+        }
+    }
+
+    /// The once-a-second report, NACKs and keyframe requests; returns the bytes written, 0 when none is due.
+    fn write_reports(&mut self, now: Time, index: usize, out: &mut [u8]) -> usize {
+        let transport = &mut self.transports[index];
+        let feedback = transport.tracks.iter().any(|t| {
+            let inbound = &self.tracks[*t].inbound;
+            inbound.nack_due(now) || inbound.pli_due(now)
+        });
+        if !transport.report_due && !feedback {
+            return 0;
+        }
+        let mut compound = RtcpWriter::new(out);
+        if std::mem::take(&mut transport.report_due) {
+            self.write_periodic(now, index, &mut compound);
+        } else if !transport.reduced_size_rtcp {
+            write_prefix(transport, &mut compound);
+        }
+        let transport = &self.transports[index];
+        for (ssrc, track) in &transport.streams {
+            let track = &mut self.tracks[*track];
+            let mut asks = [0; NACK_SEQUENCES_MAX];
+            let len = track.inbound.poll_nack(now, &mut asks);
+            if compound.nack(transport.rtcp_ssrc, *ssrc, asks[..len].iter().copied()).is_some() {
+                self.counters.rtcp_nack_out += len as u64;
+            }
+            if track.inbound.pli_due(now) && compound.pli(transport.rtcp_ssrc, *ssrc).is_some() {
+                track.inbound.pli_sent(now);
+                self.counters.rtcp_pli_out += 1;
+            }
+        }
+        compound.len()
+    }
+
+    /// RFC 3550 section 6.4: what we send is reported by SR, what we receive by RR, and each source has its CNAME.
+    fn write_periodic(&mut self, now: Time, index: usize, compound: &mut RtcpWriter<'_>) {
+        let transport = &self.transports[index];
+        let mut blocks = [ReportBlock::default(); TRACKS_PER_TRANSPORT_MAX];
+        let mut blocks_len = 0;
+        for (ssrc, track) in &transport.streams {
+            let Some(reception) = self.tracks[*track].inbound.poll_reception(now) else { continue };
+            blocks[blocks_len] = ReportBlock {
+                ssrc: *ssrc,
+                fraction_lost: reception.fraction_lost,
+                cumulative_lost: reception.cumulative_lost,
+                highest_sequence: reception.highest_sequence,
+                jitter: reception.jitter,
+                last_sr: reception.last_sender_report,
+                delay_since_last_sr: reception.delay_since_sender_report,
+            };
+            blocks_len += 1;
+        }
+        let mut sources = [0; SUBSCRIPTIONS_PER_TRANSPORT_MAX];
+        let mut sources_len = 0;
+        for subscription in &transport.subscriptions {
+            let subscription = &self.subscriptions[*subscription];
+            let clock = subscription.track.and_then(|t| self.tracks[t].inbound.clock());
+            let Some(info) = clock.and_then(|clock| subscription.outbound.sender_report(now, &clock)) else { continue };
+            let info = SenderInfo {
+                ssrc: info.ssrc,
+                ntp: info.ntp,
+                rtp_timestamp: info.rtp_timestamp,
+                packets: info.packets,
+                octets: info.octets,
+            };
+            if compound.sender_report(&info, &[]).is_some() {
+                sources[sources_len] = info.ssrc;
+                sources_len += 1;
+            }
+        }
+        if blocks_len > 0 || sources_len == 0 {
+            compound.receiver_report(transport.rtcp_ssrc, &blocks[..blocks_len]);
+            compound.sdes_cname(transport.rtcp_ssrc, &transport.cname);
+        }
+        for ssrc in &sources[..sources_len] {
+            compound.sdes_cname(*ssrc, &transport.cname);
+        }
+    }
+
+    /// Transport-wide congestion control feedback; returns the bytes written, 0 when none is due.
+    fn write_congestion_feedback(&mut self, now: Time, index: usize, out: &mut [u8]) -> usize {
+        let transport = &mut self.transports[index];
+        let media_ssrc = transport.streams.first().map_or(0, |(ssrc, _)| *ssrc);
+        let mut len = 0;
+        if !transport.reduced_size_rtcp {
+            let mut compound = RtcpWriter::new(out);
+            write_prefix(transport, &mut compound);
+            len = compound.len();
+        }
+        let Some(twcc) = &mut transport.twcc else { return 0 };
+        match twcc.poll_feedback(now, transport.rtcp_ssrc, media_ssrc, &mut out[len..]) {
+            Some(feedback) => {
+                self.counters.rtcp_twcc_out += 1;
+                len + feedback
+            }
+            None => 0,
+        }
+    }
+}
+
+/// RFC 4585 section 3.1: a compound begins with a report and names its source, whatever the feedback behind it.
+fn write_prefix(transport: &Transport, compound: &mut RtcpWriter<'_>) {
+    compound.receiver_report(transport.rtcp_ssrc, &[]);
+    compound.sdes_cname(transport.rtcp_ssrc, &transport.cname);
+}
+
+/// RFC 3550 section 6.4.1: A - LSR - DLSR, on the clock that our sender reports carry.
+fn round_trip(now: Time, clock: &SenderClock, block: &ReportBlock) -> Option<Duration> {
+    if block.last_sr == 0 {
+        return None;
+    }
+    let arrival = (clock.ntp.wrapping_add(ntp_duration(now.since(clock.at))) >> 16) as u32;
+    let ticks = arrival.wrapping_sub(block.last_sr).wrapping_sub(block.delay_since_last_sr);
+    let rtt = Duration::from_nanos(u64::from(ticks) * 1_000_000_000 / 65_536);
+    (rtt < RTT_MAX).then_some(rtt)
+}

@@ -1,0 +1,177 @@
+//! What a worker counts: plain cells on the worker, copied a few times a second into atomics that others read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pop_proto::DropReason;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $field:ident: $name:literal,)*) => {
+        /// Totals of one worker since its start; written by the worker alone.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[doc = $doc])* pub $field: u64,)*
+        }
+
+        impl Counters {
+            /// How many there are.
+            pub const LEN: usize = [$($name,)*].len();
+
+            /// Visits (metric name without prefix and `_total`, help, value).
+            pub fn for_each(&self, mut visit: impl FnMut(&'static str, &'static str, u64)) {
+                $(visit($name, concat!($($doc,)*), self.$field);)*
+            }
+
+            fn to_array(self) -> [u64; Self::LEN] {
+                [$(self.$field,)*]
+            }
+
+            fn from_array(values: [u64; Self::LEN]) -> Counters {
+                let [$($field,)*] = values;
+                Counters { $($field,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// RTP packets received and authenticated.
+    rtp_packets_in: "rtp_packets_in",
+    /// RTP payload bytes received and authenticated.
+    rtp_bytes_in: "rtp_bytes_in",
+    /// RTP packets protected and handed to the kernel, retransmissions included.
+    rtp_packets_out: "rtp_packets_out",
+    /// RTP payload bytes protected and handed to the kernel.
+    rtp_bytes_out: "rtp_bytes_out",
+    /// RTP packets sent again because a viewer asked.
+    retransmitted_packets: "retransmitted_packets",
+    /// RTCP datagrams received and authenticated.
+    rtcp_packets_in: "rtcp_packets_in",
+    /// RTCP datagrams sent.
+    rtcp_packets_out: "rtcp_packets_out",
+    /// Sequence numbers that viewers asked for again.
+    rtcp_nack_in: "rtcp_nack_in",
+    /// Sequence numbers asked for again from publishers.
+    rtcp_nack_out: "rtcp_nack_out",
+    /// Keyframe requests from viewers.
+    rtcp_pli_in: "rtcp_pli_in",
+    /// Keyframe requests to publishers.
+    rtcp_pli_out: "rtcp_pli_out",
+    /// Transport-wide congestion control feedback datagrams sent to publishers.
+    rtcp_twcc_out: "rtcp_twcc_out",
+    /// ICE connectivity checks answered with success.
+    ice_checks_ok: "ice_checks_ok",
+    /// ICE connectivity checks answered with an error.
+    ice_checks_refused: "ice_checks_refused",
+    /// DTLS datagrams handed to the control plane.
+    dtls_datagrams_in: "dtls_datagrams_in",
+    /// DTLS datagrams sent.
+    dtls_datagrams_out: "dtls_datagrams_out",
+    /// Sends handed to the kernel; one carries a whole train.
+    trains_out: "trains_out",
+    /// Datagrams in those sends.
+    datagrams_out: "datagrams_out",
+    /// Datagrams received.
+    datagrams_in: "datagrams_in",
+    /// Turns of the worker's loop.
+    turns: "worker_turns",
+    /// Heap allocations on the worker's thread.
+    allocations: "worker_allocations",
+    /// Times the kernel had no buffer to receive into.
+    receive_overflow: "uring_overflow",
+    /// Datagrams longer than a receive buffer.
+    truncated: "receive_truncated",
+}
+
+/// A worker's drops by reason.
+pub type Drops = [u64; DropReason::ALL.len()];
+
+/// A copy of a worker's totals.
+#[derive(Clone, Debug)]
+pub struct WorkerSnapshot {
+    /// Index of the worker.
+    pub worker: usize,
+    /// The core that it is pinned to, when pinning worked.
+    pub core: Option<usize>,
+    /// `io_uring` or `mmsg`.
+    pub backend: &'static str,
+    /// Totals.
+    pub counters: Counters,
+    /// Drops, indexed by `DropReason as usize`.
+    pub drops: Drops,
+    /// Transports, tracks, subscriptions that exist now.
+    pub gauges: Gauges,
+}
+
+/// What exists on a worker now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Transports.
+    pub transports: u64,
+    /// Tracks.
+    pub tracks: u64,
+    /// Subscriptions.
+    pub subscriptions: u64,
+    /// Packets held in histories.
+    pub packets_held: u64,
+}
+
+/// The atomics between a worker (the one writer) and everybody who reads.
+pub(crate) struct SharedCounters {
+    counters: [AtomicU64; Counters::LEN],
+    drops: [AtomicU64; DropReason::ALL.len()],
+    gauges: [AtomicU64; 4],
+}
+
+impl SharedCounters {
+    pub(crate) fn new() -> SharedCounters {
+        SharedCounters {
+            counters: std::array::from_fn(|_| AtomicU64::new(0)),
+            drops: std::array::from_fn(|_| AtomicU64::new(0)),
+            gauges: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    pub(crate) fn store(&self, counters: &Counters, drops: &Drops, gauges: &Gauges) {
+        // One writer, and no value depends on another: relaxed stores are enough.
+        let pairs = self.counters.iter().zip(counters.to_array()).chain(self.drops.iter().zip(*drops));
+        for (cell, value) in pairs {
+            cell.store(value, Ordering::Relaxed);
+        }
+        let values = [gauges.transports, gauges.tracks, gauges.subscriptions, gauges.packets_held];
+        for (cell, value) in self.gauges.iter().zip(values) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn load(&self) -> (Counters, Drops, Gauges) {
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let counters = Counters::from_array(std::array::from_fn(|i| read(&self.counters[i])));
+        let [transports, tracks, subscriptions, packets_held] = std::array::from_fn(|i| read(&self.gauges[i]));
+        (counters, std::array::from_fn(|i| read(&self.drops[i])), Gauges { transports, tracks, subscriptions, packets_held })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_worker_stores_is_what_others_load() {
+        let mut counters = Counters { rtp_packets_in: 1, ..Counters::default() };
+        counters.truncated = 9;
+        let mut drops: Drops = [0; DropReason::ALL.len()];
+        drops[DropReason::SrtpAuth as usize] = 3;
+        let gauges = Gauges { transports: 1, tracks: 2, subscriptions: 3, packets_held: 4 };
+        let shared = SharedCounters::new();
+        shared.store(&counters, &drops, &gauges);
+        assert_eq!(shared.load(), (counters, drops, gauges));
+        let mut names = Vec::new();
+        counters.for_each(|name, help, _| {
+            assert!(!help.is_empty());
+            names.push(name);
+        });
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Counters::LEN);
+    }
+}

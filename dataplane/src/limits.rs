@@ -1,0 +1,111 @@
+//! The memory plan: every bound of a worker, and the bytes that they add up to.
+
+use pop_proto::control::{Event, MediaKind};
+use pop_proto::history::SLOT_LEN;
+use pop_proto::{Command, inbound};
+
+/// Commands that may wait for one worker. A join makes about five.
+pub const COMMANDS_MAX: usize = 4_096;
+
+/// Events that may wait for the control plane. A DTLS flight makes about four; one event is 1.5 KB because a datagram rides inline.
+pub const EVENTS_MAX: usize = 2_048;
+
+/// Packets that may wait for the service thread per tap queue.
+pub const TAP_QUEUE_LEN: usize = 1_024;
+
+/// Streams that one transport may publish.
+pub const TRACKS_PER_TRANSPORT_MAX: usize = 16;
+
+/// Sections that one transport may subscribe.
+pub const SUBSCRIPTIONS_PER_TRANSPORT_MAX: usize = 16;
+
+/// STUN answers that one turn may make.
+pub const STUN_ANSWERS_MAX: usize = 256;
+
+/// Fresh packets of one track in one turn: what GRO can bring in one turn from one publisher.
+pub const FRESH_MAX: usize = 256;
+
+/// The bounds of one worker, from the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerLimits {
+    /// Clients that may be connected.
+    pub transports: u32,
+    /// Published streams.
+    pub tracks: u32,
+    /// Subscriber sections.
+    pub subscriptions: u32,
+    /// Packets that all histories together may hold.
+    pub packets: u32,
+    /// Receive buffers given to the kernel.
+    pub recv_buffers: u16,
+    /// Bytes of one receive buffer: 65,536 with GRO.
+    pub recv_buffer_len: u32,
+    /// Send slots.
+    pub trains: u16,
+    /// Bytes of one send slot.
+    pub train_len: u32,
+}
+
+impl Default for WorkerLimits {
+    fn default() -> WorkerLimits {
+        WorkerLimits {
+            transports: 2_000,
+            tracks: 1_000,
+            subscriptions: 4_000,
+            packets: 65_536,
+            recv_buffers: 256,
+            recv_buffer_len: 65_536,
+            trains: 64,
+            train_len: 65_535,
+        }
+    }
+}
+
+/// One line of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// What it is for.
+    pub name: &'static str,
+    /// How many.
+    pub count: u64,
+    /// Bytes of each.
+    pub bytes_each: u64,
+}
+
+impl Term {
+    /// Bytes of all.
+    pub const fn bytes(&self) -> u64 {
+        self.count * self.bytes_each
+    }
+}
+
+/// The worst case of one worker's memory, line by line. Lines are address space: a page counts once it was used.
+pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
+    let term = |name, count: u64, bytes_each: usize| Term { name, count, bytes_each: bytes_each as u64 };
+    vec![
+        term("packet pool (histories of all tracks)", limits.packets.into(), SLOT_LEN),
+        term("receive buffers", limits.recv_buffers.into(), limits.recv_buffer_len as usize),
+        term("send trains", limits.trains.into(), limits.train_len as usize),
+        term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),
+        term("tracks (video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
+        term("subscriptions", limits.subscriptions.into(), crate::core::SUBSCRIPTION_LEN),
+        term("command queue", COMMANDS_MAX as u64, size_of::<Command>()),
+        term("event queue", EVENTS_MAX as u64, size_of::<Event>()),
+    ]
+}
+
+/// Sum of [`plan`], in bytes.
+pub fn plan_bytes(limits: &WorkerLimits) -> u64 {
+    plan(limits).iter().map(Term::bytes).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_plan_of_a_worker_stays_below_256_mib() {
+        let bytes = plan_bytes(&WorkerLimits::default());
+        assert!(bytes < 256 << 20, "{} MiB", bytes >> 20);
+    }
+}
