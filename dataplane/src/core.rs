@@ -214,6 +214,11 @@ impl Core {
         self.drops[reason as usize] += packets;
     }
 
+    /// Drops that the owner counts by itself.
+    pub fn set_drops(&mut self, reason: DropReason, packets: u64) {
+        self.drops[reason as usize] = packets;
+    }
+
     /// Whether the owner must drain `poll_transmit` before the next datagram: one GRO buffer brings at most 64 packets.
     pub fn must_drain(&self) -> bool {
         self.touched.iter().any(|t| self.tracks.get(*t).is_some_and(|t| t.fresh.len() + 64 > FRESH_MAX))

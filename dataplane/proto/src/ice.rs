@@ -24,13 +24,11 @@ pub const PATHS_MAX: usize = 8;
 /// A transport that no authenticated check reaches for this long after its start is given up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client whose checks stop for this long is gone. Browsers check every 2.5 s at the latest; RFC 7675 section 5.1 allows
-/// 30 s, half of it still outlasts five lost checks.
-pub const CONSENT_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// One transport's agent.
 pub struct IceLite {
     credentials: IceCredentials,
+    /// A client whose checks stop for this long is gone (RFC 7675 section 5.1 allows at most 30 s; browsers check every 2.5 s).
+    consent: Duration,
     opened_at: Time,
     /// Set by the first check that was answered with success, and by each later one.
     checked_at: Option<Time>,
@@ -54,9 +52,9 @@ pub struct CheckOutcome {
 }
 
 impl IceLite {
-    /// An agent that expects its first check within [`CONNECT_TIMEOUT`].
-    pub fn new(now: Time, credentials: IceCredentials) -> IceLite {
-        IceLite { credentials, opened_at: now, checked_at: None, paths: Vec::with_capacity(PATHS_MAX), selected: None }
+    /// An agent that expects its first check within [`CONNECT_TIMEOUT`], and silence of at most `consent` after it.
+    pub fn new(now: Time, credentials: IceCredentials, consent: Duration) -> IceLite {
+        IceLite { credentials, consent, opened_at: now, checked_at: None, paths: Vec::with_capacity(PATHS_MAX), selected: None }
     }
 
     /// Our fragment, by which the owner finds the transport of a check.
@@ -136,7 +134,7 @@ impl IceLite {
     pub fn deadline(&self) -> Time {
         match self.checked_at {
             None => self.opened_at + CONNECT_TIMEOUT,
-            Some(checked_at) => checked_at + CONSENT_TIMEOUT,
+            Some(checked_at) => checked_at + self.consent,
         }
     }
 

@@ -1,0 +1,355 @@
+//! One pinned thread: a back end, a [`Core`] and two queues.
+//!
+//! ```text
+//! turn: io.turn (submit, reap, sleep) -> now -> datagrams -> commands -> timeout -> events, taps, trains -> turn
+//! ```
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::queue::ArrayQueue;
+use pop_proto::control::Path;
+use pop_proto::{Command, DropReason, Event};
+use pop_schemas::Time;
+use pop_uring::{Backend, BackendKind, IoConfig, MmsgBackend, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_udp, wake_pair};
+
+use crate::clock::Clock;
+use crate::core::Core;
+use crate::counters::{SharedCounters, WorkerSnapshot};
+use crate::limits::{COMMANDS_MAX, EVENTS_MAX, WorkerLimits};
+use crate::service::TapSender;
+
+/// Kernel buffer of a media socket in each direction: 20 ms of 10 Gb/s.
+const SOCKET_BUFFER_LEN: usize = 25 << 20;
+
+/// Buffers (each up to 64 datagrams with GRO) that one turn takes, so that commands and timers are never starved.
+const RECEIVES_PER_TURN: usize = 64;
+
+/// Commands that one turn takes.
+const COMMANDS_PER_TURN: usize = 256;
+
+/// Counters are copied out this often.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a worker is made of.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its index: the thread is `pop-worker-{index}`.
+    pub index: usize,
+    /// The core to pin to; `None` leaves the choice to the scheduler.
+    pub core: Option<usize>,
+    /// Which back end to try first; a ring that cannot be made falls back to `mmsg`.
+    pub backend: BackendKind,
+    /// Addresses of its media sockets; port 0 takes any.
+    pub addresses: Vec<SocketAddr>,
+    /// Its bounds.
+    pub limits: WorkerLimits,
+    /// Receive runs of datagrams (`UDP_GRO`).
+    pub gro: bool,
+    /// How long a client may stay silent.
+    pub consent: Duration,
+}
+
+struct Shared {
+    commands: ArrayQueue<Command>,
+    events: ArrayQueue<Event>,
+    counters: SharedCounters,
+    stop: AtomicBool,
+}
+
+/// The handle of a running worker.
+pub struct Worker {
+    index: usize,
+    core: Option<usize>,
+    backend: BackendKind,
+    addresses: Vec<SocketAddr>,
+    limits: WorkerLimits,
+    shared: Arc<Shared>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread tells when it has its back end, or why it has none.
+type Started = io::Result<Running>;
+
+struct Running {
+    backend: BackendKind,
+    core: Option<usize>,
+    waker: Waker,
+}
+
+impl Worker {
+    /// Binds the sockets and starts the thread. The receiver is woken when events wait.
+    ///
+    /// # Errors
+    ///
+    /// An address that cannot be bound, or no back end that the kernel gives.
+    pub fn start(config: WorkerConfig, clock: Clock, taps: TapSender) -> io::Result<(Worker, WakeReceiver)> {
+        let bind = |address: &SocketAddr| {
+            bind_udp(*address, SOCKET_BUFFER_LEN, SOCKET_BUFFER_LEN)
+                .map_err(|e| io::Error::new(e.kind(), format!("cannot bind the media port {address}/udp: {e}")))
+        };
+        let sockets = config.addresses.iter().map(bind).collect::<io::Result<Vec<UdpSocket>>>()?;
+        let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let (events, event_wake) = wake_pair()?;
+        let shared = Arc::new(Shared {
+            commands: ArrayQueue::new(COMMANDS_MAX),
+            events: ArrayQueue::new(EVENTS_MAX),
+            counters: SharedCounters::new(),
+            stop: AtomicBool::new(false),
+        });
+        let (index, limits) = (config.index, config.limits);
+        let (started, start) = std::sync::mpsc::channel();
+        let seed = Seed { config, sockets, shared: Arc::clone(&shared), events, clock, taps, started };
+        let thread = std::thread::Builder::new().name(format!("pop-worker-{index}")).spawn(move || {
+            let _guard = EndsProcess;
+            seed.run();
+        })?;
+        let Running { backend, core, waker } = start.recv().map_err(|_| io::Error::other("the worker ended before it started"))??;
+        Ok((Worker { index, core, backend, addresses, limits, shared, waker, thread: Some(thread) }, event_wake))
+    }
+
+    /// Its media addresses, with real ports.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Its bounds.
+    pub fn limits(&self) -> &WorkerLimits {
+        &self.limits
+    }
+
+    /// Queues a command; gives it back when the queue is full.
+    ///
+    /// # Errors
+    ///
+    /// The command, to be tried again: none may be lost.
+    // A command comes back whole so that nothing is lost; boxing it would allocate for every one that is taken.
+    #[allow(clippy::result_large_err)]
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        self.shared.commands.push(command)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Takes the next event.
+    pub fn poll_event(&self) -> Option<Event> {
+        self.shared.events.pop()
+    }
+
+    /// Totals as of a few milliseconds ago.
+    pub fn snapshot(&self) -> WorkerSnapshot {
+        let (counters, drops, gauges) = self.shared.counters.load();
+        WorkerSnapshot { worker: self.index, core: self.core, backend: self.backend.name(), counters, drops, gauges }
+    }
+}
+
+impl Drop for Worker {
+    /// Lets the thread end after its turn, and waits for it.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic on the worker has already ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A panic on a worker ends the process: the supervisor restarts it, and no half-dead node goes on answering checks.
+struct EndsProcess;
+
+impl Drop for EndsProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Everything that the thread is given.
+struct Seed {
+    config: WorkerConfig,
+    sockets: Vec<UdpSocket>,
+    shared: Arc<Shared>,
+    events: Waker,
+    clock: Clock,
+    taps: TapSender,
+    started: Sender<Started>,
+}
+
+impl Seed {
+    fn run(self) {
+        let (index, limits) = (self.config.index, self.config.limits);
+        let pinned = self.config.core.filter(|id| core_affinity::set_for_current(core_affinity::CoreId { id: *id }));
+        if let (Some(core), None) = (self.config.core, pinned) {
+            tracing::warn!(worker = index, core, "the worker could not be pinned: no such core in this process's set");
+        }
+        let io_config = IoConfig {
+            recv_buffers: limits.recv_buffers,
+            recv_buffer_len: limits.recv_buffer_len,
+            trains: limits.trains,
+            train_len: limits.train_len,
+            gro: self.config.gro,
+        };
+        if self.config.backend == BackendKind::Uring {
+            match self.open(&io_config, UringBackend::new) {
+                Ok((io, waker)) => return self.serve(io, waker, pinned),
+                Err(error) => {
+                    tracing::warn!(worker = index, %error, "io_uring is refused here; the worker uses recvmmsg and sendmmsg");
+                }
+            }
+        }
+        match self.open(&io_config, MmsgBackend::new) {
+            Ok((io, waker)) => self.serve(io, waker, pinned),
+            Err(error) => {
+                // The starter waits for this message; it cannot be gone.
+                let _ = self.started.send(Err(error));
+            }
+        }
+    }
+
+    /// Makes a back end on copies of the sockets, so that another can be tried when it is refused.
+    fn open<B>(&self, config: &IoConfig, make: impl Fn(Vec<UdpSocket>, WakeReceiver, &IoConfig) -> io::Result<B>) -> io::Result<(B, Waker)> {
+        let sockets = self.sockets.iter().map(UdpSocket::try_clone).collect::<io::Result<Vec<_>>>()?;
+        let (waker, wake) = wake_pair()?;
+        Ok((make(sockets, wake, config)?, waker))
+    }
+
+    fn serve<B: Backend>(self, io: B, waker: Waker, pinned: Option<usize>) {
+        let Seed { config, shared, events, clock, taps, started, .. } = self;
+        let core = Core::new(config.limits, config.consent);
+        // The starter waits for this message; it cannot be gone.
+        let _ = started.send(Ok(Running { backend: B::KIND, core: pinned, waker }));
+        let mut turning = Turning { io, core, shared, events, clock, taps, held_event: None, published: Time::ZERO };
+        if let Err(error) = turning.run() {
+            // Only what no peer can cause gets here, and a node that cannot receive is no node.
+            panic!("worker {}: the kernel no longer serves the media sockets: {error}", config.index);
+        }
+    }
+}
+
+/// The loop's state.
+struct Turning<B> {
+    io: B,
+    core: Core,
+    shared: Arc<Shared>,
+    events: Waker,
+    clock: Clock,
+    taps: TapSender,
+    /// An event that found the queue full; it goes first.
+    held_event: Option<Event>,
+    published: Time,
+}
+
+impl<B: Backend> Turning<B> {
+    fn run(&mut self) -> io::Result<()> {
+        let mut now = self.clock.now();
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let wait = self.wait(now);
+            if wait == Wait::UntilWoken {
+                self.publish(now);
+            }
+            self.io.turn(wait)?;
+            now = self.clock.now();
+            self.turn(now)?;
+            if now.since(self.published) >= PUBLISH_INTERVAL {
+                self.publish(now);
+            }
+        }
+        self.publish(now);
+        // What the last commands asked to be sent (close_notify among it) still leaves.
+        self.io.turn(Wait::No)
+    }
+
+    /// How long the next turn may sleep.
+    fn wait(&self, now: Time) -> Wait {
+        if !self.shared.commands.is_empty() || self.held_event.is_some() {
+            return Wait::No;
+        }
+        match self.core.poll_timeout() {
+            None => Wait::UntilWoken,
+            Some(at) => Wait::AtMost(at.since(now)),
+        }
+    }
+
+    fn turn(&mut self, now: Time) -> io::Result<()> {
+        for _ in 0..RECEIVES_PER_TURN {
+            let Some(mut received) = self.io.receive() else { break };
+            let path = Path { socket: received.socket, remote: received.from };
+            for datagram in received.datagrams() {
+                self.core.handle_datagram(now, path, datagram);
+            }
+            if self.core.must_drain() {
+                self.drain(now)?;
+            }
+        }
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(command) = self.shared.commands.pop() else { break };
+            self.core.handle_command(now, command);
+        }
+        self.core.handle_timeout(now);
+        self.drain(now)
+    }
+
+    /// Takes everything out of the core: events, taps, trains.
+    fn drain(&mut self, now: Time) -> io::Result<()> {
+        let mut woken = false;
+        while let Some(event) = self.held_event.take().or_else(|| self.core.poll_event()) {
+            woken = true;
+            if let Err(event) = self.shared.events.push(event) {
+                self.held_event = Some(event);
+                break;
+            }
+        }
+        if woken {
+            self.events.wake();
+        }
+        let mut untapped = 0;
+        while let Some(tapped) = self.core.poll_tap() {
+            untapped += u64::from(!self.taps.send(&tapped));
+        }
+        self.core.count_drops(DropReason::TapQueueFull, untapped);
+        loop {
+            let Some(id) = self.acquire()? else {
+                self.core.drop_fresh();
+                return Ok(());
+            };
+            let Some(transmit) = self.core.poll_transmit(now, self.io.train(&id)) else {
+                self.io.release(id);
+                return Ok(());
+            };
+            let Path { socket, remote } = transmit.path;
+            self.io.send(id, pop_uring::Transmit { socket, to: remote, len: transmit.len, segment: transmit.segment });
+        }
+    }
+
+    /// A send slot; when all are in flight, one submission gives the kernel the chance to take them.
+    fn acquire(&mut self) -> io::Result<Option<TrainId>> {
+        match self.io.acquire() {
+            Some(id) => Ok(Some(id)),
+            None => {
+                self.io.turn(Wait::No)?;
+                Ok(self.io.acquire())
+            }
+        }
+    }
+
+    fn publish(&mut self, now: Time) {
+        self.published = now;
+        let stats = self.io.stats();
+        let counters = self.core.counters_mut();
+        counters.datagrams_in = stats.datagrams_received;
+        counters.receive_overflow = stats.receive_overflows;
+        counters.truncated = stats.truncated;
+        counters.turns = stats.turns;
+        counters.allocations = alloc::thread_allocations();
+        self.core.set_drops(DropReason::SendFailed, stats.sends_failed);
+        self.shared.counters.store(self.core.counters(), self.core.drops(), &self.core.gauges());
+    }
+}
