@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -39,11 +40,13 @@ struct TapPacket {
 pub struct TapSender {
     queue: Arc<ArrayQueue<TapPacket>>,
     wake: Arc<Notify>,
+    /// Packets that found the queue full, of all captures.
+    dropped: Arc<AtomicU64>,
 }
 
 impl TapSender {
     fn new() -> TapSender {
-        TapSender { queue: Arc::new(ArrayQueue::new(TAP_QUEUE_LEN)), wake: Arc::new(Notify::new()) }
+        TapSender { queue: Arc::new(ArrayQueue::new(TAP_QUEUE_LEN)), wake: Arc::new(Notify::new()), dropped: Arc::default() }
     }
 
     /// Copies a packet into the queue; false when it is full.
@@ -51,6 +54,7 @@ impl TapSender {
         let mut packet = TapPacket { tap: tapped.tap, at: tapped.at, len: tapped.packet.len() as u16, bytes: [0; SLOT_LEN] };
         packet.bytes[..tapped.packet.len()].copy_from_slice(tapped.packet);
         let sent = self.queue.push(packet).is_ok();
+        self.dropped.fetch_add(u64::from(!sent), Ordering::Relaxed);
         self.wake.notify_one();
         sent
     }
@@ -61,6 +65,8 @@ impl TapSender {
 pub struct CaptureEnd {
     /// Packets written.
     pub packets: u64,
+    /// Packets that any capture lost meanwhile because the disk did not keep up.
+    pub dropped: u64,
     /// Bytes of the file.
     pub bytes: u64,
 }
@@ -150,6 +156,7 @@ impl Sink {
 
 struct Capture {
     sink: Sink,
+    dropped_before: u64,
     pending: Vec<u8>,
     end: CaptureEnd,
     failed: Option<io::Error>,
@@ -215,7 +222,7 @@ impl Serving {
         }
         self.take_packets(1).await;
         for (_, capture) in self.captures {
-            finish(capture, &self.clock).await.unwrap_or_default();
+            finish(capture, &self.clock, &self.taps).await.unwrap_or_default();
         }
     }
 
@@ -243,7 +250,7 @@ impl Serving {
             Request::Stop { tap, reply } => {
                 self.take_packets(1).await;
                 let end = match self.captures.remove(&tap) {
-                    Some(capture) => finish(capture, &self.clock).await,
+                    Some(capture) => finish(capture, &self.clock, &self.taps).await,
                     None => Err(io::Error::new(io::ErrorKind::NotFound, "no such capture")),
                 };
                 let _ = reply.send(end);
@@ -261,7 +268,8 @@ impl Serving {
         };
         let mut pending = Vec::with_capacity(2 * WRITE_LEN);
         pcapng::write_head(&mut pending);
-        let mut capture = Capture { sink, pending, end: CaptureEnd::default(), failed: None };
+        let dropped_before = self.taps.dropped.load(Ordering::Relaxed);
+        let mut capture = Capture { sink, dropped_before, pending, end: CaptureEnd::default(), failed: None };
         capture.flush().await;
         match capture.failed {
             Some(error) => Err(error),
@@ -273,8 +281,9 @@ impl Serving {
     }
 }
 
-async fn finish(mut capture: Capture, clock: &Clock) -> io::Result<CaptureEnd> {
-    pcapng::write_statistics(&mut capture.pending, clock.wall(clock.now()), capture.end.packets, 0);
+async fn finish(mut capture: Capture, clock: &Clock, taps: &TapSender) -> io::Result<CaptureEnd> {
+    capture.end.dropped = taps.dropped.load(Ordering::Relaxed) - capture.dropped_before;
+    pcapng::write_statistics(&mut capture.pending, clock.wall(clock.now()), capture.end.packets, capture.end.dropped);
     capture.flush().await;
     let closed = capture.sink.close().await;
     match capture.failed {

@@ -256,6 +256,7 @@ impl<B: Backend> Turning<B> {
                 self.publish(now);
             }
             self.io.turn(wait)?;
+            self.core.counters_mut().turns += 1;
             now = self.clock.now();
             self.turn(now)?;
             if now.since(self.published) >= PUBLISH_INTERVAL {
@@ -347,7 +348,6 @@ impl<B: Backend> Turning<B> {
         counters.datagrams_in = stats.datagrams_received;
         counters.receive_overflow = stats.receive_overflows;
         counters.truncated = stats.truncated;
-        counters.turns = stats.turns;
         counters.allocations = alloc::thread_allocations();
         self.core.set_drops(DropReason::SendFailed, stats.sends_failed);
         self.shared.counters.store(self.core.counters(), self.core.drops(), &self.core.gauges());
