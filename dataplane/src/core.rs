@@ -16,7 +16,7 @@ mod transmit;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use pop_proto::control::{Command, Datagram, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys, TransportLoss};
+use pop_proto::control::{Command, Datagram, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys};
 use pop_proto::history::{Lookup, Meta, PacketPool};
 use pop_proto::ice::IceLite;
 use pop_proto::inbound::Inbound;
@@ -31,9 +31,7 @@ use slab::Slab;
 pub use transmit::Transmit;
 
 use crate::counters::{Counters, Drops, Gauges};
-use crate::limits::{
-    FRESH_MAX, STUN_ANSWERS_MAX, SUBSCRIPTIONS_PER_TRANSPORT_MAX, TRACKS_PER_TRANSPORT_MAX, WorkerLimits,
-};
+use crate::limits::{FRESH_MAX, STUN_ANSWERS_MAX, SUBSCRIPTIONS_PER_TRANSPORT_MAX, TRACKS_PER_TRANSPORT_MAX, WorkerLimits};
 
 /// Between two looks at what is missing, at feedback and at a hundredth of the transports. The first NACK of a lost packet
 /// leaves within this.
@@ -425,10 +423,8 @@ impl Core {
     fn install_keys(&mut self, id: TransportId, keys: &SrtpKeys) {
         let Some(index) = self.transport_ids.get(&id) else { return };
         let transport = &mut self.transports[*index];
-        transport.keys = Some(Keys {
-            sender: SrtpSender::new(keys.profile, &keys.local),
-            receiver: SrtpReceiver::new(keys.profile, &keys.remote),
-        });
+        transport.keys =
+            Some(Keys { sender: SrtpSender::new(keys.profile, &keys.local), receiver: SrtpReceiver::new(keys.profile, &keys.remote) });
         // A viewer that is ready now needs a picture now.
         for subscription in &transport.subscriptions {
             if let Some(track) = self.subscriptions[*subscription].track {

@@ -92,8 +92,10 @@ impl Service {
     pub fn start(clock: Clock) -> io::Result<Service> {
         let (requests, received) = mpsc::unbounded_channel();
         let taps = TapSender::new();
-        let serving = Serving { requests: received, taps: taps.clone(), clock, captures: HashMap::new() };
-        std::thread::Builder::new().name("pop-service".into()).spawn(move || serving.run())?;
+        let served = taps.clone();
+        // Made on its thread: a ring's files cannot leave it.
+        let run = move || Serving { requests: received, taps: served, clock, captures: HashMap::new() }.run();
+        std::thread::Builder::new().name("pop-service".into()).spawn(run)?;
         Ok(Service { requests, taps })
     }
 

@@ -16,7 +16,9 @@ use crossbeam::queue::ArrayQueue;
 use pop_proto::control::Path;
 use pop_proto::{Command, DropReason, Event};
 use pop_schemas::Time;
-use pop_uring::{Backend, BackendKind, IoConfig, MmsgBackend, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_udp, wake_pair};
+use pop_uring::{
+    Backend, BackendKind, IoConfig, MmsgBackend, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_udp, wake_pair,
+};
 
 use crate::clock::Clock;
 use crate::core::Core;
@@ -215,7 +217,11 @@ impl Seed {
     }
 
     /// Makes a back end on copies of the sockets, so that another can be tried when it is refused.
-    fn open<B>(&self, config: &IoConfig, make: impl Fn(Vec<UdpSocket>, WakeReceiver, &IoConfig) -> io::Result<B>) -> io::Result<(B, Waker)> {
+    fn open<B>(
+        &self,
+        config: &IoConfig,
+        make: impl Fn(Vec<UdpSocket>, WakeReceiver, &IoConfig) -> io::Result<B>,
+    ) -> io::Result<(B, Waker)> {
         let sockets = self.sockets.iter().map(UdpSocket::try_clone).collect::<io::Result<Vec<_>>>()?;
         let (waker, wake) = wake_pair()?;
         Ok((make(sockets, wake, config)?, waker))

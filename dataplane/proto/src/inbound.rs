@@ -141,14 +141,7 @@ impl Inbound {
     /// Takes an authenticated packet: `sequence` is extended, `packet` is header and payload without padding.
     ///
     /// Errors: [`DropReason::PayloadType`] and those of [`History::insert`].
-    pub fn handle_packet(
-        &mut self,
-        pool: &mut PacketPool,
-        now: Time,
-        sequence: u64,
-        packet: &[u8],
-        meta: Meta,
-    ) -> Result<(), DropReason> {
+    pub fn handle_packet(&mut self, pool: &mut PacketPool, now: Time, sequence: u64, packet: &[u8], meta: Meta) -> Result<(), DropReason> {
         let codec = self.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
         self.history.insert(pool, now, sequence, packet, meta)?;
         self.stats.packets += 1;

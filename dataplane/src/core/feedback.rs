@@ -29,7 +29,7 @@ impl Core {
         let compound = RtcpReader::new(&datagram[..len])?;
         self.counters.rtcp_packets_in += 1;
         for packet in compound {
-            match packet? {
+            match packet {
                 RtcpPacket::SenderReport { info, blocks } => {
                     if let Some(track) = self.published_track(index, info.ssrc) {
                         self.tracks[track].inbound.handle_sender_report(now, info.ntp, info.rtp_timestamp);
