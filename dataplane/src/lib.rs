@@ -12,3 +12,10 @@ pub use clock::Clock;
 pub use counters::{Counters, Drops, Gauges, WorkerSnapshot};
 pub use service::{CaptureEnd, Service};
 pub use worker::{Worker, WorkerConfig};
+
+/// The cores that this process may use, ascending.
+pub fn available_cores() -> Vec<usize> {
+    let mut cores: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+    cores.sort_unstable();
+    cores
+}

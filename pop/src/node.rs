@@ -1,0 +1,330 @@
+//! The running node: it connects signalling, sessions, DTLS and workers. Tasks own state; nothing here holds a lock over a wait.
+//!
+//! ```text
+//! signal --Node::place--> directory (rooms, slots)          which worker has room
+//! signal --Node::join---> room task (owns the Session) --Command--> worker
+//! worker --Event--> pump -+-> room task
+//!                         +-> DtlsPeer -> transport task --SendDtls, InstallKeys--> worker, Connected/Failed --> room task
+//! ```
+
+mod capture;
+mod directory;
+mod pump;
+mod room;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use pop_dataplane::limits::WorkerLimits;
+use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
+use pop_proto::Command;
+use pop_schemas::SessionId;
+use pop_session::placement::Full;
+use pop_session::token::{self, Access, TokenError};
+use pop_session::{Join, Refusal, SessionView};
+use pop_uring::BackendKind;
+use tokio::sync::oneshot;
+
+pub use capture::{CaptureError, CaptureId, CaptureRequest};
+pub use directory::Placement;
+
+use crate::config::{Backend, Config};
+use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
+use crate::keys::ApiKeys;
+use directory::Directory;
+use room::RoomMessage;
+
+/// DTLS handshakes that may be open at once: each takes at most about 100 KiB until it is done or 10 s old.
+const HALF_OPEN_MAX: usize = 1_000;
+
+/// At shutdown, clients are told for at most this long.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A full worker queue is tried again after this: one worker turn is far shorter.
+const COMMAND_RETRY: Duration = Duration::from_millis(1);
+
+/// Why a client could not be let in.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The session said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// DTLS said no.
+    #[error(transparent)]
+    Dtls(#[from] DtlsError),
+    /// The node is stopping.
+    #[error("this node is stopping")]
+    Stopping,
+}
+
+/// A running node. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    keys: ApiKeys,
+    dtls: Dtls,
+    clock: Clock,
+    workers: Vec<Worker>,
+    candidates: Vec<Vec<SocketAddr>>,
+    routes: Vec<pump::Routes>,
+    service: Service,
+    directory: Directory,
+    captures: capture::Captures,
+    ids: AtomicU64,
+    stopping: AtomicBool,
+    consent: Duration,
+}
+
+/// The bounds of one worker, from the config.
+pub fn worker_limits(config: &Config) -> WorkerLimits {
+    let dataplane = &config.dataplane;
+    // The config's bounds keep each of these within its type.
+    WorkerLimits {
+        transports: dataplane.transports_max as u32,
+        tracks: dataplane.tracks_max as u32,
+        subscriptions: dataplane.subscriptions_max as u32,
+        packets: dataplane.packet_pool as u32,
+        recv_buffers: dataplane.recv_buffers as u16,
+        recv_buffer_len: if dataplane.gro { 65_536 } else { 2_048 },
+        trains: dataplane.trains as u16,
+        train_len: 65_535,
+    }
+}
+
+impl Node {
+    /// Binds the media ports and starts workers, service thread and tasks, on the tokio runtime of the caller.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to change: a port that is taken, a core that does not exist, no back end.
+    pub fn start(config: &Config, keys: ApiKeys) -> Result<Node, String> {
+        let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, HALF_OPEN_MAX);
+        let clock = Clock::start();
+        let service = Service::start(clock).map_err(|e| format!("cannot start the service thread: {e}"))?;
+        let cores = config.dataplane.cores.choose(&available_cores())?;
+        config.media.check_ports(cores.len())?;
+        let backend = choose_backend(config.dataplane.backend)?;
+        let mut workers = Vec::new();
+        let mut wakes = Vec::new();
+        for (index, core) in cores.iter().enumerate() {
+            let port = if config.media.port == 0 { 0 } else { config.media.port + index as u16 };
+            let worker_config = WorkerConfig {
+                index,
+                core: Some(*core),
+                backend,
+                addresses: config.media.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect(),
+                limits: worker_limits(config),
+                gro: config.dataplane.gro,
+                consent: config.media.consent_timeout,
+            };
+            let (worker, wake) = Worker::start(worker_config, clock, service.taps()).map_err(|e| e.to_string())?;
+            workers.push(worker);
+            wakes.push(wake);
+        }
+        let advertise = |worker: &Worker| {
+            let address = |(i, bound): (usize, &SocketAddr)| {
+                SocketAddr::new(config.media.advertised(i).unwrap_or(bound.ip()), bound.port())
+            };
+            worker.addresses().iter().enumerate().map(address).collect()
+        };
+        let candidates = workers.iter().map(advertise).collect();
+        let (routes, route_requests): (Vec<_>, Vec<_>) = workers.iter().map(|_| pump::Routes::new()).unzip();
+        let plans = workers.iter().map(|w| w.limits().transports as usize).collect();
+        let node = Node {
+            shared: Arc::new_cyclic(|shared| Shared {
+                name: config.node.shown_name(),
+                keys,
+                dtls,
+                clock,
+                workers,
+                candidates,
+                routes,
+                service,
+                directory: Directory::start(plans, shared.clone()),
+                captures: capture::Captures::default(),
+                ids: AtomicU64::new(1),
+                stopping: AtomicBool::new(false),
+                consent: config.media.consent_timeout,
+            }),
+        };
+        for (worker, (wake, requests)) in wakes.into_iter().zip(route_requests).enumerate() {
+            pump::start(Arc::downgrade(&node.shared), worker, wake, requests).map_err(|e| format!("cannot watch worker {worker}: {e}"))?;
+        }
+        Ok(node)
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// A number that this process has not given out before.
+    pub fn next_id(&self) -> u64 {
+        self.shared.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Random bytes for passwords and identifiers.
+    pub fn random(&self, out: &mut [u8]) {
+        aws_lc_rs::rand::fill(out).expect("the system gives random bytes");
+    }
+
+    /// The certificate's fingerprint, for the SDP.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        self.shared.dtls.fingerprint()
+    }
+
+    /// The API keys.
+    pub fn keys(&self) -> &ApiKeys {
+        &self.shared.keys
+    }
+
+    /// How long a client may stay silent.
+    pub fn consent_timeout(&self) -> Duration {
+        self.shared.consent
+    }
+
+    /// Checks an access token against this node's keys and the wall clock.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the token.
+    pub fn verify_token(&self, token: &str) -> Result<Access, TokenError> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let secret_of = |id: &str| self.shared.keys.iter().find(|(name, _)| *name == id).map(|(_, secret)| secret.expose().as_bytes());
+        token::verify(token, now, secret_of)
+    }
+
+    /// Chooses the worker for one more transport of `session` and keeps a slot on it until the placement is used or dropped.
+    ///
+    /// # Errors
+    ///
+    /// No worker that may take the session has room, or the node is stopping.
+    pub async fn place(&self, session: &SessionId) -> Result<Placement, Full> {
+        if self.is_stopping() {
+            return Err(Full);
+        }
+        let mut placement = self.shared.directory.place(session).await?;
+        placement.candidates = self.shared.candidates[placement.worker].clone();
+        Ok(placement)
+    }
+
+    /// Lets a client in.
+    ///
+    /// # Errors
+    ///
+    /// See [`JoinError`]; nothing of the client is left then.
+    pub async fn join(&self, placement: Placement, role: Role, remote: Vec<Fingerprint>, join: Join) -> Result<(), JoinError> {
+        let dtls = self.shared.dtls.open(role, remote)?;
+        let room = placement.room.clone();
+        let (reply, answer) = oneshot::channel();
+        let message = RoomMessage::Join { join: Box::new(join), dtls, slot: placement.slot, reply };
+        room.send(message).map_err(|_| JoinError::Stopping)?;
+        answer.await.map_err(|_| JoinError::Stopping)?.map_err(JoinError::Refused)
+    }
+
+    /// Ends the participant behind an HTTP resource; false when there is none.
+    pub async fn leave(&self, session: &SessionId, resource: &str) -> bool {
+        let Some(room) = self.shared.directory.find(session).await else { return false };
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::Leave { resource: resource.into(), reply }).is_ok() && answer.await.unwrap_or(false)
+    }
+
+    /// Every session with its participants.
+    pub async fn sessions(&self) -> Vec<SessionView> {
+        let mut views = Vec::new();
+        for room in self.shared.directory.rooms().await {
+            let (reply, answer) = oneshot::channel();
+            if room.send(RoomMessage::Describe { reply }).is_ok()
+                && let Ok(view) = answer.await
+            {
+                views.push(view);
+            }
+        }
+        views
+    }
+
+    /// Each worker's totals.
+    pub fn workers(&self) -> Vec<WorkerSnapshot> {
+        self.shared.workers.iter().map(Worker::snapshot).collect()
+    }
+
+    /// First and last media port.
+    pub fn media_ports(&self) -> (u16, u16) {
+        let ports = || self.shared.workers.iter().flat_map(|w| w.addresses()).map(SocketAddr::port);
+        (ports().min().unwrap_or(0), ports().max().unwrap_or(0))
+    }
+
+    /// What DTLS has done.
+    pub fn dtls_counters(&self) -> DtlsCounters {
+        self.shared.dtls.counters()
+    }
+
+    /// Whether new clients are refused because the node ends.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new clients from now on: `/ready` says so.
+    pub fn stop_accepting(&self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends every session, telling the clients, and completes the captures.
+    pub async fn shutdown(&self) {
+        self.stop_accepting();
+        capture::stop_all(self).await;
+        for room in self.shared.directory.rooms().await {
+            // A room that has just ended needs no goodbye.
+            let _ = room.send(RoomMessage::Close);
+        }
+        // What is not told in time is told by silence.
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.shared.directory.emptied()).await;
+    }
+}
+
+impl Shared {
+    /// Hands a command to a worker; waits while its queue is full, so that none is lost.
+    async fn command(&self, worker: usize, mut command: Command) {
+        while let Err(back) = self.workers[worker].send(command) {
+            command = back;
+            tokio::time::sleep(COMMAND_RETRY).await;
+        }
+    }
+}
+
+/// The cores that this process may use.
+pub fn available_cores() -> Vec<usize> {
+    pop_dataplane::available_cores()
+}
+
+/// The back end to start with; `Auto` asks the kernel.
+///
+/// # Errors
+///
+/// `io_uring` is demanded and refused; the sentence says why.
+pub fn choose_backend(configured: Backend) -> Result<BackendKind, String> {
+    let probe = pop_uring::probe();
+    match configured {
+        Backend::Mmsg => Ok(BackendKind::Mmsg),
+        Backend::Auto => Ok(probe.backend),
+        Backend::IoUring if probe.backend == BackendKind::Uring => Ok(BackendKind::Uring),
+        Backend::IoUring => Err(format!("dataplane.backend is \"io_uring\", but {}; set it to \"auto\" or \"mmsg\"", probe.reason)),
+    }
+}
+
+/// A panic in a task that owns state ends the process: the supervisor restarts it, and no half-dead node goes on.
+struct EndsProcess;
+
+impl Drop for EndsProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::exit(1);
+        }
+    }
+}

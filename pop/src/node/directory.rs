@@ -1,0 +1,164 @@
+//! Which rooms exist, on which worker, and how many transports each worker has promised. One task owns it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Weak;
+
+use pop_schemas::SessionId;
+use pop_session::placement::{self, Full, WorkerLoad};
+use tokio::sync::{mpsc, oneshot};
+
+use super::room::{self, RoomMessage};
+use super::{EndsProcess, Shared};
+
+/// A room's mailbox.
+pub(super) type RoomSender = mpsc::UnboundedSender<RoomMessage>;
+
+/// A place for one transport, until it is used by a join or dropped.
+pub struct Placement {
+    /// Which worker.
+    pub worker: usize,
+    /// The worker's candidates, as clients reach them.
+    pub candidates: Vec<SocketAddr>,
+    pub(super) room: RoomSender,
+    pub(super) slot: Slot,
+}
+
+/// A claim on a room, and on a transport of its worker; given back when dropped.
+pub(super) struct Slot {
+    session: SessionId,
+    transports: usize,
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // Without a directory there is nothing to give back to.
+        let _ = self.requests.send(Request::Release { session: self.session.clone(), transports: self.transports });
+    }
+}
+
+enum Request {
+    Place { session: SessionId, transports: usize, reply: oneshot::Sender<Result<(usize, RoomSender), Full>> },
+    Release { session: SessionId, transports: usize },
+    Find { session: SessionId, reply: oneshot::Sender<Option<RoomSender>> },
+    Rooms { reply: oneshot::Sender<Vec<RoomSender>> },
+    Emptied { reply: oneshot::Sender<()> },
+}
+
+/// The handle of the directory's task.
+pub(super) struct Directory {
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+impl Directory {
+    /// `plans`: transports that each worker may carry.
+    pub(super) fn start(plans: Vec<usize>, shared: Weak<Shared>) -> Directory {
+        let (requests, received) = mpsc::unbounded_channel();
+        let loads = plans.into_iter().map(|transports_max| WorkerLoad { transports: 0, transports_max }).collect();
+        let state = State { loads, rooms: HashMap::new(), shared, waiting: Vec::new() };
+        tokio::spawn(state.run(received));
+        Directory { requests }
+    }
+
+    pub(super) async fn place(&self, session: &SessionId) -> Result<Placement, Full> {
+        let (worker, room, slot) = self.claim(session, 1).await?;
+        Ok(Placement { worker, candidates: Vec::new(), room, slot })
+    }
+
+    /// A claim on the room without a transport: it keeps the room although nobody may be in it.
+    pub(super) async fn hold(&self, session: &SessionId) -> Result<(usize, RoomSender, Slot), Full> {
+        self.claim(session, 0).await
+    }
+
+    async fn claim(&self, session: &SessionId, transports: usize) -> Result<(usize, RoomSender, Slot), Full> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Place { session: session.clone(), transports, reply }).map_err(|_| Full)?;
+        let (worker, room) = answer.await.map_err(|_| Full)??;
+        Ok((worker, room, Slot { session: session.clone(), transports, requests: self.requests.clone() }))
+    }
+
+    pub(super) async fn find(&self, session: &SessionId) -> Option<RoomSender> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Find { session: session.clone(), reply }).ok()?;
+        answer.await.ok().flatten()
+    }
+
+    pub(super) async fn rooms(&self) -> Vec<RoomSender> {
+        let (reply, answer) = oneshot::channel();
+        // Only a runtime that is ending has no directory, and then there are no rooms.
+        let _ = self.requests.send(Request::Rooms { reply });
+        answer.await.unwrap_or_default()
+    }
+
+    /// Waits until the last room has ended.
+    pub(super) async fn emptied(&self) {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.requests.send(Request::Emptied { reply });
+        let _ = answer.await;
+    }
+}
+
+struct Room {
+    worker: usize,
+    sender: RoomSender,
+    /// Slots that name it: the room ends with the last.
+    claims: usize,
+}
+
+struct State {
+    loads: Vec<WorkerLoad>,
+    rooms: HashMap<SessionId, Room>,
+    shared: Weak<Shared>,
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+impl State {
+    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let _guard = EndsProcess;
+        while let Some(request) = requests.recv().await {
+            // Who asked may be gone by now (a client that hung up); then nobody needs the answer.
+            match request {
+                Request::Place { session, transports, reply } => {
+                    let placed = self.place(&session, transports);
+                    let granted = placed.is_ok();
+                    if reply.send(placed).is_err() && granted {
+                        self.release(&session, transports);
+                    }
+                }
+                Request::Release { session, transports } => self.release(&session, transports),
+                Request::Find { session, reply } => {
+                    let _ = reply.send(self.rooms.get(&session).map(|room| room.sender.clone()));
+                }
+                Request::Rooms { reply } => {
+                    let _ = reply.send(self.rooms.values().map(|room| room.sender.clone()).collect());
+                }
+                Request::Emptied { reply } => self.waiting.push(reply),
+            }
+            if self.rooms.is_empty() {
+                self.waiting.drain(..).for_each(|waiting| drop(waiting.send(())));
+            }
+        }
+    }
+
+    fn place(&mut self, session: &SessionId, transports: usize) -> Result<(usize, RoomSender), Full> {
+        let current = self.rooms.get(session).map(|room| room.worker);
+        let worker = placement::place(current, &self.loads)?;
+        let shared = &self.shared;
+        let room = self.rooms.entry(session.clone()).or_insert_with(|| {
+            Room { worker, sender: room::start(shared.clone(), session.clone(), worker), claims: 0 }
+        });
+        room.claims += 1;
+        self.loads[worker].transports += transports;
+        Ok((worker, room.sender.clone()))
+    }
+
+    fn release(&mut self, session: &SessionId, transports: usize) {
+        let room = self.rooms.get_mut(session).expect("a slot names a room that exists for as long as the slot does");
+        room.claims -= 1;
+        self.loads[room.worker].transports -= transports;
+        if room.claims == 0 {
+            self.rooms.remove(session);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One session's task: the only one that touches its [`Session`].
+
+use std::collections::HashMap;
+use std::sync::Weak;
+
+use pop_proto::control::SrtpProfile;
+use pop_proto::{Command, Event};
+use pop_schemas::{SessionId, TransportId};
+use pop_session::session::{Action, Audit};
+use pop_session::{Join, Limits, Media, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
+use tokio::sync::{mpsc, oneshot};
+
+use super::directory::{RoomSender, Slot};
+use super::pump::Route;
+use super::{EndsProcess, Shared};
+use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
+
+/// What reaches a room.
+pub(super) enum RoomMessage {
+    Join { join: Box<Join>, dtls: (DtlsPeer, DtlsEvents), slot: Slot, reply: oneshot::Sender<Result<(), Refusal>> },
+    Leave { resource: Box<str>, reply: oneshot::Sender<bool> },
+    Tap { request: Request, reply: oneshot::Sender<Result<Reply, Refusal>> },
+    Describe { reply: oneshot::Sender<SessionView> },
+    /// From the session's worker.
+    Event(Event),
+    /// DTLS is done; the worker has the keys.
+    Connected { transport: TransportId, profile: SrtpProfile },
+    /// DTLS failed, or the client ended it.
+    Failed { transport: TransportId, failure: TransportFailure },
+    /// The node stops: everybody leaves.
+    Close,
+}
+
+/// Who waits for the reply of a request.
+enum Waiting {
+    Join(oneshot::Sender<Result<(), Refusal>>, TransportId),
+    Leave(oneshot::Sender<bool>),
+    Tap(oneshot::Sender<Result<Reply, Refusal>>),
+}
+
+/// Starts a room's task; it ends when the directory has dropped the sender and no placement holds a copy.
+pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomSender {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let room = Room {
+        shared,
+        worker,
+        session: Session::new(id, Limits::default()),
+        mailbox: sender.downgrade(),
+        waiting: HashMap::new(),
+        resources: HashMap::new(),
+        requests: 0,
+    };
+    tokio::spawn(room.run(receiver));
+    sender
+}
+
+struct Room {
+    shared: Weak<Shared>,
+    worker: usize,
+    session: Session,
+    /// For the transport tasks of this room.
+    mailbox: mpsc::WeakUnboundedSender<RoomMessage>,
+    waiting: HashMap<RequestId, Waiting>,
+    /// HTTP resources of those who are here, to end them all when the node stops.
+    resources: HashMap<TransportId, Box<str>>,
+    requests: u64,
+}
+
+impl Room {
+    async fn run(mut self, mut messages: mpsc::UnboundedReceiver<RoomMessage>) {
+        let _guard = EndsProcess;
+        loop {
+            let Some(now) = self.shared.upgrade().map(|shared| shared.clock.now()) else { return };
+            let deadline = self.session.poll_timeout().map(|at| at.since(now));
+            let timeout = async {
+                match deadline {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let message = tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => Some(message),
+                    None => return,
+                },
+                () = timeout => None,
+            };
+            let Some(shared) = self.shared.upgrade() else { return };
+            match message {
+                Some(message) => self.handle(&shared, message),
+                None => self.session.handle_timeout(shared.clock.now()),
+            }
+            self.drain(&shared).await;
+        }
+    }
+
+    fn handle(&mut self, shared: &Shared, message: RoomMessage) {
+        let now = shared.clock.now();
+        match message {
+            RoomMessage::Join { join, dtls, slot, reply } => self.join(shared, *join, dtls, slot, reply),
+            RoomMessage::Leave { resource, reply } => self.request(shared, Request::Leave { resource }, Waiting::Leave(reply)),
+            RoomMessage::Tap { request, reply } => self.request(shared, request, Waiting::Tap(reply)),
+            // Who asked may be gone.
+            RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
+            RoomMessage::Event(event) => self.session.handle_event(now, event),
+            RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
+            RoomMessage::Failed { transport, failure } => self.session.handle_transport_failed(now, transport, failure),
+            RoomMessage::Close => {
+                for resource in self.resources.values().cloned().collect::<Vec<_>>() {
+                    self.requests += 1;
+                    self.session.handle_request(now, RequestId(self.requests), Request::Leave { resource });
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, shared: &Shared, request: Request, waiting: Waiting) {
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.waiting.insert(id, waiting);
+        self.session.handle_request(shared.clock.now(), id, request);
+    }
+
+    fn join(
+        &mut self,
+        shared: &Shared,
+        join: Join,
+        (peer, events): (DtlsPeer, DtlsEvents),
+        slot: Slot,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    ) {
+        let transport = join.transport.transport;
+        let (tracks, subscriptions) = match &join.media {
+            Media::Publish(publications) => (publications.iter().map(|p| p.open.track).collect(), Vec::new()),
+            Media::Watch(sections) => (Vec::new(), sections.iter().map(|s| s.open.subscription).collect()),
+        };
+        self.resources.insert(transport, join.resource.clone());
+        // Before the worker hears of the transport, so that no event of it comes to an unknown address.
+        if let Some(room) = self.mailbox.upgrade() {
+            shared.routes[self.worker].add(transport, Route { room, peer, tracks, subscriptions });
+        }
+        let task = Transport { shared: self.shared.clone(), worker: self.worker, id: transport, room: self.mailbox.clone(), _slot: slot };
+        tokio::spawn(task.run(events));
+        self.request(shared, Request::Join(Box::new(join)), Waiting::Join(reply, transport));
+    }
+
+    async fn drain(&mut self, shared: &Shared) {
+        while let Some(output) = self.session.poll() {
+            match output {
+                // The transport's task tells the worker, after the client was told.
+                Output::Command(Command::CloseTransport { .. }) => {}
+                Output::Command(command) => shared.command(self.worker, command).await,
+                Output::Closed { transport, .. } => self.forget(shared, transport),
+                Output::Reply(id, reply) => self.reply(shared, id, reply),
+                Output::Audit(audit) => self.audit(&audit),
+            }
+        }
+    }
+
+    fn forget(&mut self, shared: &Shared, transport: TransportId) {
+        self.resources.remove(&transport);
+        shared.routes[self.worker].remove(transport);
+    }
+
+    fn reply(&mut self, shared: &Shared, id: RequestId, reply: Result<Reply, Refusal>) {
+        // Nobody waits when the node stops, or when the HTTP client hung up; the state is right all the same.
+        match self.waiting.remove(&id) {
+            Some(Waiting::Join(waiting, transport)) => {
+                if reply.is_err() {
+                    self.forget(shared, transport);
+                }
+                let _ = waiting.send(reply.map(|_| ()));
+            }
+            Some(Waiting::Leave(waiting)) => drop(waiting.send(reply.is_ok())),
+            Some(Waiting::Tap(waiting)) => drop(waiting.send(reply)),
+            None => {}
+        }
+    }
+
+    fn audit(&self, audit: &Audit) {
+        let (room, identity, role) = (self.session.id(), &audit.identity, audit.role.name());
+        let participant = audit.participant;
+        match audit.action {
+            Action::Joined { transport } => tracing::info!(%room, %identity, role, %participant, %transport, "joined"),
+            Action::Connected { profile, address, after } => {
+                let address = address.map(|a| a.to_string()).unwrap_or_default();
+                tracing::info!(%room, %identity, role, %participant, address, profile = profile.name(), after_ms = after.as_millis() as u64, "connected");
+            }
+            Action::Published { track, kind, codec } => {
+                let codec = codec.map_or("", |c| c.name());
+                tracing::info!(%room, %identity, role, %participant, %track, kind = kind.name(), codec, "publishes");
+            }
+            Action::Left { reason, stayed } => {
+                tracing::info!(%room, %identity, role, %participant, reason = reason.name(), stayed_s = stayed.as_secs(), "left");
+            }
+        }
+    }
+}
+
+/// The task of one transport: it carries DTLS down to the worker, and its end gives the slot back.
+struct Transport {
+    shared: Weak<Shared>,
+    worker: usize,
+    id: TransportId,
+    room: mpsc::WeakUnboundedSender<RoomMessage>,
+    _slot: Slot,
+}
+
+impl Transport {
+    async fn run(self, mut events: DtlsEvents) {
+        // The events end when the peer is dropped by the pump, after the close_notify is out.
+        while let Some(event) = events.recv().await {
+            let Some(shared) = self.shared.upgrade() else { return };
+            let message = match event {
+                DtlsEvent::Send(datagram) => {
+                    shared.command(self.worker, Command::SendDtls { transport: self.id, datagram }).await;
+                    continue;
+                }
+                DtlsEvent::Established { keys, .. } => {
+                    let profile = keys.profile;
+                    shared.command(self.worker, Command::InstallKeys { transport: self.id, keys }).await;
+                    RoomMessage::Connected { transport: self.id, profile }
+                }
+                DtlsEvent::Failed(error) => {
+                    tracing::debug!(transport = %self.id, %error, "DTLS failed");
+                    RoomMessage::Failed { transport: self.id, failure: failure(&error) }
+                }
+                DtlsEvent::Closed => RoomMessage::Failed { transport: self.id, failure: TransportFailure::ClosedByPeer },
+            };
+            if let Some(room) = self.room.upgrade() {
+                // A room that has ended has closed its transports.
+                let _ = room.send(message);
+            }
+        }
+        if let Some(shared) = self.shared.upgrade() {
+            shared.command(self.worker, Command::CloseTransport { transport: self.id }).await;
+        }
+    }
+}
+
+fn failure(error: &DtlsError) -> TransportFailure {
+    match error {
+        DtlsError::Timeout => TransportFailure::HandshakeTimeout,
+        DtlsError::Fingerprint => TransportFailure::Fingerprint,
+        _ => TransportFailure::Handshake,
+    }
+}
