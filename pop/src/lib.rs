@@ -8,6 +8,7 @@ pub mod dtls;
 pub mod http;
 pub mod keys;
 pub mod metrics;
+pub mod node;
 pub mod serve;
 pub mod signal;
 pub mod token;

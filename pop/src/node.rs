@@ -128,9 +128,8 @@ impl Node {
             wakes.push(wake);
         }
         let advertise = |worker: &Worker| {
-            let address = |(i, bound): (usize, &SocketAddr)| {
-                SocketAddr::new(config.media.advertised(i).unwrap_or(bound.ip()), bound.port())
-            };
+            let address =
+                |(i, bound): (usize, &SocketAddr)| SocketAddr::new(config.media.advertised(i).unwrap_or(bound.ip()), bound.port());
             worker.addresses().iter().enumerate().map(address).collect()
         };
         let candidates = workers.iter().map(advertise).collect();
@@ -223,7 +222,7 @@ impl Node {
         let dtls = self.shared.dtls.open(role, remote)?;
         let room = placement.room.clone();
         let (reply, answer) = oneshot::channel();
-        let message = RoomMessage::Join { join: Box::new(join), dtls, slot: placement.slot, reply };
+        let message = RoomMessage::Join { join: Box::new(join), dtls: Box::new(dtls), slot: placement.slot, reply };
         room.send(message).map_err(|_| JoinError::Stopping)?;
         answer.await.map_err(|_| JoinError::Stopping)?.map_err(JoinError::Refused)
     }

@@ -157,6 +157,8 @@ mod tests {
     use super::*;
     use crate::wire::stun::{BindingRequest, MESSAGE_LEN_MAX, TransactionId, write_request};
 
+    const CONSENT: Duration = Duration::from_secs(15);
+
     const NOMINATING: BindingRequest<'static> = BindingRequest {
         transaction: TransactionId([5; 12]),
         username: "lite:full",
@@ -168,7 +170,7 @@ mod tests {
 
     fn agent() -> IceLite {
         let credentials = IceCredentials { local_ufrag: "lite".into(), local_pwd: "password".into(), remote_ufrag: "full".into() };
-        IceLite::new(Time::ZERO, credentials)
+        IceLite::new(Time::ZERO, credentials, CONSENT)
     }
 
     fn path(port: u16) -> Path {

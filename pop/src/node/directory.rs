@@ -136,7 +136,9 @@ impl State {
                 Request::Emptied { reply } => self.waiting.push(reply),
             }
             if self.rooms.is_empty() {
-                self.waiting.drain(..).for_each(|waiting| drop(waiting.send(())));
+                for waiting in self.waiting.drain(..) {
+                    let _ = waiting.send(());
+                }
             }
         }
     }
@@ -145,8 +147,10 @@ impl State {
         let current = self.rooms.get(session).map(|room| room.worker);
         let worker = placement::place(current, &self.loads)?;
         let shared = &self.shared;
-        let room = self.rooms.entry(session.clone()).or_insert_with(|| {
-            Room { worker, sender: room::start(shared.clone(), session.clone(), worker), claims: 0 }
+        let room = self.rooms.entry(session.clone()).or_insert_with(|| Room {
+            worker,
+            sender: room::start(shared.clone(), session.clone(), worker),
+            claims: 0,
         });
         room.claims += 1;
         self.loads[worker].transports += transports;

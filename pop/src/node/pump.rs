@@ -50,14 +50,9 @@ impl Routes {
 }
 
 /// Starts the pump of one worker.
-pub(super) fn start(
-    shared: Weak<Shared>,
-    worker: usize,
-    wake: WakeReceiver,
-    changes: mpsc::UnboundedReceiver<Change>,
-) -> io::Result<()> {
+pub(super) fn start(shared: Weak<Shared>, worker: usize, wake: WakeReceiver, changes: mpsc::UnboundedReceiver<Change>) -> io::Result<()> {
     let pump = Pump { shared, worker, changes, routes: HashMap::new(), tracks: HashMap::new(), subscriptions: HashMap::new() };
-    tokio::spawn(pump.run(AsyncFd::new(wake)?));
+    tokio::spawn(pump.run(AsyncFd::register(wake)?));
     Ok(())
 }
 
@@ -107,8 +102,12 @@ impl Pump {
             }
             Change::Remove(transport) => {
                 if let Some(route) = self.routes.remove(&transport) {
-                    route.tracks.iter().for_each(|t| drop(self.tracks.remove(t)));
-                    route.subscriptions.iter().for_each(|s| drop(self.subscriptions.remove(s)));
+                    for track in &route.tracks {
+                        self.tracks.remove(track);
+                    }
+                    for subscription in &route.subscriptions {
+                        self.subscriptions.remove(subscription);
+                    }
                 }
             }
         }

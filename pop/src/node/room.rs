@@ -17,16 +17,35 @@ use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
 
 /// What reaches a room.
 pub(super) enum RoomMessage {
-    Join { join: Box<Join>, dtls: (DtlsPeer, DtlsEvents), slot: Slot, reply: oneshot::Sender<Result<(), Refusal>> },
-    Leave { resource: Box<str>, reply: oneshot::Sender<bool> },
-    Tap { request: Request, reply: oneshot::Sender<Result<Reply, Refusal>> },
-    Describe { reply: oneshot::Sender<SessionView> },
+    Join {
+        join: Box<Join>,
+        dtls: Box<(DtlsPeer, DtlsEvents)>,
+        slot: Slot,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Leave {
+        resource: Box<str>,
+        reply: oneshot::Sender<bool>,
+    },
+    Tap {
+        request: Request,
+        reply: oneshot::Sender<Result<Reply, Refusal>>,
+    },
+    Describe {
+        reply: oneshot::Sender<SessionView>,
+    },
     /// From the session's worker.
     Event(Event),
     /// DTLS is done; the worker has the keys.
-    Connected { transport: TransportId, profile: SrtpProfile },
+    Connected {
+        transport: TransportId,
+        profile: SrtpProfile,
+    },
     /// DTLS failed, or the client ended it.
-    Failed { transport: TransportId, failure: TransportFailure },
+    Failed {
+        transport: TransportId,
+        failure: TransportFailure,
+    },
     /// The node stops: everybody leaves.
     Close,
 }
@@ -97,7 +116,7 @@ impl Room {
     fn handle(&mut self, shared: &Shared, message: RoomMessage) {
         let now = shared.clock.now();
         match message {
-            RoomMessage::Join { join, dtls, slot, reply } => self.join(shared, *join, dtls, slot, reply),
+            RoomMessage::Join { join, dtls, slot, reply } => self.join(shared, *join, *dtls, slot, reply),
             RoomMessage::Leave { resource, reply } => self.request(shared, Request::Leave { resource }, Waiting::Leave(reply)),
             RoomMessage::Tap { request, reply } => self.request(shared, request, Waiting::Tap(reply)),
             // Who asked may be gone.
