@@ -52,7 +52,11 @@ impl Routes {
 /// Starts the pump of one worker.
 pub(super) fn start(shared: Weak<Shared>, worker: usize, wake: WakeReceiver, changes: mpsc::UnboundedReceiver<Change>) -> io::Result<()> {
     let pump = Pump { shared, worker, changes, routes: HashMap::new(), tracks: HashMap::new(), subscriptions: HashMap::new() };
-    tokio::spawn(pump.run(AsyncFd::register(wake)?));
+    // Deprecated because a type's `AsFd` may lie about what it owns; `WakeReceiver` owns its eventfd and never changes it. The
+    // replacement is an unsafe function, and this crate has none.
+    #[allow(deprecated)]
+    let wake = AsyncFd::new(wake)?;
+    tokio::spawn(pump.run(wake));
     Ok(())
 }
 
