@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Rng, corpus, mutate, mutation_count};
 use hmac::{Hmac, KeyInit, Mac};
 use pop_proto::{
@@ -50,7 +52,7 @@ fn seal(bytes: &mut Vec<u8>, with_fingerprint: bool) {
 fn new_agent() -> IceLite {
     let password = String::from_utf8(PASSWORD.to_vec()).expect("it is text");
     let credentials = IceCredentials { local_ufrag: "lite".into(), local_pwd: password.into(), remote_ufrag: "full".into() };
-    IceLite::new(Time::ZERO, credentials)
+    IceLite::new(Time::ZERO, credentials, Duration::from_secs(15))
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Pump {
                     route.peer.start();
                 }
                 // A room that has ended has closed its transports.
-                let _ = route.room.send(RoomMessage::Event(event));
+                let _ = route.room.send(RoomMessage::Event(Box::new(event)));
             }
         }
     }

@@ -35,7 +35,7 @@ pub(super) enum RoomMessage {
         reply: oneshot::Sender<SessionView>,
     },
     /// From the session's worker.
-    Event(Event),
+    Event(Box<Event>),
     /// DTLS is done; the worker has the keys.
     Connected {
         transport: TransportId,
@@ -121,7 +121,7 @@ impl Room {
             RoomMessage::Tap { request, reply } => self.request(shared, request, Waiting::Tap(reply)),
             // Who asked may be gone.
             RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
-            RoomMessage::Event(event) => self.session.handle_event(now, event),
+            RoomMessage::Event(event) => self.session.handle_event(now, *event),
             RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
             RoomMessage::Failed { transport, failure } => self.session.handle_transport_failed(now, transport, failure),
             RoomMessage::Close => {
