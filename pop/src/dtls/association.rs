@@ -20,6 +20,7 @@ use webrtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use webrtc_util::KeyingMaterialExporter;
 use zeroize::Zeroizing;
 
+use super::gate::Caused;
 use super::{
     ALERT_GRACE, CLIENT_PROFILES, DtlsError, DtlsEvent, DtlsShared, FLIGHT_INTERVAL, Fingerprint, Gate, HANDSHAKE_TIMEOUT, Role,
     SERVER_PROFILES, record,
@@ -67,7 +68,8 @@ impl Association {
         if inner.events.is_none() {
             return Err(DropReason::DtlsUnexpected);
         }
-        let caused = inner.gate.handle_datagram(now, datagram)?;
+        let mut caused = Caused::default();
+        let verdict = inner.gate.handle_datagram(now, datagram, &mut caused);
         for datagram in caused.repeat {
             self.send(&inner, datagram);
         }
@@ -78,7 +80,7 @@ impl Association {
         if caused.news {
             self.news.notify_one();
         }
-        Ok(())
+        verdict
     }
 
     /// A datagram that finds the queue full is lost, as on any network.
@@ -423,6 +425,8 @@ impl webrtc_util::Conn for LibraryConn {
         if inner.gate.handle_sent(Instant::now(), datagram) {
             self.association.send(&inner, datagram.into());
         }
+        // A client's ChangeCipherSpec frees the server's. A bell for nothing does no harm.
+        self.association.ready.notify_one();
         Ok(datagram.len())
     }
 
@@ -449,4 +453,102 @@ impl webrtc_util::Conn for LibraryConn {
 
 fn unsupported() -> webrtc_util::Error {
     webrtc_util::Error::Other("not a socket".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtls::{Certificate, Dtls};
+
+    /// What the gate lets nobody send: it panics the library's reader.
+    fn client_key_exchange_of_one_byte(message_sequence: u16) -> Box<[u8]> {
+        record::build_handshake_record(90, 16, message_sequence, &[0])
+    }
+
+    fn node() -> Dtls {
+        Dtls::new(Certificate::generate().unwrap(), 10)
+    }
+
+    fn force(peer: &crate::dtls::DtlsPeer, bytes: &[u8]) {
+        peer.association.lock().gate.force_ready(bytes);
+        peer.association.ready.notify_one();
+    }
+
+    async fn ends(us: &Dtls, role: Role) -> Vec<DtlsEvent> {
+        let (peer, mut events) = us.open(role, vec![us.fingerprint().clone()]).unwrap();
+        peer.start();
+        let mut seen = Vec::new();
+        if role == Role::Client {
+            seen.extend(events.recv().await);
+        }
+        force(&peer, &client_key_exchange_of_one_byte(0));
+        while let Some(event) = events.recv().await {
+            seen.push(event);
+        }
+        seen
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_of_the_library_during_the_handshake_is_told_at_once() {
+        let us = node();
+        let begin = Instant::now();
+        let seen = ends(&us, Role::Client).await;
+        assert!(matches!(seen[..], [DtlsEvent::Send(_), DtlsEvent::Failed(DtlsError::Panicked)]), "{seen:?}");
+        assert!(begin.elapsed() < FLIGHT_INTERVAL, "{:?}", begin.elapsed());
+        assert_eq!((us.counters().panics, us.counters().half_open), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_of_the_library_after_the_handshake_ends_that_association_alone() {
+        let (us, them) = (node(), node());
+        let mut pairs = Vec::new();
+        for _ in 0..2 {
+            let (server, mut server_events) = us.open(Role::Server, vec![them.fingerprint().clone()]).unwrap();
+            let (client, mut client_events) = them.open(Role::Client, vec![us.fingerprint().clone()]).unwrap();
+            server.start();
+            client.start();
+            let mut established = 0;
+            while established < 2 {
+                let (event, to) = tokio::select! {
+                    event = server_events.recv() => (event, &client),
+                    event = client_events.recv() => (event, &server),
+                };
+                match event.unwrap() {
+                    DtlsEvent::Send(datagram) => to.deliver(&datagram).unwrap(),
+                    DtlsEvent::Established { .. } => established += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+            pairs.push((server, server_events, client, client_events));
+        }
+        let (server, server_events, ..) = &mut pairs[0];
+        // The next message of the client, behind its Finished.
+        force(server, &client_key_exchange_of_one_byte(6));
+        let event = server_events.recv().await;
+        assert!(matches!(event, Some(DtlsEvent::Failed(DtlsError::Panicked))), "{event:?}");
+        assert!(server_events.recv().await.is_none());
+        assert_eq!(us.counters().panics, 1);
+        // The other pair does not notice: its end is an orderly one.
+        let (server, mut server_events, client, mut client_events) = pairs.pop().unwrap();
+        drop(client);
+        let Some(DtlsEvent::Send(close_notify)) = client_events.recv().await else { panic!("a close_notify") };
+        server.deliver(&close_notify).unwrap();
+        let answer = server_events.recv().await;
+        assert!(matches!(&answer, Some(DtlsEvent::Send(alert)) if alert[0] == 21), "the library answers: {answer:?}");
+        assert!(matches!(server_events.recv().await, Some(DtlsEvent::Closed)));
+    }
+
+    #[test]
+    fn keys_are_cut_in_the_order_of_rfc_5764_and_given_to_the_right_direction() {
+        for profile in SERVER_PROFILES {
+            let (key, salt) = (profile.key_len(), profile.salt_len());
+            let material = [vec![1; key], vec![2; key], vec![3; salt], vec![4; salt]].concat();
+            for (role, local, remote) in [(Role::Client, 1, 2), (Role::Server, 2, 1)] {
+                let keys = split_keys(profile, role, &material).unwrap();
+                assert_eq!((&keys.local.key[..key], &keys.local.salt[..salt]), (&vec![local; key][..], &vec![local + 2; salt][..]));
+                assert_eq!((&keys.remote.key[..key], &keys.remote.salt[..salt]), (&vec![remote; key][..], &vec![remote + 2; salt][..]));
+            }
+            assert!(split_keys(profile, Role::Client, &material[..2 * key]).is_none());
+        }
+    }
 }

@@ -42,6 +42,9 @@ const MESSAGES_MAX: u16 = 16;
 /// Bytes of unfinished messages: a flight of four small ones and a certificate chain.
 const REASSEMBLY_LEN_MAX: usize = 16 * 1024;
 
+/// Bytes of messages that the library gets: two hellos and a chain of 8,000 are 11,000. It keeps them all.
+const FED_LEN_MAX: usize = 32 * 1024;
+
 /// Gaps in one message that are tracked; a flight in datagrams of 300 bytes makes at most 26 fragments of 8,000 bytes.
 const RANGES_MAX: usize = 32;
 
@@ -83,6 +86,8 @@ pub(super) struct Gate {
     ready: VecDeque<Box<[u8]>>,
     /// Sequence number of the next plaintext record that the library gets.
     record_sequence: u64,
+    /// Bytes of messages that it has got.
+    fed_len: usize,
     /// The message that is taken next.
     next_message: u16,
     messages: Vec<Message>,
@@ -137,6 +142,7 @@ impl Gate {
             refilled_at: now,
             ready: VecDeque::new(),
             record_sequence: 0,
+            fed_len: 0,
             next_message: 0,
             messages: Vec::new(),
             client_hello: None,
@@ -153,22 +159,26 @@ impl Gate {
         }
     }
 
-    /// A datagram of the peer.
+    /// A datagram of the peer. What it caused counts also when the verdict is an error: a message may have freed one behind it
+    /// that does not hold.
     ///
     /// # Errors
     /// Why nothing of it was taken.
-    pub(super) fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Result<Caused, DropReason> {
+    pub(super) fn handle_datagram(&mut self, now: Instant, datagram: &[u8], caused: &mut Caused) -> Result<(), DropReason> {
         if datagram.len() > DTLS_DATAGRAM_LEN_MAX {
             return Err(DropReason::DtlsMalformed);
         }
         let records = record::records(datagram).ok_or(DropReason::DtlsMalformed)?;
-        self.take_token(now)?;
-        let mut caused = Caused::default();
+        // Plaintext costs an established association nothing, so it must not use up what its alerts need.
+        let plaintext = record::records(datagram).is_some_and(|mut records| records.all(|record| record.epoch == 0));
+        if self.stage == Stage::Handshake || !plaintext {
+            self.take_token(now)?;
+        }
         let mut verdict = Err(DropReason::DtlsUnexpected);
         for record in records {
-            verdict = join(verdict, self.handle_record(now, record, &mut caused));
+            verdict = join(verdict, self.handle_record(now, record, caused));
         }
-        verdict.map(|()| caused)
+        verdict
     }
 
     /// What the library reads next.
@@ -204,7 +214,8 @@ impl Gate {
         }
     }
 
-    /// A datagram of the library. Returns whether it is sent: repeats of its timer are thinned out.
+    /// A datagram of the library. Returns whether it is sent: repeats of its timer are thinned out. It may free what waits for
+    /// the library.
     pub(super) fn handle_sent(&mut self, now: Instant, datagram: &[u8]) -> bool {
         let Some(records) = record::records(datagram) else {
             // Never seen; the peer would judge it the same.
@@ -381,8 +392,12 @@ impl Gate {
                 return Err(DropReason::DtlsQueueFull);
             }
             let message = self.messages.swap_remove(index);
+            if self.fed_len + message.body.len() > FED_LEN_MAX {
+                return Err(DropReason::DtlsQueueFull);
+            }
             self.check_message(&message, caused).ok_or(DropReason::DtlsMalformed)?;
             let record = record::build_handshake_record(self.record_sequence, message.message_type, message.sequence, &message.body);
+            self.fed_len += message.body.len();
             self.record_sequence += 1;
             self.next_message += 1;
             self.repeats.answered = true;
@@ -429,6 +444,7 @@ impl Gate {
             return Err(DropReason::DtlsUnexpected);
         }
         if self.held.len() >= HELD_MAX {
+            // The peer repeats its Finished, so the newest is as good.
             self.held.pop_front();
         }
         self.held.push_back(record.bytes.into());
