@@ -1,0 +1,352 @@
+//! The HTTP side that WHIP and WHEP share: one POST makes a resource, one DELETE ends it.
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
+    ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, post};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use pop_proto::control::{IceCredentials, OpenTransport};
+use pop_schemas::{IdError, ParticipantId, SessionId, TransportId};
+use pop_session::token::{Access, GrantError, TokenError};
+use pop_session::{Join, Refusal, Role};
+
+use super::answer::{LocalMedia, LocalTransport, Negotiation, negotiate};
+use super::sdp::{self, SDP_LEN_MAX, SdpError};
+use super::{whep, whip};
+use crate::dtls::{self, DtlsError, Fingerprint};
+use crate::node::{JoinError, Node};
+
+const SDP: &str = "application/sdp";
+
+/// What the endpoint takes by POST (RFC 9725, W3C LDP section 7.1).
+const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
+
+/// How long a client should wait before it asks a full node again, in seconds.
+const RETRY_AFTER_S: &str = "5";
+
+/// `/whip/{room}` and `/whep/{room}` with their resources.
+pub fn routes(node: Node) -> Router {
+    let endpoint = |role| -> MethodRouter<Node> {
+        post(move |State(node), room, request| create(node, role, room, request)).options(|| async { preflight("POST, OPTIONS") })
+    };
+    let resource = || -> MethodRouter<Node> { delete(remove).options(|| async { preflight("DELETE, OPTIONS") }) };
+    Router::new()
+        .route("/whip/{room}", endpoint(Role::Publish))
+        .route("/whip/{room}/{resource}", resource())
+        .route("/whep/{room}", endpoint(Role::Watch))
+        .route("/whep/{room}/{resource}", resource())
+        .route_layer(middleware::from_fn(open_to_all_origins))
+        .layer(DefaultBodyLimit::max(SDP_LEN_MAX))
+        .with_state(node)
+}
+
+/// Why a request is refused. Its display is the body of the answer: one sentence for whoever wrote the client.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The path is not a room.
+    #[error("the room's name {0}")]
+    Room(#[from] IdError),
+    /// The path cannot be decoded.
+    #[error("the room's name is not percent-encoded UTF-8")]
+    Path,
+    /// No bearer token.
+    #[error("an access token is needed: Authorization: Bearer TOKEN")]
+    NoToken,
+    /// The token is not believed.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The token does not allow this.
+    #[error(transparent)]
+    Grant(#[from] GrantError),
+    /// The body is said to be something else.
+    #[error("the Content-Type must be application/sdp")]
+    ContentType,
+    /// The body is longer than [`SDP_LEN_MAX`].
+    #[error("the offer is longer than {SDP_LEN_MAX} bytes")]
+    TooLarge,
+    /// The body did not arrive.
+    #[error("the body could not be read")]
+    Body,
+    /// The offer is malformed.
+    #[error("{0}")]
+    Malformed(SdpError),
+    /// The offer is well formed and cannot be served.
+    #[error("{0}")]
+    Unusable(SdpError),
+    /// The session does not take it.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// No room on the workers, or too many handshakes.
+    #[error("this node is full: try again in {RETRY_AFTER_S} s")]
+    Full,
+    /// The node ends.
+    #[error("this node is stopping")]
+    Stopping,
+    /// Nobody has this resource.
+    #[error("there is no such resource: it may have ended")]
+    NoResource,
+    /// Ours alone.
+    #[error("this node made a mistake: {0}")]
+    Ours(String),
+}
+
+impl Problem {
+    fn status(&self) -> StatusCode {
+        match self {
+            Problem::Room(_) | Problem::Path | Problem::Body | Problem::Malformed(_) => StatusCode::BAD_REQUEST,
+            Problem::NoToken | Problem::Token(_) => StatusCode::UNAUTHORIZED,
+            Problem::Grant(_) => StatusCode::FORBIDDEN,
+            Problem::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Problem::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            // RFC 9725 answers an offer whose number of tracks it does not support with 422 or 400, and one whose a=setup it does
+            // not support with 422; every well-formed offer that cannot be served gets the same here.
+            Problem::Unusable(_) | Problem::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Problem::Full | Problem::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Problem::NoResource => StatusCode::NOT_FOUND,
+            Problem::Ours(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// RFC 6750 section 3.
+    fn challenge(&self) -> Option<&'static str> {
+        match self {
+            Problem::NoToken => Some("Bearer"),
+            Problem::Token(_) => Some("Bearer error=\"invalid_token\""),
+            Problem::Grant(_) => Some("Bearer error=\"insufficient_scope\""),
+            _ => None,
+        }
+    }
+}
+
+impl From<JoinError> for Problem {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Refused(Refusal::Full(_)) | JoinError::Dtls(DtlsError::Full) => Problem::Full,
+            JoinError::Refused(Refusal::Duplicate) => Problem::Ours(Refusal::Duplicate.to_string()),
+            JoinError::Refused(refusal) => Problem::Refused(refusal),
+            JoinError::Dtls(error) => Problem::Ours(error.to_string()),
+            JoinError::Stopping => Problem::Stopping,
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut response = (status, format!("{self}\n")).into_response();
+        let headers = response.headers_mut();
+        if let Some(challenge) = self.challenge() {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+        }
+        if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            headers.insert(ACCEPT_POST, HeaderValue::from_static(SDP));
+        }
+        response
+    }
+}
+
+/// `N` random bytes.
+pub(super) fn draw<const N: usize>(node: &Node) -> [u8; N] {
+    let mut bytes = [0; N];
+    node.random(&mut bytes);
+    bytes
+}
+
+type RoomPath = Result<Path<String>, axum::extract::rejection::PathRejection>;
+type ResourcePath = Result<Path<(String, String)>, axum::extract::rejection::PathRejection>;
+
+async fn create(node: Node, role: Role, path: RoomPath, request: Request) -> Result<Response, Problem> {
+    let Path(room) = path.map_err(|_| Problem::Path)?;
+    let room = SessionId::new(&room)?;
+    let access = verify_bearer(&node, request.headers())?.ok_or(Problem::NoToken)?;
+    match role {
+        Role::Publish => access.may_publish(&room)?,
+        Role::Watch => access.may_watch(&room)?,
+    }
+    check_content_type(request.headers())?;
+    let body = Bytes::from_request(request, &()).await.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(cause) if cause.status() == StatusCode::PAYLOAD_TOO_LARGE => Problem::TooLarge,
+        _ => Problem::Body,
+    })?;
+    let offer = sdp::parse(&body).map_err(Problem::Malformed)?;
+    let negotiation = negotiate(&offer, role).map_err(Problem::Unusable)?;
+    let fingerprints = read_fingerprints(&negotiation)?;
+
+    let placement = node.place(&room).await.map_err(|_| Problem::Full)?;
+    let admission = Admission::draw(&node, &negotiation);
+    let answer = admission.write_answer(&node, &negotiation, &placement.candidates);
+    let dtls_role = if negotiation.passive { dtls::Role::Server } else { dtls::Role::Client };
+    let resource = admission.resource.clone();
+    let etag = format!("\"{}\"", admission.ufrag);
+    let join = admission.into_join(&node, &negotiation, &access);
+    node.join(placement, dtls_role, fingerprints, join).await?;
+
+    let location = format!("/{}/{}/{resource}", if role == Role::Publish { "whip" } else { "whep" }, percent_encode(room.as_str()));
+    let headers = [(CONTENT_TYPE, SDP.to_owned()), (LOCATION, location), (ETAG, etag), (CACHE_CONTROL, "no-store".to_owned())];
+    Ok((StatusCode::CREATED, headers, answer).into_response())
+}
+
+async fn remove(State(node): State<Node>, path: ResourcePath, headers: HeaderMap) -> Result<StatusCode, Problem> {
+    let Path((room, resource)) = path.map_err(|_| Problem::Path)?;
+    let room = SessionId::new(&room)?;
+    // Whoever knows the resource's name may end it; a token that comes along must be right all the same.
+    if let Some(access) = verify_bearer(&node, &headers)? {
+        access.may_join(&room)?;
+    }
+    if node.leave(&room, &resource).await { Ok(StatusCode::OK) } else { Err(Problem::NoResource) }
+}
+
+fn preflight(methods: &'static str) -> Response {
+    let headers = [
+        (ACCESS_CONTROL_ALLOW_METHODS, methods),
+        (ACCESS_CONTROL_ALLOW_HEADERS, "Authorization, Content-Type, If-Match"),
+        (ACCESS_CONTROL_MAX_AGE, "86400"),
+        (ACCEPT_POST, SDP),
+    ];
+    // RFC 9725 wants 200 and Accept-Post for OPTIONS.
+    (StatusCode::OK, headers).into_response()
+}
+
+/// Any page may talk to this node: what protects a room is its token, which a browser never sends by itself.
+async fn open_to_all_origins(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Location, ETag, Link, Retry-After, WWW-Authenticate"));
+    response
+}
+
+/// `None` when there is no Authorization at all.
+fn verify_bearer(node: &Node, headers: &HeaderMap) -> Result<Option<Access>, Problem> {
+    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(None) };
+    let bearer = value.to_str().ok().and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let (_, token) = bearer.ok_or(Problem::NoToken)?;
+    Ok(Some(node.verify_token(token.trim())?))
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case(SDP) { Ok(()) } else { Err(Problem::ContentType) }
+}
+
+/// Those that use a strong hash; aiortc sends three. At least one must remain.
+fn read_fingerprints(negotiation: &Negotiation<'_>) -> Result<Vec<Fingerprint>, Problem> {
+    let mut fingerprints = Vec::new();
+    let mut refused = None;
+    for line in negotiation.fingerprints {
+        match line.value.parse::<Fingerprint>() {
+            Ok(fingerprint) => fingerprints.push(fingerprint),
+            Err(_) => refused = refused.or(Some(line.line)),
+        }
+    }
+    if fingerprints.is_empty() {
+        let reason = "is not sha-256, sha-384 or sha-512 with its bytes in hex, separated by colons";
+        let line = refused.unwrap_or_default();
+        return Err(Problem::Malformed(SdpError { line, field: "a=fingerprint".into(), reason }));
+    }
+    Ok(fingerprints)
+}
+
+/// What is drawn for a new client.
+struct Admission {
+    transport: TransportId,
+    resource: String,
+    ufrag: String,
+    pwd: String,
+    cname: String,
+    rtcp_ssrc: u32,
+    /// One per accepted section of a viewer.
+    ssrcs: Vec<u32>,
+}
+
+impl Admission {
+    fn draw(node: &Node, negotiation: &Negotiation<'_>) -> Admission {
+        let mut ssrcs = draw_ssrcs(node, negotiation.accepted().count() + 1);
+        let rtcp_ssrc = ssrcs.pop().expect("at least one was asked for");
+        Admission {
+            transport: TransportId(node.next_id()),
+            resource: draw::<16>(node).iter().map(|byte| format!("{byte:02x}")).collect(),
+            // The standard alphabet of base64 is exactly ice-char. 72 bits are unique on any worker; RFC 8839 asks for 24 of the
+            // fragment and 128 of the password.
+            ufrag: STANDARD_NO_PAD.encode(draw::<9>(node)),
+            pwd: STANDARD_NO_PAD.encode(draw::<24>(node)),
+            cname: URL_SAFE_NO_PAD.encode(draw::<12>(node)),
+            rtcp_ssrc,
+            ssrcs,
+        }
+    }
+
+    fn write_answer(&self, node: &Node, negotiation: &Negotiation<'_>, candidates: &[std::net::SocketAddr]) -> String {
+        let fingerprint = node.fingerprint().attribute();
+        let local =
+            LocalTransport { session_id: node.next_id(), ufrag: &self.ufrag, pwd: &self.pwd, fingerprint: &fingerprint, candidates };
+        // The CNAME names the stream too: both say which sounds and pictures belong together.
+        let media = LocalMedia { stream: &self.cname, cname: &self.cname, ssrcs: &self.ssrcs };
+        negotiation.write(&local, (negotiation.role == Role::Watch).then_some(&media))
+    }
+
+    fn into_join(self, node: &Node, negotiation: &Negotiation<'_>, access: &Access) -> Join {
+        let media = match negotiation.role {
+            Role::Publish => whip::media(node, negotiation, self.transport),
+            Role::Watch => whep::media(node, negotiation, self.transport, &self.ssrcs),
+        };
+        Join {
+            participant: ParticipantId(node.next_id()),
+            identity: access.identity().clone(),
+            hidden: access.is_hidden(),
+            resource: self.resource.into(),
+            transport: OpenTransport {
+                transport: self.transport,
+                ice: IceCredentials {
+                    local_ufrag: self.ufrag.into(),
+                    local_pwd: self.pwd.into(),
+                    remote_ufrag: negotiation.remote_ufrag.into(),
+                },
+                twcc_extension: negotiation.twcc_extension,
+                mid_extension: negotiation.mid_extension,
+                reduced_size_rtcp: negotiation.reduced_size_rtcp,
+                rtcp_ssrc: self.rtcp_ssrc,
+                cname: self.cname.into(),
+            },
+            media,
+        }
+    }
+}
+
+/// Distinct SSRCs: each is under the same key, so no two streams may share one.
+fn draw_ssrcs(node: &Node, count: usize) -> Vec<u32> {
+    let mut ssrcs = Vec::with_capacity(count);
+    while ssrcs.len() < count {
+        let ssrc = u32::from_be_bytes(draw(node));
+        // Some clients take 0 for "none".
+        if ssrc != 0 && !ssrcs.contains(&ssrc) {
+            ssrcs.push(ssrc);
+        }
+    }
+    ssrcs
+}
+
+/// RFC 3986 section 2.3: all but the unreserved characters.
+fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
