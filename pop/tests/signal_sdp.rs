@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use pop::config::DtlsRole;
 use pop::signal::answer::{LocalMedia, LocalTransport, negotiate};
 use pop::signal::sdp::{MEDIA_MAX, SDP_LEN_MAX, SdpError, parse};
 use pop_proto::control::Codec;
@@ -19,8 +20,12 @@ const PUBLISHERS: [&str; 6] = ["chromium-whip", "firefox-whip", "aiortc-whip", "
 const VIEWERS: [&str; 3] = ["chromium-whep", "firefox-whep", "aiortc-whep"];
 
 fn answer(offer: &[u8], role: Role) -> Result<String, SdpError> {
+    answer_as(offer, role, DtlsRole::Auto)
+}
+
+fn answer_as(offer: &[u8], role: Role, dtls_role: DtlsRole) -> Result<String, SdpError> {
     let offer = parse(offer)?;
-    let negotiation = negotiate(&offer, role)?;
+    let negotiation = negotiate(&offer, role, dtls_role)?;
     let candidates = ["192.0.2.1:10000".parse().unwrap(), "[2001:db8::1]:10000".parse().unwrap()];
     let local = LocalTransport {
         session_id: 42,
@@ -86,6 +91,25 @@ fn the_dtls_role_is_the_one_that_the_client_left_us() {
 }
 
 #[test]
+fn the_configured_dtls_role_is_taken_where_the_client_allows_it() {
+    let offer = |setup: &str| String::from_utf8(corpus("chromium-whip")).unwrap().replace("setup:actpass", setup);
+    let setup = |offered: &str, role| {
+        let text = answer_as(offer(offered).as_bytes(), Role::Publish, role).map_err(|error| error.to_string())?;
+        Ok::<_, String>(lines(&text, "a=setup:")[0].to_owned())
+    };
+    for (offered, role, answered) in [
+        ("setup:actpass", DtlsRole::Auto, "passive"),
+        ("setup:actpass", DtlsRole::Passive, "passive"),
+        ("setup:actpass", DtlsRole::Active, "active"),
+        ("setup:active", DtlsRole::Active, "passive"),
+        ("setup:passive", DtlsRole::Auto, "active"),
+    ] {
+        assert_eq!(setup(offered, role).as_deref(), Ok(answered), "{offered} {role:?}");
+    }
+    assert!(setup("setup:passive", DtlsRole::Passive).unwrap_err().contains("a=setup is passive"));
+}
+
+#[test]
 fn a_publisher_is_asked_for_what_it_offered_in_its_order() {
     let text = answer(&corpus("chromium-whip"), Role::Publish).unwrap();
     assert_eq!(
@@ -106,7 +130,7 @@ fn a_publisher_is_asked_for_what_it_offered_in_its_order() {
 fn the_publishers_own_stream_is_found_among_its_repair_streams() {
     let offer = corpus("chromium-whip");
     let offer = parse(&offer).unwrap();
-    let negotiation = negotiate(&offer, Role::Publish).unwrap();
+    let negotiation = negotiate(&offer, Role::Publish, DtlsRole::Auto).unwrap();
     let ssrcs: Vec<_> = negotiation.accepted().map(|section| section.ssrc).collect();
     assert_eq!(ssrcs, [offer.media[0].ssrcs.first().copied(), offer.media[1].ssrcs.first().copied()]);
     assert_eq!(offer.media[1].repair_ssrcs, [offer.media[1].ssrcs[1]]);

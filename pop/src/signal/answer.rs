@@ -9,6 +9,7 @@ use pop_proto::control::{MediaKind, PAYLOAD_TYPES_MAX};
 use pop_session::{Format, PayloadFormat, Role};
 
 use super::sdp::{FingerprintLine, Offer, OfferedMedia, OfferedPayload, SdpError, Setup, TransportAttributes};
+use crate::config::DtlsRole;
 
 /// Transport-wide congestion control (draft-holmer-rmcat-transport-wide-cc-extensions-01).
 const TWCC_URI: &str = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
@@ -85,7 +86,7 @@ pub struct LocalMedia<'a> {
 
 /// Decides what of `offer` is taken from a publisher or given to a viewer. Its errors are about what is not possible, not about
 /// what is malformed.
-pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role) -> Result<Negotiation<'a>, SdpError> {
+pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role, dtls_role: DtlsRole) -> Result<Negotiation<'a>, SdpError> {
     let mut sections: Vec<_> = offer.media.iter().map(|media| (media, accept(offer, media, role))).collect();
     if role == Role::Watch {
         keep_first_of_each_kind(&mut sections);
@@ -108,6 +109,7 @@ pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role) -> Result<Negotiation<'a>
     transport(|t| t.ice_pwd.is_some()).ok_or_else(missing("a=ice-pwd", "is missing"))?;
     let fingerprints = transport(|t| !t.fingerprints.is_empty()).ok_or_else(missing("a=fingerprint", "is missing"))?;
     let setup = transport(|t| t.setup.is_some()).and_then(|t| t.setup).unwrap_or(Setup::ActPass);
+    let passive = answer_setup(setup, dtls_role)?;
 
     let twcc_extension = sections.iter().find_map(|(_, accepted)| accepted.as_ref()?.twcc);
     let mid_extension = sections.iter().find_map(|(_, accepted)| accepted.as_ref()?.mid_extension);
@@ -121,13 +123,24 @@ pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role) -> Result<Negotiation<'a>
         role,
         remote_ufrag,
         fingerprints: &fingerprints.fingerprints,
-        passive: setup != Setup::Passive,
+        passive,
         twcc_extension,
         mid_extension,
         reduced_size_rtcp,
         bundled: offer.bundle.is_some(),
         sections,
     })
+}
+
+/// Whether we answer `passive`.
+fn answer_setup(offered: Setup, wanted: DtlsRole) -> Result<bool, SdpError> {
+    match (offered, wanted) {
+        (Setup::Active, _) | (Setup::ActPass, DtlsRole::Auto | DtlsRole::Passive) => Ok(true),
+        (Setup::ActPass, DtlsRole::Active) | (Setup::Passive, DtlsRole::Auto | DtlsRole::Active) => Ok(false),
+        (Setup::Passive, DtlsRole::Passive) => {
+            Err(SdpError::whole("a=setup", "is passive: this node is a DTLS server alone (media.dtls_role), so offer actpass or active"))
+        }
+    }
 }
 
 /// A viewer is fed by one source of each kind, so its further sections are rejected.

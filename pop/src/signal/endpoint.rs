@@ -22,6 +22,7 @@ use pop_session::{Join, Refusal, Role};
 use super::answer::{LocalMedia, LocalTransport, Negotiation, negotiate};
 use super::sdp::{self, SDP_LEN_MAX, SdpError};
 use super::{whep, whip};
+use crate::config::DtlsRole;
 use crate::dtls::{self, DtlsError, Fingerprint};
 use crate::node::{JoinError, Node};
 
@@ -33,10 +34,12 @@ const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 /// How long a client should wait before it asks a full node again, in seconds.
 const RETRY_AFTER_S: &str = "5";
 
-/// `/whip/{room}` and `/whep/{room}` with their resources.
-pub fn routes(node: Node) -> Router {
+/// `/whip/{room}` and `/whep/{room}` with their resources; `dtls_role` is what the node wants to be when a client leaves it the
+/// choice.
+pub fn routes(node: Node, dtls_role: DtlsRole) -> Router {
     let endpoint = |role| -> MethodRouter<Node> {
-        post(move |State(node), room, request| create(node, role, room, request)).options(|| async { preflight("POST, OPTIONS") })
+        post(move |State(node), path, request| create(node, role, dtls_role, path, request))
+            .options(|| async { preflight("POST, OPTIONS") })
     };
     let resource = || -> MethodRouter<Node> { delete(remove).options(|| async { preflight("DELETE, OPTIONS") }) };
     Router::new()
@@ -167,7 +170,7 @@ pub(super) fn draw<const N: usize>(node: &Node) -> [u8; N] {
 type RoomPath = Result<Path<String>, axum::extract::rejection::PathRejection>;
 type ResourcePath = Result<Path<(String, String)>, axum::extract::rejection::PathRejection>;
 
-async fn create(node: Node, role: Role, path: RoomPath, request: Request) -> Result<Response, Problem> {
+async fn create(node: Node, role: Role, dtls_role: DtlsRole, path: RoomPath, request: Request) -> Result<Response, Problem> {
     let Path(room) = path.map_err(|_| Problem::Path)?;
     let room = SessionId::new(&room)?;
     let access = verify_bearer(&node, request.headers())?.ok_or(Problem::NoToken)?;
@@ -181,17 +184,17 @@ async fn create(node: Node, role: Role, path: RoomPath, request: Request) -> Res
         _ => Problem::Body,
     })?;
     let offer = sdp::parse(&body).map_err(Problem::Malformed)?;
-    let negotiation = negotiate(&offer, role).map_err(Problem::Unusable)?;
+    let negotiation = negotiate(&offer, role, dtls_role).map_err(Problem::Unusable)?;
     let fingerprints = read_fingerprints(&negotiation)?;
 
     let placement = node.place(&room).await.map_err(|_| Problem::Full)?;
     let admission = Admission::draw(&node, &negotiation);
     let answer = admission.write_answer(&node, &negotiation, &placement.candidates);
-    let dtls_role = if negotiation.passive { dtls::Role::Server } else { dtls::Role::Client };
+    let our_role = if negotiation.passive { dtls::Role::Server } else { dtls::Role::Client };
     let resource = admission.resource.clone();
     let etag = format!("\"{}\"", admission.ufrag);
     let join = admission.into_join(&node, &negotiation, &access);
-    node.join(placement, dtls_role, fingerprints, join).await?;
+    node.join(placement, our_role, fingerprints, join).await?;
 
     let location = format!("/{}/{}/{resource}", if role == Role::Publish { "whip" } else { "whep" }, percent_encode(room.as_str()));
     let headers = [(CONTENT_TYPE, SDP.to_owned()), (LOCATION, location), (ETAG, etag), (CACHE_CONTROL, "no-store".to_owned())];
