@@ -27,7 +27,7 @@ use crate::limits::{COMMANDS_MAX, EVENTS_MAX, WorkerLimits};
 use crate::service::TapSender;
 
 /// Kernel buffer of a media socket in each direction: 20 ms of 10 Gb/s.
-const SOCKET_BUFFER_LEN: usize = 25 << 20;
+pub const SOCKET_BUFFER_LEN: usize = 25 << 20;
 
 /// Buffers (each up to 64 datagrams with GRO) that one turn takes, so that commands and timers are never starved.
 const RECEIVES_PER_TURN: usize = 64;

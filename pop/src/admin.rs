@@ -1,11 +1,8 @@
 //! The operator's side: health, metrics and a read-only API for everybody who reaches the admin listener; tokens and captures
 //! only for who may open the unix socket.
 
-use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
@@ -14,41 +11,17 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use pop_proto::control::MediaKind;
-use pop_schemas::SessionId;
-use pop_session::SessionView;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
-use crate::config::parse_duration;
-use crate::keys::ApiKeys;
+use crate::captures::{CaptureBody, CaptureStatus, Captures, StartError};
 use crate::metrics::{self, Metrics};
+use crate::node::{CaptureId, Node};
 use crate::token::{TokenRequest, unix_now_s};
 use crate::{http, serve};
 
 /// Open connections of the admin listener and of the unix socket, each.
 pub const CONNECTIONS_MAX: usize = 64;
-
-/// Longest capture: a forgotten one must not fill the disk.
-pub const CAPTURE_DURATION_MAX: Duration = Duration::from_secs(24 * 3_600);
-
-/// What the operator's side asks of the node.
-pub trait Operations: Send + Sync + 'static {
-    /// Every session of this node.
-    fn sessions(&self) -> impl Future<Output = Vec<SessionView>> + Send;
-
-    /// The node itself.
-    fn status(&self) -> impl Future<Output = NodeStatus> + Send;
-
-    /// Starts to write what a room's track carries.
-    fn start_capture(&self, request: CaptureRequest) -> impl Future<Output = Result<CaptureStatus, CaptureError>> + Send;
-
-    /// A capture that runs, or one of the last that ended.
-    fn capture(&self, id: u32) -> impl Future<Output = Option<CaptureStatus>> + Send;
-
-    /// Ends a capture; its file is complete when this returns.
-    fn stop_capture(&self, id: u32) -> impl Future<Output = Option<CaptureStatus>> + Send;
-}
 
 /// `GET /api/v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -63,8 +36,12 @@ pub struct NodeStatus {
     pub uptime_ms: u64,
     /// It takes new clients.
     pub ready: bool,
-    /// It is moving its people away.
+    /// It lets its people go and takes no new ones.
     pub draining: bool,
+    /// Base of the URLs that clients use.
+    pub url: String,
+    /// First and last UDP media port.
+    pub media_ports: (u16, u16),
     /// Rooms.
     pub sessions: usize,
     /// People in them whose transport ends here.
@@ -78,7 +55,7 @@ pub struct NodeStatus {
 /// Orders the starts of one node; never compared between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Incarnation {
-    /// Which start.
+    /// Milliseconds of Unix time at the start: larger at each start of one host.
     pub start: u64,
     /// 64 random bits, in hexadecimal: two starts that believe the same number still differ.
     #[serde(serialize_with = "hexadecimal")]
@@ -98,10 +75,12 @@ pub struct WorkerStatus {
     pub core: Option<usize>,
     /// `io_uring` or `mmsg`.
     pub backend: &'static str,
-    /// Its UDP port.
-    pub port: u16,
     /// Clients connected or connecting.
     pub transports: u64,
+    /// Published tracks.
+    pub tracks: u64,
+    /// Sections of viewers.
+    pub subscriptions: u64,
     /// RTP packets received.
     pub rtp_packets_in: u64,
     /// RTP packets sent.
@@ -110,176 +89,33 @@ pub struct WorkerStatus {
     pub dropped_packets: u64,
 }
 
-/// A checked request for a capture.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CaptureRequest {
-    /// The room.
-    pub room: SessionId,
-    /// Which of its tracks: the first of this kind.
-    pub kind: MediaKind,
-    /// Absolute path of the pcapng file to make; it must not exist.
-    pub path: PathBuf,
-    /// When it ends by itself.
-    pub duration: Duration,
-}
-
-/// Why no capture started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CaptureError {
-    /// Nobody is in the room.
-    NoRoom,
-    /// Nobody publishes this kind there.
-    NoTrack,
-    /// Too many run already; how many may.
-    Full(usize),
-    /// The file cannot be made; why.
-    File(String),
-}
-
-impl CaptureError {
-    fn status(&self) -> StatusCode {
-        match self {
-            CaptureError::NoRoom | CaptureError::NoTrack => StatusCode::NOT_FOUND,
-            CaptureError::Full(_) => StatusCode::SERVICE_UNAVAILABLE,
-            CaptureError::File(_) => StatusCode::CONFLICT,
-        }
-    }
-
-    fn sentence(&self, request: &CaptureRequest) -> String {
-        let (room, kind) = (&request.room, request.kind.name());
-        match self {
-            CaptureError::NoRoom => format!("there is no room {room} on this node: see `pop sessions`"),
-            CaptureError::NoTrack => format!("nobody publishes {kind} in room {room}: see `pop sessions`, or choose --kind"),
-            CaptureError::Full(max) => format!("{max} captures run already: wait for one to end"),
-            CaptureError::File(why) => format!("{} cannot be written: {why}", request.path.display()),
-        }
-    }
-}
-
-/// A capture.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct CaptureStatus {
-    /// Its number.
-    pub id: u32,
-    /// How it is.
-    pub state: CaptureState,
-    /// Packets written.
-    pub packets: u64,
-    /// Bytes of the file.
-    pub bytes: u64,
-    /// Packets that came faster than the disk took them.
-    pub dropped: u64,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-/// How a capture is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CaptureState {
-    /// It writes.
-    Running,
-    /// Its file is complete.
-    Done,
-    /// Its file could not be written to the end.
-    Failed,
-}
-
-/// The body of `POST /api/v1/captures`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CaptureBody {
-    /// The room.
-    pub room: String,
-    /// `audio` or `video`.
-    pub kind: String,
-    /// Absolute path on the node's host.
-    pub path: PathBuf,
-    /// Such as `10s`; at most [`CAPTURE_DURATION_MAX`].
-    pub duration: String,
-}
-
-impl CaptureBody {
-    fn check(self) -> Result<CaptureRequest, String> {
-        let room = SessionId::new(&self.room).map_err(|error| format!("room {error}"))?;
-        let kind = match self.kind.as_str() {
-            "audio" => MediaKind::Audio,
-            "video" => MediaKind::Video,
-            other => return Err(format!("kind must be audio or video, not {other:?}")),
-        };
-        let bounds = Duration::from_millis(1)..=CAPTURE_DURATION_MAX;
-        let duration = parse_duration(&self.duration).filter(|duration| bounds.contains(duration));
-        let duration = duration.ok_or_else(|| format!("duration must be such as \"10s\" and at most \"24h\", not {:?}", self.duration))?;
-        if !self.path.is_absolute() {
-            return Err("path must start with / because the node does not know your folder".to_owned());
-        }
-        Ok(CaptureRequest { room, kind, path: self.path, duration })
-    }
-}
-
-/// Whether the node takes new clients: said by `/ready` and by the metric, decided in one place.
-#[derive(Clone, Debug)]
-pub struct Readiness {
-    ready: Arc<AtomicBool>,
+/// What the operator's routes work on. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    node: Node,
     metrics: Arc<Metrics>,
+    captures: Captures,
+    url: Arc<str>,
+    started: Instant,
+    incarnation: Incarnation,
 }
 
-impl Readiness {
-    /// Not yet ready.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        metrics.set_ready(false);
-        Self { ready: Arc::default(), metrics }
+impl Admin {
+    /// Over `node`; `url` is the base of the URLs that clients use.
+    pub fn new(node: Node, metrics: Arc<Metrics>, url: &str) -> Self {
+        let mut nonce = [0; 8];
+        node.random(&mut nonce);
+        let incarnation = Incarnation { start: unix_now_s() * 1_000, nonce: u64::from_ne_bytes(nonce) };
+        let captures = Captures::new(node.clone());
+        Self { node, metrics, captures, url: url.into(), started: Instant::now(), incarnation }
     }
 
-    /// From now on.
-    pub fn set(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Relaxed);
-        self.metrics.set_ready(ready);
-    }
-
-    /// Now.
-    pub fn get(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
-    }
-}
-
-/// What the operator's routes work on.
-pub struct Admin<N> {
-    /// The node.
-    pub node: Arc<N>,
-    /// Its metrics.
-    pub metrics: Arc<Metrics>,
-    /// Whether it takes new clients.
-    pub readiness: Readiness,
-    /// Its keys, for tokens.
-    pub keys: Arc<ApiKeys>,
-    /// Base of every URL that clients use.
-    pub public_url: Arc<str>,
-}
-
-impl<N> Clone for Admin<N> {
-    fn clone(&self) -> Self {
-        Self {
-            node: Arc::clone(&self.node),
-            metrics: Arc::clone(&self.metrics),
-            readiness: self.readiness.clone(),
-            keys: Arc::clone(&self.keys),
-            public_url: Arc::clone(&self.public_url),
-        }
-    }
-}
-
-impl<N: Operations> Admin<N> {
     /// The routes of the admin listener: nothing that changes the node, nothing secret.
     pub fn listener_router(self) -> Router {
         let socket_only = || async {
-            (
-                StatusCode::FORBIDDEN,
-                Json(json!({ "error": "this is answered on the unix socket only (admin.socket): use the pop command" })),
-            )
+            refuse(StatusCode::FORBIDDEN, "this is answered on the unix socket only (admin.socket): use the pop command on the host")
         };
-        let router = Self::read_only()
+        let router = read_only()
             .route("/api/v1/tokens", post(socket_only))
             .route("/api/v1/captures", post(socket_only))
             .route("/api/v1/captures/{id}", get(socket_only).delete(socket_only));
@@ -288,88 +124,112 @@ impl<N: Operations> Admin<N> {
 
     /// The routes of the unix socket: all.
     pub fn socket_router(self) -> Router {
-        let router = Self::read_only()
-            .route("/api/v1/tokens", post(create_token::<N>))
-            .route("/api/v1/captures", post(start_capture::<N>))
-            .route("/api/v1/captures/{id}", get(show_capture::<N>).delete(stop_capture::<N>));
+        let router = read_only()
+            .route("/api/v1/tokens", post(create_token))
+            .route("/api/v1/captures", post(start_capture))
+            .route("/api/v1/captures/{id}", get(show_capture).delete(stop_capture));
         self.finish(router)
-    }
-
-    fn read_only() -> Router<Self> {
-        Router::new()
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/ready", get(ready::<N>))
-            .route("/metrics", get(show_metrics::<N>))
-            .route("/version", get(|| async { Json(json!({ "version": crate::VERSION, "commit": crate::COMMIT })) }))
-            .route("/api/v1/sessions", get(sessions::<N>))
-            .route("/api/v1/status", get(status::<N>))
-            .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such route: see pop/README.md") })
     }
 
     fn finish(self, router: Router<Self>) -> Router {
         let metrics = Arc::clone(&self.metrics);
         serve::bounded(http::counted(router.with_state(self), metrics))
     }
+
+    async fn status(&self) -> NodeStatus {
+        let sessions = self.node.sessions().await;
+        let participants = sessions.iter().flat_map(|session| &session.participants).filter(|person| person.local).count();
+        let workers = self.node.workers().into_iter().map(|worker| WorkerStatus {
+            worker: worker.worker,
+            core: worker.core,
+            backend: worker.backend,
+            transports: worker.gauges.transports,
+            tracks: worker.gauges.tracks,
+            subscriptions: worker.gauges.subscriptions,
+            rtp_packets_in: worker.counters.rtp_packets_in,
+            rtp_packets_out: worker.counters.rtp_packets_out,
+            dropped_packets: worker.drops.iter().sum(),
+        });
+        NodeStatus {
+            node: self.node.name().to_owned(),
+            incarnation: self.incarnation,
+            version: crate::VERSION,
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ready: !self.node.is_stopping(),
+            draining: self.node.is_stopping(),
+            url: self.url.to_string(),
+            media_ports: self.node.media_ports(),
+            sessions: sessions.len(),
+            participants,
+            links: Vec::new(),
+            workers: workers.collect(),
+        }
+    }
+}
+
+fn read_only() -> Router<Admin> {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(show_metrics))
+        .route("/version", get(|| async { Json(json!({ "version": crate::VERSION, "commit": crate::COMMIT })) }))
+        .route("/api/v1/sessions", get(sessions))
+        .route("/api/v1/status", get(|State(admin): State<Admin>| async move { Json(admin.status().await) }))
+        .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such route: see pop/README.md") })
 }
 
 fn refuse(code: StatusCode, sentence: impl Into<String>) -> Response {
     (code, Json(json!({ "error": sentence.into() }))).into_response()
 }
 
-async fn ready<N: Operations>(State(admin): State<Admin<N>>) -> Response {
-    if admin.readiness.get() { "ready\n".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response() }
+async fn ready(State(admin): State<Admin>) -> Response {
+    if admin.node.is_stopping() { (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response() } else { "ready\n".into_response() }
 }
 
-async fn show_metrics<N: Operations>(State(admin): State<Admin<N>>) -> Response {
+async fn show_metrics(State(admin): State<Admin>) -> Response {
+    admin.metrics.set_ready(!admin.node.is_stopping());
     admin.metrics.observe_sessions(&admin.node.sessions().await);
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
 }
 
-async fn sessions<N: Operations>(State(admin): State<Admin<N>>) -> Response {
-    let status = admin.node.status().await;
+async fn sessions(State(admin): State<Admin>) -> Response {
     let sessions = admin.node.sessions().await;
-    Json(json!({ "node": status.node, "incarnation": status.incarnation, "sessions": sessions })).into_response()
+    Json(json!({ "node": admin.node.name(), "incarnation": admin.incarnation, "sessions": sessions })).into_response()
 }
 
-async fn status<N: Operations>(State(admin): State<Admin<N>>) -> Response {
-    Json(admin.node.status().await).into_response()
-}
-
-async fn create_token<N: Operations>(State(admin): State<Admin<N>>, body: Result<Json<TokenRequest>, JsonRejection>) -> Response {
+async fn create_token(State(admin): State<Admin>, body: Result<Json<TokenRequest>, JsonRejection>) -> Response {
     let request = match body {
         Ok(Json(request)) => request,
         Err(rejection) => return refuse(rejection.status(), rejection.body_text()),
     };
-    match request.sign(&admin.keys, unix_now_s()) {
-        Ok(token) => Json(json!({ "token": token, "url": &*admin.public_url })).into_response(),
+    match request.sign(admin.node.keys(), unix_now_s()) {
+        Ok(token) => Json(json!({ "token": token, "url": &*admin.url })).into_response(),
         Err(sentence) => refuse(StatusCode::BAD_REQUEST, sentence),
     }
 }
 
-async fn start_capture<N: Operations>(State(admin): State<Admin<N>>, body: Result<Json<CaptureBody>, JsonRejection>) -> Response {
-    let request = match body {
-        Ok(Json(body)) => body.check(),
+async fn start_capture(State(admin): State<Admin>, body: Result<Json<CaptureBody>, JsonRejection>) -> Response {
+    let body = match body {
+        Ok(Json(body)) => body,
         Err(rejection) => return refuse(rejection.status(), rejection.body_text()),
     };
-    let request = match request {
-        Ok(request) => request,
-        Err(sentence) => return refuse(StatusCode::BAD_REQUEST, sentence),
-    };
-    match admin.node.start_capture(request.clone()).await {
+    match admin.captures.start(body).await {
         Ok(capture) => (StatusCode::CREATED, Json(capture)).into_response(),
-        Err(error) => refuse(error.status(), error.sentence(&request)),
+        Err(StartError::Request(sentence)) => refuse(StatusCode::BAD_REQUEST, sentence),
+        Err(StartError::Conflict(sentence)) => refuse(StatusCode::CONFLICT, sentence),
+        Err(StartError::Full(sentence)) => refuse(StatusCode::SERVICE_UNAVAILABLE, sentence),
     }
 }
 
-async fn show_capture<N: Operations>(State(admin): State<Admin<N>>, Path(id): Path<u32>) -> Response {
-    found(id, admin.node.capture(id).await)
+async fn show_capture(State(admin): State<Admin>, Path(id): Path<CaptureId>) -> Response {
+    found(id, admin.captures.status(id))
 }
 
-async fn stop_capture<N: Operations>(State(admin): State<Admin<N>>, Path(id): Path<u32>) -> Response {
-    found(id, admin.node.stop_capture(id).await)
+async fn stop_capture(State(admin): State<Admin>, Path(id): Path<CaptureId>) -> Response {
+    found(id, admin.captures.stop(id).await)
 }
 
-fn found(id: u32, capture: Option<CaptureStatus>) -> Response {
+fn found(id: CaptureId, capture: Option<CaptureStatus>) -> Response {
     match capture {
         Some(capture) => Json(capture).into_response(),
         None => refuse(StatusCode::NOT_FOUND, format!("there is no capture {id}")),
@@ -379,31 +239,6 @@ fn found(id: u32, capture: Option<CaptureStatus>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn body() -> CaptureBody {
-        CaptureBody { room: "stage".into(), kind: "video".into(), path: "/var/a.pcapng".into(), duration: "10s".into() }
-    }
-
-    #[test]
-    fn a_capture_request_names_its_wrong_field() {
-        assert_eq!(body().check().map(|request| request.duration), Ok(Duration::from_secs(10)));
-        let refused = |body: CaptureBody| body.check().expect_err("it is wrong");
-        assert!(refused(CaptureBody { room: "a/b".into(), ..body() }).starts_with("room holds"));
-        assert!(refused(CaptureBody { kind: "data".into(), ..body() }).starts_with("kind must be audio or video"));
-        assert!(refused(CaptureBody { path: "a.pcapng".into(), ..body() }).starts_with("path must start with /"));
-        for duration in ["0s", "25h", "10", ""] {
-            assert!(refused(CaptureBody { duration: duration.into(), ..body() }).starts_with("duration must be"), "{duration:?}");
-        }
-    }
-
-    #[test]
-    fn readiness_is_the_same_for_the_probe_and_the_metric() {
-        let metrics = Metrics::new("mmsg", Vec::new());
-        let readiness = Readiness::new(Arc::clone(&metrics));
-        assert!(!readiness.get() && metrics.encode().contains("pop_ready 0\n"));
-        readiness.set(true);
-        assert!(readiness.get() && metrics.encode().contains("pop_ready 1\n"));
-    }
 
     #[test]
     fn an_incarnation_shows_its_nonce_in_hexadecimal() {

@@ -127,21 +127,21 @@ pub struct TokenArgs {
 /// `pop rtp`
 #[derive(Debug, Subcommand)]
 pub enum RtpCommand {
-    /// Write what a room's track carries into a pcapng file.
+    /// Write what a room's tracks carry, decrypted, into a pcapng file.
     Capture(CaptureArgs),
 }
 
 /// `pop rtp capture`
 #[derive(Debug, Args)]
 pub struct CaptureArgs {
-    /// The room.
+    /// The room; its people may come later.
     pub room: String,
     /// The file to make; it must not exist.
     #[arg(value_name = "FILE.pcapng")]
     pub file: PathBuf,
-    /// Which of the room's tracks: the first of this kind.
-    #[arg(long, default_value = "video")]
-    pub kind: Kind,
+    /// Only tracks of this kind; default: all of the room's tracks.
+    #[arg(long)]
+    pub kind: Option<Kind>,
     /// When to stop; Ctrl-C stops at once.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub duration: Duration,

@@ -1,14 +1,19 @@
 //! The appliance.
 
 pub mod admin;
+pub mod captures;
 pub mod cli;
 pub mod config;
 pub(crate) mod demo;
+pub mod doctor;
 pub mod dtls;
 pub mod http;
 pub mod keys;
+pub mod logging;
 pub mod metrics;
 pub mod node;
+pub mod panic;
+pub mod run;
 pub mod serve;
 pub mod signal;
 pub mod token;

@@ -2,6 +2,7 @@
 
 mod dtls;
 mod process;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use dtls::DtlsCollector;
+pub use workers::WorkerCollector;
 
 /// Value of `Content-Type` of the text that [`Metrics::encode`] makes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -138,7 +140,7 @@ mod tests {
     #[tokio::test]
     async fn a_handshake_that_never_failed_is_a_zero() {
         let dtls = Dtls::new(Certificate::generate().expect("the library makes one"), 8);
-        let text = Metrics::new("mmsg", vec![Box::new(DtlsCollector::new(dtls))]).encode();
+        let text = Metrics::new("mmsg", vec![Box::new(DtlsCollector::new(move || dtls.counters()))]).encode();
         assert!(text.contains("pop_dtls_handshakes_total{role=\"client\",result=\"panicked\"} 0"), "{text}");
         assert!(text.contains("pop_dtls_handshake_seconds_bucket{le=\"+Inf\"} 0"), "{text}");
         assert!(text.contains("pop_dtls_half_open 0"), "{text}");

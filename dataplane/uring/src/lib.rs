@@ -22,7 +22,6 @@ mod slots;
 mod socket;
 mod uring;
 mod wake;
-mod wake_task;
 
 pub use backend::{Backend, BackendKind, IoConfig, IoStats, Received, TrainId, Transmit, UnknownBackend, Wait};
 pub use clock::{process_cpu_time, set_timer_slack, thread_cpu_time};
@@ -33,4 +32,3 @@ pub use seccomp::refuse_io_uring;
 pub use socket::bind_udp;
 pub use uring::UringBackend;
 pub use wake::{WakeReceiver, Waker, wake_pair};
-pub use wake_task::AsyncWake;

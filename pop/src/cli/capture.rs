@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::Client;
 use super::{CaptureArgs, Failure, Kind};
+use crate::captures::CaptureBody;
 
 /// How often the node is asked whether the capture has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -15,15 +16,17 @@ const END_GRACE: Duration = Duration::from_secs(10);
 
 pub(super) async fn capture(args: &CaptureArgs) -> Result<(), Failure> {
     let path = std::path::absolute(&args.file).map_err(|error| Failure::Usage(format!("{}: {error}", args.file.display())))?;
-    let kind = match args.kind {
-        Kind::Audio => "audio",
-        Kind::Video => "video",
-    };
-    let body = json!({ "room": args.room, "kind": kind, "path": path, "duration": format!("{}ms", args.duration.as_millis()) });
+    let kind = args.kind.map(|kind| match kind {
+        Kind::Audio => "audio".to_owned(),
+        Kind::Video => "video".to_owned(),
+    });
+    let duration = format!("{}ms", args.duration.as_millis());
+    let body = CaptureBody { room: args.room.clone(), kind, path, duration };
     let client = Client::find(args.socket.as_deref()).await?;
-    let started = client.ask("POST", "/api/v1/captures", Some(body)).await?;
+    let started = client.ask("POST", "/api/v1/captures", Some(serde_json::to_value(&body).expect("plain fields"))).await?;
     let resource = format!("/api/v1/captures/{}", started["id"]);
-    eprintln!("capturing {kind} of room {} for {:?} into {}; Ctrl-C stops", args.room, args.duration, path.display());
+    let (room, path) = (&body.room, body.path.display());
+    eprintln!("capturing room {room} ({} tracks now) for {:?} into {path}; Ctrl-C stops", started["tracks"], args.duration);
 
     let ended = tokio::select! {
         ended = wait_for_end(&client, &resource, args.duration + END_GRACE) => ended?,
@@ -39,7 +42,7 @@ pub(super) async fn capture(args: &CaptureArgs) -> Result<(), Failure> {
             None | Some(0) => String::new(),
             Some(dropped) => format!(", {dropped} packets came faster than the disk took them"),
         };
-        println!("{}: {} packets, {} bytes{dropped}", path.display(), ended["packets"], ended["bytes"]);
+        println!("{path}: {} packets, {} bytes{dropped}", ended["packets"], ended["bytes"]);
     }
     Ok(())
 }

@@ -91,8 +91,8 @@ fn status_table(answer: &Value) -> String {
         text(&answer["sessions"]),
         text(&answer["participants"]),
     );
-    let mut rows = vec![["WORKER", "CORE", "BACKEND", "PORT", "CLIENTS", "RTP IN", "RTP OUT", "DROPPED"].map(str::to_owned).to_vec()];
-    let keys = ["worker", "core", "backend", "port", "transports", "rtp_packets_in", "rtp_packets_out", "dropped_packets"];
+    let mut rows = vec![["WORKER", "CORE", "BACKEND", "CLIENTS", "RTP IN", "RTP OUT", "DROPPED"].map(str::to_owned).to_vec()];
+    let keys = ["worker", "core", "backend", "transports", "rtp_packets_in", "rtp_packets_out", "dropped_packets"];
     rows.extend(list(&answer["workers"]).iter().map(|worker| keys.iter().map(|key| text(&worker[*key])).collect()));
     lines.push_str(&align(&rows));
     lines
@@ -136,9 +136,9 @@ mod tests {
     fn a_node_is_two_lines_and_its_workers() {
         let answer = json!({ "node": "fra1", "version": "1", "incarnation": { "start": 2, "nonce": "ab" }, "uptime_ms": 61_500,
             "ready": true, "draining": false, "sessions": 3, "participants": 9, "workers": [{ "worker": 0, "core": null,
-            "backend": "mmsg", "port": 10_000, "transports": 9, "rtp_packets_in": 1, "rtp_packets_out": 2, "dropped_packets": 0 }] });
+            "backend": "mmsg", "transports": 9, "rtp_packets_in": 1, "rtp_packets_out": 2, "dropped_packets": 0 }] });
         let table = status_table(&answer);
         assert!(table.starts_with("node fra1 release 1 incarnation 2/ab\nup 61 s, ready, 3 sessions, 9 participants\n"), "{table}");
-        assert!(table.ends_with("0       -     mmsg     10000  9        1       2        0\n"), "{table}");
+        assert!(table.ends_with("0       -     mmsg     9        1       2        0\n"), "{table}");
     }
 }

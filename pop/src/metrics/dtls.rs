@@ -6,27 +6,27 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::dtls::{Dtls, DtlsCounters, HANDSHAKE_BUCKETS_MS};
+use crate::dtls::{DtlsCounters, HANDSHAKE_BUCKETS_MS};
 
-/// Reads `Dtls::counters` at each scrape.
-pub struct DtlsCollector(Dtls);
+/// Reads the DTLS counters at each scrape.
+pub struct DtlsCollector<F>(F);
 
-impl DtlsCollector {
-    /// Over the associations of `dtls`.
-    pub fn new(dtls: Dtls) -> Self {
-        Self(dtls)
+impl<F: Fn() -> DtlsCounters> DtlsCollector<F> {
+    /// `read` takes the totals.
+    pub fn new(read: F) -> Self {
+        Self(read)
     }
 }
 
-impl std::fmt::Debug for DtlsCollector {
+impl<F> std::fmt::Debug for DtlsCollector<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("DtlsCollector")
     }
 }
 
-impl Collector for DtlsCollector {
+impl<F: Fn() -> DtlsCounters + Send + Sync + 'static> Collector for DtlsCollector<F> {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let DtlsCounters { handshakes, panics, half_open, datagrams_lost, duration_us_sum, duration_buckets } = self.0.counters();
+        let DtlsCounters { handshakes, panics, half_open, datagrams_lost, duration_us_sum, duration_buckets } = (self.0)();
 
         let help = "Ended DTLS handshakes by the node's role";
         let mut family = encoder.encode_descriptor("pop_dtls_handshakes", help, None, MetricType::Counter)?;

@@ -1,0 +1,200 @@
+//! `pop run`: a node from its config to its orderly end.
+
+use std::io::Write;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::{self, Admin};
+use crate::cli::{Failure, RunArgs};
+use crate::config::{Config, MediaConfig};
+use crate::keys::ApiKeys;
+use crate::metrics::{DtlsCollector, Metrics, WorkerCollector};
+use crate::node::Node;
+use crate::serve::{self, SocketFile};
+use crate::token::{TokenRequest, unix_now_s};
+use crate::{http, logging, node, panic, signal as signalling};
+
+/// Room of the demo URL.
+const DEMO_ROOM: &str = "demo";
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let mut config = args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    let keys = ApiKeys::from_config(&config.auth)?;
+    logging::start(&config.log);
+    panic::install_hook();
+    if args.config.is_none() {
+        tracing::info!("no config file: a complete node on loopback; config/pop.toml lists every key");
+        leave_out_missing_ipv6(&mut config.media);
+    }
+    if keys.drawn() {
+        tracing::info!("no API keys: one was drawn and ends with this process, and so do its tokens");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(control_threads(&config))
+        .enable_all()
+        .thread_name("pop-control")
+        .build();
+    let runtime = runtime.map_err(|error| Failure::Other(format!("no control threads: {error}")))?;
+    let outcome = runtime.block_on(serve(&config, keys, args.json));
+    // Drops every task, and with the last handle of the node its workers, which are waited for.
+    drop(runtime);
+    outcome?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn serve(config: &Config, keys: ApiKeys, json: bool) -> Result<(), Failure> {
+    // Signals are taken from here on, so that one during the start is not the default's sudden end.
+    let mut signals = Signals::take().map_err(|error| Failure::Other(format!("no signals: {error}")))?;
+    let socket = SocketFile::bind(&config.admin.socket_path()).map_err(Failure::Other)?;
+    let public = serve::bind("http.listen", config.http.listen).await.map_err(Failure::Other)?;
+    let operator = serve::bind("admin.listen", config.admin.listen).await.map_err(Failure::Other)?;
+    let node = Node::start(config, keys).map_err(Failure::Other)?;
+
+    let public_address = bound(&public, config.http.listen);
+    let operator_address = bound(&operator, config.admin.listen);
+    let url = config.http.public_url.as_ref().map_or_else(|| base_url(public_address), |url| url.as_str().to_owned());
+    let metrics = metrics_of(&node);
+    let admin = Admin::new(node.clone(), Arc::clone(&metrics), &url);
+    tracing::info!(node = node.name(), socket = %socket.path().display(), "unix socket for the pop command");
+
+    let (stop_public, public_stopped) = watch::channel(false);
+    let (stop_operator, operator_stopped) = watch::channel(false);
+    let public_router = http::router(signalling::routes(node.clone(), config.media.dtls_role), metrics);
+    let public = tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, public_stopped));
+    let operators = [
+        tokio::spawn(serve::serve(operator, admin.clone().listener_router(), admin::CONNECTIONS_MAX, operator_stopped.clone())),
+        tokio::spawn(serve::serve(socket, admin.socket_router(), admin::CONNECTIONS_MAX, operator_stopped)),
+    ];
+    let (first, last) = node.media_ports();
+    let demo = demo_url(&url, public_address, node.keys());
+    Ready { http: url, media: format!("{first}-{last}"), admin: base_url(operator_address), demo }.announce(json);
+
+    let name = signals.next().await;
+    tracing::info!(signal = name, "stopping; a second signal stops at once");
+    let stop = async {
+        node.stop_accepting();
+        let _ = stop_public.send(true);
+        let _ = public.await;
+        node.shutdown().await;
+        let _ = stop_operator.send(true);
+        for operator in operators {
+            let _ = operator.await;
+        }
+    };
+    tokio::select! {
+        () = stop => {}
+        name = signals.next() => tracing::warn!(signal = name, "stopped at once"),
+    }
+    Ok(())
+}
+
+/// As many as cores without a worker, so that control does not push workers aside; at least one.
+fn control_threads(config: &Config) -> usize {
+    let available = node::available_cores();
+    // A wrong list is the node's to refuse, with its sentence.
+    let workers = config.dataplane.cores.choose(&available).map_or(0, |cores| cores.len());
+    available.len().saturating_sub(workers).max(1)
+}
+
+/// The line that scripts wait for.
+struct Ready {
+    http: String,
+    media: String,
+    admin: String,
+    demo: String,
+}
+
+impl Ready {
+    fn announce(&self, json: bool) {
+        let Ready { http, media, admin, demo } = self;
+        let line = match json {
+            true => json!({ "http": http, "media": media, "admin": admin, "demo": demo }).to_string(),
+            false => format!("ready http={http} media={media} admin={admin} demo={demo}"),
+        };
+        let mut stdout = std::io::stdout().lock();
+        // Who started us and closed stdout does not want the line; serving goes on.
+        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn take() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn metrics_of(node: &Node) -> Arc<Metrics> {
+    let backend = node.workers().first().map_or("none", |worker| worker.backend);
+    let (workers, dtls) = (node.clone(), node.clone());
+    let workers = WorkerCollector::new(move || workers.workers());
+    let dtls = DtlsCollector::new(move || dtls.dtls_counters());
+    Metrics::new(backend, vec![Box::new(workers), Box::new(dtls)])
+}
+
+fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+/// How this host reaches `address`: a wildcard is no address to open.
+fn base_url(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    format!("http://{address}")
+}
+
+/// The page with a fresh token; without one where others than this host's users could use what a log keeps.
+fn demo_url(url: &str, listen: SocketAddr, keys: &ApiKeys) -> String {
+    let token = TokenRequest::new(DEMO_ROOM, "demo").sign(keys, unix_now_s());
+    match token {
+        Ok(token) if listen.ip().is_loopback() => format!("{url}/demo?room={DEMO_ROOM}#token={token}"),
+        _ => format!("{url}/demo"),
+    }
+}
+
+/// The defaults name `::1`; a host without IPv6 has none, and that is no operator's mistake.
+fn leave_out_missing_ipv6(media: &mut MediaConfig) {
+    if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+        media.addresses.retain(|address| address.is_ipv4());
+        tracing::warn!("this host has no IPv6 loopback address: media is on 127.0.0.1 alone");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_is_reached_on_loopback() {
+        assert_eq!(base_url("0.0.0.0:80".parse().expect("an address")), "http://127.0.0.1:80");
+        assert_eq!(base_url("[::]:80".parse().expect("an address")), "http://[::1]:80");
+        assert_eq!(base_url("192.0.2.1:80".parse().expect("an address")), "http://192.0.2.1:80");
+    }
+
+    #[test]
+    fn the_demo_url_carries_a_token_on_loopback_only() {
+        let keys = ApiKeys::draw();
+        let local = demo_url("http://127.0.0.1:1", "127.0.0.1:1".parse().expect("an address"), &keys);
+        assert!(local.starts_with("http://127.0.0.1:1/demo?room=demo#token=ey"), "{local}");
+        assert_eq!(demo_url("https://x", "0.0.0.0:1".parse().expect("an address"), &keys), "https://x/demo");
+    }
+}
