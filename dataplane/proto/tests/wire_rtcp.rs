@@ -119,8 +119,13 @@ fn counts_that_do_not_fit_are_malformed() {
     assert_malformed(&changed(6, 8, 9)); // BYE reason past its packet.
     assert_malformed(&changed(10, 15, 0)); // Feedback for no packet.
     assert_malformed(&changed(10, 15, 9)); // Feedback that needs chunks it does not have.
-    assert_malformed(&changed(10, 20, 0x60)); // Reserved symbol 3 in a run.
-    assert_malformed(&changed(13, 24, 0xf6)); // And in a vector.
+    for reserved in [0x60, 0xf0] {
+        // Symbol 3 in a run and in a vector, with more bytes behind it than any delta needs.
+        let mut feedback = vec![0x8f, 205, 0, 6, 0, 0, 0, 1, 0, 0, 0, 2, 0, 9, 0, 1, 0, 0, 0, 0, reserved, 1, 0, 0, 0, 0, 0, 0];
+        assert_malformed(&feedback);
+        feedback[20] ^= 0x40;
+        assert_eq!(read(&feedback).len(), 1, "symbol 1 is fine");
+    }
     assert_malformed(&changed(11, 21, 6)); // A run whose deltas are not there.
     assert_malformed(&changed(10, 23, 0)); // Padding of nothing.
     assert_malformed(&changed(10, 23, 21)); // Padding longer than the body.
