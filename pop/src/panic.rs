@@ -30,5 +30,7 @@ fn place(panic: &PanicHookInfo<'_>) -> String {
 }
 
 fn message<'a>(panic: &'a PanicHookInfo<'_>) -> &'a str {
-    panic.payload_as_str().unwrap_or("a panic without words")
+    let payload = panic.payload();
+    let formatted = payload.downcast_ref::<String>().map(String::as_str);
+    payload.downcast_ref::<&str>().copied().or(formatted).unwrap_or("a panic without words")
 }

@@ -157,7 +157,7 @@ fn fragment(datagram: &[u8], size: usize, sequence: &mut u64) -> Vec<Vec<u8>> {
             continue;
         }
         let (header, body) = (&record[13..25], &record[25..]);
-        for (i, part) in body.chunks(size).enumerate().chain(body.is_empty().then_some((0, &body[..]))) {
+        for (i, part) in body.chunks(size).enumerate().chain(body.is_empty().then_some((0, body))) {
             let mut new = record[..5].to_vec();
             new.extend_from_slice(&sequence.to_be_bytes()[2..]);
             *sequence += 1;

@@ -22,6 +22,7 @@ mod slots;
 mod socket;
 mod uring;
 mod wake;
+mod wake_task;
 
 pub use backend::{Backend, BackendKind, IoConfig, IoStats, Received, TrainId, Transmit, UnknownBackend, Wait};
 pub use clock::{process_cpu_time, set_timer_slack, thread_cpu_time};
@@ -32,3 +33,4 @@ pub use seccomp::refuse_io_uring;
 pub use socket::bind_udp;
 pub use uring::UringBackend;
 pub use wake::{WakeReceiver, Waker, wake_pair};
+pub use wake_task::AsyncWake;

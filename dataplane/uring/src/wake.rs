@@ -28,7 +28,8 @@ pub struct Waker {
     shared: Arc<Shared>,
 }
 
-/// The receiving end: pollable as a descriptor (`tokio::io::unix::AsyncFd` takes it), or handed to a back end.
+/// The receiving end: handed to a back end, or awaited by a task through [`AsyncWake`](crate::AsyncWake), or polled as a
+/// descriptor.
 #[derive(Debug)]
 pub struct WakeReceiver {
     shared: Arc<Shared>,

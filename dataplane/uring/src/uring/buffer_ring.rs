@@ -35,7 +35,7 @@ impl BufferRing {
         let stride = stride(buffer_len);
         Ok(Self {
             entries: Region::new(usize::from(count) * size_of::<BufRingEntry>())?,
-            buffers: Region::new(usize::from(count) * stride)?,
+            buffers: Region::new(usize::from(count) * stride)?.populate(),
             buffer_len,
             stride,
             count,
