@@ -1,14 +1,25 @@
 //! `pop-bench`: everything that looks at the appliance from outside. `bench/README.md` says how to read its figures.
 
+mod fanout;
+mod floor;
+mod groups;
+mod http;
+mod machine;
 mod oracle;
 mod pcap;
+mod random;
+mod sdp;
+mod token;
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use pop_uring::BackendKind;
+
+use floor::{Plan, Sink};
 
 #[derive(Parser)]
 #[command(name = "pop-bench", version, about = "Load, floors and oracles for the pop appliance")]
@@ -21,6 +32,41 @@ struct Cli {
 enum Case {
     /// Check a capture: one (key, SSRC, index) has one ciphertext. Exit 1 on a violation, 2 when there is nothing to judge.
     Oracle(OracleArgs),
+    /// The work that no SFU on this kernel can avoid: AES-128-GCM in place and a GSO send per train, on one pinned core.
+    Floor(FloorArgs),
+    /// One node with publishers and many real SRTP subscribers, and the floor beside it.
+    Fanout(Box<fanout::FanoutArgs>),
+}
+
+#[derive(clap::Args)]
+struct FloorArgs {
+    /// Keys and destinations, served in turn.
+    #[arg(long, default_value_t = 50)]
+    subscribers: usize,
+    /// Mean packets per train, such as 5.7.
+    #[arg(long, default_value_t = 6.0)]
+    train: f64,
+    /// Bytes of an RTP packet before protection.
+    #[arg(long, default_value_t = 1_100)]
+    packet_size: usize,
+    /// Packets per round; the figure is the median of five rounds after a dropped one.
+    #[arg(long, default_value_t = 200_000)]
+    packets: u64,
+    /// Core of the sender.
+    #[arg(long, default_value_t = 1)]
+    core: usize,
+    /// Core that reads the sinks.
+    #[arg(long, default_value_t = 0)]
+    sink_core: usize,
+    /// What becomes of the packets.
+    #[arg(long, value_enum, default_value_t = Sink::Read)]
+    sink: Sink,
+    /// Which system calls carry them: mmsg (the cheaper one, so the harder floor) or io_uring.
+    #[arg(long, default_value = "mmsg", value_parser = parse_backend)]
+    backend: BackendKind,
+    /// Write the figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -43,9 +89,56 @@ fn parse_ports(text: &str) -> Result<(u16, u16), String> {
     }
 }
 
+fn parse_backend(text: &str) -> Result<BackendKind, String> {
+    text.parse().map_err(|e: pop_uring::UnknownBackend| e.to_string())
+}
+
 fn main() -> ExitCode {
     match Cli::parse().case {
         Case::Oracle(args) => judge_capture(&args),
+        Case::Floor(args) => end("floor", run_floor(&args)),
+        Case::Fanout(args) => end("fanout", fanout::run(&args)),
+    }
+}
+
+fn end(case: &str, result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("pop-bench {case}: {sentence}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run_floor(args: &FloorArgs) -> Result<(), String> {
+    let floor = floor::measure_floor(&Plan {
+        subscribers: args.subscribers,
+        train_len: args.train,
+        packet_len: args.packet_size,
+        packets: args.packets,
+        core: args.core,
+        sink_core: args.sink_core,
+        sink: args.sink,
+        backend: args.backend,
+    })?;
+    eprintln!(
+        "floor     {:>10.1} ns of CPU per packet, {:.0} packets/s, trains of {} x {} bytes, {} subscribers, {}, checksum {}",
+        floor.ns_per_packet, floor.packets_per_second, floor.train_len, floor.packet_len, floor.subscribers, floor.backend, floor.checksum
+    );
+    let machine = machine::Machine::describe(floor.backend, None);
+    let json = serde_json::to_string_pretty(&serde_json::json!({"floor": floor, "machine": machine})).map_err(|e| e.to_string())?;
+    write_json(args.json.as_deref(), &json)
+}
+
+/// To `path`, or to stdout.
+fn write_json(path: Option<&Path>, json: &str) -> Result<(), String> {
+    match path {
+        Some(path) => std::fs::write(path, format!("{json}\n")).map_err(|e| format!("{}: {e}", path.display())),
+        None => {
+            println!("{json}");
+            Ok(())
+        }
     }
 }
 

@@ -1,0 +1,184 @@
+//! The server under load: a child process of ours, or one that already runs.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::http;
+
+/// A node is serving within a second (DESIGN 11); a debug build on a busy machine gets this long.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running node and the way to its interfaces.
+pub(crate) struct Server {
+    /// Base URL of signalling, without a slash at the end.
+    pub(crate) http: String,
+    /// Base URL of the operator's listener, when known.
+    pub(crate) admin: Option<String>,
+    /// Its process.
+    pub(crate) pid: u32,
+    child: Option<Started>,
+}
+
+struct Started {
+    process: Child,
+    folder: PathBuf,
+}
+
+impl Server {
+    /// Starts `program` with one worker on `core`, everything else on loopback and free ports, and `key` as its API key.
+    pub(crate) fn start(program: &Path, core: usize, transports_max: usize, backend: &str, key: (&str, &str)) -> Result<Server, String> {
+        let folder = std::env::temp_dir().join(format!("pop-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let config = folder.join("pop.toml");
+        let text = format!(
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"{socket}\"\n\
+             [media]\naddresses = [\"127.0.0.1\"]\nport = 0\n\
+             [dataplane]\ncores = \"{core}\"\ntransports_max = {transports_max}\nbackend = \"{backend}\"\n\
+             [auth.keys]\n{name} = \"{secret}\"\n[log]\nlevel = \"warn\"\n",
+            socket = folder.join("pop.sock").display(),
+            name = key.0,
+            secret = key.1,
+        );
+        // The file holds a secret: nobody else may read it.
+        std::os::unix::fs::OpenOptionsExt::mode(std::fs::OpenOptions::new().write(true).create(true).truncate(true), 0o600)
+            .open(&config)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|e| format!("{}: {e}", config.display()))?;
+        let mut process = Command::new(program)
+            .args(["run", "--json", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("{}: {e}: build it (cargo build --release -p pop) or name it with --pop", program.display()))?;
+        let stdout = process.stdout.take().expect("stdout is piped above");
+        let pid = process.id();
+        // Owned from here on, so that every way out ends the process.
+        let mut server = Server { http: String::new(), admin: None, pid, child: Some(Started { process, folder }) };
+        let ready = read_ready_line(stdout)?;
+        let field = |name: &str| ready.get(name).and_then(Value::as_str).map(|url| url.trim_end_matches('/').to_owned());
+        server.http = field("http").ok_or_else(|| format!("the server's ready line has no http: {ready}"))?;
+        server.admin = field("admin");
+        Ok(server)
+    }
+
+    /// Uses a node that runs on this machine.
+    pub(crate) fn attach(http: &str, admin: Option<&str>, pid: u32) -> Server {
+        let trim = |url: &str| url.trim_end_matches('/').to_owned();
+        Server { http: trim(http), admin: admin.map(trim), pid, child: None }
+    }
+
+    /// The sum of all samples of a metric; `None` when there is no admin listener or no such metric.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let page = http::request("GET", &format!("{}/metrics", self.admin.as_ref()?), &[], "").ok()?;
+        sum_metric(&page.body, name)
+    }
+
+    /// Drops by reason, the reasons that have any.
+    pub(crate) fn drops(&self) -> Vec<(String, u64)> {
+        let page = self.admin.as_ref().and_then(|admin| http::request("GET", &format!("{admin}/metrics"), &[], "").ok());
+        page.map_or_else(Vec::new, |page| parse_drops(&page.body))
+    }
+
+    /// The packet workers' back end, in the status page's words.
+    pub(crate) fn backend(&self) -> Option<String> {
+        let page = http::request("GET", &format!("{}/api/v1/status", self.admin.as_ref()?), &[], "").ok()?;
+        find_text(&serde_json::from_str(&page.body).ok()?, "backend")
+    }
+
+    /// Version and commit in the server's own words.
+    pub(crate) fn version(&self) -> Option<String> {
+        let page = http::request("GET", &format!("{}/version", self.admin.as_ref()?), &[], "").ok()?;
+        (page.status == 200).then(|| page.body.trim().to_owned())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(started) = &mut self.child {
+            // Nothing is left to lose after the measurement; SIGTERM's order is tested elsewhere.
+            let _ = started.process.kill();
+            let _ = started.process.wait();
+            let _ = std::fs::remove_dir_all(&started.folder);
+        }
+    }
+}
+
+/// Reads stdout on a thread of its own: a server that neither speaks nor ends must not hang the bench.
+fn read_ready_line(stdout: std::process::ChildStdout) -> Result<Value, String> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    loop {
+        let line = lines.recv_timeout(START_TIMEOUT).map_err(|e| match e {
+            mpsc::RecvTimeoutError::Timeout => format!("the server printed no ready line within {START_TIMEOUT:?}"),
+            mpsc::RecvTimeoutError::Disconnected => "the server ended before it was ready: its message is above".to_owned(),
+        })?;
+        if let Ok(value @ Value::Object(_)) = serde_json::from_str(&line) {
+            return Ok(value);
+        }
+    }
+}
+
+/// The first text called `name` anywhere in `value`.
+fn find_text(value: &Value, name: &str) -> Option<String> {
+    match value {
+        Value::Object(map) => match map.get(name) {
+            Some(Value::String(text)) => Some(text.clone()),
+            _ => map.values().find_map(|value| find_text(value, name)),
+        },
+        Value::Array(list) => list.iter().find_map(|value| find_text(value, name)),
+        _ => None,
+    }
+}
+
+fn sum_metric(page: &str, name: &str) -> Option<f64> {
+    let samples: Vec<f64> = page
+        .lines()
+        .filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = if rest.starts_with('{') { rest.rsplit_once("} ")?.1 } else { rest.strip_prefix(' ')? };
+            value.split(' ').next()?.parse().ok()
+        })
+        .collect();
+    (!samples.is_empty()).then(|| samples.iter().sum())
+}
+
+fn parse_drops(page: &str) -> Vec<(String, u64)> {
+    let mut drops = std::collections::BTreeMap::new();
+    for line in page.lines().filter(|line| line.starts_with("pop_rtp_dropped_packets_total{")) {
+        if let Some((_, rest)) = line.split_once("reason=\"")
+            && let Some((reason, rest)) = rest.split_once('"')
+            && let Some(count) = rest.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok())
+            && count > 0.0
+        {
+            *drops.entry(reason.to_owned()).or_insert(0) += count as u64;
+        }
+    }
+    drops.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_their_labels() {
+        let page = "# TYPE a counter\na_total 3\na_total_other 9\nb{worker=\"0\"} 1\nb{worker=\"1\"} 2.5\n\
+                    pop_rtp_dropped_packets_total{worker=\"0\",reason=\"srtp_auth\"} 4\n\
+                    pop_rtp_dropped_packets_total{worker=\"1\",reason=\"srtp_auth\"} 1\n\
+                    pop_rtp_dropped_packets_total{worker=\"1\",reason=\"too_old\"} 0\n";
+        assert_eq!((sum_metric(page, "a_total"), sum_metric(page, "b"), sum_metric(page, "c")), (Some(3.0), Some(3.5), None));
+        assert_eq!(parse_drops(page), [("srtp_auth".to_owned(), 5)]);
+    }
+}

@@ -1,0 +1,108 @@
+//! Which machine a figure comes from, and the CPU time of its threads. All of it is read from /proc.
+
+use std::fs;
+
+use serde::Serialize;
+
+/// What a reader needs to compare two results.
+#[derive(Debug, Serialize)]
+pub(crate) struct Machine {
+    /// CPU model name.
+    pub(crate) cpu: String,
+    /// Kernel release.
+    pub(crate) kernel: String,
+    /// Cores of the machine.
+    pub(crate) cores: usize,
+    /// `uring` or `mmsg`, of the sender that was measured.
+    pub(crate) backend: String,
+    /// Version of this program.
+    pub(crate) version: &'static str,
+    /// What the server says about itself, or this checkout's commit.
+    pub(crate) commit: String,
+}
+
+impl Machine {
+    /// Describes this machine.
+    pub(crate) fn describe(backend: &str, commit: Option<String>) -> Machine {
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("unknown", |(_, name)| name);
+        Machine {
+            cpu: model.to_owned(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned()),
+            cores: cpu.lines().filter(|line| line.starts_with("processor")).count(),
+            backend: backend.to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+            commit: commit.filter(|commit| commit != "unknown").or_else(checkout_commit).unwrap_or_else(|| "unknown".to_owned()),
+        }
+    }
+}
+
+fn checkout_commit() -> Option<String> {
+    let output = std::process::Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The pinned packet threads of a server process.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    paths: Vec<String>,
+}
+
+impl Workers {
+    /// The threads of `pid` that are named `pop-worker-N`.
+    pub(crate) fn find(pid: u32) -> Result<Workers, String> {
+        let tasks = format!("/proc/{pid}/task");
+        let entries =
+            fs::read_dir(&tasks).map_err(|e| format!("{tasks}: {e}: the server's threads must be readable (same machine, same user)"))?;
+        let paths: Vec<String> = entries
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let name = fs::read_to_string(path.join("comm")).ok()?;
+                name.starts_with("pop-worker-").then(|| path.join("schedstat").display().to_string())
+            })
+            .collect();
+        if paths.is_empty() { Err(format!("process {pid} has no thread named pop-worker-N")) } else { Ok(Workers { paths }) }
+    }
+
+    /// The one process on this machine that has workers.
+    pub(crate) fn find_process() -> Result<u32, String> {
+        let pids = fs::read_dir("/proc").map_err(|e| format!("/proc: {e}"))?;
+        let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let found: Vec<u32> = pids.filter(|pid| Workers::find(*pid).is_ok()).collect();
+        match found[..] {
+            [pid] => Ok(pid),
+            [] => Err("no process here has a thread named pop-worker-N: run this on the server's machine".to_owned()),
+            _ => Err(format!("several processes have packet workers ({found:?}): say which with --pid")),
+        }
+    }
+
+    /// CPU nanoseconds of all workers together.
+    pub(crate) fn cpu_ns(&self) -> Result<u64, String> {
+        self.paths.iter().map(|path| cpu_ns(path)).sum()
+    }
+}
+
+/// The first field of schedstat is "time spent on the cpu (in nanoseconds)" (Documentation/scheduler/sched-stats.rst).
+fn cpu_ns(path: &str) -> Result<u64, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+    text.split(' ').next().and_then(|field| field.parse().ok()).ok_or_else(|| format!("{path}: no CPU time in {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_of_a_thread_is_in_nanoseconds() {
+        let read = || cpu_ns("/proc/thread-self/schedstat").unwrap();
+        let (before, own) = (read(), pop_uring::thread_cpu_time());
+        let mut sum = 0u64;
+        while (pop_uring::thread_cpu_time() - own).as_millis() < 20 {
+            sum = std::hint::black_box(sum + 1);
+        }
+        // The kernel brings the figure up to date at each tick, at the latest 10 ms apart.
+        let ns = read() - before;
+        assert!((8_000_000..200_000_000).contains(&ns), "{ns}");
+        assert!(Workers::find(std::process::id()).is_err(), "a process without workers is told apart");
+    }
+}

@@ -1,0 +1,80 @@
+//! The fan-out case as a test: a small input, no timed assertion.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// The `pop` binary beside `pop-bench`, built from this checkout: cargo builds a package's own binaries only.
+fn build_pop(bench: &Path) -> PathBuf {
+    let folder = bench.parent().expect("a binary lies in a folder");
+    let target = folder.parent().expect("target/PROFILE");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--package", "pop", "--bin", "pop", "--target-dir"]).arg(target);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs").success(), "pop does not build");
+    folder.join("pop")
+}
+
+fn run_fanout(arguments: &[&str]) -> std::process::Output {
+    let bench = Path::new(env!("CARGO_BIN_EXE_pop-bench"));
+    let pop = build_pop(bench);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let output = Command::new(bench)
+        .args(["fanout", "--server-core", &(cores - 1).min(1).to_string(), "--pop"])
+        .arg(pop)
+        .args(arguments)
+        .output()
+        .expect("pop-bench runs");
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+#[test]
+fn two_subscribers_get_and_authenticate_everything() {
+    let output = run_fanout(&["--subscribers", "2", "--duration", "1s"]);
+    assert!(output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    for key in ["packets_per_second", "cpu_ns_per_packet", "loss", "floor_ratio", "allocations_per_packet"] {
+        assert!(report[key].is_number(), "{key} in {report}");
+    }
+    for key in ["p50", "p99", "p99.9"] {
+        assert!(report["latency_us"][key].is_number(), "latency_us.{key} in {report}");
+    }
+    for key in ["machine", "config", "floor", "evidence"] {
+        assert!(report[key].is_object(), "{key} in {report}");
+    }
+    let evidence = &report["evidence"];
+    assert_eq!(report["loss"], 0.0, "{evidence}");
+    assert_eq!(evidence["expected"], evidence["delivered"]);
+    assert_eq!(evidence["refused"], 0, "a packet was not authentic");
+    // The first of the two subscribers authenticates: every packet of its publisher, each once.
+    assert_eq!(evidence["authenticated"], evidence["sent"]);
+    // The numbers inside the packets are 0 to sent - 1: the fold tells whether it was exactly those.
+    let sent = evidence["sent"].as_u64().expect("a count");
+    let expected = (1..=sent).fold(0u64, |sum, n| sum.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    assert_eq!(evidence["checksum"], format!("{expected:016x}"));
+    println!("checksum {}", evidence["checksum"]);
+}
+
+#[test]
+fn three_publishers_reach_their_own_subscribers() {
+    let output = run_fanout(&["--subscribers", "6", "--publishers", "3", "--bitrate", "300k", "--duration", "500ms"]);
+    assert!(output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    let evidence = &report["evidence"];
+    assert_eq!((&report["loss"], &evidence["refused"]), (&Value::from(0.0), &Value::from(0)), "{evidence}");
+    assert_eq!(evidence["expected"].as_u64(), evidence["sent"].as_u64().map(|sent| 2 * sent), "two subscribers per publisher");
+    println!("checksum {}", evidence["checksum"]);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_with_a_sentence() {
+    let bench = Path::new(env!("CARGO_BIN_EXE_pop-bench"));
+    let output = Command::new(bench).args(["fanout", "--pop", "no/such/pop"]).output().expect("pop-bench runs");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no/such/pop") && said.contains("--pop"), "{said}");
+}
