@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Rng, corpus, mutate, mutation_count};
+use common::{Rng, corpus, mutate, mutation_count, stun_fingerprint};
 use hmac::{Hmac, KeyInit, Mac};
 use pop_proto::{
     DropReason,
@@ -38,14 +38,8 @@ fn seal(bytes: &mut Vec<u8>, with_fingerprint: bool) {
         bytes.extend([0x80, 0x28, 0, 4, 0, 0, 0, 0]);
         fix_length(bytes);
         let end = bytes.len() - 8;
-        let mut crc = u32::MAX;
-        for byte in &bytes[..end] {
-            crc ^= u32::from(*byte);
-            for _ in 0..8 {
-                crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
-            }
-        }
-        bytes[end + 4..].copy_from_slice(&(!crc ^ 0x5354_554e).to_be_bytes());
+        let fingerprint = stun_fingerprint(&bytes[..end]);
+        bytes[end + 4..].copy_from_slice(&fingerprint);
     }
 }
 

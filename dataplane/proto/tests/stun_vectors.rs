@@ -4,7 +4,7 @@ mod common;
 
 use std::net::SocketAddr;
 
-use common::{Rng, corpus, unhex};
+use common::{Rng, corpus, stun_fingerprint, unhex};
 use pop_proto::{
     DropReason,
     wire::stun::{
@@ -146,6 +146,13 @@ fn what_follows_the_integrity_means_nothing() {
     assert!(message.unknown_attributes().as_slice().is_empty());
 }
 
+/// Makes the fingerprint right again that ends `behind` bytes before the end, so that only the change itself is wrong.
+fn refresh_fingerprint(bytes: &mut [u8], behind: usize) {
+    let at = bytes.len() - behind - 8;
+    let fingerprint = stun_fingerprint(&bytes[..at]);
+    bytes[at + 4..at + 8].copy_from_slice(&fingerprint);
+}
+
 #[test]
 fn malformed_messages_are_refused() {
     let good = written(&request("lite:full"));
@@ -156,15 +163,19 @@ fn malformed_messages_are_refused() {
         assert_eq!(Message::parse(&bytes).err(), Some(DropReason::StunMalformed), "{why}");
     };
     refuse("the magic is another", &|bytes| bytes[4] ^= 1);
-    refuse("the top bits are set", &|bytes| bytes[0] |= 0x40);
+    refuse("the top bits are set", &|bytes| {
+        bytes[0] |= 0x40;
+        refresh_fingerprint(bytes, 0);
+    });
     refuse("the length is odd", &|bytes| bytes[3] ^= 1);
     refuse("the length is shorter than the datagram", &|bytes| bytes[3] -= 4);
     refuse("the datagram is longer", &|bytes| bytes.extend([0; 4]));
     refuse("an attribute passes the end", &|bytes| bytes[23] = 0xff);
     refuse("the fingerprint is wrong", &|bytes| *bytes.last_mut().expect("it is not empty") ^= 1);
-    refuse("the fingerprint is not the last", &|bytes| {
+    refuse("the fingerprint is right and not the last", &|bytes| {
         bytes.extend([0x80, 0x22, 0, 0]);
         bytes[3] += 4;
+        refresh_fingerprint(bytes, 4);
     });
     for len in 0..good.len() {
         assert_eq!(Message::parse(&good[..len]).err(), Some(DropReason::StunMalformed), "{len} bytes");

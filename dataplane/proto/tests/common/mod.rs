@@ -167,3 +167,15 @@ pub fn unhex(text: &str) -> Vec<u8> {
     assert!(digits.len().is_multiple_of(2), "half a byte at the end");
     digits.chunks_exact(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
 }
+
+/// The CRC-32 of STUN's FINGERPRINT, bit by bit and apart from the code under test.
+pub fn stun_fingerprint(bytes: &[u8]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    (!crc ^ 0x5354_554e).to_be_bytes()
+}
