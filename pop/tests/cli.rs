@@ -1,0 +1,388 @@
+//! The built binary as scripts see it: exit codes, the ready line, stdout and stderr, tokens, signals, and what it leaves behind.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use pop_proto::DropReason;
+use pop_schemas::SessionId;
+use pop_session::token;
+
+const SECRET: &str = "a secret of these tests alone, 0123456789";
+
+/// A folder of one test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("pop-cli-{}-{number}", std::process::id()));
+        fs::create_dir_all(&folder).expect("temporary files can be made");
+        Folder(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).expect("temporary files can be made");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        path
+    }
+
+    /// A config on free ports, with this folder's socket and keys.
+    fn config(&self) -> PathBuf {
+        self.write("keys.toml", &format!("test = \"{SECRET}\"\n"));
+        self.write("pop.toml", &config(&self.path("pop.sock"), "127.0.0.1:0"))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn config(socket: &Path, listen: &str) -> String {
+    format!(
+        "[http]\nlisten = \"{listen}\"\n[admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"{}\"\n[media]\naddresses = [\"127.0.0.1\"]\nport = 0\n\
+         [dataplane]\npacket_pool = 1024\nrecv_buffers = 16\n[auth]\nkeys_file = \"keys.toml\"\n",
+        socket.display()
+    )
+}
+
+fn pop(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pop"));
+    command.args(words).stdin(Stdio::null());
+    command
+}
+
+fn run(words: &[&str]) -> Output {
+    pop(words).output().expect("the binary is there")
+}
+
+fn shown(path: &Path) -> &str {
+    path.to_str().expect("our folders are plain text")
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// A running node, killed at the end of its test if it still runs.
+struct Node {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    line: String,
+}
+
+impl Node {
+    fn start(config: &Path, more: &[&str]) -> Node {
+        let mut command = pop(&["run", "--config", shown(config)]);
+        let mut child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary is there");
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("a line or the end");
+        Node { child, stdout, line }
+    }
+
+    /// `key=value` of the ready line.
+    fn said(&self, key: &str) -> &str {
+        let words = self.line.trim_end().split(' ');
+        let value = words.filter_map(|word| word.split_once('=')).find(|(name, _)| *name == key);
+        value.unwrap_or_else(|| panic!("no {key} in {:?}", self.line)).1
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().expect("kill is everywhere").success());
+    }
+
+    /// Exit code, the rest of stdout, and stderr.
+    fn end(mut self) -> (Option<i32>, String, String) {
+        let (mut rest, mut log) = (String::new(), String::new());
+        self.stdout.read_to_string(&mut rest).expect("text");
+        self.child.stderr.take().expect("it is piped").read_to_string(&mut log).expect("text");
+        (self.child.wait().expect("it is our child").code(), rest, log)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn http(base: &str, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(base.strip_prefix("http://").expect("a plain URL")).expect("the node listens");
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").expect("a small request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    (head[9..12].parse().expect("a status"), body.to_owned())
+}
+
+#[test]
+fn wrong_arguments_are_exit_code_2_and_stdout_stays_empty() {
+    for words in [
+        &[][..],
+        &["fly"],
+        &["run", "--port", "1"],
+        &["token", "create", "--room", "r"],
+        &["token", "create", "--room", "r", "--identity", "i", "--ttl", "1 h"],
+        &["rtp", "capture", "room"],
+        &["rtp", "capture", "room", "f", "--kind", "data"],
+        &["run", "--config", "no/such/pop.toml"],
+        &["check", "no/such/pop.toml"],
+        &["token", "create", "--room", "r", "--identity", "i", "--keys", "no/such/keys.toml"],
+    ] {
+        let output = run(words);
+        assert_eq!(code(&output), Some(2), "{words:?}: {output:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{words:?}: {output:?}");
+    }
+    for words in [&["--help"][..], &["version"], &["--version"], &["token", "create", "--help"]] {
+        let output = run(words);
+        assert_eq!(code(&output), Some(0), "{words:?}");
+        assert!(!output.stdout.is_empty(), "{words:?}");
+    }
+}
+
+#[test]
+fn a_wrong_config_is_a_place_and_exit_code_2_for_check_and_run() {
+    let folder = Folder::new();
+    let file = folder.write("pop.toml", "[http]\nlisten = \"127.0.0.1:0\"\n\n[media]\nporrt = 1\n");
+    for command in [&["check", shown(&file)][..], &["run", "--config", shown(&file)], &["doctor", "--config", shown(&file)]] {
+        let output = run(command);
+        assert_eq!(code(&output), Some(2), "{output:?}");
+        let expected = format!("pop: {}:5:1: there is no key `porrt` here; known here: ", file.display());
+        assert!(stderr(&output).starts_with(&expected), "{}", stderr(&output));
+    }
+    let output = run(&["check", shown(&folder.config())]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("pop.toml: ok, "), "{output:?}");
+}
+
+#[test]
+fn secrets_that_everybody_may_read_are_refused() {
+    let folder = Folder::new();
+    let file = folder.config();
+    fs::set_permissions(folder.path("keys.toml"), fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let output = run(&["run", "--config", shown(&file)]);
+    assert_eq!(code(&output), Some(2));
+    assert!(stderr(&output).contains("chmod 640") && !stderr(&output).contains(SECRET), "{}", stderr(&output));
+}
+
+#[test]
+fn the_ready_line_is_all_of_stdout_and_sigterm_is_exit_code_0() {
+    let folder = Folder::new();
+    for signal in ["TERM", "INT"] {
+        let node = Node::start(&folder.config(), &[]);
+        let words: Vec<&str> = node.line.trim_end().split(' ').collect();
+        assert!(words.len() == 5 && words[0] == "ready" && node.line.ends_with('\n'), "{:?}", node.line);
+        let keys: Vec<&str> = words[1..].iter().filter_map(|word| Some(word.split_once('=')?.0)).collect();
+        assert_eq!(keys, ["http", "media", "admin", "demo"]);
+        let (first, last) = node.said("media").split_once('-').expect("FIRST-LAST");
+        assert!(first.parse::<u16>().expect("a port") > 0 && last.parse::<u16>().expect("a port") > 0);
+        assert!(node.said("demo").starts_with(&format!("{}/demo?room=demo#token=", node.said("http"))), "{}", node.line);
+        assert_eq!(http(node.said("http"), "GET", "/demo").0, 200);
+        assert_eq!(http(node.said("admin"), "GET", "/ready"), (200, "ready\n".to_owned()));
+        node.signal(signal);
+        let (code, rest, log) = node.end();
+        assert_eq!((code, rest.as_str()), (Some(0), ""), "{log}");
+        assert!(!folder.path("pop.sock").exists(), "the socket stayed");
+    }
+}
+
+#[test]
+fn the_ready_line_as_json_says_the_same() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.config(), &["--json"]);
+    let said: serde_json::Value = serde_json::from_str(&node.line).expect("an object");
+    let keys: Vec<&String> = said.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["admin", "demo", "http", "media"]);
+    assert_eq!(http(said["admin"].as_str().expect("a URL"), "GET", "/healthz").0, 200);
+}
+
+#[test]
+fn tokens_come_from_the_node_and_from_the_file_alike() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.config(), &[]);
+    let (socket, keys) = (folder.path("pop.sock"), folder.path("keys.toml"));
+    let asked = ["token", "create", "--room", "Straße 7", "--identity", "ann", "--no-publish", "--ttl", "1h", "--json"];
+    let stage = SessionId::new("Straße 7").expect("a name");
+    for (from, url) in [(["--socket", shown(&socket)], node.said("http")), (["--keys", shown(&keys)], "http://127.0.0.1:7880")] {
+        let output = run(&[&asked[..], &from].concat());
+        assert_eq!(code(&output), Some(0), "{output:?}");
+        let made = json(&output);
+        assert_eq!(made["url"], url);
+        let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+        let text = made["token"].as_str().expect("a token");
+        let verify = |at_s| token::verify(text, at_s, |name| (name == "test").then_some(SECRET.as_bytes()));
+        let access = verify(now_s).expect("it is signed by the key of the file");
+        assert!(access.may_watch(&stage).is_ok() && access.may_publish(&stage).is_err());
+        assert!(verify(now_s + 3_590).is_ok() && verify(now_s + 3_601).is_err());
+    }
+    for wrong in ["a/b", ""] {
+        let output = run(&["token", "create", "--room", wrong, "--identity", "ann", "--socket", shown(&socket)]);
+        assert_eq!(code(&output), Some(2), "{output:?}");
+        assert!(stderr(&output).starts_with("pop: room "), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn without_a_node_a_question_says_how_to_start_one() {
+    let folder = Folder::new();
+    for words in
+        [&["sessions"][..], &["status", "--json"], &["rtp", "capture", "r", "f"], &["token", "create", "--room", "r", "--identity", "i"]]
+    {
+        let output = run(&[words, &["--socket", shown(&folder.path("pop.sock"))]].concat());
+        assert_eq!(code(&output), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("no node answers at") && stderr(&output).contains("`pop run`"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_killed_node_leaves_nothing_in_the_way_of_the_next() {
+    let folder = Folder::new();
+    let first = Node::start(&folder.config(), &[]);
+    first.signal("KILL");
+    assert_eq!(first.end().0, None);
+    assert!(folder.path("pop.sock").exists(), "a kill leaves the socket file");
+    let second = Node::start(&folder.config(), &[]);
+    assert!(second.line.starts_with("ready "), "{:?}", second.line);
+    let output = run(&["status", "--json", "--socket", shown(&folder.path("pop.sock"))]);
+    let status = json(&output);
+    assert_eq!((status["ready"].as_bool(), status["sessions"].as_u64()), (Some(true), Some(0)), "{status}");
+}
+
+#[test]
+fn what_is_taken_is_one_line_and_exit_code_1() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.config(), &[]);
+    let taken = node.said("http").trim_start_matches("http://").to_owned();
+    let other = Folder::new();
+    other.config();
+    let cases = [
+        (config(&folder.path("pop.sock"), "127.0.0.1:0"), "another node is alive at"),
+        (config(&other.path("pop.sock"), &taken), "is taken by another process: stop it, or set http.listen"),
+        (config(Path::new("/proc/pop/pop.sock"), "127.0.0.1:0"), "set admin.socket to another path"),
+        (config(&other.path("keys.toml"), "127.0.0.1:0"), "is there and is no socket: remove it"),
+        (config(&other.path("pop.sock"), "192.0.2.1:80"), "is no address of this host: set http.listen"),
+        (config(&other.path("pop.sock"), "127.0.0.1:0").replace("[dataplane]", "[dataplane]\ncores = \"8000\""), "choose from"),
+    ];
+    for (text, sentence) in cases {
+        let file = other.write("pop.toml", &text);
+        let output = run(&["run", "--config", shown(&file)]);
+        assert_eq!(code(&output), Some(1), "{output:?}");
+        let lines: Vec<String> = stderr(&output).lines().filter(|line| line.starts_with("pop: ")).map(str::to_owned).collect();
+        assert!(lines.len() == 1 && lines[0].contains(sentence), "should say {sentence:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn the_admin_listener_tells_and_does_not_act() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.config(), &[]);
+    let admin = node.said("admin");
+    for path in ["/api/v1/tokens", "/api/v1/captures"] {
+        let (code, body) = http(admin, "POST", path);
+        assert!(code == 403 && body.contains("unix socket"), "{path}: {code} {body}");
+    }
+    let (_, metrics) = http(admin, "GET", "/metrics");
+    assert!(metrics.contains("\npop_ready 1\n"), "{metrics}");
+    for reason in DropReason::ALL {
+        let series = format!("pop_rtp_dropped_packets_total{{reason=\"{}\",worker=\"0\"}} 0", reason.label());
+        assert!(metrics.contains(&series), "no {series}");
+    }
+    let sessions: serde_json::Value = serde_json::from_str(&http(admin, "GET", "/api/v1/sessions").1).expect("JSON");
+    assert_eq!(sessions["sessions"], serde_json::json!([]));
+    assert!(sessions["incarnation"]["start"].as_u64().expect("a number") > 0);
+    assert_eq!(http(admin, "GET", "/other").0, 404);
+    assert_eq!(http(node.said("http"), "GET", "/metrics").0, 404, "the public listener shows no metrics");
+}
+
+#[test]
+fn a_capture_ends_by_itself_and_never_overwrites() {
+    let folder = Folder::new();
+    let _node = Node::start(&folder.config(), &[]);
+    let socket = folder.path("pop.sock");
+    let capture = |file: &str| {
+        let words = ["rtp", "capture", "stage", file, "--duration", "300ms", "--json", "--socket", shown(&socket)];
+        // A relative name is meant from where the user stands.
+        pop(&words).current_dir(&folder.0).output().expect("the binary is there")
+    };
+    let output = capture("a.pcapng");
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let ended = json(&output);
+    assert_eq!((ended["state"].as_str(), ended["packets"].as_u64()), (Some("done"), Some(0)));
+    let file = fs::read(folder.path("a.pcapng")).expect("it was made");
+    assert_eq!(file.len() as u64, ended["bytes"].as_u64().expect("a number"));
+    assert_eq!(file[..4], [0x0a, 0x0d, 0x0d, 0x0a], "a pcapng file begins with a section header");
+    let again = capture("a.pcapng");
+    assert_eq!(code(&again), Some(1), "{again:?}");
+    assert!(stderr(&again).contains("cannot write"), "{}", stderr(&again));
+    assert_eq!(fs::read(folder.path("a.pcapng")).expect("it is there").len(), file.len());
+}
+
+#[test]
+fn an_open_connection_does_not_hold_the_end_up() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.config(), &[]);
+    let address = node.said("http").trim_start_matches("http://").to_owned();
+    let mut half = TcpStream::connect(address).expect("the node listens");
+    half.write_all(b"POST /whip/stage HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf").expect("a small request");
+    let started = Instant::now();
+    node.signal("TERM");
+    let (code, _, log) = node.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(started.elapsed() < Duration::from_secs(5), "it took {:?}", started.elapsed());
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.config(), &[]);
+    let address = node.said("http").trim_start_matches("http://").to_owned();
+    let mut half = TcpStream::connect(address).expect("the node listens");
+    // A head that has begun keeps the orderly stop waiting for its grace of 2 s.
+    half.write_all(b"POST /whip/stage HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf").expect("a small request");
+    node.signal("TERM");
+    node.signal("INT");
+    let (code, _, log) = node.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("stopping; a second signal stops at once"), "{log}");
+}
+
+#[test]
+fn the_doctor_judges_this_host() {
+    let folder = Folder::new();
+    let output = run(&["doctor", "--json", "--config", shown(&folder.config())]);
+    let report = json(&output);
+    let findings = report["findings"].as_array().expect("a list");
+    for name in
+        ["kernel", "back end", "udp_segment", "udp_gro", "cores", "memory plan", "receive buffer", "open files", "http.listen", "media"]
+    {
+        assert!(findings.iter().any(|finding| finding["name"] == name), "no {name} in {report}");
+    }
+    let failed = findings.iter().any(|finding| finding["level"] == "fail");
+    assert_eq!(code(&output), Some(i32::from(failed)), "{output:?}");
+    assert!(findings.iter().all(|finding| finding["level"] == "ok" || finding["change"].is_string()), "advice is missing: {report}");
+}
