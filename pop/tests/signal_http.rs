@@ -124,6 +124,9 @@ async fn a_publisher_and_a_viewer_come_and_go() {
     assert_eq!(host.participants().await, 0);
 }
 
+/// Path, token, content type and body of a request; status and words of its answer.
+type Refused<'a> = (&'a str, Option<&'a str>, &'a str, Vec<u8>, u16, &'a str);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_said_in_one_sentence_and_leaves_nothing() {
     let host = Host::start(8);
@@ -137,7 +140,7 @@ async fn what_is_wrong_is_said_in_one_sentence_and_leaves_nothing() {
     let expired = TokenRequest { ttl_s: 1, ..TokenRequest::new("stage", "ann") }.sign(host.node.keys(), 1_000).unwrap();
     let weak = text.replace("a=fingerprint:sha-256", "a=fingerprint:md5");
     #[rustfmt::skip]
-    let rows: Vec<(&str, Option<&str>, &str, Vec<u8>, u16, &str)> = vec![
+    let rows: Vec<Refused<'_>> = vec![
         ("/whip/stage", None, sdp, offer.clone(), 401, "an access token is needed"),
         ("/whip/stage", Some("garbage"), sdp, offer.clone(), 401, "not a well-formed JWT"),
         ("/whip/stage", Some(&foreign), sdp, offer.clone(), 401, "the token's signature is wrong"),

@@ -496,7 +496,7 @@ fn the_looking_glass_shows_locals_and_remotes_with_one_shape() {
 /// ever fed by a track that is open.
 #[test]
 fn random_lives_leave_no_dangling_reference() {
-    let seed: u64 = std::env::var("POP_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    let seed: u64 = 7;
     println!("seed {seed}");
     let mut state = seed;
     let mut random = move |end: u64| {
