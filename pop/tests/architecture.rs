@@ -31,7 +31,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tokio_uring::", &["dataplane/src/service.rs"]),
     ("aws_lc_rs::aead", &["dataplane/proto/src/srtp.rs", "dataplane/proto/src/srtp/", "dataplane/proto/tests/", "bench/"]),
     ("prometheus_client", &["pop/src/metrics.rs", "pop/src/metrics/"]),
-    ("jsonwebtoken", &["pop/session/src/token.rs"]),
+    ("jsonwebtoken", &["pop/session/src/token.rs", "pop/session/tests/"]),
     ("zenoh", &["pop/src/bus.rs", "pop/src/bus/"]),
     ("mimalloc", &["dataplane/uring/"]),
     ("core_affinity", &["dataplane/src/", "bench/"]),
