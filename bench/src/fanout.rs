@@ -47,8 +47,14 @@ const AUTHENTICATE_EVERY: usize = 10;
 /// Before anything is measured: caches, histories and the worker's buffers fill.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Packets of one floor round: about 0.1 s.
-const FLOOR_PACKETS: u64 = 200_000;
+/// Packets of one floor round, at most: about 0.1 s.
+const FLOOR_PACKETS_MAX: u64 = 200_000;
+
+/// A short measurement gets a short floor: packets of one round for each second of it.
+const FLOOR_PACKETS_PER_SECOND: f64 = 40_000.0;
+
+/// The longest mean train of a floor: 45 packets of the longest size fill a UDP payload.
+const FLOOR_TRAIN_MAX: f64 = 45.0;
 
 /// Loss at which a search says "too fast", as a share.
 const SEARCH_LOSS_MAX: f64 = 0.000_1;
@@ -274,11 +280,11 @@ fn measure(args: &FanoutArgs, server: &Server, workers: &Workers, load: &mut Loa
     if warm_up.delivered == 0 {
         return Err(format!("{} clients joined and no packet arrived; the server's drops: {:?}", load.check_answers(), server.drops()));
     }
-    let floor_before = floor_like(args, &warm_up)?;
+    let floor_before = floor_like(args, load, &warm_up)?;
     load.renew_consent()?;
     let (pace, measured) =
         if args.search { search(load, server, workers, pace)? } else { (pace, measure_run(load, server, workers, &pace)?) };
-    let floor_after = floor_like(args, &measured.outcome)?;
+    let floor_after = floor_like(args, load, &measured.outcome)?;
     Ok(Report::new(args, &pace, measured, [floor_before, floor_after], machine(server), server.drops()))
 }
 
@@ -341,18 +347,23 @@ fn search(load: &mut Load, server: &Server, workers: &Workers, start: Pace) -> R
     }
 }
 
-/// The floor at the run's packet size and mean train length, on the worker's core.
-fn floor_like(args: &FanoutArgs, outcome: &Outcome) -> Result<Floor, String> {
-    measure_floor(&Plan {
+/// The floor at the run's packet size and mean train length, on the worker's core. The clients keep their consent meanwhile.
+fn floor_like(args: &FanoutArgs, load: &mut Load, outcome: &Outcome) -> Result<Floor, String> {
+    let plan = Plan {
         subscribers: args.subscribers,
-        train_len: outcome.train_len().clamp(1.0, 58.0),
+        train_len: outcome.train_len().clamp(1.0, FLOOR_TRAIN_MAX),
         packet_len: args.packet_size,
-        packets: FLOOR_PACKETS,
+        packets: ((args.duration.as_secs_f64() * FLOOR_PACKETS_PER_SECOND) as u64).clamp(1_000, FLOOR_PACKETS_MAX),
         core: args.server_core,
         sink_core: args.load_core,
         sink: Sink::Read,
         backend: BackendKind::Mmsg,
-    })
+    };
+    let floor = std::thread::spawn(move || measure_floor(&plan));
+    while !floor.is_finished() {
+        load.idle()?;
+    }
+    floor.join().map_err(|_| "the floor panicked".to_owned())?
 }
 
 #[cfg(test)]
