@@ -15,7 +15,8 @@ const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const FIREFOX = process.env.FIREFOX ?? "/usr/bin/firefox-esr";
 
 // The background flags keep Chromium from asking its maker's hosts, which a closed network refuses many times a second.
-// The loopback flag and Firefox's preference let ICE use 127.0.0.1.
+// The loopback flag and Firefox's preference let ICE use 127.0.0.1; Firefox does so only for pages that have a permission for
+// a device, others get the default route's address alone.
 const CHROMIUM_FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -32,6 +33,8 @@ const FIREFOX_PREFERENCES = {
   "media.navigator.streams.fake": true,
   "media.navigator.permission.disabled": true,
   "media.peerconnection.ice.loopback": true,
+  "permissions.default.microphone": 1,
+  "permissions.default.camera": 1,
   "media.peerconnection.ice.obfuscate_host_addresses": false,
   "media.navigator.mediadatadecoder_h264_enabled": true,
   "media.autoplay.default": 0,

@@ -93,8 +93,8 @@ globalThis.popClient = (() => {
 
   async function stop() {
     clearInterval(timer);
-    pc.close();
     const response = await fetch(resource, { method: "DELETE", headers: { Authorization: `Bearer ${token}` } });
+    pc.close();
     return response.status;
   }
 

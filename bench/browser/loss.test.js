@@ -9,7 +9,7 @@ import { loseTowards, makeHost, removeHost } from "./netns.js";
 import { startNode } from "./node.js";
 
 const LOSS = 0.05;
-const RETRANSMITTED = "pop_rtp_retransmitted_packets_total";
+const RETRANSMITTED = "pop_retransmitted_packets_total";
 let host, node, site, near, far;
 
 before(async () => {

@@ -161,7 +161,7 @@ def unauthenticated_media(real_rtp, real_rtcp):
     moved = real_rtp[:2] + ahead + real_rtp[4:]
     flipped = moved[:-1] + bytes([moved[-1] ^ 1])
     return {
-        "srtp_auth": [moved, flipped, moved[:-16] + bytes(16), moved[:12] + os.urandom(len(moved) - 12)],
+        "srtp_auth": [moved, flipped, moved[:-16] + bytes(16), moved[:-32] + os.urandom(32)],
         "srtp_replay": [real_rtp],
         "short": [real_rtp[:n] for n in range(12, 28)] + [real_rtcp[:8] + bytes(n) for n in range(12, 20)],
         "srtcp_flipped": [real_rtcp[:8] + bytes([real_rtcp[8] ^ 1]) + real_rtcp[9:]],

@@ -31,10 +31,11 @@ def free_media_port():
 
 
 class Node:
-    """Runs from construction until `stop`."""
+    """Runs from construction until `stop`. `judged` is the capture's filter, before the ports."""
 
-    def __init__(self, name):
+    def __init__(self, name, judged="udp portrange"):
         self.name = name
+        self.judged = judged
         self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
         folder = pathlib.Path(self.folder.name)
         self.media_port = free_media_port()
@@ -82,7 +83,7 @@ keys_file = "keys.toml"
     def _start_capture(self):
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
         self.capture = ARTIFACTS / f"{self.name}.pcap"
-        ports = f"udp portrange {self.media_port}-{self.media_port + 1}"
+        ports = f"{self.judged} {self.media_port}-{self.media_port + 1}"
         words = ["tcpdump", "-i", "lo", "-w", self.capture, "-U", "-B", "32768", "-s", "0", "-Z", "root", ports]
         self.tcpdump = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for line in self.tcpdump.stderr:

@@ -22,7 +22,8 @@ from node import Node
 
 def setUpModule():
     global node
-    node = Node("aiortc-attacks")
+    # Only what the node sends: the forgeries towards it are full of indexes used twice.
+    node = Node("aiortc-attacks", judged="udp src portrange")
 
 
 def tearDownModule():
@@ -106,8 +107,8 @@ class Attacks(unittest.IsolatedAsyncioTestCase):
                     self.forger.send(source, target, datagram)
                 await asyncio.sleep(0.01)
         await self.assert_goes_on(publisher, viewer)
-        await self.assert_dropped(before, "dtls_plaintext", 2 * 50 * 5)
-        await self.assert_dropped(before, "dtls_malformed", 2 * 50 * 2)
+        await self.assert_dropped(before, "dtls_plaintext", 2 * 50 * 4)
+        await self.assert_dropped(before, "dtls_malformed", 2 * 50 * 8)
 
     async def test_row_3_media_never_follows_a_second_source(self):
         publisher, viewer = await self.call()
@@ -156,7 +157,7 @@ class Attacks(unittest.IsolatedAsyncioTestCase):
         bad = unauthenticated_media(publisher.last_datagrams["rtp"], b"\x80\xc8" + bytes(40))["srtp_auth"]
         for i in range(10_000):
             self.forger.send(source, target, bad[i % len(bad)])
-            # In bursts that the socket's buffer holds: the test is about counting errors, not about a full buffer.
+            # Bursts that the socket's buffer holds: the test is about counting errors, not about a full buffer.
             if i % 100 == 0:
                 await asyncio.sleep(0.005)
         await self.assert_goes_on(publisher, viewer)

@@ -334,7 +334,10 @@ function followConnection(pc, card, connected, onLost) {
 function failureSentence() {
   const loopback = /^(localhost|127\.|\[::1\])/.test(location.hostname);
   if (loopback && navigator.userAgent.includes("Firefox")) {
-    return "No media path. Firefox does not use loopback addresses: set media.peerconnection.ice.loopback to true in about:config.";
+    return (
+      "No media path. Firefox uses loopback addresses only when media.peerconnection.ice.loopback is true in about:config " +
+      "and the page may use a microphone or camera. Other browsers need neither."
+    );
   }
   return "No media path to the node. Is a firewall between you and its UDP media port?";
 }

@@ -47,10 +47,10 @@ export class Session {
     this.remove = remove;
   }
 
-  /** Ends it here and at the node. */
+  /** Ends it here and at the node. The node hears it first: after a closed connection it knows the resource no more. */
   async stop() {
-    this.pc.close();
     await this.remove();
+    this.pc.close();
   }
 }
 
