@@ -16,11 +16,13 @@ pub(crate) struct Asset {
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
+const SVG: &str = "image/svg+xml";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Every file of the page.
 pub(crate) const ASSETS: &[Asset] = &[
     Asset { path: "/demo", content_type: HTML, body: include_str!("demo/index.html") },
+    Asset { path: "/demo/icon.svg", content_type: SVG, body: include_str!("demo/icon.svg") },
     Asset { path: "/demo/style.css", content_type: CSS, body: include_str!("demo/style.css") },
     Asset { path: "/demo/app.js", content_type: JAVASCRIPT, body: include_str!("demo/app.js") },
     Asset { path: "/demo/whip.js", content_type: JAVASCRIPT, body: include_str!("demo/whip.js") },

@@ -21,11 +21,6 @@ const viewers = new Set();
 let viewersMade = 0;
 let publication = null;
 
-setUpTheme();
-byId("node").textContent = location.host;
-if (page.token) enter();
-else askForToken();
-
 function readAddress() {
   const query = new URLSearchParams(location.search);
   const hash = new URLSearchParams(location.hash.slice(1));
@@ -405,3 +400,9 @@ addEventListener("pagehide", () => {
   publication?.session?.stop();
   for (const viewer of viewers) viewer.stop();
 });
+
+// Last, when every class above is there.
+setUpTheme();
+byId("node").textContent = location.host;
+if (page.token) enter();
+else askForToken();
