@@ -6,8 +6,7 @@ use std::sync::Weak;
 
 use pop_proto::Event;
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
-use pop_uring::WakeReceiver;
-use tokio::io::unix::AsyncFd;
+use pop_uring::{AsyncWake, WakeReceiver};
 use tokio::sync::mpsc;
 
 use super::directory::RoomSender;
@@ -52,11 +51,7 @@ impl Routes {
 /// Starts the pump of one worker.
 pub(super) fn start(shared: Weak<Shared>, worker: usize, wake: WakeReceiver, changes: mpsc::UnboundedReceiver<Change>) -> io::Result<()> {
     let pump = Pump { shared, worker, changes, routes: HashMap::new(), tracks: HashMap::new(), subscriptions: HashMap::new() };
-    // Deprecated because a type's `AsFd` may lie about what it owns; `WakeReceiver` owns its eventfd and never changes it. The
-    // replacement is an unsafe function, and this crate has none.
-    #[allow(deprecated)]
-    let wake = AsyncFd::new(wake)?;
-    tokio::spawn(pump.run(wake));
+    tokio::spawn(pump.run(AsyncWake::new(wake)?));
     Ok(())
 }
 
@@ -70,7 +65,7 @@ struct Pump {
 }
 
 impl Pump {
-    async fn run(mut self, wake: AsyncFd<WakeReceiver>) {
+    async fn run(mut self, wake: AsyncWake) {
         let _guard = EndsProcess;
         loop {
             tokio::select! {
@@ -78,12 +73,8 @@ impl Pump {
                     Some(change) => self.apply(change),
                     None => return,
                 },
-                ready = wake.readable() => {
-                    let Ok(mut ready) = ready else { return };
-                    ready.clear_ready();
-                    if let Err(error) = wake.get_ref().drain() {
-                        tracing::error!(%error, worker = self.worker, "the worker's wake-ups cannot be read");
-                    }
+                woken = wake.woken() => {
+                    woken.expect("an eventfd that this process made can be read");
                     let Some(shared) = self.shared.upgrade() else { return };
                     while let Some(event) = shared.workers[self.worker].poll_event() {
                         // A route is announced before its transport is opened, so before any event of it.
