@@ -21,7 +21,7 @@ use pop_dataplane::limits::WorkerLimits;
 use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::Command;
 use pop_schemas::SessionId;
-use pop_session::placement::Full;
+use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError};
 use pop_session::{Join, Refusal, SessionView};
 use pop_uring::BackendKind;
@@ -134,7 +134,7 @@ impl Node {
         };
         let candidates = workers.iter().map(advertise).collect();
         let (routes, route_requests): (Vec<_>, Vec<_>) = workers.iter().map(|_| pump::Routes::new()).unzip();
-        let plans = workers.iter().map(|w| w.limits().transports as usize).collect();
+        let plans = workers.iter().map(|worker| plan(worker.limits())).collect();
         let node = Node {
             shared: Arc::new_cyclic(|shared| Shared {
                 name: config.node.shown_name(),
@@ -199,16 +199,17 @@ impl Node {
         token::verify(token, now, secret_of)
     }
 
-    /// Chooses the worker for one more transport of `session` and keeps a slot on it until the placement is used or dropped.
+    /// Chooses the worker for one more client of `session` and keeps what it claims there until the placement is dropped or the
+    /// client is gone.
     ///
     /// # Errors
     ///
     /// No worker that may take the session has room, or the node is stopping.
-    pub async fn place(&self, session: &SessionId) -> Result<Placement, Full> {
+    pub async fn place(&self, session: &SessionId, claim: Claim) -> Result<Placement, Full> {
         if self.is_stopping() {
             return Err(Full);
         }
-        let mut placement = self.shared.directory.place(session).await?;
+        let mut placement = self.shared.directory.place(session, claim).await?;
         placement.candidates = self.shared.candidates[placement.worker].clone();
         Ok(placement)
     }
@@ -295,6 +296,11 @@ impl Shared {
             tokio::time::sleep(COMMAND_RETRY).await;
         }
     }
+}
+
+/// What a worker may promise.
+fn plan(limits: &WorkerLimits) -> Claim {
+    Claim { transports: limits.transports as usize, tracks: limits.tracks as usize, subscriptions: limits.subscriptions as usize }
 }
 
 /// The cores that this process may use.

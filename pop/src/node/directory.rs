@@ -1,11 +1,11 @@
-//! Which rooms exist, on which worker, and how many transports each worker has promised. One task owns it.
+//! Which rooms exist, on which worker, and how much of its plan each worker has promised. One task owns it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Weak;
 
 use pop_schemas::SessionId;
-use pop_session::placement::{self, Full, WorkerLoad};
+use pop_session::placement::{self, Claim, Full, WorkerLoad};
 use tokio::sync::{mpsc, oneshot};
 
 use super::room::{self, RoomMessage};
@@ -14,7 +14,7 @@ use super::{EndsProcess, Shared};
 /// A room's mailbox.
 pub(super) type RoomSender = mpsc::UnboundedSender<RoomMessage>;
 
-/// A place for one transport, until it is used by a join or dropped.
+/// A place for one client, until it is used by a join or dropped.
 pub struct Placement {
     /// Which worker.
     pub worker: usize,
@@ -24,23 +24,23 @@ pub struct Placement {
     pub(super) slot: Slot,
 }
 
-/// A claim on a room, and on a transport of its worker; given back when dropped.
+/// A claim on a room and on its worker's plan; given back when dropped.
 pub(super) struct Slot {
     session: SessionId,
-    transports: usize,
+    claim: Claim,
     requests: mpsc::UnboundedSender<Request>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         // Without a directory there is nothing to give back to.
-        let _ = self.requests.send(Request::Release { session: self.session.clone(), transports: self.transports });
+        let _ = self.requests.send(Request::Release { session: self.session.clone(), claim: self.claim });
     }
 }
 
 enum Request {
-    Place { session: SessionId, transports: usize, reply: oneshot::Sender<Result<(usize, RoomSender), Full>> },
-    Release { session: SessionId, transports: usize },
+    Place { session: SessionId, claim: Claim, reply: oneshot::Sender<Result<(usize, RoomSender), Full>> },
+    Release { session: SessionId, claim: Claim },
     Find { session: SessionId, reply: oneshot::Sender<Option<RoomSender>> },
     Rooms { reply: oneshot::Sender<Vec<RoomSender>> },
     Emptied { reply: oneshot::Sender<()> },
@@ -52,30 +52,30 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// `plans`: transports that each worker may carry.
-    pub(super) fn start(plans: Vec<usize>, shared: Weak<Shared>) -> Directory {
+    /// `plans`: what each worker may carry.
+    pub(super) fn start(plans: Vec<Claim>, shared: Weak<Shared>) -> Directory {
         let (requests, received) = mpsc::unbounded_channel();
-        let loads = plans.into_iter().map(|transports_max| WorkerLoad { transports: 0, transports_max }).collect();
+        let loads = plans.into_iter().map(|plan| WorkerLoad { used: Claim::default(), plan }).collect();
         let state = State { loads, rooms: HashMap::new(), shared, waiting: Vec::new() };
         tokio::spawn(state.run(received));
         Directory { requests }
     }
 
-    pub(super) async fn place(&self, session: &SessionId) -> Result<Placement, Full> {
-        let (worker, room, slot) = self.claim(session, 1).await?;
+    pub(super) async fn place(&self, session: &SessionId, claim: Claim) -> Result<Placement, Full> {
+        let (worker, room, slot) = self.claim(session, claim).await?;
         Ok(Placement { worker, candidates: Vec::new(), room, slot })
     }
 
-    /// A claim on the room without a transport: it keeps the room although nobody may be in it.
+    /// A claim on the room alone: it keeps the room although nobody may be in it.
     pub(super) async fn hold(&self, session: &SessionId) -> Result<(usize, RoomSender, Slot), Full> {
-        self.claim(session, 0).await
+        self.claim(session, Claim::default()).await
     }
 
-    async fn claim(&self, session: &SessionId, transports: usize) -> Result<(usize, RoomSender, Slot), Full> {
+    async fn claim(&self, session: &SessionId, claim: Claim) -> Result<(usize, RoomSender, Slot), Full> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Place { session: session.clone(), transports, reply }).map_err(|_| Full)?;
+        self.requests.send(Request::Place { session: session.clone(), claim, reply }).map_err(|_| Full)?;
         let (worker, room) = answer.await.map_err(|_| Full)??;
-        Ok((worker, room, Slot { session: session.clone(), transports, requests: self.requests.clone() }))
+        Ok((worker, room, Slot { session: session.clone(), claim, requests: self.requests.clone() }))
     }
 
     pub(super) async fn find(&self, session: &SessionId) -> Option<RoomSender> {
@@ -119,14 +119,14 @@ impl State {
         while let Some(request) = requests.recv().await {
             // Who asked may be gone by now (a client that hung up); then nobody needs the answer.
             match request {
-                Request::Place { session, transports, reply } => {
-                    let placed = self.place(&session, transports);
+                Request::Place { session, claim, reply } => {
+                    let placed = self.place(&session, claim);
                     let granted = placed.is_ok();
                     if reply.send(placed).is_err() && granted {
-                        self.release(&session, transports);
+                        self.release(&session, claim);
                     }
                 }
-                Request::Release { session, transports } => self.release(&session, transports),
+                Request::Release { session, claim } => self.release(&session, claim),
                 Request::Find { session, reply } => {
                     let _ = reply.send(self.rooms.get(&session).map(|room| room.sender.clone()));
                 }
@@ -143,9 +143,9 @@ impl State {
         }
     }
 
-    fn place(&mut self, session: &SessionId, transports: usize) -> Result<(usize, RoomSender), Full> {
+    fn place(&mut self, session: &SessionId, claim: Claim) -> Result<(usize, RoomSender), Full> {
         let current = self.rooms.get(session).map(|room| room.worker);
-        let worker = placement::place(current, &self.loads)?;
+        let worker = placement::place(current, &claim, &self.loads)?;
         let shared = &self.shared;
         let room = self.rooms.entry(session.clone()).or_insert_with(|| Room {
             worker,
@@ -153,14 +153,14 @@ impl State {
             claims: 0,
         });
         room.claims += 1;
-        self.loads[worker].transports += transports;
+        self.loads[worker].used += claim;
         Ok((worker, room.sender.clone()))
     }
 
-    fn release(&mut self, session: &SessionId, transports: usize) {
+    fn release(&mut self, session: &SessionId, claim: Claim) {
         let room = self.rooms.get_mut(session).expect("a slot names a room that exists for as long as the slot does");
         room.claims -= 1;
-        self.loads[room.worker].transports -= transports;
+        self.loads[room.worker].used -= claim;
         if room.claims == 0 {
             self.rooms.remove(session);
         }

@@ -6,6 +6,7 @@ use std::fmt::{self, Write};
 use std::net::SocketAddr;
 
 use pop_proto::control::{MediaKind, PAYLOAD_TYPES_MAX};
+use pop_session::placement::Claim;
 use pop_session::{Format, PayloadFormat, Role};
 
 use super::sdp::{FingerprintLine, Offer, OfferedMedia, OfferedPayload, SdpError, Setup, TransportAttributes};
@@ -221,6 +222,15 @@ fn explain_nothing_accepted(offer: &Offer<'_>, role: Role) -> SdpError {
 }
 
 impl<'a> Negotiation<'a> {
+    /// What the client takes of its worker's plan.
+    pub fn claim(&self) -> Claim {
+        let sections = self.accepted().count();
+        match self.role {
+            Role::Publish => Claim { transports: 1, tracks: sections, subscriptions: 0 },
+            Role::Watch => Claim { transports: 1, tracks: 0, subscriptions: sections },
+        }
+    }
+
     /// The accepted sections, in order.
     pub fn accepted(&self) -> impl Iterator<Item = &Accepted<'a>> {
         self.sections.iter().filter_map(|(_, accepted)| accepted.as_ref())

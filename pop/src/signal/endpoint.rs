@@ -187,7 +187,7 @@ async fn create(node: Node, role: Role, dtls_role: DtlsRole, path: RoomPath, req
     let negotiation = negotiate(&offer, role, dtls_role).map_err(Problem::Unusable)?;
     let fingerprints = read_fingerprints(&negotiation)?;
 
-    let placement = node.place(&room).await.map_err(|_| Problem::Full)?;
+    let placement = node.place(&room, negotiation.claim()).await.map_err(|_| Problem::Full)?;
     let admission = Admission::draw(&node, &negotiation);
     let answer = admission.write_answer(&node, &negotiation, &placement.candidates);
     let our_role = if negotiation.passive { dtls::Role::Server } else { dtls::Role::Client };
