@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start or attach -> publishers join -> subscribers join, 20 at a time -> warm-up (mean train length)
-//!   -> floor -> measured run (or search) -> floor -> report
+//!   -> (search) -> floor -> measured run -> floor -> report
 //! ```
 //! The packet worker has one core, the load another. The floor runs on the worker's core while the worker sleeps.
 
@@ -59,6 +59,10 @@ const FLOOR_TRAIN_MAX: f64 = 45.0;
 /// Loss at which a search says "too fast", as a share.
 const SEARCH_LOSS_MAX: f64 = 0.000_1;
 
+/// A queue that takes longer than this to work off after the last frame means that the rate was not kept up with: deep socket
+/// queues hide seconds of it without a loss.
+const OVERRUN_MAX: Duration = Duration::from_millis(20);
+
 /// A search ends when the last good and the first bad rate are this close.
 const SEARCH_RATIO: f64 = 1.03;
 
@@ -86,7 +90,7 @@ pub(crate) struct FanoutArgs {
     /// How long to measure, such as 10s or 500ms.
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     duration: Duration,
-    /// Raise the bitrate until packets are lost, and report the highest rate without loss.
+    /// Raise the bitrate until packets are lost or queue up, and report the highest rate without either.
     #[arg(long)]
     search: bool,
     /// The server to start; default: `pop` beside this program.
@@ -280,10 +284,11 @@ fn measure(args: &FanoutArgs, server: &Server, workers: &Workers, load: &mut Loa
     if warm_up.delivered == 0 {
         return Err(format!("{} clients joined and no packet arrived; the server's drops: {:?}", load.check_answers(), server.drops()));
     }
-    let floor_before = floor_like(args, load, &warm_up)?;
+    // The rate that a search finds is run once more between its floors, which have that rate's trains.
+    let (pace, like) = if args.search { search(load, server, workers, pace)? } else { (pace, warm_up) };
+    let floor_before = floor_like(args, load, &like)?;
     load.renew_consent()?;
-    let (pace, measured) =
-        if args.search { search(load, server, workers, pace)? } else { (pace, measure_run(load, server, workers, &pace)?) };
+    let measured = measure_run(load, server, workers, &pace)?;
     let floor_after = floor_like(args, load, &measured.outcome)?;
     Ok(Report::new(args, &pace, measured, [floor_before, floor_after], machine(server), server.drops()))
 }
@@ -311,9 +316,9 @@ fn measure_run(load: &mut Load, server: &Server, workers: &Workers, pace: &Pace)
     Ok(Measured { outcome, worker_cpu_ns, allocations })
 }
 
-/// Doubles the bitrate until packets are lost, then halves the gap. The last run without loss is the result.
-fn search(load: &mut Load, server: &Server, workers: &Workers, start: Pace) -> Result<(Pace, Measured), String> {
-    let mut good: Option<(Pace, Measured)> = None;
+/// Doubles the bitrate until packets are lost or queue up, then halves the gap. The last rate without either is the result.
+fn search(load: &mut Load, server: &Server, workers: &Workers, start: Pace) -> Result<(Pace, Outcome), String> {
+    let mut good: Option<(Pace, Outcome)> = None;
     let mut bad: Option<u64> = None;
     loop {
         let bitrate = match (&good, bad) {
@@ -326,23 +331,23 @@ fn search(load: &mut Load, server: &Server, workers: &Workers, start: Pace) -> R
         let measured = measure_run(load, server, workers, &pace)?;
         let outcome = &measured.outcome;
         eprintln!(
-            "search: {:>8.3} Mb/s per publisher, {:>9.0} packets/s, loss {:.5} %, {:.0} ns of worker CPU per packet",
+            "search: {:>8.3} Mb/s per publisher, {:>9.0} packets/s, loss {:.5} %, {:>6.1} ms overrun, {:.0} ns of worker CPU per packet ({:.0} % of its core)",
             bitrate as f64 / 1e6,
             outcome.delivered as f64 / outcome.elapsed.as_secs_f64(),
             outcome.loss() * 100.0,
+            outcome.overrun.as_secs_f64() * 1e3,
             measured.worker_cpu_ns as f64 / outcome.delivered.max(1) as f64,
+            measured.worker_cpu_ns as f64 / outcome.elapsed.as_nanos() as f64 * 100.0,
         );
-        if outcome.loss() <= SEARCH_LOSS_MAX {
-            good = Some((pace, measured));
+        if outcome.loss() <= SEARCH_LOSS_MAX && outcome.overrun <= OVERRUN_MAX {
+            good = Some((pace, measured.outcome));
         } else {
             bad = Some(bitrate);
         }
-        match (&good, bad) {
-            (Some((pace, _)), Some(bad)) if bad as f64 / pace.bitrate as f64 <= SEARCH_RATIO => {
-                return good.ok_or_else(|| unreachable!("matched above"));
-            }
-            (None, Some(bad)) if bad < start.bitrate / 1_000 => return Err("packets are lost at every rate".to_owned()),
-            _ => {}
+        match (good.take(), bad) {
+            (Some(found), Some(bad)) if bad as f64 / found.0.bitrate as f64 <= SEARCH_RATIO => return Ok(found),
+            (None, Some(bad)) if bad < start.bitrate / 1_000 => return Err("packets are lost or late at every rate".to_owned()),
+            (unfinished, _) => good = unfinished,
         }
     }
 }

@@ -138,8 +138,10 @@ pub(crate) struct Outcome {
     pub(crate) keyframe_requests: u64,
     /// Packets that the kernel dropped at a subscriber's socket: a generator that does not keep up, not the server.
     pub(crate) generator_drops: u64,
-    /// From the first frame to the end of the last frame's interval.
+    /// From the first frame to the last packet's arrival, at least to the end of the last frame's interval.
     pub(crate) elapsed: Duration,
+    /// How much of that lies behind the last frame's interval: a queue that had to be worked off.
+    pub(crate) overrun: Duration,
     /// The latest that a frame left after its time.
     pub(crate) late_max: Duration,
     /// p50, p99 and p99.9 of authenticated packets, in microseconds.
@@ -169,6 +171,8 @@ pub(crate) struct Load {
     clock: Instant,
     next_check: Duration,
     next_checked: usize,
+    /// When the last train of media was taken.
+    last_media: Duration,
     filler: Vec<u8>,
     /// Of the next packet.
     number: u64,
@@ -187,6 +191,7 @@ impl Load {
             clock: Instant::now(),
             next_check: Duration::ZERO,
             next_checked: 0,
+            last_media: Duration::ZERO,
             filler: (0..packet_len).map(|at| (at * 7) as u8).collect(),
             number: 0,
             checksum: 0,
@@ -222,8 +227,10 @@ impl Load {
         while self.clock.elapsed() < start + interval * frames {
             self.sweep()?;
         }
-        outcome.elapsed = self.clock.elapsed() - start;
         self.wait_for_quiet()?;
+        let end = start + interval * frames;
+        outcome.overrun = self.last_media.saturating_sub(end);
+        outcome.elapsed = end + outcome.overrun - start;
         let after = self.counts();
         outcome.sent = sent.iter().sum();
         outcome.expected = self.subscribers().map(|subscriber| sent[subscriber.publisher]).sum();
@@ -242,11 +249,9 @@ impl Load {
 
     /// Serves what arrives and keeps consent until nothing has come for a while.
     pub(crate) fn wait_for_quiet(&mut self) -> Result<(), String> {
-        let mut last = self.clock.elapsed();
-        while self.clock.elapsed() < last + QUIET {
-            if self.sweep()? {
-                last = self.clock.elapsed();
-            }
+        let start = self.clock.elapsed();
+        while self.clock.elapsed() < self.last_media.max(start) + QUIET {
+            self.sweep()?;
         }
         Ok(())
     }
@@ -295,8 +300,8 @@ impl Load {
         counts
     }
 
-    /// Takes what arrived and sends the checks that are due; whether media arrived.
-    fn sweep(&mut self) -> Result<bool, String> {
+    /// Takes what arrived and sends the checks that are due.
+    fn sweep(&mut self) -> Result<(), String> {
         let now = self.clock.elapsed();
         // At most one round: a generator that was stopped for long does not pay it all back.
         for _ in 0..self.clients.len() {
@@ -312,7 +317,10 @@ impl Load {
         let mut media = false;
         let swept = groups.sweep(|at, received| media |= clients[at].take(received, *clock, checksum, latencies));
         swept.map_err(|e| format!("load generator: receive: {e}"))?;
-        Ok(media)
+        if media {
+            self.last_media = self.clock.elapsed();
+        }
+        Ok(())
     }
 
     fn send_check(&mut self, at: usize) -> Result<(), String> {

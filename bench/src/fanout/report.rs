@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::load::Pace;
-use super::{FanoutArgs, Measured};
+use super::{FanoutArgs, Measured, OVERRUN_MAX};
 use crate::floor::Floor;
 use crate::machine::Machine;
 
@@ -48,6 +48,7 @@ struct Evidence {
     train_len: f64,
     worker_cpu_share: f64,
     keyframe_requests: u64,
+    overrun_us: f64,
     generator_late_us_max: f64,
     generator_drops: u64,
     server_drops: Value,
@@ -97,6 +98,7 @@ impl Report {
                 train_len: outcome.train_len(),
                 worker_cpu_share: worker_cpu_ns as f64 / outcome.elapsed.as_nanos() as f64,
                 keyframe_requests: outcome.keyframe_requests,
+                overrun_us: outcome.overrun.as_nanos() as f64 / 1e3,
                 generator_late_us_max: outcome.late_max.as_nanos() as f64 / 1e3,
                 generator_drops: outcome.generator_drops,
                 server_drops: drops.into_iter().map(|(reason, count)| (reason, Value::from(count))).collect(),
@@ -127,6 +129,12 @@ impl Report {
             "evidence  {} of {} packets delivered, {} authenticated, {} refused, mean train {:.2}, checksum {}",
             evidence.delivered, evidence.expected, evidence.authenticated, evidence.refused, evidence.train_len, evidence.checksum
         );
+        if evidence.overrun_us > OVERRUN_MAX.as_nanos() as f64 / 1e3 {
+            eprintln!(
+                "beware    the last packet came {:.0} ms after its frame's time: this rate was not kept up with",
+                evidence.overrun_us / 1e3
+            );
+        }
         if evidence.generator_drops > 0 {
             eprintln!("beware    {} packets were lost in the load generator's own sockets, not in the server", evidence.generator_drops);
         }
