@@ -90,7 +90,7 @@ export function rows(reading) {
     ["PLI sent", count(reading.plis), "Keyframe requests to the node"],
     ["Freezes", count(reading.freezes), "Times that the picture stood still"],
     ["Buffer", milliseconds(reading.bufferMs), "Time that packets wait before they are shown"],
-    ["Audio level", reading.audioLevel === undefined ? "none yet" : `${Math.round(reading.audioLevel * 100)} %`, "Loudness now"],
+    ["Audio level", reading.audioLevel === undefined ? "none yet" : `${Math.round(reading.audioLevel * 100)} %`, "Loudness of what is played; 0 % while the sound is off"],
   ];
 }
 
