@@ -17,11 +17,11 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use pop_proto::control::{Command, Datagram, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys};
-use pop_proto::history::{Lookup, Meta, PacketPool};
-use pop_proto::ice::IceLite;
+use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
+use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
 use pop_proto::outbound::Outbound;
-use pop_proto::srtp::{SrtpReceiver, SrtpSender};
+use pop_proto::srtp::{KEY_OBJECT_LEN_MAX, STREAM_LEN, STREAMS_MAX, SrtpReceiver, SrtpSender};
 use pop_proto::twcc::TwccRecorder;
 use pop_proto::wire::{self, Protocol, dtls, rtp, stun};
 use pop_proto::{DropReason, Event, codec};
@@ -43,12 +43,25 @@ const TICKS_PER_ROUND: usize = 100;
 /// DTLS datagrams that one transport may hand up per second: a handshake with every flight repeated five times.
 const DTLS_PER_SECOND_MAX: u32 = 64;
 
-/// Bytes of one transport's state without its maps' entries, for the memory plan.
-pub const TRANSPORT_LEN: usize = size_of::<Transport>() + 512;
+/// Datagrams that one receive buffer can hold: the kernel joins at most 64 before Linux 6.9, and 128 since
+/// (`UDP_MAX_SEGMENTS`).
+const GRO_SEGMENTS_MAX: usize = 128;
+
+/// Bytes of one transport's state, keys and lists included, for the memory plan.
+pub const TRANSPORT_LEN: usize = size_of::<Transport>()
+    + PATHS_MAX * (size_of::<Path>() + size_of::<(Path, usize)>())
+    + 4 * KEY_OBJECT_LEN_MAX
+    + STREAMS_MAX * STREAM_LEN
+    + (2 * TRACKS_PER_TRANSPORT_MAX + SUBSCRIPTIONS_PER_TRANSPORT_MAX) * size_of::<(u32, usize)>()
+    + TwccRecorder::LEN
+    + TEXTS_LEN;
 /// Bytes of one track's own state, for the memory plan.
-pub const TRACK_LEN: usize = size_of::<Track>() + FRESH_MAX * size_of::<u64>() + size_of::<TwccRecorder>();
+pub const TRACK_LEN: usize = size_of::<Track>() + FRESH_MAX * size_of::<u64>();
 /// Bytes of one subscription's state, for the memory plan.
 pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>();
+
+/// Ufrag (twice: it is a map's key, too), password and CNAME of one transport, generously.
+const TEXTS_LEN: usize = 256;
 
 struct Keys {
     sender: SrtpSender,
@@ -165,7 +178,7 @@ impl Core {
             track_ids: HashMap::with_capacity(tracks),
             subscription_ids: HashMap::with_capacity(subscriptions),
             ufrags: HashMap::with_capacity(transports),
-            paths: HashMap::with_capacity(2 * transports),
+            paths: HashMap::with_capacity(PATHS_MAX * transports),
             answers: VecDeque::with_capacity(STUN_ANSWERS_MAX),
             dtls_out: VecDeque::new(),
             events: VecDeque::with_capacity(crate::limits::EVENTS_MAX),
@@ -217,15 +230,17 @@ impl Core {
         self.drops[reason as usize] = packets;
     }
 
-    /// Whether the owner must drain `poll_transmit` before the next datagram: one GRO buffer brings at most 64 packets.
+    /// Whether the owner must drain `poll_transmit` before the next receive buffer: one brings at most [`GRO_SEGMENTS_MAX`] packets.
     pub fn must_drain(&self) -> bool {
-        self.touched.iter().any(|t| self.tracks.get(*t).is_some_and(|t| t.fresh.len() + 64 > FRESH_MAX))
-            || self.tapped.len() + 64 > FRESH_MAX
+        self.touched.iter().any(|t| self.tracks.get(*t).is_some_and(|t| t.fresh.len() + GRO_SEGMENTS_MAX > FRESH_MAX))
+            || self.tapped.len() + GRO_SEGMENTS_MAX > FRESH_MAX
     }
 
     /// Takes one datagram.
     pub fn handle_datagram(&mut self, now: Time, path: Path, datagram: &mut [u8]) {
         let result = match wire::demux(datagram) {
+            // Nothing that is negotiated sends more than an Ethernet MTU, and the cost of a datagram is bounded by its length.
+            _ if datagram.len() > SLOT_LEN => Err(DropReason::TooLarge),
             Err(reason) => Err(reason),
             Ok(Protocol::Stun) => self.handle_stun(now, path, datagram),
             Ok(protocol) => match self.paths.get(&path) {
@@ -254,23 +269,30 @@ impl Core {
         let outcome = transport.ice.handle_check(now, path, &message, &mut answer.bytes)?;
         answer.len = outcome.response_len;
         self.answers.push_back(answer);
-        if !transport.ice.is_validated(path) {
+        if outcome.refused {
             self.counters.ice_checks_refused += 1;
             return Ok(());
         }
         self.counters.ice_checks_ok += 1;
-        if outcome.newly_validated {
-            if let Some(forgotten) = outcome.replaced {
-                self.paths.remove(&forgotten);
-            }
-            // A 5-tuple that now belongs to another transport: the newer proof wins (a client that came back from one port).
-            self.paths.insert(path, index);
+        if let Some(forgotten) = outcome.replaced {
+            self.forget_path(&forgotten, index);
         }
+        // On every success, not only the first: when a 5-tuple changed hands (a client that came back from one port, a forged
+        // source address), the next check of the right one heals the table.
+        self.paths.insert(path, index);
+        let transport = &mut self.transports[index];
         if !transport.validated {
             transport.validated = true;
             self.events.push_back(Event::TransportValidated { transport: transport.id, remote: path.remote });
         }
         Ok(())
+    }
+
+    /// Takes a path out of the table if it is still this transport's.
+    fn forget_path(&mut self, path: &Path, owner: usize) {
+        if self.paths.get(path) == Some(&owner) {
+            self.paths.remove(path);
+        }
     }
 
     fn handle_dtls(&mut self, index: usize, datagram: &[u8]) -> Result<(), DropReason> {
@@ -292,36 +314,40 @@ impl Core {
 
     fn handle_rtp(&mut self, now: Time, index: usize, packet: &mut [u8]) -> Result<(), DropReason> {
         let transport = &mut self.transports[index];
-        let header_len = rtp::RtpView::parse(packet)?.header_len();
-        let keys = transport.keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
-        let opened = keys.receiver.unprotect_rtp(packet, header_len)?;
-
-        // Authenticated from here on; the header was never encrypted.
-        let plain = &mut packet[..opened.len];
-        let payload_len = rtp::payload(plain, header_len)?.len();
-        let view = rtp::RtpView::parse(plain)?;
-        if let (Some(twcc), Some(id)) = (&mut transport.twcc, transport.twcc_extension)
-            && let Some(sequence) = view.transport_sequence(id)
-        {
-            twcc.record(sequence, now);
-        }
-        let track_index = bind_stream(transport, &mut self.tracks, &view)?;
-        let track = &mut self.tracks[track_index];
+        let view = rtp::RtpView::parse(packet)?;
+        let header_len = view.header_len();
+        let ssrc = view.ssrc();
+        let sequence = transport.twcc_extension.and_then(|id| view.transport_sequence(id));
         let mut meta = Meta {
             timestamp: view.timestamp(),
             payload_type: view.payload_type(),
             marker: view.marker(),
             keyframe_start: false,
             header_len: header_len as u16,
-            len: (header_len + payload_len) as u16,
+            len: 0,
         };
+        let keys = transport.keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
+        let opened = keys.receiver.unprotect_rtp(packet, header_len)?;
+
+        // Authenticated from here on; the header was never encrypted.
+        let plain = &mut packet[..opened.len];
+        let payload_len = rtp::payload(plain, header_len)?.len();
+        meta.len = (header_len + payload_len) as u16;
+        if let (Some(twcc), Some(sequence)) = (&mut transport.twcc, sequence) {
+            twcc.record(sequence, now);
+        }
+        let track_index = match transport.streams.iter().find(|(s, _)| *s == ssrc) {
+            Some((_, track)) => *track,
+            None => self.bind_stream(index, plain)?,
+        };
+        let track = &mut self.tracks[track_index];
         let codec = track.inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
         // Padding is not stored, so its bit must not be either.
         plain[0] &= !0x20;
         let plain = &plain[..header_len + payload_len];
         meta.keyframe_start = codec::is_keyframe_start(codec, &plain[header_len..]);
-        track.inbound.handle_packet(&mut self.pool, now, opened.index, plain, meta)?;
-        if track.inbound.stats().packets == 1 {
+        track.inbound.handle_packet(&mut self.pool, now, opened.index, plain, meta, codec)?;
+        if track.inbound.packets() == 1 {
             self.events.push_back(Event::TrackStarted { track: track.id });
         }
         self.counters.rtp_packets_in += 1;
@@ -341,6 +367,40 @@ impl Core {
             self.tapped.push_back((tap, track_index, opened.index, now));
         }
         Ok(())
+    }
+
+    /// The track of an authenticated packet whose SSRC is not known yet: by its MID, else by a payload type that only one track
+    /// without an SSRC has (RFC 9143 section 9.2). A MID of a track that has an SSRC means that the encoder began anew.
+    fn bind_stream(&mut self, index: usize, plain: &[u8]) -> Result<usize, DropReason> {
+        let Core { transports, tracks, subscriptions, pool, .. } = self;
+        let transport = &mut transports[index];
+        let view = rtp::RtpView::parse(plain)?;
+        let mid = transport.mid_extension.and_then(|id| view.extension(id));
+        let mut matching = transport.tracks.iter().copied().filter(|t| match mid {
+            Some(mid) => tracks[*t].mid.as_bytes() == mid,
+            None => !tracks[*t].bound && tracks[*t].inbound.codec(view.payload_type()).is_some(),
+        });
+        let (Some(found), None) = (matching.next(), matching.next()) else {
+            if let Some(keys) = &mut transport.keys {
+                keys.receiver.forget(view.ssrc());
+            }
+            return Err(DropReason::UnknownStream);
+        };
+        let track = &mut tracks[found];
+        if std::mem::replace(&mut track.bound, true) {
+            if let (Some(at), Some(keys)) = (transport.streams.iter().position(|(_, t)| *t == found), &mut transport.keys) {
+                let (before, _) = transport.streams.swap_remove(at);
+                keys.receiver.forget(before);
+            }
+            track.inbound.restart(pool);
+            track.fresh.clear();
+            self.touched.retain(|t| *t != found);
+            for subscriber in &track.subscribers {
+                subscriptions[*subscriber].outbound.restart_source();
+            }
+        }
+        transport.streams.push((view.ssrc(), found));
+        Ok(found)
     }
 
     /// Takes a command. Ids that are not known (any longer) are ignored: the control plane's view may be one turn old.
@@ -398,7 +458,9 @@ impl Core {
         let Some(index) = self.transport_ids.remove(&id) else { return };
         let transport = self.transports.remove(index);
         self.ufrags.remove(&transport.local_ufrag);
-        self.paths.retain(|_, owner| *owner != index);
+        for path in transport.ice.paths() {
+            self.forget_path(path, index);
+        }
         self.dirty.retain(|i| *i != index);
         self.repairing.retain(|i| *i != index);
         self.reporting.retain(|i| *i != index);
@@ -573,6 +635,13 @@ impl Core {
             return;
         }
         transport.report_due = true;
+        for subscription in &transport.subscriptions {
+            let subscription = &self.subscriptions[*subscription];
+            // Its keyframe may have come and been dropped on the way out: a client that never got a packet asks for none.
+            if let Some(track) = subscription.track.filter(|_| subscription.outbound.wants_keyframe()) {
+                self.tracks[track].inbound.request_keyframe();
+            }
+        }
         self.report_stats(index);
         mark_reporting(&mut self.transports, &mut self.reporting, index);
     }
@@ -626,26 +695,4 @@ fn mark_reporting(transports: &mut Slab<Transport>, reporting: &mut VecDeque<usi
     if !std::mem::replace(&mut transports[index].is_reporting, true) {
         reporting.push_back(index);
     }
-}
-
-/// The track of an authenticated packet. An SSRC that the offer did not name is bound by its MID, else by a payload type that
-/// only one track without an SSRC has (RFC 9143 section 9.2).
-fn bind_stream(transport: &mut Transport, tracks: &mut Slab<Track>, view: &rtp::RtpView<'_>) -> Result<usize, DropReason> {
-    let ssrc = view.ssrc();
-    if let Some((_, track)) = transport.streams.iter().find(|(s, _)| *s == ssrc) {
-        return Ok(*track);
-    }
-    if transport.streams.len() >= TRACKS_PER_TRANSPORT_MAX {
-        return Err(DropReason::StreamLimit);
-    }
-    let mid = transport.mid_extension.and_then(|id| view.extension(id));
-    let unbound = transport.tracks.iter().copied().filter(|t| !tracks[*t].bound);
-    let mut matching = unbound.filter(|t| match mid {
-        Some(mid) => tracks[*t].mid.as_bytes() == mid,
-        None => tracks[*t].inbound.codec(view.payload_type()).is_some(),
-    });
-    let (Some(track), None) = (matching.next(), matching.next()) else { return Err(DropReason::UnknownStream) };
-    tracks[track].bound = true;
-    transport.streams.push((ssrc, track));
-    Ok(track)
 }

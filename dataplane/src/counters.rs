@@ -80,6 +80,12 @@ counters! {
     receive_overflow: "uring_overflow",
     /// Datagrams longer than a receive buffer.
     truncated: "receive_truncated",
+    /// Datagrams that the kernel dropped because a media socket's queue was full.
+    kernel_drops: "udp_receive_buffer_drops",
+    /// Errors that the kernel reported in place of a datagram, such as ICMP unreachable.
+    receive_errors: "receive_errors",
+    /// Trains that the kernel refused as a train and that left datagram by datagram.
+    gso_refused: "gso_refused",
 }
 
 /// A worker's drops by reason.

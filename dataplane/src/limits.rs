@@ -79,7 +79,8 @@ impl Term {
     }
 }
 
-/// The worst case of one worker's memory, line by line. Lines are address space: a page counts once it was used.
+/// The worst case of one worker's memory, line by line. Lines are address space: a page counts once it was used, but for receive
+/// buffers, which are backed at start.
 pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
     let term = |name, count: u64, bytes_each: usize| Term { name, count, bytes_each: bytes_each as u64 };
     vec![
@@ -87,10 +88,11 @@ pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
         term("receive buffers", limits.recv_buffers.into(), limits.recv_buffer_len as usize),
         term("send trains", limits.trains.into(), limits.train_len as usize),
         term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),
-        term("tracks (video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
+        term("tracks (as if all were video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
         term("subscriptions", limits.subscriptions.into(), crate::core::SUBSCRIPTION_LEN),
         term("command queue", COMMANDS_MAX as u64, size_of::<Command>()),
-        term("event queue", EVENTS_MAX as u64, size_of::<Event>()),
+        term("event queues (of the core, and to the control plane)", 2 * EVENTS_MAX as u64, size_of::<Event>()),
+        term("tap queue (one for all workers)", TAP_QUEUE_LEN as u64, SLOT_LEN + 32),
     ]
 }
 

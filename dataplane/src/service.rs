@@ -49,13 +49,17 @@ impl TapSender {
         TapSender { queue: Arc::new(ArrayQueue::new(TAP_QUEUE_LEN)), wake: Arc::new(Notify::new()), dropped: Arc::default() }
     }
 
-    /// Copies a packet into the queue; false when it is full.
+    /// Tells the service thread that the queue has something.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Copies a packet into the queue; false when it is full. [`TapSender::wake`] comes after the last of a turn.
     pub fn send(&self, tapped: &Tapped<'_>) -> bool {
         let mut packet = TapPacket { tap: tapped.tap, at: tapped.at, len: tapped.packet.len() as u16, bytes: [0; SLOT_LEN] };
         packet.bytes[..tapped.packet.len()].copy_from_slice(tapped.packet);
         let sent = self.queue.push(packet).is_ok();
         self.dropped.fetch_add(u64::from(!sent), Ordering::Relaxed);
-        self.wake.notify_one();
         sent
     }
 }
@@ -230,7 +234,9 @@ impl Serving {
 
     /// Moves queued packets into their captures and writes those that hold at least `flush_len` bytes.
     async fn take_packets(&mut self, flush_len: usize) {
-        while let Some(packet) = self.taps.queue.pop() {
+        // Bounded, so that a stop is heard although packets come as fast as the disk takes them.
+        for _ in 0..TAP_QUEUE_LEN {
+            let Some(packet) = self.taps.queue.pop() else { break };
             let Some(capture) = self.captures.get_mut(&packet.tap) else { continue };
             pcapng::write_packet(&mut capture.pending, self.clock.wall(packet.at), &packet.bytes[..usize::from(packet.len)]);
             capture.end.packets += 1;

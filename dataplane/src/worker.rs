@@ -35,6 +35,9 @@ const RECEIVES_PER_TURN: usize = 64;
 /// Commands that one turn takes.
 const COMMANDS_PER_TURN: usize = 256;
 
+/// A full event queue is tried again after this: spinning would take the core that the control plane may need.
+const EVENT_RETRY: Duration = Duration::from_millis(1);
+
 /// Counters are copied out this often.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -45,8 +48,10 @@ pub struct WorkerConfig {
     pub index: usize,
     /// The core to pin to; `None` leaves the choice to the scheduler.
     pub core: Option<usize>,
-    /// Which back end to try first; a ring that cannot be made falls back to `mmsg`.
+    /// Which back end to use.
     pub backend: BackendKind,
+    /// A ring that cannot be made falls back to `mmsg`; else the worker does not start.
+    pub may_fall_back: bool,
     /// Addresses of its media sockets; port 0 takes any.
     pub addresses: Vec<SocketAddr>,
     /// Its bounds.
@@ -202,8 +207,15 @@ impl Seed {
         if self.config.backend == BackendKind::Uring {
             match self.open(&io_config, UringBackend::new) {
                 Ok((io, waker)) => return self.serve(io, waker, pinned),
-                Err(error) => {
+                Err(error) if self.config.may_fall_back => {
                     tracing::warn!(worker = index, %error, "io_uring is refused here; the worker uses recvmmsg and sendmmsg");
+                }
+                Err(error) => {
+                    let error =
+                        io::Error::new(error.kind(), format!("dataplane.backend is \"io_uring\", but no ring could be made: {error}"));
+                    // The starter waits for this message; it cannot be gone.
+                    let _ = self.started.send(Err(error));
+                    return;
                 }
             }
         }
@@ -256,7 +268,8 @@ struct Turning<B> {
 impl<B: Backend> Turning<B> {
     fn run(&mut self) -> io::Result<()> {
         let mut now = self.clock.now();
-        while !self.shared.stop.load(Ordering::Acquire) {
+        // What was commanded before the stop is done before it: goodbyes are among it.
+        while !self.shared.stop.load(Ordering::Acquire) || !self.shared.commands.is_empty() {
             let wait = self.wait(now);
             if wait == Wait::UntilWoken {
                 self.publish(now);
@@ -276,8 +289,11 @@ impl<B: Backend> Turning<B> {
 
     /// How long the next turn may sleep.
     fn wait(&self, now: Time) -> Wait {
-        if !self.shared.commands.is_empty() || self.held_event.is_some() {
+        if !self.shared.commands.is_empty() {
             return Wait::No;
+        }
+        if self.held_event.is_some() {
+            return Wait::AtMost(EVENT_RETRY);
         }
         match self.core.poll_timeout() {
             None => Wait::UntilWoken,
@@ -317,11 +333,15 @@ impl<B: Backend> Turning<B> {
         if woken {
             self.events.wake();
         }
-        let mut untapped = 0;
-        while let Some(tapped) = self.core.poll_tap() {
-            untapped += u64::from(!self.taps.send(&tapped));
+        let (mut tapped, mut untapped) = (false, 0);
+        while let Some(packet) = self.core.poll_tap() {
+            tapped = true;
+            untapped += u64::from(!self.taps.send(&packet));
         }
-        self.core.count_drops(DropReason::TapQueueFull, untapped);
+        if tapped {
+            self.taps.wake();
+            self.core.count_drops(DropReason::TapQueueFull, untapped);
+        }
         loop {
             let Some(id) = self.acquire()? else {
                 self.core.drop_fresh();
@@ -354,6 +374,9 @@ impl<B: Backend> Turning<B> {
         counters.datagrams_in = stats.datagrams_received;
         counters.receive_overflow = stats.receive_overflows;
         counters.truncated = stats.truncated;
+        counters.kernel_drops = stats.kernel_drops;
+        counters.receive_errors = stats.receive_errors;
+        counters.gso_refused = stats.gso_refused;
         counters.allocations = alloc::thread_allocations();
         self.core.set_drops(DropReason::SendFailed, stats.sends_failed);
         self.shared.counters.store(self.core.counters(), self.core.drops(), &self.core.gauges());

@@ -325,3 +325,54 @@ fn without_a_send_slot_the_turns_media_is_dropped_and_counted() {
     let nack = viewer.rtcp(|c| c.nack(0, 2, [101]));
     assert_eq!(rig.exchange(viewer.path, nack).len(), 1);
 }
+
+#[test]
+fn a_viewer_whose_keyframe_was_dropped_gets_another() {
+    let (mut rig, mut publisher, _) = call();
+    let mut late = rig.viewer(3, 1);
+    rig.pass(Duration::from_millis(600));
+    rig.receive(&publisher, publisher.packet(1, 11, &vp8(true, 900)));
+    rig.core.drop_fresh();
+    let sent = rig.pass(Duration::from_millis(1_100));
+    assert!(count(&rtcp_to(&mut publisher, &sent), |p| matches!(p, RtcpPacket::Pli { .. })) >= 1);
+    let sent = rig.exchange(publisher.path, publisher.packet(1, 12, &vp8(true, 900)));
+    assert_eq!(media_to(&mut late, &sent).len(), 1);
+}
+
+#[test]
+fn an_address_that_changed_hands_goes_back_to_who_proves_it_again() {
+    let (mut rig, publisher, mut viewer) = call();
+    let other = rig.connect(9);
+    // The same 5-tuple, as after a NAT has given the port to another client.
+    rig.exchange(publisher.path, other.check(PWD));
+    assert_eq!(rig.exchange(publisher.path, publisher.packet(1, 11, &vp8(false, 900))), []);
+    rig.exchange(publisher.path, publisher.check(PWD));
+    let sent = rig.exchange(publisher.path, publisher.packet(1, 12, &vp8(false, 900)));
+    assert_eq!(media_to(&mut viewer, &sent).len(), 1);
+    rig.command(Command::CloseTransport { transport: TransportId(9) });
+    let sent = rig.exchange(publisher.path, publisher.packet(1, 13, &vp8(false, 900)));
+    assert_eq!(media_to(&mut viewer, &sent).len(), 1, "the end of the other one takes nothing with it");
+}
+
+#[test]
+fn an_encoder_that_begins_anew_under_its_mid_plays_on_and_strangers_cost_no_place() {
+    let (mut rig, publisher, mut viewer) = call();
+    for ssrc in 1_000..1_100 {
+        assert_eq!(rig.exchange(publisher.path, publisher.packet_of_mid(ssrc, b'9', 1, &vp8(true, 900))), []);
+    }
+    assert_eq!(rig.drops(DropReason::UnknownStream), 100);
+    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 30_000, &vp8(false, 900)));
+    assert_eq!(media_to(&mut viewer, &sent), [], "its numbers begin anew at a keyframe");
+    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 30_001, &vp8(true, 900)));
+    assert_eq!(media_to(&mut viewer, &sent)[0].0, 101);
+    assert_eq!(rig.exchange(publisher.path, publisher.packet(1, 11, &vp8(true, 900))), [], "the old SSRC is a stranger now");
+}
+
+#[test]
+fn a_datagram_longer_than_a_packet_may_be_is_dropped_before_anything_reads_it() {
+    let (mut rig, publisher, _) = call();
+    let mut nack = vec![0; 60_000];
+    nack[..8].copy_from_slice(&[0x81, 205, 0x3a, 0x97, 0, 0, 0, 9]);
+    assert_eq!(rig.exchange(publisher.path, nack), []);
+    assert_eq!(rig.drops(DropReason::TooLarge), 1);
+}

@@ -124,6 +124,13 @@ impl Captures {
     ///
     /// A sentence that says what to change.
     pub async fn start(&self, body: CaptureBody) -> Result<CaptureStatus, StartError> {
+        // In a task of its own: whoever asked may hang up half-way, and half a capture would be nobody's to end.
+        let captures = self.clone();
+        let started = tokio::spawn(async move { captures.start_whole(body).await });
+        started.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    async fn start_whole(&self, body: CaptureBody) -> Result<CaptureStatus, StartError> {
         let (request, duration) = body.check().map_err(StartError::Request)?;
         if self.running() >= RUNNING_MAX {
             return Err(StartError::Full(format!("{RUNNING_MAX} captures run already: wait for one to end")));

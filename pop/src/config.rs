@@ -127,7 +127,7 @@ pub struct DataplaneConfig {
     #[serde(deserialize_with = "value::bounded::<_, _, 1_024, 4_194_304>")]
     pub packet_pool: usize,
     /// Receive buffers of one worker: 64 KiB each with `gro`, else 2 KiB. A power of two: it is the size of a kernel ring.
-    #[serde(deserialize_with = "value::power_of_two::<_, 16, 32_768>")]
+    #[serde(deserialize_with = "value::power_of_two::<_, 16, 4_096>")]
     pub recv_buffers: usize,
     /// Send trains of one worker, 64 KiB each.
     #[serde(deserialize_with = "value::bounded::<_, _, 4, 4_096>")]

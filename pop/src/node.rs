@@ -15,7 +15,7 @@ mod room;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use pop_dataplane::limits::WorkerLimits;
 use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
@@ -33,10 +33,11 @@ pub use directory::Placement;
 use crate::config::{Backend, Config};
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
+use crate::token::unix_now_s;
 use directory::Directory;
 use room::RoomMessage;
 
-/// DTLS handshakes that may be open at once: each takes at most about 100 KiB until it is done or 10 s old.
+/// DTLS handshakes that may be open at once, those that ICE has not reached included: each takes at most about 150 KiB.
 const HALF_OPEN_MAX: usize = 1_000;
 
 /// At shutdown, clients are told for at most this long.
@@ -73,6 +74,7 @@ struct Shared {
     workers: Vec<Worker>,
     candidates: Vec<Vec<SocketAddr>>,
     routes: Vec<pump::Routes>,
+    dtls_refused: Vec<pump::Refused>,
     service: Service,
     directory: Directory,
     captures: capture::Captures,
@@ -118,6 +120,7 @@ impl Node {
                 index,
                 core: Some(*core),
                 backend,
+                may_fall_back: config.dataplane.backend != Backend::IoUring,
                 addresses: config.media.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect(),
                 limits: worker_limits(config),
                 gro: config.dataplane.gro,
@@ -134,6 +137,7 @@ impl Node {
         };
         let candidates = workers.iter().map(advertise).collect();
         let (routes, route_requests): (Vec<_>, Vec<_>) = workers.iter().map(|_| pump::Routes::new()).unzip();
+        let dtls_refused = workers.iter().map(|_| pump::Refused::new()).collect();
         let plans = workers.iter().map(|worker| plan(worker.limits())).collect();
         let node = Node {
             shared: Arc::new_cyclic(|shared| Shared {
@@ -144,6 +148,7 @@ impl Node {
                 workers,
                 candidates,
                 routes,
+                dtls_refused,
                 service,
                 directory: Directory::start(plans, shared.clone()),
                 captures: capture::Captures::default(),
@@ -194,9 +199,7 @@ impl Node {
     ///
     /// What is wrong with the token.
     pub fn verify_token(&self, token: &str) -> Result<Access, TokenError> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let secret_of = |id: &str| self.shared.keys.iter().find(|(name, _)| *name == id).map(|(_, secret)| secret.expose().as_bytes());
-        token::verify(token, now, secret_of)
+        token::verify(token, unix_now_s(), |id| self.shared.keys.secret(id))
     }
 
     /// Chooses the worker for one more client of `session` and keeps what it claims there until the placement is dropped or the
@@ -249,9 +252,15 @@ impl Node {
         views
     }
 
-    /// Each worker's totals.
+    /// Each worker's totals, with what DTLS refused of the datagrams that it handed up.
     pub fn workers(&self) -> Vec<WorkerSnapshot> {
-        self.shared.workers.iter().map(Worker::snapshot).collect()
+        let refused = self.shared.dtls_refused.iter();
+        let count = |(worker, refused): (&Worker, &pump::Refused)| {
+            let mut snapshot = worker.snapshot();
+            refused.add_to(&mut snapshot.drops);
+            snapshot
+        };
+        self.shared.workers.iter().zip(refused).map(count).collect()
     }
 
     /// First and last media port.

@@ -23,7 +23,7 @@ pub struct Path {
     pub remote: SocketAddr,
 }
 
-/// A 5-tuple's index and a bounded copy of one DTLS datagram.
+/// A bounded copy of one DTLS datagram.
 #[derive(Clone, Copy)]
 pub struct Datagram {
     len: u16,
@@ -267,7 +267,7 @@ pub struct PayloadTypeMap {
 pub enum Command {
     /// Accept checks for a new transport.
     OpenTransport(Box<OpenTransport>),
-    /// Forget the transport and everything in it; nothing is sent to it afterwards.
+    /// Forget the transport and everything in it. What was commanded to be sent before still leaves.
     CloseTransport {
         /// Which.
         transport: TransportId,

@@ -140,11 +140,6 @@ impl History {
         capacity.next_power_of_two() * size_of::<Entry>()
     }
 
-    /// The highest sequence number stored so far.
-    pub fn newest(&self) -> Option<u64> {
-        self.any.then_some(self.newest)
-    }
-
     /// How many sequence numbers back a packet can be stored or asked for.
     pub fn capacity(&self) -> u64 {
         self.entries.len() as u64
@@ -222,7 +217,14 @@ impl History {
         }
     }
 
-    /// Gives everything back: the track is closing.
+    /// Forgets everything, sequence numbers included.
+    pub fn reset(&mut self, pool: &mut PacketPool) {
+        self.clear(pool);
+        self.entries.fill(EMPTY);
+        (self.newest, self.oldest_held, self.any) = (0, 0, false);
+    }
+
+    /// Gives every packet back.
     pub fn clear(&mut self, pool: &mut PacketPool) {
         for index in 0..self.entries.len() {
             self.release(pool, index);

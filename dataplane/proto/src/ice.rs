@@ -49,6 +49,8 @@ pub struct CheckOutcome {
     pub selected_changed: bool,
     /// The path that had to make room and is not validated any more.
     pub replaced: Option<Path>,
+    /// The answer is an error: the check validated nothing.
+    pub refused: bool,
 }
 
 impl IceLite {
@@ -100,7 +102,7 @@ impl IceLite {
         if selected_changed {
             self.selected = Some(path);
         }
-        Ok(CheckOutcome { response_len, newly_validated, selected_changed, replaced })
+        Ok(CheckOutcome { response_len, newly_validated, selected_changed, replaced, refused: false })
     }
 
     /// Adds a path; returns the one that made room for it.
@@ -149,7 +151,7 @@ impl IceLite {
 
 /// An authenticated check that was answered with an error validates nothing.
 fn refused(response_len: usize) -> CheckOutcome {
-    CheckOutcome { response_len, newly_validated: false, selected_changed: false, replaced: None }
+    CheckOutcome { response_len, newly_validated: false, selected_changed: false, replaced: None, refused: true }
 }
 
 #[cfg(test)]

@@ -85,6 +85,8 @@ pub struct Inbound {
     keyframe_wanted: bool,
     last_pli: Option<Time>,
     plis_unanswered: u32,
+    /// Packets of the streams before the last restart.
+    packets_before: u64,
     stats: TrackStats,
 }
 
@@ -108,6 +110,7 @@ impl Inbound {
             keyframe_wanted: false,
             last_pli: None,
             plis_unanswered: 0,
+            packets_before: 0,
             stats: TrackStats::default(),
         }
     }
@@ -135,14 +138,40 @@ impl Inbound {
     /// Counters since the start.
     pub fn stats(&self) -> TrackStats {
         let expected = self.first.map_or(0, |first| self.highest - first + 1);
-        TrackStats { lost: expected as i64 - self.stats.packets as i64, jitter: (self.jitter_q4 >> 4) as u32, ..self.stats }
+        let lost = self.stats.lost + expected as i64 - self.packets_of_stream() as i64;
+        TrackStats { lost, jitter: (self.jitter_q4 >> 4) as u32, ..self.stats }
     }
 
-    /// Takes an authenticated packet: `sequence` is extended, `packet` is header and payload without padding.
+    /// Packets received since the start.
+    pub fn packets(&self) -> u64 {
+        self.stats.packets
+    }
+
+    /// The encoder began anew under another SSRC: numbers, clock and history start over, totals go on.
+    pub fn restart(&mut self, pool: &mut PacketPool) {
+        self.history.reset(pool);
+        // What never came of the old stream stays counted; the new one's numbers begin behind it.
+        self.stats.lost = self.stats().lost;
+        self.packets_before = self.stats.packets;
+        (self.first, self.highest) = (None, 0);
+        self.missing.clear();
+        (self.transit, self.clock) = (None, None);
+        (self.expected_prior, self.received_prior) = (0, 0);
+    }
+
+    /// Takes an authenticated packet: `sequence` is extended, `packet` is header and payload without padding, `codec` is that of
+    /// its payload type ([`Inbound::codec`]).
     ///
-    /// Errors: [`DropReason::PayloadType`] and those of [`History::insert`].
-    pub fn handle_packet(&mut self, pool: &mut PacketPool, now: Time, sequence: u64, packet: &[u8], meta: Meta) -> Result<(), DropReason> {
-        let codec = self.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
+    /// Errors: those of [`History::insert`].
+    pub fn handle_packet(
+        &mut self,
+        pool: &mut PacketPool,
+        now: Time,
+        sequence: u64,
+        packet: &[u8],
+        meta: Meta,
+        codec: Codec,
+    ) -> Result<(), DropReason> {
         self.history.insert(pool, now, sequence, packet, meta)?;
         self.stats.packets += 1;
         self.stats.bytes += u64::from(meta.len - meta.header_len);
@@ -197,6 +226,11 @@ impl Inbound {
             let difference = i64::from((transit as i32).wrapping_sub(before as i32)).unsigned_abs();
             self.jitter_q4 = self.jitter_q4 + difference - ((self.jitter_q4 + 8) >> 4);
         }
+    }
+
+    /// Packets since the stream began or began anew.
+    fn packets_of_stream(&self) -> u64 {
+        self.stats.packets - self.packets_before
     }
 
     /// Takes a sender report about this stream.
@@ -259,18 +293,14 @@ impl Inbound {
         self.stats.plis += 1;
     }
 
-    /// Something is awaited, so the owner's tick must go on.
-    pub fn is_waiting(&self) -> bool {
-        self.keyframe_wanted || !self.missing.is_empty()
-    }
-
     /// The next report block; `None` before the first packet.
     pub fn poll_reception(&mut self, now: Time) -> Option<Reception> {
         let first = self.first?;
         let expected = self.highest - first + 1;
         let expected_interval = expected - self.expected_prior.min(expected);
-        let received_interval = self.stats.packets - self.received_prior;
-        (self.expected_prior, self.received_prior) = (expected, self.stats.packets);
+        let received = self.packets_of_stream();
+        let received_interval = received - self.received_prior;
+        (self.expected_prior, self.received_prior) = (expected, received);
         let lost_interval = expected_interval.saturating_sub(received_interval);
         let (last_sender_report, delay_since_sender_report) = match self.clock {
             None => (0, 0),
@@ -282,7 +312,7 @@ impl Inbound {
         Some(Reception {
             fraction_lost: lost_interval.checked_mul(256).map_or(255, |l| (l / expected_interval.max(1)).min(255)) as u8,
             // RFC 3550: 24 bits signed, clamped.
-            cumulative_lost: (expected as i64 - self.stats.packets as i64).clamp(-0x80_0000, 0x7f_ffff) as i32,
+            cumulative_lost: (expected as i64 - received as i64).clamp(-0x80_0000, 0x7f_ffff) as i32,
             highest_sequence: self.highest as u32,
             jitter: (self.jitter_q4 >> 4) as u32,
             last_sender_report,
@@ -343,7 +373,7 @@ mod tests {
 
         fn packet(&mut self, sequence: u64, keyframe_start: bool) -> Result<(), DropReason> {
             let meta = Meta { timestamp: 0, payload_type: 96, marker: false, keyframe_start, header_len: 12, len: 112 };
-            self.inbound.handle_packet(&mut self.pool, self.now, sequence, &[0; 112], meta)
+            self.inbound.handle_packet(&mut self.pool, self.now, sequence, &[0; 112], meta, Codec::Vp8)
         }
 
         fn asks(&mut self) -> Vec<u16> {

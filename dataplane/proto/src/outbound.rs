@@ -19,6 +19,10 @@ const NO_PAYLOAD_TYPE: u8 = 0xff;
 /// keyframe's work.
 pub const REPAIRS_MAX: usize = 64;
 
+/// Repairs that a subscription may send before it has sent media, and at most in one burst. Beyond it a repair costs one packet of
+/// fresh media, so that no client can ask for more than twice its stream.
+const REPAIR_CREDIT_MAX: u32 = 128;
+
 /// The constants between a source's numbers and ours.
 #[derive(Clone, Copy)]
 struct Source {
@@ -56,6 +60,7 @@ pub struct Outbound {
     clock_rate: u32,
     repairs: [u64; REPAIRS_MAX],
     repairs_len: usize,
+    repair_credit: u32,
     octets: u64,
     stats: SubscriptionStats,
     first_timestamp: u32,
@@ -79,6 +84,7 @@ impl Outbound {
             },
             repairs: [0; REPAIRS_MAX],
             repairs_len: 0,
+            repair_credit: REPAIR_CREDIT_MAX,
             octets: 0,
             stats: SubscriptionStats::default(),
             first_timestamp: open.first_timestamp,
@@ -97,15 +103,21 @@ impl Outbound {
 
     /// Takes packets from another track from now on, or from none. Numbers go on where they are.
     pub fn switch_source(&mut self, connected: bool, payload_types: &[PayloadTypeMap]) {
-        self.source = None;
+        self.restart_source();
         self.waiting = connected;
-        self.repairs_len = 0;
         self.payload_types = [NO_PAYLOAD_TYPE; 128];
         for map in payload_types {
             if let Some(entry) = self.payload_types.get_mut(usize::from(map.from)) {
                 *entry = map.to;
             }
         }
+    }
+
+    /// The track's numbers begin anew: so does the source, from its next keyframe on.
+    pub fn restart_source(&mut self) {
+        self.waiting = self.waiting || self.source.is_some();
+        self.source = None;
+        self.repairs_len = 0;
     }
 
     /// Whether a keyframe would help this subscriber.
@@ -118,7 +130,17 @@ impl Outbound {
     /// Errors: [`DropReason::PayloadType`], [`DropReason::WaitingForKeyframe`].
     #[inline]
     pub fn forward(&mut self, now: Time, sequence: u64, meta: &Meta) -> Result<Rewritten, DropReason> {
-        let payload_type = self.payload_type(meta)?;
+        let payload_type = match self.payload_type(meta) {
+            Ok(payload_type) => payload_type,
+            Err(reason) => {
+                // The publisher went on in a codec that this client cannot take. Numbers must not run on meanwhile: after 2^15 of
+                // them the client could no longer guess the rollover counter.
+                if self.source.is_some_and(|s| sequence >= s.start + (self.next - s.first)) {
+                    self.restart_source();
+                }
+                return Err(reason);
+            }
+        };
         let source = match self.source {
             Some(source) => source,
             None if !self.waiting || (self.kind == MediaKind::Video && !meta.keyframe_start) => return Err(DropReason::WaitingForKeyframe),
@@ -171,8 +193,11 @@ impl Outbound {
         self.stats.packets += 1;
         self.stats.bytes += payload_len as u64;
         self.stats.retransmitted += u64::from(repair);
-        if !repair {
+        if repair {
+            self.repair_credit = self.repair_credit.saturating_sub(1);
+        } else {
             self.octets += payload_len as u64;
+            self.repair_credit = (self.repair_credit + 1).min(REPAIR_CREDIT_MAX);
         }
     }
 
@@ -188,10 +213,13 @@ impl Outbound {
 
     /// Queues a repair of a published sequence. Asked twice before it left, it leaves once.
     ///
-    /// Errors: [`DropReason::RepairQueueFull`].
+    /// Errors: [`DropReason::RepairQueueFull`], also when the client has asked for more than its stream's worth.
     pub fn queue_repair(&mut self, published: u64) -> Result<(), DropReason> {
         if self.repairs[..self.repairs_len].contains(&published) {
             return Ok(());
+        }
+        if self.repairs_len >= self.repair_credit as usize {
+            return Err(DropReason::RepairQueueFull);
         }
         let place = self.repairs.get_mut(self.repairs_len).ok_or(DropReason::RepairQueueFull)?;
         *place = published;
@@ -237,7 +265,7 @@ impl Outbound {
         })
     }
 
-    /// Takes a report block about our SSRC. `now_ntp_middle` is the middle 32 bits of the clock that our reports carry.
+    /// Takes what a report block says about our SSRC.
     pub fn handle_report(&mut self, fraction_lost: u8, rtt: Option<Duration>) {
         self.stats.fraction_lost = fraction_lost;
         if let Some(rtt) = rtt {
@@ -355,6 +383,41 @@ mod tests {
             sent += 1;
         }
         assert_eq!(sent, REPAIRS_MAX);
+    }
+
+    #[test]
+    fn a_client_cannot_ask_for_more_than_its_streams_worth_of_repairs() {
+        let mut o = outbound(MediaKind::Video);
+        let mut sent = 0;
+        for turn in 0..100 {
+            o.forward(Time::ZERO, turn, &meta(0, true)).unwrap();
+            o.count_sent(100, false);
+            for sequence in 0..REPAIRS_MAX as u64 {
+                let _ = o.queue_repair(sequence);
+            }
+            while o.next_repair().is_some() {
+                o.repair_done();
+                o.count_sent(100, true);
+                sent += 1;
+            }
+        }
+        assert!(sent <= REPAIR_CREDIT_MAX + 100, "{sent} repairs for 100 packets");
+        assert_eq!(o.queue_repair(1), Err(DropReason::RepairQueueFull));
+        o.count_sent(100, false);
+        assert_eq!(o.queue_repair(1), Ok(()));
+    }
+
+    #[test]
+    fn numbers_stand_still_while_the_publisher_sends_what_the_viewer_cannot_take() {
+        let mut o = outbound(MediaKind::Audio);
+        assert_eq!(o.forward(Time::ZERO, 0, &meta(0, false)).map(|r| r.index), Ok(1_000));
+        let other = Meta { payload_type: 97, ..meta(0, false) };
+        for sequence in 1..40_000 {
+            assert_eq!(o.forward(Time::ZERO, sequence, &other), Err(DropReason::PayloadType));
+        }
+        assert_eq!(o.forward(Time::ZERO, 40_000, &meta(0, false)).map(|r| r.index), Ok(1_001));
+        assert_eq!(o.forward(Time::ZERO, 39_000, &other), Err(DropReason::PayloadType));
+        assert_eq!(o.forward(Time::ZERO, 40_001, &meta(0, false)).map(|r| r.index), Ok(1_002), "a late one changes nothing");
     }
 
     #[test]

@@ -73,6 +73,9 @@ impl Default for TwccRecorder {
 }
 
 impl TwccRecorder {
+    /// Memory of one recorder, in bytes.
+    pub const LEN: usize = size_of::<TwccRecorder>() + RING_LEN * size_of::<u32>();
+
     /// Nothing recorded.
     pub fn new() -> TwccRecorder {
         TwccRecorder {

@@ -6,7 +6,7 @@ use pop_proto::DropReason;
 use pop_proto::control::Path;
 use pop_proto::history::Lookup;
 use pop_proto::inbound::SenderClock;
-use pop_proto::outbound::ntp_duration;
+use pop_proto::outbound::{REPAIRS_MAX, ntp_duration};
 use pop_proto::wire::rtcp::{ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo};
 use pop_schemas::Time;
 
@@ -19,6 +19,9 @@ const RTCP_LEN_MAX: usize = 1_200;
 /// Sequence numbers that one NACK of ours asks for.
 const NACK_SEQUENCES_MAX: usize = 64;
 
+/// Sequence numbers that one datagram of a client may ask for: what the queues of its audio and video hold.
+const NACKED_MAX: usize = 2 * REPAIRS_MAX;
+
 /// A round trip longer than this is a report about another clock (the source was switched in between).
 const RTT_MAX: Duration = Duration::from_secs(10);
 
@@ -28,6 +31,7 @@ impl Core {
         let len = keys.receiver.unprotect_rtcp(datagram)?;
         let compound = RtcpReader::new(&datagram[..len])?;
         self.counters.rtcp_packets_in += 1;
+        let mut nacked = 0;
         for packet in compound {
             match packet {
                 RtcpPacket::SenderReport { info, blocks } => {
@@ -42,6 +46,11 @@ impl Core {
                 RtcpPacket::Nack { media, sequences, .. } => {
                     for sequence in sequences.iter() {
                         self.counters.rtcp_nack_in += 1;
+                        nacked += 1;
+                        if nacked > NACKED_MAX {
+                            self.count_drops(DropReason::RepairQueueFull, 1);
+                            continue;
+                        }
                         if let Err(reason) = self.handle_nack(now, index, media, sequence) {
                             self.count_drops(reason, 1);
                         }

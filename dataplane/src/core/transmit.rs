@@ -92,16 +92,25 @@ impl Core {
         Some(transmit)
     }
 
-    /// Forgets this turn's media: no send slot is free. Returns how many packets had been for somebody.
+    /// Forgets what is left of this turn's media: no send slot is free. Whoever got nothing is first in the next turn.
     pub fn drop_fresh(&mut self) {
+        let unserved = self.dirty.get(self.cursor.transport).copied();
         let mut lost = 0;
-        for index in self.dirty.drain(..) {
+        for (at, index) in self.dirty.drain(..).enumerate() {
             let transport = &mut self.transports[index];
             transport.is_dirty = false;
+            if at < self.cursor.transport {
+                continue;
+            }
             for subscription in &transport.subscriptions {
                 let track = self.subscriptions[*subscription].track.map(|t| &self.tracks[t]);
                 lost += track.map_or(0, |t| t.fresh.len() as u64);
             }
+        }
+        for track in &self.touched {
+            let subscribers = &mut self.tracks[*track].subscribers;
+            let first = subscribers.iter().position(|s| Some(self.subscriptions[*s].transport) == unserved);
+            subscribers.rotate_left(first.unwrap_or(0));
         }
         self.clear_fresh();
         self.count_drops(DropReason::SendQueueFull, lost);

@@ -20,6 +20,7 @@ use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 pub const CONSENT: Duration = Duration::from_secs(15);
 pub const PWD: &str = "a-password-of-22-chars";
 pub const TWCC_EXTENSION: u8 = 3;
+pub const MID_EXTENSION: u8 = 4;
 
 /// The plan of a small worker.
 pub fn limits() -> WorkerLimits {
@@ -77,6 +78,18 @@ impl Client {
         out
     }
 
+    /// A protected packet of `ssrc` that names its mid, of one character.
+    pub fn packet_of_mid(&self, ssrc: u32, mid: u8, index: u64, payload: &[u8]) -> Vec<u8> {
+        let mut header = [0; 20];
+        rtp::write_header(&mut header, true, 96, index as u16, 90 * index as u32, ssrc);
+        header[0] |= 0x10;
+        header[12..].copy_from_slice(&[0xbe, 0xde, 0, 1, MID_EXTENSION << 4, mid, 0, 0]);
+        let mut out = vec![0; 1_500];
+        let len = self.sender.protect_rtp(index, &header, payload, &mut out).unwrap();
+        out.truncate(len);
+        out
+    }
+
     /// A protected RTCP compound.
     pub fn rtcp(&mut self, write: impl for<'w, 'o> FnOnce(&'w mut RtcpWriter<'o>) -> Option<&'w mut RtcpWriter<'o>>) -> Vec<u8> {
         let mut out = vec![0; 1_500];
@@ -115,7 +128,7 @@ impl Rig {
             transport: TransportId(id),
             ice: IceCredentials { local_ufrag: format!("ufrag{id}").into(), local_pwd: PWD.into(), remote_ufrag: "remote".into() },
             twcc_extension: Some(TWCC_EXTENSION),
-            mid_extension: None,
+            mid_extension: Some(MID_EXTENSION),
             reduced_size_rtcp: true,
             rtcp_ssrc: 0x1000 + id as u32,
             cname: "pop".into(),

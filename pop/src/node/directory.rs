@@ -39,12 +39,15 @@ impl Drop for Slot {
 }
 
 enum Request {
-    Place { session: SessionId, claim: Claim, reply: oneshot::Sender<Result<(usize, RoomSender), Full>> },
+    Place { session: SessionId, claim: Claim, reply: oneshot::Sender<Result<Placed, Full>> },
     Release { session: SessionId, claim: Claim },
     Find { session: SessionId, reply: oneshot::Sender<Option<RoomSender>> },
     Rooms { reply: oneshot::Sender<Vec<RoomSender>> },
     Emptied { reply: oneshot::Sender<()> },
 }
+
+/// Worker, room, and the claim on both. The claim travels with the answer: when nobody takes the answer, it is given back.
+type Placed = (usize, RoomSender, Slot);
 
 /// The handle of the directory's task.
 pub(super) struct Directory {
@@ -56,7 +59,7 @@ impl Directory {
     pub(super) fn start(plans: Vec<Claim>, shared: Weak<Shared>) -> Directory {
         let (requests, received) = mpsc::unbounded_channel();
         let loads = plans.into_iter().map(|plan| WorkerLoad { used: Claim::default(), plan }).collect();
-        let state = State { loads, rooms: HashMap::new(), shared, waiting: Vec::new() };
+        let state = State { loads, rooms: HashMap::new(), shared, waiting: Vec::new(), requests: requests.downgrade() };
         tokio::spawn(state.run(received));
         Directory { requests }
     }
@@ -67,15 +70,14 @@ impl Directory {
     }
 
     /// A claim on the room alone: it keeps the room although nobody may be in it.
-    pub(super) async fn hold(&self, session: &SessionId) -> Result<(usize, RoomSender, Slot), Full> {
+    pub(super) async fn hold(&self, session: &SessionId) -> Result<Placed, Full> {
         self.claim(session, Claim::default()).await
     }
 
-    async fn claim(&self, session: &SessionId, claim: Claim) -> Result<(usize, RoomSender, Slot), Full> {
+    async fn claim(&self, session: &SessionId, claim: Claim) -> Result<Placed, Full> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Place { session: session.clone(), claim, reply }).map_err(|_| Full)?;
-        let (worker, room) = answer.await.map_err(|_| Full)??;
-        Ok((worker, room, Slot { session: session.clone(), claim, requests: self.requests.clone() }))
+        answer.await.map_err(|_| Full)?
     }
 
     pub(super) async fn find(&self, session: &SessionId) -> Option<RoomSender> {
@@ -111,6 +113,8 @@ struct State {
     rooms: HashMap<SessionId, Room>,
     shared: Weak<Shared>,
     waiting: Vec<oneshot::Sender<()>>,
+    /// For the slots.
+    requests: mpsc::WeakUnboundedSender<Request>,
 }
 
 impl State {
@@ -120,11 +124,7 @@ impl State {
             // Who asked may be gone by now (a client that hung up); then nobody needs the answer.
             match request {
                 Request::Place { session, claim, reply } => {
-                    let placed = self.place(&session, claim);
-                    let granted = placed.is_ok();
-                    if reply.send(placed).is_err() && granted {
-                        self.release(&session, claim);
-                    }
+                    let _ = reply.send(self.place(&session, claim));
                 }
                 Request::Release { session, claim } => self.release(&session, claim),
                 Request::Find { session, reply } => {
@@ -143,7 +143,8 @@ impl State {
         }
     }
 
-    fn place(&mut self, session: &SessionId, claim: Claim) -> Result<(usize, RoomSender), Full> {
+    fn place(&mut self, session: &SessionId, claim: Claim) -> Result<Placed, Full> {
+        let requests = self.requests.upgrade().ok_or(Full)?;
         let current = self.rooms.get(session).map(|room| room.worker);
         let worker = placement::place(current, &claim, &self.loads)?;
         let shared = &self.shared;
@@ -154,7 +155,7 @@ impl State {
         });
         room.claims += 1;
         self.loads[worker].used += claim;
-        Ok((worker, room.sender.clone()))
+        Ok((worker, room.sender.clone(), Slot { session: session.clone(), claim, requests }))
     }
 
     fn release(&mut self, session: &SessionId, claim: Claim) {

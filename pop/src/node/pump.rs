@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use pop_proto::Event;
+use pop_dataplane::Drops;
+use pop_proto::{DropReason, Event};
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use pop_uring::{AsyncWake, WakeReceiver};
 use tokio::sync::mpsc;
@@ -48,6 +50,25 @@ impl Routes {
     }
 }
 
+/// Datagrams that DTLS refused, by reason; the pump is the one writer.
+pub(super) struct Refused([AtomicU64; DropReason::ALL.len()]);
+
+impl Refused {
+    pub(super) fn new() -> Refused {
+        Refused(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    fn count(&self, reason: DropReason) {
+        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_to(&self, drops: &mut Drops) {
+        for (total, refused) in drops.iter_mut().zip(&self.0) {
+            *total += refused.load(Ordering::Relaxed);
+        }
+    }
+}
+
 /// Starts the pump of one worker.
 pub(super) fn start(shared: Weak<Shared>, worker: usize, wake: WakeReceiver, changes: mpsc::UnboundedReceiver<Change>) -> io::Result<()> {
     let pump = Pump { shared, worker, changes, routes: HashMap::new(), tracks: HashMap::new(), subscriptions: HashMap::new() };
@@ -81,7 +102,7 @@ impl Pump {
                         while let Ok(change) = self.changes.try_recv() {
                             self.apply(change);
                         }
-                        self.deliver(event);
+                        self.deliver(&shared, event);
                     }
                 }
             }
@@ -108,7 +129,7 @@ impl Pump {
         }
     }
 
-    fn deliver(&self, event: Event) {
+    fn deliver(&self, shared: &Shared, event: Event) {
         let transport = match &event {
             Event::TransportValidated { transport, .. } | Event::Dtls { transport, .. } | Event::TransportLost { transport, .. } => {
                 Some(transport)
@@ -119,8 +140,11 @@ impl Pump {
         // An event of what has just been closed.
         let Some(route) = transport.and_then(|t| self.routes.get(t)) else { return };
         match event {
-            // Its refusals are counted where they are made.
-            Event::Dtls { datagram, .. } => drop(route.peer.deliver(datagram.as_slice())),
+            Event::Dtls { datagram, .. } => {
+                if let Err(reason) = route.peer.deliver(datagram.as_slice()) {
+                    shared.dtls_refused[self.worker].count(reason);
+                }
+            }
             event => {
                 if let Event::TransportValidated { .. } = event {
                     route.peer.start();
