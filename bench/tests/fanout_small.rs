@@ -23,7 +23,8 @@ fn find_pop(bench: &Path) -> PathBuf {
     folder.join("pop")
 }
 
-/// The cases share two cores and pin their threads: one at a time.
+/// The cases share two cores and pin their threads: one at a time. This is for cargo's own runner; nextest starts a process per
+/// test and is told in `.config/nextest.toml`.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn run_fanout(arguments: &[&str]) -> std::process::Output {
