@@ -30,7 +30,7 @@ use crate::http;
 use crate::machine::{Machine, Workers};
 use crate::random::{random_bytes, random_hex};
 use crate::token::sign_token;
-use crate::write_json;
+use crate::{make_folder_of, write_json};
 
 use join::{Joined, Ticket, join};
 use load::{Client, Load, Outcome, Pace, Publisher, Role, Subscriber};
@@ -141,6 +141,7 @@ fn parse_bitrate(text: &str) -> Result<u64, String> {
 /// Runs the case and writes its report. The error is a sentence.
 pub(crate) fn run(args: &FanoutArgs) -> Result<(), String> {
     check_args(args)?;
+    make_folder_of(args.json.as_deref())?;
     let key = ("bench", random_hex::<20>());
     let server = match &args.http {
         Some(http) => {

@@ -112,6 +112,7 @@ fn end(case: &str, result: Result<(), String>) -> ExitCode {
 }
 
 fn run_floor(args: &FloorArgs) -> Result<(), String> {
+    make_folder_of(args.json.as_deref())?;
     let floor = floor::measure_floor(&Plan {
         subscribers: args.subscribers,
         train_len: args.train,
@@ -129,6 +130,12 @@ fn run_floor(args: &FloorArgs) -> Result<(), String> {
     let machine = machine::Machine::describe(floor.backend, None);
     let json = serde_json::to_string_pretty(&serde_json::json!({"floor": floor, "machine": machine})).map_err(|e| e.to_string())?;
     write_json(args.json.as_deref(), &json)
+}
+
+/// Makes the folder that [`write_json`] will want, before anything is measured: figures must not be lost at the end.
+fn make_folder_of(path: Option<&Path>) -> Result<(), String> {
+    let Some(folder) = path.and_then(Path::parent) else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))
 }
 
 /// To `path`, or to stdout.
