@@ -91,6 +91,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[http]\nlisten = 7880\n", "2:10", "listen must be an address and a port"),
     ("[http]\nlisten = \"localhost:1\"\n", "2:10", "not string \"localhost:1\""),
     ("[http]\npublic_url = \"pop.example\"\n", "2:14", "public_url must be a URL such as"),
+    ("[http]\npublic_url = \"https://pop.example/media\"\n", "2:14", "with nothing after host and port"),
     ("[node]\nname = \"\"\n", "2:8", "name must be \"auto\" or 1 to 63"),
     ("[admin]\nsocket = \"\"\n", "2:10", "socket must be \"auto\" or a path"),
     ("[media]\naddresses = [\"127.0.0.1\", \"0.0.0.0\"]\n", "2:27", "no wildcard"),

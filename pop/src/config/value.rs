@@ -87,7 +87,8 @@ fn list(numbers: &[usize]) -> String {
     texts.join(", ")
 }
 
-/// The base of every URL that the node hands out: `http://` or `https://` and a host, no slash at the end.
+/// The base of every URL that the node hands out: `http://` or `https://`, a host and perhaps a port. No path: the node's own
+/// paths and the `Location` of a resource begin at the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicUrl(String);
 
@@ -100,15 +101,14 @@ impl PublicUrl {
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('/').unwrap_or(text);
         let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
-        let authority = rest.split('/').next().unwrap_or_default();
-        let plain = text.len() <= 512 && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'<>?#\\@".contains(&byte));
-        (plain && !authority.is_empty() && !authority.starts_with(':')).then(|| Self(text.to_owned()))
+        let plain = text.len() <= 512 && rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'<>?#\\@/".contains(&byte));
+        (plain && !rest.is_empty() && !rest.starts_with(':')).then(|| Self(text.to_owned()))
     }
 }
 
 impl<'de> Deserialize<'de> for PublicUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text(deserializer, "a URL such as \"https://pop.example\", without query or fragment", Self::parse)
+        text(deserializer, "a URL such as \"https://pop.example\", with nothing after host and port", Self::parse)
     }
 }
 
@@ -357,7 +357,18 @@ mod tests {
     #[test]
     fn a_public_url_has_a_scheme_and_a_host() {
         assert_eq!(PublicUrl::parse("https://pop.example/").map(|url| url.0), Some("https://pop.example".to_owned()));
-        for bad in ["pop.example", "ftp://x", "https://", "https:///x", "http://:80", "https://a b", "https://u@h", "https://a?b"] {
+        for bad in [
+            "pop.example",
+            "ftp://x",
+            "https://",
+            "https:///x",
+            "http://:80",
+            "https://a b",
+            "https://u@h",
+            "https://a?b",
+            "https://a/b",
+            "https://a//",
+        ] {
             assert_eq!(PublicUrl::parse(bad), None, "{bad:?} was accepted");
         }
     }
