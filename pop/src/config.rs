@@ -334,8 +334,13 @@ impl AdminConfig {
 pub fn socket_places() -> Vec<PathBuf> {
     let mut places = vec![PathBuf::from("/run/pop/pop.sock")];
     places.extend(std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("pop.sock")));
-    places.push(std::env::temp_dir().join(format!("pop-{}", user_id())).join("pop.sock"));
+    places.push(private_folder().join("pop.sock"));
     places
+}
+
+/// This user's folder among the temporary files. Anybody may have made it before: who uses it looks at its owner.
+pub(crate) fn private_folder() -> PathBuf {
+    std::env::temp_dir().join(format!("pop-{}", user_id()))
 }
 
 /// The effective user id of this process. The kernel owns `/proc/self` by it.

@@ -148,9 +148,22 @@ fn make_folder(folder: &Path) -> Result<(), String> {
     let mode = if folder.starts_with("/run") { 0o755 } else { 0o700 };
     match std::fs::DirBuilder::new().mode(mode).create(folder) {
         Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder == config::private_folder() => check_private(folder),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(format!("the socket's folder {shown} cannot be made: {error}: make it, or set admin.socket to another path")),
     }
+}
+
+/// Refuses a folder where somebody else could put a socket in our place: among the temporary files anybody may make any name.
+fn check_private(folder: &Path) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt;
+    let shown = folder.display();
+    // Of the link itself, when it is one: where it leads to is its maker's choice.
+    let found = std::fs::symlink_metadata(folder).map_err(|error| format!("the socket's folder {shown} cannot be looked at: {error}"))?;
+    if found.is_dir() && found.uid() == config::user_id() && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(format!("the socket's folder {shown} is not this user's alone: remove it, or set admin.socket to another path"))
 }
 
 /// Bounds on every request of `router`: the body's length, and the time to the answer.
@@ -272,6 +285,29 @@ mod tests {
         drop(SocketFile::bind(&path).expect("a dead socket is replaced"));
         assert!(!path.exists());
         std::fs::remove_dir_all(path.parent().expect("it has one")).expect("it was made here");
+    }
+
+    #[test]
+    fn a_folder_that_others_made_or_may_write_is_not_private() {
+        let place = place("private");
+        let folder = place.parent().expect("it has one");
+        make_folder(folder).expect("its parent is there");
+        assert_eq!(check_private(folder), Ok(()));
+        let link = folder.join("link");
+        std::os::unix::fs::symlink(folder, &link).expect("it is ours");
+        check_private(&link).expect_err("a link leads anywhere");
+        for mode in [0o770, 0o702] {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+            let message = check_private(folder).expect_err("others may write");
+            assert!(message.contains("is not this user's alone: remove it"), "{message}");
+        }
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).expect("it is ours");
+        // Only root can give a folder away.
+        if config::user_id() == 0 {
+            std::os::unix::fs::chown(folder, Some(65_534), None).expect("root may");
+            check_private(folder).expect_err("it is another user's");
+        }
+        std::fs::remove_dir_all(folder).expect("it was made here");
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ impl Client {
         let places = socket.map_or_else(config::socket_places, |place| vec![place.to_owned()]);
         let mut refused = None;
         for place in &places {
-            match UnixStream::connect(place).await {
+            match connect(place).await {
                 Ok(_) => return Ok(Self { socket: place.clone() }),
                 // Not our socket is worth saying more than nothing there.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused = Some(place),
@@ -58,7 +58,7 @@ impl Client {
 
     async fn exchange(&self, method: &str, path: &str, body: Option<Value>) -> Result<Value, Failure> {
         let lost = |error: &dyn std::fmt::Display| Failure::Other(format!("the node at {} was lost: {error}", self.socket.display()));
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| lost(&error))?;
+        let stream = connect(&self.socket).await.map_err(|error| lost(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(&error))?;
         // Ends with the sender; what goes wrong there is seen by the request as well.
         let connection = tokio::spawn(connection);
@@ -81,5 +81,35 @@ impl Client {
         let sentence = value["error"].as_str().map_or_else(|| code.to_string(), str::to_owned);
         // What the node refuses as malformed came from our arguments.
         if code.as_u16() == 400 || code.as_u16() == 422 { Err(Failure::Usage(sentence)) } else { Err(Failure::Other(sentence)) }
+    }
+}
+
+/// Connects to a node that may be told something: what another user put there is nobody to ask for tokens.
+async fn connect(place: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(place).await?;
+    match is_trusted(stream.peer_cred()?.uid(), config::user_id(), place) {
+        true => Ok(stream),
+        false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is another user's")),
+    }
+}
+
+/// The user `peer` is root or ourselves. Root also asks a node of a service's user, but not where anybody may make a socket.
+fn is_trusted(peer: u32, user: u32, place: &Path) -> bool {
+    peer == 0 || peer == user || (user == 0 && !place.starts_with(std::env::temp_dir()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_node_and_roots_are_asked() {
+        let system = Path::new("/run/pop/pop.sock");
+        let temporary = config::private_folder().join("pop.sock");
+        for place in [system, &temporary] {
+            assert!(is_trusted(1_000, 1_000, place) && is_trusted(0, 1_000, place));
+            assert!(!is_trusted(1_001, 1_000, place));
+        }
+        assert!(is_trusted(1_001, 0, system) && !is_trusted(1_001, 0, &temporary));
     }
 }
