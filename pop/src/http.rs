@@ -54,6 +54,19 @@ fn page(asset: &'static Asset) -> Response {
     (headers, asset.body).into_response()
 }
 
+/// Percent-encodes what may not stand in one segment of a URL (RFC 3986 section 2.3).
+pub(crate) fn encode_component(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
@@ -80,6 +93,12 @@ mod tests {
             assert!(answer.headers().contains_key("content-security-policy"));
         }
         assert_eq!(get_path(&router, "/other").await.status(), StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn a_room_becomes_one_segment() {
+        assert_eq!(encode_component("Straße 7"), "Stra%C3%9Fe%207");
+        assert_eq!(encode_component("a-b._~"), "a-b._~");
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::client::Client;
 use super::{Failure, TokenArgs};
+use crate::http::encode_component;
 use crate::keys::ApiKeys;
 use crate::token::{TokenRequest, unix_now_s};
 
@@ -35,28 +36,4 @@ pub(super) async fn create(args: &TokenArgs) -> Result<(), Failure> {
         eprintln!("use it as a Bearer token at {}/whip/{room} and /whep/{room}", field("url"));
     }
     Ok(())
-}
-
-/// Percent-encodes what may not stand in one segment of a URL (RFC 3986 section 2.3).
-pub(crate) fn encode_component(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_room_becomes_one_segment() {
-        assert_eq!(encode_component("Straße 7"), "Stra%C3%9Fe%207");
-        assert_eq!(encode_component("a-b._~"), "a-b._~");
-    }
 }
