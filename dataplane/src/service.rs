@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,9 @@ use crate::pcapng;
 
 /// Bytes that are written at once.
 const WRITE_LEN: usize = 256 << 10;
+
+/// Who captured may read what people said, and nobody else.
+const FILE_MODE: u32 = 0o600;
 
 /// A capture's packets are on disk after this at the latest.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
@@ -108,7 +112,7 @@ impl Service {
         self.taps.clone()
     }
 
-    /// Creates `path` (it must not exist) and writes the packets of `tap` into it until [`Service::stop_capture`].
+    /// Creates `path` (it must not exist; only this user may read it) and writes the packets of `tap` into it until [`Service::stop_capture`].
     ///
     /// # Errors
     ///
@@ -271,8 +275,8 @@ impl Serving {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the capture's number is in use"));
         }
         let sink = match uring {
-            true => Sink::Uring(tokio_uring::fs::OpenOptions::new().write(true).create_new(true).open(path).await?),
-            false => Sink::Plain(std::fs::OpenOptions::new().write(true).create_new(true).open(path)?),
+            true => Sink::Uring(tokio_uring::fs::OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path).await?),
+            false => Sink::Plain(std::fs::OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?),
         };
         let mut pending = Vec::with_capacity(2 * WRITE_LEN);
         pcapng::write_head(&mut pending);

@@ -1,6 +1,7 @@
 //! The operator's side: health, metrics and a read-only API for everybody who reaches the admin listener; tokens and captures
 //! only for who may open the unix socket.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Json, Path, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
@@ -22,6 +23,9 @@ use crate::{http, serve};
 
 /// Open connections of the admin listener and of the unix socket, each.
 pub const CONNECTIONS_MAX: usize = 64;
+
+/// How long to wait before a node that is full or stopping is asked again, in seconds.
+const RETRY_AFTER_S: &str = "5";
 
 /// `GET /api/v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -182,8 +186,13 @@ fn refuse(code: StatusCode, sentence: impl Into<String>) -> Response {
     (code, Json(json!({ "error": sentence.into() }))).into_response()
 }
 
+/// For now: whoever asks again may get it.
+fn refuse_for_now(body: impl IntoResponse) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_AFTER_S)], body).into_response()
+}
+
 async fn ready(State(admin): State<Admin>) -> Response {
-    if admin.node.is_stopping() { (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response() } else { "ready\n".into_response() }
+    if admin.node.is_stopping() { refuse_for_now("stopping\n") } else { "ready\n".into_response() }
 }
 
 async fn show_metrics(State(admin): State<Admin>) -> Response {
@@ -217,7 +226,21 @@ async fn start_capture(State(admin): State<Admin>, body: Result<Json<CaptureBody
         Ok(capture) => (StatusCode::CREATED, Json(capture)).into_response(),
         Err(StartError::Request(sentence)) => refuse(StatusCode::BAD_REQUEST, sentence),
         Err(StartError::Conflict(sentence)) => refuse(StatusCode::CONFLICT, sentence),
-        Err(StartError::Full(sentence)) => refuse(StatusCode::SERVICE_UNAVAILABLE, sentence),
+        Err(StartError::File(kind, sentence)) => refuse(code_of_file(kind), sentence),
+        Err(StartError::Full(sentence)) => refuse_for_now(Json(json!({ "error": sentence }))),
+    }
+}
+
+/// Whose fault it is that a file cannot be made: a path that is wrong is the asker's, a disk that fails is ours.
+fn code_of_file(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::AlreadyExists => StatusCode::CONFLICT,
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput => {
+            StatusCode::BAD_REQUEST
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => StatusCode::FORBIDDEN,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -239,6 +262,14 @@ fn found(id: CaptureId, capture: Option<CaptureStatus>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_file_that_is_there_is_a_conflict() {
+        // EEXIST, ENOENT, ENOTDIR, ENAMETOOLONG, EACCES, EROFS, ENOSPC, EDQUOT, EIO
+        let numbers = [17, 2, 20, 36, 13, 30, 28, 122, 5];
+        let codes = numbers.map(|number| code_of_file(std::io::Error::from_raw_os_error(number).kind()).as_u16());
+        assert_eq!(codes, [409, 400, 400, 400, 403, 403, 507, 507, 500]);
+    }
 
     #[test]
     fn an_incarnation_shows_its_nonce_in_hexadecimal() {

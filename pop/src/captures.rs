@@ -1,6 +1,7 @@
 //! Captures with an end: each has a task that stops it after its duration or when asked, and a status that outlives it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -93,8 +94,10 @@ pub enum CaptureState {
 pub enum StartError {
     /// The request is wrong.
     Request(String),
-    /// The room or the file is in somebody's way.
+    /// The room is in somebody's way.
     Conflict(String),
+    /// The file system said no.
+    File(io::ErrorKind, String),
     /// No room for one more.
     Full(String),
 }
@@ -137,7 +140,8 @@ impl Captures {
         }
         let (id, tracks) = self.node.start_capture(request).await.map_err(|error| match error {
             CaptureError::Full => StartError::Full(error.to_string()),
-            other => StartError::Conflict(other.to_string()),
+            CaptureError::File { ref source, .. } => StartError::File(source.kind(), error.to_string()),
+            CaptureError::Refused(_) | CaptureError::Unknown(_) => StartError::Conflict(error.to_string()),
         })?;
         let status =
             CaptureStatus { id, state: CaptureState::Running, tracks: tracks.len(), packets: 0, bytes: 0, dropped: 0, error: None };

@@ -72,7 +72,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// See [`CaptureError`]; no file is left half-written then, though an empty one may be.
+    /// See [`CaptureError`]; a room that refuses leaves no file.
     pub async fn start_capture(&self, request: CaptureRequest) -> Result<(CaptureId, Vec<TappedTrack>), CaptureError> {
         let CaptureRequest { session, path, kind } = request;
         let (_, room, hold) = self.shared.directory.hold(&session).await.map_err(|_| CaptureError::Full)?;
@@ -87,8 +87,12 @@ impl Node {
             }
             Ok(_) => unreachable!("a tap is answered by Tapped"),
             Err(refusal) => {
-                // The file holds a head and no packet; what it says at its end changes nothing.
+                // The file holds a head and no packet: its end does not matter, and it must not be in the way of the next try.
                 let _ = self.shared.service.stop_capture(tap).await;
+                let removed = tokio::task::spawn_blocking(move || std::fs::remove_file(&path).map_err(|error| (path, error)));
+                if let Ok(Err((path, error))) = removed.await {
+                    tracing::warn!(path = %path.display(), %error, "a refused capture's empty file stays");
+                }
                 Err(refusal.into())
             }
         }
