@@ -34,8 +34,13 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if keys.drawn() {
         tracing::info!("no API keys: one was drawn and ends with this process, and so do its tokens");
     }
+    // What only this host can tell of the config is checked before anything starts.
+    let available = node::available_cores();
+    let workers = config.dataplane.cores.choose(&available).map_err(Failure::Usage)?.len();
+    config.media.check_ports(workers).map_err(Failure::Usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(control_threads(&config))
+        // As many as cores without a worker, so that control does not push workers aside; at least one.
+        .worker_threads(available.len().saturating_sub(workers).max(1))
         .enable_all()
         .thread_name("pop-control")
         .build();
@@ -72,7 +77,8 @@ async fn serve(config: &Config, keys: ApiKeys, json: bool) -> Result<(), Failure
         tokio::spawn(serve::serve(socket, admin.socket_router(), admin::CONNECTIONS_MAX, operator_stopped)),
     ];
     let (first, last) = node.media_ports();
-    let demo = demo_url(&url, public_address, node.keys());
+    let open_to_others = config.http.public_url.is_some() || !public_address.ip().is_loopback();
+    let demo = demo_url(&url, open_to_others, node.keys());
     Ready { http: url, media: format!("{first}-{last}"), admin: base_url(operator_address), demo }.announce(json);
 
     let name = signals.next().await;
@@ -92,14 +98,6 @@ async fn serve(config: &Config, keys: ApiKeys, json: bool) -> Result<(), Failure
         name = signals.next() => tracing::warn!(signal = name, "stopped at once"),
     }
     Ok(())
-}
-
-/// As many as cores without a worker, so that control does not push workers aside; at least one.
-fn control_threads(config: &Config) -> usize {
-    let available = node::available_cores();
-    // A wrong list is the node's to refuse, with its sentence.
-    let workers = config.dataplane.cores.choose(&available).map_or(0, |cores| cores.len());
-    available.len().saturating_sub(workers).max(1)
 }
 
 /// The line that scripts wait for.
@@ -162,11 +160,12 @@ fn base_url(mut address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-/// The page with a fresh token; without one where others than this host's users could use what a log keeps.
-fn demo_url(url: &str, listen: SocketAddr, keys: &ApiKeys) -> String {
+/// The page with a fresh token; without one where others than this host's users reach the node, by its address or through the
+/// proxy of its public URL, and could use what a log keeps.
+fn demo_url(url: &str, open_to_others: bool, keys: &ApiKeys) -> String {
     let token = TokenRequest::new(DEMO_ROOM, "demo").sign(keys, unix_now_s());
     match token {
-        Ok(token) if listen.ip().is_loopback() => format!("{url}/demo?room={DEMO_ROOM}#token={token}"),
+        Ok(token) if !open_to_others => format!("{url}/demo?room={DEMO_ROOM}#token={token}"),
         _ => format!("{url}/demo"),
     }
 }
@@ -191,10 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn the_demo_url_carries_a_token_on_loopback_only() {
+    fn the_demo_url_carries_a_token_only_where_nobody_else_comes() {
         let keys = ApiKeys::draw();
-        let local = demo_url("http://127.0.0.1:1", "127.0.0.1:1".parse().expect("an address"), &keys);
+        let local = demo_url("http://127.0.0.1:1", false, &keys);
         assert!(local.starts_with("http://127.0.0.1:1/demo?room=demo#token=ey"), "{local}");
-        assert_eq!(demo_url("https://x", "0.0.0.0:1".parse().expect("an address"), &keys), "https://x/demo");
+        assert_eq!(demo_url("https://x", true, &keys), "https://x/demo");
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -130,13 +131,48 @@ impl Drop for Node {
     }
 }
 
+/// A publisher's request whose body never comes. The node has read its head and waits: an orderly stop takes the grace of 2 s.
+fn open_request(folder: &Folder, node: &Node) -> TcpStream {
+    let made = run(&["token", "create", "--room", "stage", "--identity", "ann", "--json", "--keys", shown(&folder.path("keys.toml"))]);
+    let token = json(&made)["token"].as_str().expect("a token").to_owned();
+    let mut stream = TcpStream::connect(node.said("http").trim_start_matches("http://")).expect("the node listens");
+    write!(
+        stream,
+        "POST /whip/stage HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/sdp\r\n\
+         expect: 100-continue\r\ncontent-length: 100\r\n\r\n"
+    )
+    .expect("a small request");
+    let mut answer = [0; 21];
+    stream.read_exact(&mut answer).expect("the node asks for the body");
+    assert_eq!(&answer, b"HTTP/1.1 100 Continue");
+    stream
+}
+
 fn http(base: &str, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(base.strip_prefix("http://").expect("a plain URL")).expect("the node listens");
     write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").expect("a small request");
+    let (head, body) = read_answer(stream);
+    (head[9..12].parse().expect("a status"), body)
+}
+
+fn read_answer(mut stream: impl Read) -> (String, String) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    (head[9..12].parse().expect("a status"), body.to_owned())
+    (head.to_owned(), body.to_owned())
+}
+
+/// Asks over the unix socket for a capture of a minute; the answer's head and body.
+fn start_capture(socket: &Path, room: &str, file: &Path) -> (String, String) {
+    let body = serde_json::json!({ "room": room, "path": file, "duration": "1m" }).to_string();
+    let mut stream = UnixStream::connect(socket).expect("the node listens");
+    write!(
+        stream,
+        "POST /api/v1/captures HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("a small request");
+    read_answer(stream)
 }
 
 #[test]
@@ -285,7 +321,6 @@ fn what_is_taken_is_one_line_and_exit_code_1() {
         (config(Path::new("/proc/pop/pop.sock"), "127.0.0.1:0"), "set admin.socket to another path"),
         (config(&other.path("keys.toml"), "127.0.0.1:0"), "is there and is no socket: remove it"),
         (config(&other.path("pop.sock"), "192.0.2.1:80"), "is no address of this host: set http.listen"),
-        (config(&other.path("pop.sock"), "127.0.0.1:0").replace("[dataplane]", "[dataplane]\ncores = \"8000\""), "choose from"),
     ];
     for (text, sentence) in cases {
         let file = other.write("pop.toml", &text);
@@ -293,6 +328,27 @@ fn what_is_taken_is_one_line_and_exit_code_1() {
         assert_eq!(code(&output), Some(1), "{output:?}");
         let lines: Vec<String> = stderr(&output).lines().filter(|line| line.starts_with("pop: ")).map(str::to_owned).collect();
         assert!(lines.len() == 1 && lines[0].contains(sentence), "should say {sentence:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_config_that_this_host_cannot_follow_is_exit_code_2() {
+    let folder = Folder::new();
+    folder.config();
+    let text = config(&folder.path("pop.sock"), "127.0.0.1:0");
+    let cores = std::thread::available_parallelism().expect("Linux tells").get();
+    let mut cases = vec![(text.replace("[dataplane]", "[dataplane]\ncores = \"8000\""), "choose from")];
+    // With one worker the last port has room for all.
+    if cores > 2 {
+        cases.push((text.replace("port = 0", "port = 65535"), "leaves no room for"));
+    }
+    for (text, sentence) in cases {
+        let file = folder.write("pop.toml", &text);
+        let output = run(&["run", "--config", shown(&file)]);
+        assert_eq!(code(&output), Some(2), "{output:?}");
+        let said = stderr(&output);
+        assert!(said.lines().last().is_some_and(|line| line.starts_with("pop: ") && line.contains(sentence)), "{said}");
         assert!(output.stdout.is_empty());
     }
 }
@@ -343,12 +399,34 @@ fn a_capture_ends_by_itself_and_never_overwrites() {
 }
 
 #[test]
-fn an_open_connection_does_not_hold_the_end_up() {
+fn a_capture_is_private_and_a_refused_one_leaves_no_file() {
+    let folder = Folder::new();
+    let _node = Node::start(&folder.config(), &[]);
+    let socket = folder.path("pop.sock");
+    let first = folder.path("first.pcapng");
+    let (head, body) = start_capture(&socket, "stage", &first);
+    assert!(head.starts_with("HTTP/1.1 201 "), "{head} {body}");
+    assert_eq!(fs::metadata(&first).expect("it was made").permissions().mode() & 0o777, 0o600);
+    let second = folder.path("second.pcapng");
+    let rows = [("stage", &second, 409), ("other", &first, 409), ("other", &folder.path("no/such/folder.pcapng"), 400)];
+    for (room, file, code) in rows {
+        let (head, body) = start_capture(&socket, room, file);
+        assert!(head.starts_with(&format!("HTTP/1.1 {code} ")), "{room} {}: {head} {body}", file.display());
+    }
+    assert!(first.exists() && !second.exists(), "the refused capture's file stayed");
+    for number in 1..16 {
+        let (head, body) = start_capture(&socket, &format!("room {number}"), &folder.path(&format!("{number}.pcapng")));
+        assert!(head.starts_with("HTTP/1.1 201 "), "{head} {body}");
+    }
+    let (head, body) = start_capture(&socket, "one more", &folder.path("more.pcapng"));
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("\r\nretry-after: "), "{head} {body}");
+}
+
+#[test]
+fn an_open_request_does_not_hold_the_end_up() {
     let folder = Folder::new();
     let node = Node::start(&folder.config(), &[]);
-    let address = node.said("http").trim_start_matches("http://").to_owned();
-    let mut half = TcpStream::connect(address).expect("the node listens");
-    half.write_all(b"POST /whip/stage HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf").expect("a small request");
+    let _open = open_request(&folder, &node);
     let started = Instant::now();
     node.signal("TERM");
     let (code, _, log) = node.end();
@@ -360,15 +438,15 @@ fn an_open_connection_does_not_hold_the_end_up() {
 fn a_second_signal_stops_at_once() {
     let folder = Folder::new();
     let node = Node::start(&folder.config(), &[]);
-    let address = node.said("http").trim_start_matches("http://").to_owned();
-    let mut half = TcpStream::connect(address).expect("the node listens");
-    // A head that has begun keeps the orderly stop waiting for its grace of 2 s.
-    half.write_all(b"POST /whip/stage HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf").expect("a small request");
+    let _open = open_request(&folder, &node);
+    let started = Instant::now();
     node.signal("TERM");
     node.signal("INT");
     let (code, _, log) = node.end();
+    let took = started.elapsed();
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("stopping; a second signal stops at once"), "{log}");
+    assert!(log.contains("stopping; a second signal stops at once") && log.contains("stopped at once signal="), "{log}");
+    assert!(took < Duration::from_millis(1_500), "it took {took:?}: the grace was waited for");
 }
 
 #[test]
