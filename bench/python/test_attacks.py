@@ -189,8 +189,13 @@ class Attacks(unittest.IsolatedAsyncioTestCase):
         await self.assert_goes_on(publisher, viewer)
         self.assertEqual(witness.pc.connectionState, "connected")
         # The same node still forwards what the hostile client sends well.
-        good = [rtp(payload_type, 200 + i, 3_000 * i, sender._ssrc, b"\x10" + bytes(30), marker=1) for i in range(50)]
+        # VP8 keyframes of one packet, each with a payload of its own.
+        payloads = [b"\x10" + bytes([0, i] * 15) for i in range(50)]
+        good = [rtp(payload_type, 200 + i, 3_000 * i, sender._ssrc, payload, marker=1) for i, payload in enumerate(payloads)]
         await self.send_all(evil, good, protect)
+        arrived = lambda: [s.payload for s in witness.received["video"] if s.payload in payloads]
+        await until("all good packets", lambda: len(arrived()) >= len(payloads))
+        self.assertEqual(arrived(), payloads, "in order, each once")
         await self.assert_goes_on(publisher, viewer)
 
     async def test_row_7_rtcp_that_lies_about_its_counts_hurts_nobody(self):
