@@ -57,7 +57,14 @@ class Calls(unittest.IsolatedAsyncioTestCase):
 class Fingerprints(unittest.IsolatedAsyncioTestCase):
     """reliability.md row 14: a certificate that is not the one of the offer."""
 
+    async def refused(self):
+        """Handshakes that the fingerprint ended, by the node's DTLS role."""
+        metrics = await asyncio.to_thread(node.metrics)
+        sample = 'pop_dtls_handshakes_total{role="%s",result="fingerprint"}'
+        return {role: metrics[sample % role] for role in ("client", "server")}
+
     async def refuse(self, name, setup):
+        before = await self.refused()
         honest = {"eye": Client(), "source": Client()}
         thief = {"eye": Client(setup=setup, wrong_fingerprint=True), "source": Client(setup=setup, wrong_fingerprint=True)}
         try:
@@ -70,7 +77,15 @@ class Fingerprints(unittest.IsolatedAsyncioTestCase):
             honest["witness"] = witness
             await witness.until_connected()
             await until("honest media", lambda: len(honest["eye"].received["video"]) >= 100, 30)
-            await asyncio.sleep(2)
+            # Without this a thief whose handshake never came to the certificate would pass. The node is what the client is not.
+            rise = {"client": 2, "server": 0} if setup == "passive" else {"client": 0, "server": 2}
+            expected = {role: before[role] + rise[role] for role in rise}
+            for _ in range(50):
+                if await self.refused() == expected:
+                    break
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(1)
+            self.assertEqual(await self.refused(), expected, "both thieves, each once, were refused for the certificate")
             self.assertEqual(thief["eye"].media_datagrams, 0, "nothing is sent to a thief")
             self.assertEqual(witness.received, {"audio": [], "video": []}, "nothing of a thief is forwarded")
         finally:
