@@ -18,7 +18,7 @@ GCM_128 = rtcdtlstransport.SRTP_AEAD_AES_128_GCM
 SHA1_80 = rtcdtlstransport.SRTP_AES128_CM_SHA1_80
 
 # Everything stays on loopback, also on a machine that has no other address.
-aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]
+aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1", "::1"]
 
 
 class NoisePicture(VideoStreamTrack):
