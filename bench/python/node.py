@@ -40,6 +40,7 @@ class Node:
         self.judged = judged
         self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
         folder = pathlib.Path(self.folder.name)
+        self.socket = folder / "pop.sock"
         self.media_port = free_media_port(address)
         self.keys = folder / "keys.toml"
         self.keys.write_text('e2e = "a secret of this test run alone, 0123456789"\n')
@@ -51,7 +52,7 @@ class Node:
 listen = "127.0.0.1:0"
 [admin]
 listen = "127.0.0.1:0"
-socket = "{folder}/pop.sock"
+socket = "{self.socket}"
 [media]
 addresses = ["{address}"]
 port = {self.media_port}
