@@ -124,9 +124,11 @@ pub fn run_mutations(name: &str, seeds: &[Vec<u8>], mut check: impl FnMut(&mut R
     assert!(share >= 30.0, "{name}: only {share:.1} % of the inputs get past the first check");
 }
 
-/// How many inputs a mutation test takes: the full million and more in release, a quick share of it in debug.
+/// How many inputs a mutation test takes: the full million and more in release, a quick share of it in debug, and
+/// `POP_MUTATION_FACTOR` times as many when `scripts/test --long mutations` sets it.
 pub fn mutation_count() -> usize {
-    if cfg!(debug_assertions) { 100_000 } else { 1_200_000 }
+    let factor = std::env::var("POP_MUTATION_FACTOR").map_or(1, |factor| factor.parse().expect("POP_MUTATION_FACTOR is a number"));
+    factor * if cfg!(debug_assertions) { 100_000 } else { 1_200_000 }
 }
 
 /// The inputs of `tests/corpus/NAME/*.hex`, sorted by file name; white space and `#` comments mean nothing.
