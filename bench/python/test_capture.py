@@ -4,6 +4,7 @@ import asyncio
 import json
 import pathlib
 import signal
+import stat
 import struct
 import tempfile
 import time
@@ -79,6 +80,7 @@ class Captures(unittest.IsolatedAsyncioTestCase):
         out, err = await asyncio.wait_for(capture.communicate(), 10)
         self.assertEqual(capture.returncode, 0, err)
 
+        self.assertEqual(stat.S_IMODE(file.stat().st_mode), 0o600, "decrypted media is its owner's alone")
         content = file.read_bytes()
         found, counts = packets(content)
         end = json.loads(out)
