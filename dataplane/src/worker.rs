@@ -1,7 +1,7 @@
 //! One pinned thread: a back end, a [`Core`] and two queues.
 //!
 //! ```text
-//! turn: io.turn (submit, reap, sleep) -> now -> datagrams -> commands -> timeout -> events, taps, trains -> turn
+//! turn: io.turn (submit, reap, sleep) -> now -> commands -> datagrams -> timeout -> events, taps, trains -> turn
 //! ```
 
 use std::io;
@@ -302,6 +302,11 @@ impl<B: Backend> Turning<B> {
     }
 
     fn turn(&mut self, now: Time) -> io::Result<()> {
+        // Before the datagrams: a client's first check follows the answer that it got, and that followed the command.
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(command) = self.shared.commands.pop() else { break };
+            self.core.handle_command(now, command);
+        }
         for _ in 0..RECEIVES_PER_TURN {
             let Some(mut received) = self.io.receive() else { break };
             let path = Path { socket: received.socket, remote: received.from };
@@ -311,10 +316,6 @@ impl<B: Backend> Turning<B> {
             if self.core.must_drain() {
                 self.drain(now)?;
             }
-        }
-        for _ in 0..COMMANDS_PER_TURN {
-            let Some(command) = self.shared.commands.pop() else { break };
-            self.core.handle_command(now, command);
         }
         self.core.handle_timeout(now);
         self.drain(now)
