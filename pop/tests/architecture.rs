@@ -217,7 +217,7 @@ fn no_file_names_a_place_of_one_machine() {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         for (i, line) in text.lines().enumerate() {
             for place in &places {
-                // `http://host/work/` and `a/home/b` are no places: only a path that starts there.
+                // `http://host/home/` and `a/home/b` are no places: only a path that starts there.
                 let starts = line
                     .match_indices(place.as_str())
                     .any(|(at, _)| !line[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || "._-}*~/)>".contains(c)));
