@@ -376,9 +376,11 @@ impl Core {
         let transport = &mut transports[index];
         let view = rtp::RtpView::parse(plain)?;
         let mid = transport.mid_extension.and_then(|id| view.extension(id));
-        let mut matching = transport.tracks.iter().copied().filter(|t| match mid {
+        // In both cases of a negotiated payload type: repair or redundancy streams carry the MID, too, and must not unseat the media.
+        let negotiated = |t: &usize| tracks[*t].inbound.codec(view.payload_type()).is_some();
+        let mut matching = transport.tracks.iter().copied().filter(negotiated).filter(|t| match mid {
             Some(mid) => tracks[*t].mid.as_bytes() == mid,
-            None => !tracks[*t].bound && tracks[*t].inbound.codec(view.payload_type()).is_some(),
+            None => !tracks[*t].bound,
         });
         let (Some(found), None) = (matching.next(), matching.next()) else {
             if let Some(keys) = &mut transport.keys {

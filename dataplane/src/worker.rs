@@ -29,7 +29,7 @@ use crate::service::TapSender;
 /// Kernel buffer of a media socket in each direction: 20 ms of 10 Gb/s.
 pub const SOCKET_BUFFER_LEN: usize = 25 << 20;
 
-/// Buffers (each up to 64 datagrams with GRO) that one turn takes, so that commands and timers are never starved.
+/// Buffers (each up to 128 datagrams with GRO) that one turn takes, so that commands and timers are never starved.
 const RECEIVES_PER_TURN: usize = 64;
 
 /// Commands that one turn takes.

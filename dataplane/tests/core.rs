@@ -358,14 +358,18 @@ fn an_address_that_changed_hands_goes_back_to_who_proves_it_again() {
 fn an_encoder_that_begins_anew_under_its_mid_plays_on_and_strangers_cost_no_place() {
     let (mut rig, publisher, mut viewer) = call();
     for ssrc in 1_000..1_100 {
-        assert_eq!(rig.exchange(publisher.path, publisher.packet_of_mid(ssrc, b'9', 1, &vp8(true, 900))), []);
+        assert_eq!(rig.exchange(publisher.path, publisher.packet_of_mid(ssrc, b'9', 96, 1, &vp8(true, 900))), []);
     }
     assert_eq!(rig.drops(DropReason::UnknownStream), 100);
-    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 30_000, &vp8(false, 900)));
+    assert_eq!(rig.exchange(publisher.path, publisher.packet_of_mid(55, b'0', 97, 1, &vp8(true, 900))), []);
+    assert_eq!(rig.drops(DropReason::UnknownStream), 101, "a stream beside the media, such as one for repairs");
+    let sent = rig.exchange(publisher.path, publisher.packet(1, 11, &vp8(false, 900)));
+    assert_eq!(media_to(&mut viewer, &sent)[0].0, 101, "has not unseated it");
+    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 96, 30_000, &vp8(false, 900)));
     assert_eq!(media_to(&mut viewer, &sent), [], "its numbers begin anew at a keyframe");
-    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 30_001, &vp8(true, 900)));
-    assert_eq!(media_to(&mut viewer, &sent)[0].0, 101);
-    assert_eq!(rig.exchange(publisher.path, publisher.packet(1, 11, &vp8(true, 900))), [], "the old SSRC is a stranger now");
+    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 96, 30_001, &vp8(true, 900)));
+    assert_eq!(media_to(&mut viewer, &sent)[0].0, 102);
+    assert_eq!(rig.exchange(publisher.path, publisher.packet(1, 12, &vp8(true, 900))), [], "the old SSRC is a stranger now");
 }
 
 #[test]

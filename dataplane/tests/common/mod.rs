@@ -79,9 +79,9 @@ impl Client {
     }
 
     /// A protected packet of `ssrc` that names its mid, of one character.
-    pub fn packet_of_mid(&self, ssrc: u32, mid: u8, index: u64, payload: &[u8]) -> Vec<u8> {
+    pub fn packet_of_mid(&self, ssrc: u32, mid: u8, payload_type: u8, index: u64, payload: &[u8]) -> Vec<u8> {
         let mut header = [0; 20];
-        rtp::write_header(&mut header, true, 96, index as u16, 90 * index as u32, ssrc);
+        rtp::write_header(&mut header, true, payload_type, index as u16, 90 * index as u32, ssrc);
         header[0] |= 0x10;
         header[12..].copy_from_slice(&[0xbe, 0xde, 0, 1, MID_EXTENSION << 4, mid, 0, 0]);
         let mut out = vec![0; 1_500];
