@@ -4,6 +4,8 @@
 mod ends;
 #[path = "dtls_support/network.rs"]
 mod network;
+#[path = "dtls_support/random.rs"]
+mod random;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use ends::{End, Report, bare, dimpl, dimpl_certificate, fingerprint, library_cer
 use network::{Outcome, Way, reliable, run};
 use pop::dtls::{Certificate, Dtls, DtlsError, DtlsEvent, Role};
 use pop_proto::drop_reason::DropReason;
+use random::Random;
 use webrtc_dtls::config::ExtendedMasterSecretType;
 
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -297,21 +300,4 @@ async fn half_open_handshakes_are_capped_and_come_free() {
     assert_eq!(us.counters().half_open, 0);
     drop((near, far));
     assert_eq!(us.counters().handshakes(Role::Server, "abandoned"), 3);
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }

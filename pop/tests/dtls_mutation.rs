@@ -4,6 +4,8 @@
 mod ends;
 #[path = "dtls_support/network.rs"]
 mod network;
+#[path = "dtls_support/random.rs"]
+mod random;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use ends::{Report, dimpl, dimpl_certificate, ours};
 use network::{Way, run};
 use pop::dtls::{Certificate, Dtls, Role};
 use pop_proto::drop_reason::DropReason;
+use random::Random;
 
 /// Mutated datagrams in all. The slow build also checks every addition of the library for overflow.
 const INPUTS: u32 = if cfg!(debug_assertions) { 20_000 } else { 250_000 };
@@ -160,25 +163,4 @@ fn split_records(datagram: &[u8]) -> Vec<Vec<u8>> {
         rest = tail;
     }
     records
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len() as u64) as usize]
-    }
 }

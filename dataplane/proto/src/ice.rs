@@ -59,11 +59,6 @@ impl IceLite {
         IceLite { credentials, consent, opened_at: now, checked_at: None, paths: Vec::with_capacity(PATHS_MAX), selected: None }
     }
 
-    /// Our fragment, by which the owner finds the transport of a check.
-    pub fn local_ufrag(&self) -> &str {
-        &self.credentials.local_ufrag
-    }
-
     /// Judges a check that came over `path` and writes the answer, an error answer included, into `response`.
     ///
     /// Errors mean that there is no answer: [`DropReason::StunUnexpected`], [`DropReason::StunUnknownUser`],
