@@ -16,7 +16,9 @@ mod transmit;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use pop_proto::control::{Command, Datagram, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys};
+use pop_proto::control::{
+    Command, Datagram, Extension, ExtensionIds, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys,
+};
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
@@ -74,8 +76,7 @@ struct Transport {
     ice: IceLite,
     keys: Option<Keys>,
     twcc: Option<Box<TwccRecorder>>,
-    twcc_extension: Option<u8>,
-    mid_extension: Option<u8>,
+    extensions: ExtensionIds,
     reduced_size_rtcp: bool,
     rtcp_ssrc: u32,
     cname: Box<str>,
@@ -317,7 +318,7 @@ impl Core {
         let view = rtp::RtpView::parse(packet)?;
         let header_len = view.header_len();
         let ssrc = view.ssrc();
-        let sequence = transport.twcc_extension.and_then(|id| view.transport_sequence(id));
+        let sequence = transport.extensions.get(Extension::TransportCc).and_then(|id| view.transport_sequence(id));
         let mut meta = Meta {
             timestamp: view.timestamp(),
             payload_type: view.payload_type(),
@@ -375,7 +376,7 @@ impl Core {
         let Core { transports, tracks, subscriptions, pool, .. } = self;
         let transport = &mut transports[index];
         let view = rtp::RtpView::parse(plain)?;
-        let mid = transport.mid_extension.and_then(|id| view.extension(id));
+        let mid = transport.extensions.get(Extension::Mid).and_then(|id| view.extension(id));
         // In both cases of a negotiated payload type: repair or redundancy streams carry the MID, too, and must not unseat the media.
         let negotiated = |t: &usize| tracks[*t].inbound.codec(view.payload_type()).is_some();
         let mut matching = transport.tracks.iter().copied().filter(negotiated).filter(|t| match mid {
@@ -436,9 +437,8 @@ impl Core {
             local_ufrag: local_ufrag.clone(),
             ice: IceLite::new(now, open.ice.clone(), self.consent),
             keys: None,
-            twcc: open.twcc_extension.map(|_| Box::new(TwccRecorder::new())),
-            twcc_extension: open.twcc_extension,
-            mid_extension: open.mid_extension,
+            twcc: open.transport_cc.then(|| Box::new(TwccRecorder::new())),
+            extensions: open.extensions,
             reduced_size_rtcp: open.reduced_size_rtcp,
             rtcp_ssrc: open.rtcp_ssrc,
             cname: open.cname.clone(),

@@ -8,10 +8,11 @@ use crate::control::Codec;
 #[inline]
 pub fn is_keyframe_start(codec: Codec, payload: &[u8]) -> bool {
     match codec {
-        Codec::Opus => true,
+        Codec::Opus | Codec::Red => true,
         Codec::Vp8 => vp8(payload).unwrap_or(false),
         Codec::Vp9 => vp9(payload).unwrap_or(false),
         Codec::H264 => h264(payload).unwrap_or(false),
+        Codec::H265 => h265(payload).unwrap_or(false),
         Codec::Av1 => av1(payload),
     }
 }
@@ -93,6 +94,52 @@ fn starts_coded_sequence(unit_type: u8, body: &[u8]) -> Option<bool> {
         SEQUENCE_PARAMETER_SET => Some(true),
         // A slice begins with first_mb_in_slice as ue(v), whose 0 is a single set bit: later slices of the picture are no start.
         IDR_SLICE => Some(body.first()? & 0x80 != 0),
+        _ => Some(false),
+    }
+}
+
+/// RFC 7798 section 4.4, without DONL fields (`sprop-max-don-diff` is 0 in WebRTC). `None`: cut short.
+fn h265(payload: &[u8]) -> Option<bool> {
+    const AGGREGATION: u8 = 48;
+    const FRAGMENTATION: u8 = 49;
+    const FU_START: u8 = 0x80;
+    let (header, mut rest) = payload.split_first_chunk::<2>()?;
+    match h265_unit_type(header) {
+        AGGREGATION => {
+            while !rest.is_empty() {
+                let (len, after) = rest.split_first_chunk()?;
+                let (unit, after) = after.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+                let (unit_header, body) = unit.split_first_chunk::<2>()?;
+                if starts_random_access(h265_unit_type(unit_header), body)? {
+                    return Some(true);
+                }
+                rest = after;
+            }
+            Some(false)
+        }
+        FRAGMENTATION => {
+            let (fu_header, body) = rest.split_first()?;
+            Some(fu_header & FU_START != 0 && starts_random_access(fu_header & 0x3f, body)?)
+        }
+        unit_type => starts_random_access(unit_type, rest),
+    }
+}
+
+/// `|F| Type (6) | LayerId (6) | TID (3)|`.
+fn h265_unit_type(header: &[u8; 2]) -> u8 {
+    header[0] >> 1 & 0x3f
+}
+
+/// A video or sequence parameter set, or the first slice of a BLA, IDR or CRA picture (ITU-T H.265 table 7-1).
+fn starts_random_access(unit_type: u8, body: &[u8]) -> Option<bool> {
+    const BLA_W_LP: u8 = 16;
+    const CRA: u8 = 21;
+    const VIDEO_PARAMETER_SET: u8 = 32;
+    const SEQUENCE_PARAMETER_SET: u8 = 33;
+    match unit_type {
+        VIDEO_PARAMETER_SET | SEQUENCE_PARAMETER_SET => Some(true),
+        // first_slice_segment_in_pic_flag is the slice header's first bit.
+        BLA_W_LP..=CRA => Some(body.first()? & 0x80 != 0),
         _ => Some(false),
     }
 }

@@ -11,6 +11,12 @@ pub const DTLS_DATAGRAM_LEN_MAX: usize = 1_500;
 /// Payload types that one media section may name.
 pub const PAYLOAD_TYPES_MAX: usize = 16;
 
+/// Simulcast layers that one track may have: browsers send at most three, and a fourth for a screen.
+pub const LAYERS_MAX: usize = 4;
+
+/// Longest mid or RID that goes into or comes out of a header extension, in bytes: the limit of the one-byte form.
+pub const MID_LEN_MAX: usize = 16;
+
 /// Longest ICE ufrag or password that is taken, in bytes (RFC 8839 section 5.4 allows 256; browsers send 4 and 24).
 pub const ICE_TEXT_LEN_MAX: usize = 256;
 
@@ -137,12 +143,16 @@ impl MediaKind {
 pub enum Codec {
     /// RFC 7587.
     Opus,
+    /// Redundant audio (RFC 2198) over Opus.
+    Red,
     /// RFC 7741.
     Vp8,
     /// RFC 9628.
     Vp9,
     /// RFC 6184.
     H264,
+    /// RFC 7798.
+    H265,
     /// AOM RTP payload format 1.0.
     Av1,
 }
@@ -151,7 +161,7 @@ impl Codec {
     /// Audio or video.
     pub const fn kind(self) -> MediaKind {
         match self {
-            Codec::Opus => MediaKind::Audio,
+            Codec::Opus | Codec::Red => MediaKind::Audio,
             _ => MediaKind::Video,
         }
     }
@@ -159,7 +169,7 @@ impl Codec {
     /// RTP clock rate in Hz.
     pub const fn clock_rate(self) -> u32 {
         match self {
-            Codec::Opus => 48_000,
+            Codec::Opus | Codec::Red => 48_000,
             _ => 90_000,
         }
     }
@@ -168,9 +178,11 @@ impl Codec {
     pub const fn name(self) -> &'static str {
         match self {
             Codec::Opus => "opus",
+            Codec::Red => "red",
             Codec::Vp8 => "VP8",
             Codec::Vp9 => "VP9",
             Codec::H264 => "H264",
+            Codec::H265 => "H265",
             Codec::Av1 => "AV1",
         }
     }
@@ -183,6 +195,94 @@ pub struct PayloadType {
     pub number: u8,
     /// What it carries.
     pub codec: Codec,
+    /// Payload type of its retransmissions (RFC 4588 section 8.6: `apt` of that one names `number`).
+    pub rtx: Option<u8>,
+}
+
+/// A header extension (RFC 8285) that passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Extension {
+    /// Media section of the packet (RFC 9143 section 15).
+    Mid,
+    /// Simulcast layer of the packet (RFC 8852 section 3.1).
+    Rid,
+    /// Simulcast layer that an RTX packet repairs (RFC 8852 section 3.2).
+    RepairedRid,
+    /// When the packet left its sender, 6.18 fixed point seconds.
+    AbsSendTime,
+    /// Transport-wide sequence number (draft-holmer-rmcat-transport-wide-cc-extensions-01 section 2).
+    TransportCc,
+    /// Client-to-mixer audio level (RFC 6464).
+    AudioLevel,
+    /// AV1's dependency descriptor (AOM RTP payload format 1.0, appendix A).
+    DependencyDescriptor,
+    /// Smallest and largest playout delay that the sender asks for.
+    PlayoutDelay,
+    /// Rotation and flip of the picture (3GPP TS 26.114, CVO).
+    VideoOrientation,
+}
+
+impl Extension {
+    /// Every extension, in the order of its discriminant.
+    pub const ALL: [Extension; 9] = [
+        Extension::Mid,
+        Extension::Rid,
+        Extension::RepairedRid,
+        Extension::AbsSendTime,
+        Extension::TransportCc,
+        Extension::AudioLevel,
+        Extension::DependencyDescriptor,
+        Extension::PlayoutDelay,
+        Extension::VideoOrientation,
+    ];
+
+    /// What `a=extmap` calls it.
+    pub const fn uri(self) -> &'static str {
+        match self {
+            Extension::Mid => "urn:ietf:params:rtp-hdrext:sdes:mid",
+            Extension::Rid => "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id",
+            Extension::RepairedRid => "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id",
+            Extension::AbsSendTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+            Extension::TransportCc => "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01",
+            Extension::AudioLevel => "urn:ietf:params:rtp-hdrext:ssrc-audio-level",
+            Extension::DependencyDescriptor => "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension",
+            Extension::PlayoutDelay => "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
+            Extension::VideoOrientation => "urn:3gpp:video-orientation",
+        }
+    }
+}
+
+/// The id of each extension in one media section.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExtensionIds([u8; Extension::ALL.len()]);
+
+impl ExtensionIds {
+    /// None is negotiated.
+    pub const NONE: ExtensionIds = ExtensionIds([0; Extension::ALL.len()]);
+
+    /// The id, when it is negotiated: 1 to 14 fit the one-byte form, the rest needs the two-byte form (RFC 8285 section 4.2).
+    pub const fn get(&self, extension: Extension) -> Option<u8> {
+        match self.0[extension as usize] {
+            0 => None,
+            id => Some(id),
+        }
+    }
+
+    /// The same with `extension` under `id`; 0 means not negotiated.
+    #[must_use]
+    pub const fn with(mut self, extension: Extension, id: u8) -> ExtensionIds {
+        self.0[extension as usize] = id;
+        self
+    }
+
+    /// The extension that has this id.
+    pub fn extension(&self, id: u8) -> Option<Extension> {
+        if id == 0 {
+            return None;
+        }
+        Extension::ALL.into_iter().find(|extension| self.0[*extension as usize] == id)
+    }
 }
 
 /// The ICE credentials of both ends (RFC 8445 section 5.3).
@@ -203,10 +303,12 @@ pub struct OpenTransport {
     pub transport: TransportId,
     /// ICE credentials.
     pub ice: IceCredentials,
-    /// Extension id of transport-wide-cc in what the client sends, when negotiated: the worker then sends feedback.
-    pub twcc_extension: Option<u8>,
-    /// Extension id of `urn:ietf:params:rtp-hdrext:sdes:mid` in what the client sends, when negotiated.
-    pub mid_extension: Option<u8>,
+    /// Extension ids in what the client sends: one numbering for all of its sections (RFC 9143 section 7.1.3 has one RTP session).
+    pub extensions: ExtensionIds,
+    /// Transport-wide feedback was negotiated (`a=rtcp-fb transport-cc`): the worker sends it for packets with the extension.
+    pub transport_cc: bool,
+    /// The worker sends REMB: `a=rtcp-fb goog-remb` was negotiated and transport-wide feedback was not.
+    pub remb: bool,
     /// The client takes RTCP that is not a compound (`a=rtcp-rsize`, RFC 5506).
     pub reduced_size_rtcp: bool,
     /// SSRC of our RTCP towards this client; drawn anew for each transport.
@@ -225,15 +327,24 @@ pub struct OpenTrack {
     /// Audio or video.
     pub kind: MediaKind,
     /// SSRC when the offer names it (`a=ssrc`); else the first packet with `mid`, then with a payload type of this track, binds it.
+    /// `None` with `layers`: each layer is bound by its RID.
     pub ssrc: Option<u32>,
+    /// SSRC of the retransmissions of `ssrc` when the offer names it (`a=ssrc-group:FID`, RFC 5576 section 4.2); else the first
+    /// packet with `mid` (and with the layer's repaired RID) and an RTX payload type of this track binds it.
+    pub rtx_ssrc: Option<u32>,
     /// The media section's mid.
     pub mid: Box<str>,
+    /// Simulcast layers by RID, in the order of `a=simulcast` (RFC 8853 section 5.1): at most [`LAYERS_MAX`]. Empty: one layer
+    /// without RID.
+    pub layers: Vec<Box<str>>,
     /// Negotiated payload types.
     pub payload_types: Vec<PayloadType>,
     /// `a=rtcp-fb nack` was negotiated.
     pub nack: bool,
     /// `a=rtcp-fb nack pli` was negotiated.
     pub pli: bool,
+    /// `a=rtcp-fb ccm fir` was negotiated (RFC 5104 section 4.3.1): keyframes are asked for by FIR when `pli` was not.
+    pub fir: bool,
 }
 
 /// A subscriber's media section: one outgoing SSRC that tracks are forwarded into, one at a time.
@@ -251,6 +362,14 @@ pub struct OpenSubscription {
     pub first_sequence: u16,
     /// First RTP timestamp.
     pub first_timestamp: u32,
+    /// SSRC of our retransmissions, when the client negotiated RTX (RFC 4588); never used before under the transport's key.
+    /// `None`: a retransmission is the packet again, to the last bit. Such a section must negotiate neither abs-send-time nor
+    /// transport-cc, which change with each sending.
+    pub rtx_ssrc: Option<u32>,
+    /// Extension ids that this section negotiated.
+    pub extensions: ExtensionIds,
+    /// The section's mid: the value of [`Extension::Mid`]. At most [`MID_LEN_MAX`] bytes when that is negotiated.
+    pub mid: Box<str>,
 }
 
 /// Which payload type of the subscriber takes a payload type of the publisher.
@@ -260,6 +379,10 @@ pub struct PayloadTypeMap {
     pub from: u8,
     /// As the subscriber expects it.
     pub to: u8,
+    /// The subscriber's payload type for its retransmissions; used when the section has an `rtx_ssrc`.
+    pub rtx: Option<u8>,
+    /// `from` is RED and the subscriber takes none: the primary block alone is sent (RFC 2198 section 3), as `to`.
+    pub unwrap_red: bool,
 }
 
 /// From the control plane to one worker.

@@ -363,10 +363,13 @@ mod tests {
                 transport: TransportId(1),
                 kind: MediaKind::Video,
                 ssrc: None,
+                rtx_ssrc: None,
                 mid: "0".into(),
-                payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8 }],
+                layers: Vec::new(),
+                payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8, rtx: None }],
                 nack: true,
                 pli: true,
+                fir: false,
             };
             Rig { inbound: Inbound::new(&open), pool: PacketPool::new(2_000), now: Time::ZERO }
         }

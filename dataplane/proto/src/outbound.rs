@@ -299,6 +299,7 @@ mod tests {
     use pop_schemas::{SubscriptionId, TransportId};
 
     use super::*;
+    use crate::control::ExtensionIds;
 
     fn outbound(kind: MediaKind) -> Outbound {
         let mut outbound = Outbound::new(&OpenSubscription {
@@ -308,8 +309,11 @@ mod tests {
             ssrc: 7,
             first_sequence: 1_000,
             first_timestamp: 50_000,
+            rtx_ssrc: None,
+            extensions: ExtensionIds::NONE,
+            mid: "0".into(),
         });
-        outbound.switch_source(true, &[PayloadTypeMap { from: 96, to: 100 }]);
+        outbound.switch_source(true, &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
         outbound
     }
 
@@ -334,7 +338,7 @@ mod tests {
         let mut o = outbound(MediaKind::Audio);
         o.forward(Time::ZERO, 500, &meta(0, false)).unwrap();
         o.forward(Time::from_millis(20), 501, &meta(960, false)).unwrap();
-        o.switch_source(true, &[PayloadTypeMap { from: 96, to: 100 }]);
+        o.switch_source(true, &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
         let r = o.forward(Time::from_millis(1_020), 30_000, &meta(777_777, false)).unwrap();
         assert_eq!((r.index, r.timestamp), (1_002, 50_000 + 960 + 48_000));
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use pop_dataplane::core::{Core, Transmit};
 use pop_dataplane::limits::WorkerLimits;
 use pop_proto::control::{
-    Codec, IceCredentials, MasterKey, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, SrtpKeys,
-    SrtpProfile,
+    Codec, Extension, ExtensionIds, IceCredentials, MasterKey, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType,
+    PayloadTypeMap, SrtpKeys, SrtpProfile,
 };
 use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_proto::wire::rtcp::RtcpWriter;
@@ -127,8 +127,9 @@ impl Rig {
         self.command(Command::OpenTransport(Box::new(OpenTransport {
             transport: TransportId(id),
             ice: IceCredentials { local_ufrag: format!("ufrag{id}").into(), local_pwd: PWD.into(), remote_ufrag: "remote".into() },
-            twcc_extension: Some(TWCC_EXTENSION),
-            mid_extension: Some(MID_EXTENSION),
+            extensions: ExtensionIds::NONE.with(Extension::TransportCc, TWCC_EXTENSION).with(Extension::Mid, MID_EXTENSION),
+            transport_cc: true,
+            remb: false,
             reduced_size_rtcp: true,
             rtcp_ssrc: 0x1000 + id as u32,
             cname: "pop".into(),
@@ -157,10 +158,13 @@ impl Rig {
             transport: TransportId(id),
             kind: MediaKind::Video,
             ssrc: Some(id as u32),
+            rtx_ssrc: None,
             mid: "0".into(),
-            payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8 }],
+            layers: Vec::new(),
+            payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8, rtx: None }],
             nack: true,
             pli: true,
+            fir: false,
         })));
         client
     }
@@ -175,6 +179,9 @@ impl Rig {
             ssrc: id as u32,
             first_sequence: 100,
             first_timestamp: 5_000,
+            rtx_ssrc: None,
+            extensions: ExtensionIds::NONE,
+            mid: "0".into(),
         })));
         self.forward(id, Some(track));
         client
@@ -184,7 +191,7 @@ impl Rig {
         self.command(Command::Forward {
             subscription: SubscriptionId(subscription),
             track: track.map(TrackId),
-            payload_types: vec![PayloadTypeMap { from: 96, to: 102 }],
+            payload_types: vec![PayloadTypeMap { from: 96, to: 102, rtx: None, unwrap_red: false }],
         });
     }
 

@@ -131,14 +131,18 @@ pub struct PayloadFormat {
 impl PayloadFormat {
     /// What the packet plane needs of it.
     pub const fn payload_type(self) -> PayloadType {
-        PayloadType { number: self.number, codec: self.format.codec() }
+        PayloadType { number: self.number, codec: self.format.codec(), rtx: None }
     }
 }
 
 /// For each payload type of the source that the receiver can decode, the receiver's payload type for it: the exact format
 /// first, then a wider one, each in the receiver's order. One of the receiver's may serve several of the source's.
 pub(crate) fn map_payload_types(source: &[PayloadFormat], receiver: &[PayloadFormat]) -> Vec<PayloadTypeMap> {
-    source.iter().filter_map(|from| Some(PayloadTypeMap { from: from.number, to: match_format(from.format, receiver)? })).collect()
+    let map = |from: &PayloadFormat| {
+        let to = match_format(from.format, receiver)?;
+        Some(PayloadTypeMap { from: from.number, to, rtx: None, unwrap_red: false })
+    };
+    source.iter().filter_map(map).collect()
 }
 
 /// The receiver's payload type for a stream of `source`.
@@ -153,6 +157,10 @@ mod tests {
 
     fn h264(number: u8, idc: u8, iop: u8, packetization_mode: u8) -> PayloadFormat {
         PayloadFormat { number, format: Format::H264 { profile: H264Profile::from_profile_level_id(idc, iop), packetization_mode } }
+    }
+
+    fn map(from: u8, to: u8) -> PayloadTypeMap {
+        PayloadTypeMap { from, to, rtx: None, unwrap_red: false }
     }
 
     #[test]
@@ -189,17 +197,17 @@ mod tests {
     fn a_wider_decoder_takes_a_narrower_stream_and_not_the_reverse() {
         let constrained_0 = h264(96, 0x42, 0xe0, 0);
         let high_1 = h264(97, 0x64, 0x00, 1);
-        assert_eq!(map_payload_types(&[constrained_0], &[high_1]), [PayloadTypeMap { from: 96, to: 97 }]);
+        assert_eq!(map_payload_types(&[constrained_0], &[high_1]), [map(96, 97)]);
         assert_eq!(map_payload_types(&[high_1], &[constrained_0]), []);
         assert_eq!(map_payload_types(&[h264(1, 0x42, 0xe0, 1)], &[h264(2, 0x42, 0xe0, 0)]), [], "mode 0 does not take FU-A");
         let av1 = |number, profile| PayloadFormat { number, format: Format::Av1 { profile } };
-        assert_eq!(map_payload_types(&[av1(1, 0)], &[av1(2, 1)]), [PayloadTypeMap { from: 1, to: 2 }]);
+        assert_eq!(map_payload_types(&[av1(1, 0)], &[av1(2, 1)]), [map(1, 2)]);
         assert_eq!(map_payload_types(&[av1(1, 1)], &[av1(2, 0)]), []);
     }
 
     #[test]
     fn vp9_profiles_do_not_mix() {
         let vp9 = |number, profile| PayloadFormat { number, format: Format::Vp9 { profile } };
-        assert_eq!(map_payload_types(&[vp9(98, 0), vp9(100, 2)], &[vp9(100, 0)]), [PayloadTypeMap { from: 98, to: 100 }]);
+        assert_eq!(map_payload_types(&[vp9(98, 0), vp9(100, 2)], &[vp9(100, 0)]), [map(98, 100)]);
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pop_proto::control::{
-    Codec, Command, Datagram, Event, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, SrtpProfile, TrackStats,
-    TransportLoss,
+    Codec, Command, Datagram, Event, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, SrtpProfile,
+    TrackStats, TransportLoss,
 };
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 use pop_session::presence::{Applied, Manifest, Record, RemoteKey, Version};
@@ -139,8 +139,9 @@ fn join(id: u64, identity: &str, media: Media) -> Join {
         transport: OpenTransport {
             transport: TransportId(id),
             ice: IceCredentials { local_ufrag: "l".into(), local_pwd: "p".into(), remote_ufrag: "r".into() },
-            twcc_extension: None,
-            mid_extension: None,
+            extensions: ExtensionIds::NONE,
+            transport_cc: false,
+            remb: false,
             reduced_size_rtcp: true,
             rtcp_ssrc: 1,
             cname: "c".into(),
@@ -155,10 +156,13 @@ fn publication(transport: u64, track: u64, formats: &[PayloadFormat]) -> Publica
         transport: TransportId(transport),
         kind: formats[0].format.codec().kind(),
         ssrc: None,
+        rtx_ssrc: None,
         mid: "0".into(),
+        layers: Vec::new(),
         payload_types: Vec::new(),
         nack: true,
         pli: true,
+        fir: false,
     };
     Publication { open, formats: formats.to_vec() }
 }
@@ -171,6 +175,9 @@ fn section(transport: u64, subscription: u64, formats: &[PayloadFormat]) -> Sect
         ssrc: subscription as u32,
         first_sequence: 0,
         first_timestamp: 0,
+        rtx_ssrc: None,
+        extensions: ExtensionIds::NONE,
+        mid: "0".into(),
     };
     Section { open, formats: formats.to_vec() }
 }

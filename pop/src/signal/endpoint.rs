@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, post};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use pop_proto::control::{IceCredentials, OpenTransport};
+use pop_proto::control::{Extension, ExtensionIds, IceCredentials, OpenTransport};
 use pop_schemas::{IdError, ParticipantId, SessionId, TransportId};
 use pop_session::token::{Access, GrantError, TokenError};
 use pop_session::{Join, Refusal, Role};
@@ -316,8 +316,11 @@ impl Admission {
                     local_pwd: self.pwd.into(),
                     remote_ufrag: negotiation.remote_ufrag.into(),
                 },
-                twcc_extension: negotiation.twcc_extension,
-                mid_extension: negotiation.mid_extension,
+                extensions: ExtensionIds::NONE
+                    .with(Extension::TransportCc, negotiation.twcc_extension.unwrap_or(0))
+                    .with(Extension::Mid, negotiation.mid_extension.unwrap_or(0)),
+                transport_cc: negotiation.twcc_extension.is_some(),
+                remb: false,
                 reduced_size_rtcp: negotiation.reduced_size_rtcp,
                 rtcp_ssrc: self.rtcp_ssrc,
                 cname: self.cname.into(),

@@ -1,6 +1,6 @@
 //! WHEP (draft-ietf-wish-whep): what a viewer's accepted sections become.
 
-use pop_proto::control::OpenSubscription;
+use pop_proto::control::{ExtensionIds, OpenSubscription};
 use pop_schemas::{SubscriptionId, TransportId};
 use pop_session::{Media, Section};
 
@@ -20,6 +20,9 @@ pub(super) fn media(node: &Node, negotiation: &Negotiation<'_>, transport: Trans
             // packets are lost.
             first_sequence: u16::from_be_bytes(draw(node)) & 0x7fff,
             first_timestamp: u32::from_be_bytes(draw(node)),
+            rtx_ssrc: None,
+            extensions: ExtensionIds::NONE,
+            mid: section.mid.into(),
         };
         Section { open, formats: section.formats.clone() }
     });

@@ -15,10 +15,13 @@ pub(super) fn media(node: &Node, negotiation: &Negotiation<'_>, transport: Trans
             transport,
             kind: section.kind,
             ssrc: section.ssrc,
+            rtx_ssrc: None,
             mid: section.mid.into(),
+            layers: Vec::new(),
             payload_types: Vec::new(),
             nack: section.nack,
             pli: section.pli,
+            fir: false,
         };
         Publication { open, formats: section.formats.clone() }
     });
