@@ -8,15 +8,15 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Json, Path, State};
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::captures::{CaptureBody, CaptureStatus, Captures, StartError};
-use crate::metrics::{self, Metrics};
+use crate::metrics::{Exposition, Metrics};
 use crate::node::{CaptureId, Node};
 use crate::token::{TokenRequest, unix_now_s};
 use crate::{http, serve};
@@ -195,10 +195,11 @@ async fn ready(State(admin): State<Admin>) -> Response {
     if admin.node.is_stopping() { refuse_for_now("stopping\n") } else { "ready\n".into_response() }
 }
 
-async fn show_metrics(State(admin): State<Admin>) -> Response {
+async fn show_metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     admin.metrics.set_ready(!admin.node.is_stopping());
     admin.metrics.observe_sessions(&admin.node.sessions().await);
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
+    let exposition = Exposition::negotiate(headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default());
+    ([(CONTENT_TYPE, exposition.content_type())], admin.metrics.encode(exposition)).into_response()
 }
 
 async fn sessions(State(admin): State<Admin>) -> Response {

@@ -75,6 +75,7 @@ mod tests {
     use hyper_util::service::TowerToHyperService;
 
     use super::*;
+    use crate::metrics::{Exposition, JoinSeconds};
 
     async fn get_path(router: &Router, path: &str) -> Response {
         let request = Request::builder().uri(path).body(Body::empty()).expect("a request");
@@ -83,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_page_is_served_with_its_policy_and_the_root_leads_there() {
-        let router = router(Router::new(), Metrics::new("mmsg", Vec::new()));
+        let router = router(Router::new(), Metrics::new("mmsg", &JoinSeconds::default(), Vec::new()));
         let root = get_path(&router, "/").await;
         assert_eq!((root.status(), root.headers()["location"].as_bytes()), (StatusCode::TEMPORARY_REDIRECT, b"/demo".as_slice()));
         for asset in demo::ASSETS {
@@ -103,13 +104,13 @@ mod tests {
 
     #[tokio::test]
     async fn strangers_cannot_make_series() {
-        let metrics = Metrics::new("mmsg", Vec::new());
+        let metrics = Metrics::new("mmsg", &JoinSeconds::default(), Vec::new());
         let signal = Router::new().route("/whip/{room}", get(|Path(room): Path<String>| async { room }));
         let router = router(signal, Arc::clone(&metrics));
         for path in ["/whip/a", "/whip/b", "/x1", "/x2"] {
             get_path(&router, path).await;
         }
-        let text = metrics.encode();
+        let text = metrics.encode(Exposition::OpenMetrics);
         assert!(text.contains("pop_http_requests_total{route=\"/whip/{room}\",code=\"200\"} 2"), "{text}");
         assert!(text.contains("pop_http_requests_total{route=\"other\",code=\"404\"} 2"), "{text}");
     }

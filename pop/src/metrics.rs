@@ -4,6 +4,8 @@ mod dtls;
 mod process;
 mod workers;
 
+use std::collections::HashMap;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +23,47 @@ use prometheus_client::registry::Registry;
 pub use dtls::DtlsCollector;
 pub use workers::WorkerCollector;
 
-/// Value of `Content-Type` of the text that [`Metrics::encode`] makes.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How a scraper wants its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The Prometheus text format 0.0.4, which `promtool check metrics` and every older scraper read.
+    Prometheus,
+}
+
+impl Exposition {
+    /// What an `Accept` header asks for: Prometheus text unless it names OpenMetrics.
+    pub fn negotiate(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Exposition::OpenMetrics } else { Exposition::Prometheus }
+    }
+
+    /// Value of `Content-Type`.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Exposition::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Exposition::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// Seconds from a participant's request to its media: shared by the rooms, which measure, and [`Metrics`], which tells.
+#[derive(Clone, Debug)]
+pub struct JoinSeconds(Histogram);
+
+impl Default for JoinSeconds {
+    /// 4 ms to 33 s by doubling: DTLS on loopback to the longest that a client may take.
+    fn default() -> Self {
+        Self(Histogram::new(exponential_buckets(0.004, 2.0, 14)))
+    }
+}
+
+impl JoinSeconds {
+    /// A participant is connected `after` it was let in.
+    pub fn observe(&self, after: Duration) {
+        self.0.observe(after.as_secs_f64());
+    }
+}
 
 /// The appliance's metrics. Everything here is shared and has interior counters; a clone of the `Arc` may count anywhere off
 /// the packet path. The workers' own counters are read at each scrape.
@@ -30,6 +71,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub struct Metrics {
     registry: Registry,
     ready: Gauge,
+    draining: Gauge,
     sessions: Gauge,
     participants: Family<Participants, Gauge>,
     tracks: Family<Tracks, Gauge>,
@@ -56,10 +98,11 @@ struct HttpRequest {
 
 impl Metrics {
     /// Registers everything; `backend` is how packets enter and leave the kernel, `collectors` are read at each scrape.
-    pub fn new(backend: &str, collectors: Vec<Box<dyn Collector>>) -> Arc<Self> {
+    pub fn new(backend: &str, joins: &JoinSeconds, collectors: Vec<Box<dyn Collector>>) -> Arc<Self> {
         let mut metrics = Self {
             registry: Registry::default(),
             ready: Gauge::default(),
+            draining: Gauge::default(),
             sessions: Gauge::default(),
             participants: Family::default(),
             tracks: Family::default(),
@@ -67,19 +110,21 @@ impl Metrics {
             // 1 ms to 8 s by doubling: an answer from memory to the slowest that still ends within the time of a request.
             http_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         };
-        metrics.register(backend, collectors);
+        metrics.register(backend, joins, collectors);
         Arc::new(metrics)
     }
 
-    fn register(&mut self, backend: &str, collectors: Vec<Box<dyn Collector>>) {
+    fn register(&mut self, backend: &str, joins: &JoinSeconds, collectors: Vec<Box<dyn Collector>>) {
         let build =
             Info::new([("version", crate::VERSION.to_owned()), ("commit", crate::COMMIT.to_owned()), ("backend", backend.to_owned())]);
         let registry = &mut self.registry;
         registry.register("pop_build", "What runs", build);
         registry.register("pop_ready", "1 while the node takes new clients", self.ready.clone());
+        registry.register("pop_draining", "1 while the node lets its people go", self.draining.clone());
         registry.register("pop_sessions", "Rooms that have a participant", self.sessions.clone());
         registry.register("pop_participants", "Participants by kind; hidden ones are local too", self.participants.clone());
         registry.register("pop_tracks", "Published tracks (in) and subscriptions (out)", self.tracks.clone());
+        registry.register("pop_join_seconds", "From a participant's request to the keys of its media", joins.0.clone());
         registry.register("pop_http_requests", "Answered HTTP requests", self.http_requests.clone());
         registry.register("pop_http_request_duration_seconds", "From the request's head to its answer", self.http_seconds.clone());
         registry.register_collector(Box::new(process::ProcessCollector));
@@ -88,9 +133,10 @@ impl Metrics {
         }
     }
 
-    /// The node takes new clients, or no longer.
+    /// The node takes new clients, or no longer; then it lets its people go.
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
+        self.draining.set(i64::from(!ready));
     }
 
     /// A request for `route` (its pattern, never its path) was answered.
@@ -120,12 +166,44 @@ impl Metrics {
         }
     }
 
-    /// OpenMetrics text.
-    pub fn encode(&self) -> String {
+    /// The text of a scrape.
+    pub fn encode(&self, exposition: Exposition) -> String {
         let mut text = String::with_capacity(16 * 1_024);
         encode(&mut text, &self.registry).expect("a String takes every write");
-        text
+        match exposition {
+            Exposition::OpenMetrics => text,
+            Exposition::Prometheus => to_prometheus_text(&text),
+        }
     }
+}
+
+/// OpenMetrics describes a counter without the suffix of its samples and has an `info` type; the older format knows neither.
+fn to_prometheus_text(openmetrics: &str) -> String {
+    let mut types = HashMap::new();
+    for line in openmetrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        if let Some((name, kind)) = line.split_once(' ') {
+            types.insert(name, kind);
+        }
+    }
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        let described = ["# HELP ", "# TYPE "].into_iter().find_map(|word| Some((word, line.strip_prefix(word)?.split_once(' ')?)));
+        let written = match described {
+            Some((word, (name, rest))) => {
+                let (suffix, kind) = match types.get(name) {
+                    Some(&"counter") => ("_total", "counter"),
+                    Some(&"info") => ("_info", "gauge"),
+                    Some(kind) => ("", *kind),
+                    None => ("", "untyped"),
+                };
+                writeln!(text, "{word}{name}{suffix} {}", if word == "# TYPE " { kind } else { rest })
+            }
+            None if line.starts_with('#') => Ok(()),
+            None => writeln!(text, "{line}"),
+        };
+        written.expect("a String takes every write");
+    }
+    text
 }
 
 fn as_i64(count: usize) -> i64 {
@@ -140,7 +218,8 @@ mod tests {
     #[tokio::test]
     async fn a_handshake_that_never_failed_is_a_zero() {
         let dtls = Dtls::new(Certificate::generate().expect("the library makes one"), 8);
-        let text = Metrics::new("mmsg", vec![Box::new(DtlsCollector::new(move || dtls.counters()))]).encode();
+        let text = Metrics::new("mmsg", &JoinSeconds::default(), vec![Box::new(DtlsCollector::new(move || dtls.counters()))])
+            .encode(Exposition::OpenMetrics);
         assert!(text.contains("pop_dtls_handshakes_total{role=\"client\",result=\"panicked\"} 0"), "{text}");
         assert!(text.contains("pop_dtls_handshake_seconds_bucket{le=\"+Inf\"} 0"), "{text}");
         assert!(text.contains("pop_dtls_half_open 0"), "{text}");
@@ -148,10 +227,10 @@ mod tests {
 
     #[test]
     fn every_line_of_the_text_belongs_to_an_explained_metric() {
-        let metrics = Metrics::new("mmsg", Vec::new());
+        let metrics = Metrics::new("mmsg", &JoinSeconds::default(), Vec::new());
         metrics.count_http("/whip/{room}", 201, Duration::from_millis(1));
         metrics.observe_sessions(&[]);
-        let text = metrics.encode();
+        let text = metrics.encode(Exposition::OpenMetrics);
         let explained: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(explained.iter().any(|name| line.starts_with(name)), "no HELP for {line}");
@@ -160,5 +239,18 @@ mod tests {
         assert!(text.contains("pop_tracks{direction=\"out\",kind=\"video\"} 0"), "{text}");
         assert!(text.contains("process_resident_memory_bytes "), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_older_format_names_counters_as_its_samples_do() {
+        let metrics = Metrics::new("mmsg", &JoinSeconds::default(), Vec::new());
+        metrics.count_http("/whip/{room}", 201, Duration::from_millis(1));
+        let text = metrics.encode(Exposition::Prometheus);
+        assert!(text.contains("# TYPE pop_http_requests_total counter\n"), "{text}");
+        assert!(text.contains("# TYPE pop_build_info gauge\n") && text.contains("\npop_build_info{"), "{text}");
+        assert!(text.contains("# TYPE pop_join_seconds histogram\n"), "{text}");
+        assert!(!text.contains("EOF") && !text.contains("# UNIT"), "{text}");
+        assert_eq!(Exposition::negotiate("text/plain"), Exposition::Prometheus);
+        assert_eq!(Exposition::negotiate("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"), Exposition::OpenMetrics);
     }
 }

@@ -33,6 +33,7 @@ pub use directory::Placement;
 use crate::config::{Backend, Config};
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
+use crate::metrics::JoinSeconds;
 use crate::token::unix_now_s;
 use directory::Directory;
 use room::RoomMessage;
@@ -80,6 +81,7 @@ struct Shared {
     captures: capture::Captures,
     ids: AtomicU64,
     stopping: AtomicBool,
+    join_seconds: JoinSeconds,
     consent: Duration,
 }
 
@@ -154,6 +156,7 @@ impl Node {
                 captures: capture::Captures::default(),
                 ids: AtomicU64::new(1),
                 stopping: AtomicBool::new(false),
+                join_seconds: JoinSeconds::default(),
                 consent: config.media.consent_timeout,
             }),
         };
@@ -267,6 +270,11 @@ impl Node {
     pub fn media_ports(&self) -> (u16, u16) {
         let ports = || self.shared.workers.iter().flat_map(|w| w.addresses()).map(SocketAddr::port);
         (ports().min().unwrap_or(0), ports().max().unwrap_or(0))
+    }
+
+    /// How long joins take.
+    pub fn join_seconds(&self) -> &JoinSeconds {
+        &self.shared.join_seconds
     }
 
     /// What DTLS has done.

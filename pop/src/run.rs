@@ -145,7 +145,7 @@ fn metrics_of(node: &Node) -> Arc<Metrics> {
     let (workers, dtls) = (node.clone(), node.clone());
     let workers = WorkerCollector::new(move || workers.workers());
     let dtls = DtlsCollector::new(move || dtls.dtls_counters());
-    Metrics::new(backend, vec![Box::new(workers), Box::new(dtls)])
+    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls)])
 }
 
 fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {

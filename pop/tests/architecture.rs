@@ -21,8 +21,17 @@ const CRATES: &[(&str, &str, &[&str])] = &[
 const TOP_FOLDERS: &[&str] = &["schemas", "relay", "dataplane", "pop", "config", "bench", "scripts"];
 
 /// Files that lie at the top.
-const TOP_FILES: &[&str] =
-    &["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "rust-toolchain.toml", "rustfmt.toml", "deny.toml", "clippy.toml"];
+const TOP_FILES: &[&str] = &[
+    "Cargo.toml",
+    "Cargo.lock",
+    "LICENSE",
+    "README.md",
+    "SPECIFICATION.md",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "deny.toml",
+    "clippy.toml",
+];
 
 /// What names a package in code, and the places that may: the one door, and tests or benches that look at it from outside.
 const DOORS: &[(&str, &[&str])] = &[

@@ -37,8 +37,33 @@ impl Collector for ProcessCollector {
                 ConstGauge::new(value).encode(descriptor)?;
             }
         }
-        Ok(())
+        encode_worker_cpu(&mut encoder)
     }
+}
+
+/// How busy each packet worker is: its rate is the share of a core that the worker takes.
+fn encode_worker_cpu(encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+    let help = "CPU time of each packet worker's thread";
+    let mut family = encoder.encode_descriptor("pop_worker_cpu_seconds", help, None, MetricType::Counter)?;
+    for (worker, cpu_s) in worker_cpu() {
+        ConstCounter::new(cpu_s).encode(family.encode_family(&[("worker", worker.as_str())])?)?;
+    }
+    Ok(())
+}
+
+/// From `/proc/self/task/*/schedstat`, whose first number is nanoseconds on a core.
+fn worker_cpu() -> Vec<(String, f64)> {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let mut workers: Vec<_> = tasks
+        .filter_map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            let worker = name.trim_end().strip_prefix("pop-worker-")?.to_owned();
+            let nanoseconds: f64 = fs::read_to_string(task.path().join("schedstat")).ok()?.split(' ').next()?.parse().ok()?;
+            Some((worker, nanoseconds / 1e9))
+        })
+        .collect();
+    workers.sort_by(|a, b| a.0.cmp(&b.0));
+    workers
 }
 
 /// From `/proc/self/stat` (proc_pid_stat(5)).

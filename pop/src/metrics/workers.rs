@@ -119,7 +119,7 @@ mod tests {
     use pop_dataplane::{Counters, Gauges};
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::metrics::{Exposition, JoinSeconds, Metrics};
 
     fn worker(worker: usize, rtp_packets_in: u64) -> WorkerSnapshot {
         let counters = Counters { rtp_packets_in, allocations: 7, ..Counters::default() };
@@ -129,7 +129,8 @@ mod tests {
     }
 
     fn text() -> String {
-        Metrics::new("mmsg", vec![Box::new(WorkerCollector::new(|| vec![worker(0, 10), worker(1, 20)]))]).encode()
+        Metrics::new("mmsg", &JoinSeconds::default(), vec![Box::new(WorkerCollector::new(|| vec![worker(0, 10), worker(1, 20)]))])
+            .encode(Exposition::OpenMetrics)
     }
 
     #[test]

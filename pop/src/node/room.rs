@@ -171,7 +171,7 @@ impl Room {
                 Output::Command(command) => shared.command(self.worker, command).await,
                 Output::Closed { transport, .. } => self.forget(shared, transport),
                 Output::Reply(id, reply) => self.reply(shared, id, reply),
-                Output::Audit(audit) => self.audit(&audit),
+                Output::Audit(audit) => self.audit(shared, &audit),
             }
         }
     }
@@ -196,12 +196,13 @@ impl Room {
         }
     }
 
-    fn audit(&self, audit: &Audit) {
+    fn audit(&self, shared: &Shared, audit: &Audit) {
         let (room, identity, role) = (self.session.id(), &audit.identity, audit.role.name());
         let participant = audit.participant;
         match audit.action {
             Action::Joined { transport } => tracing::info!(%room, %identity, role, %participant, %transport, "joined"),
             Action::Connected { profile, address, after } => {
+                shared.join_seconds.observe(after);
                 let address = address.map(|a| a.to_string()).unwrap_or_default();
                 tracing::info!(%room, %identity, role, %participant, address, profile = profile.name(), after_ms = after.as_millis() as u64, "connected");
             }
