@@ -62,7 +62,7 @@ impl Groups {
         let backend = &mut self.backends[client / GROUP_LEN];
         let Some(id) = backend.acquire() else { return false };
         let len = fill(backend.train(&id));
-        backend.send(id, Transmit { socket: (client % GROUP_LEN) as u8, to, len, segment: None });
+        backend.send(id, Transmit { socket: (client % GROUP_LEN) as u16, to, len, segment: None });
         true
     }
 

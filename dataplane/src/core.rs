@@ -296,6 +296,14 @@ impl Core {
         }
     }
 
+    /// A socket is gone: nothing comes or goes by its paths any more.
+    pub fn remove_socket(&mut self, socket: u16) {
+        self.paths.retain(|path, _| path.socket != socket);
+        for (_, transport) in &mut self.transports {
+            transport.ice.forget(|path| path.socket == socket);
+        }
+    }
+
     fn handle_dtls(&mut self, index: usize, datagram: &[u8]) -> Result<(), DropReason> {
         let transport = &mut self.transports[index];
         let summary = dtls::DtlsSummary::parse(datagram)?;

@@ -84,6 +84,8 @@ counters! {
     kernel_drops: "udp_receive_buffer_drops",
     /// Errors that the kernel reported in place of a datagram, such as ICMP unreachable.
     receive_errors: "receive_errors",
+    /// Datagrams dropped unread because their socket was removed.
+    late_datagrams: "late_datagrams",
     /// Trains that the kernel refused as a train and that left datagram by datagram.
     gso_refused: "gso_refused",
 }

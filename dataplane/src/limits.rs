@@ -2,10 +2,19 @@
 
 use pop_proto::control::{Event, MediaKind};
 use pop_proto::history::SLOT_LEN;
-use pop_proto::{Command, inbound};
+use pop_proto::inbound;
+
+use crate::worker::Order;
 
 /// Commands that may wait for one worker. A join makes about five.
 pub const COMMANDS_MAX: usize = 4_096;
+
+/// Sockets that one worker serves beyond those of its media port: an RTP route takes one or two.
+pub const ADDED_SOCKETS_MAX: u16 = 256;
+
+/// Bytes of one added socket: its slot, poll entry and generation, its share of the ring (a submission of 64 bytes, two
+/// completions of 16), and its lock's flag. The socket's own queues are the kernel's.
+const ADDED_SOCKET_LEN: usize = 192;
 
 /// Events that may wait for the control plane. A DTLS flight makes about four; one event is 1.5 KB because a datagram rides inline.
 pub const EVENTS_MAX: usize = 2_048;
@@ -90,7 +99,8 @@ pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
         term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),
         term("tracks (as if all were video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
         term("subscriptions", limits.subscriptions.into(), crate::core::SUBSCRIPTION_LEN),
-        term("command queue", COMMANDS_MAX as u64, size_of::<Command>()),
+        term("added sockets", ADDED_SOCKETS_MAX.into(), ADDED_SOCKET_LEN + size_of::<u16>() * usize::from(limits.trains)),
+        term("command queue", COMMANDS_MAX as u64, size_of::<Order>()),
         term("event queues (of the core, and to the control plane)", 2 * EVENTS_MAX as u64, size_of::<Event>()),
         term("tap queue (one for all workers)", TAP_QUEUE_LEN as u64, SLOT_LEN + 32),
     ]

@@ -6,9 +6,9 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use pop_uring::{
 use crate::clock::Clock;
 use crate::core::Core;
 use crate::counters::{SharedCounters, WorkerSnapshot};
-use crate::limits::{COMMANDS_MAX, EVENTS_MAX, WorkerLimits};
+use crate::limits::{ADDED_SOCKETS_MAX, COMMANDS_MAX, EVENTS_MAX, WorkerLimits};
 use crate::service::TapSender;
 
 /// Kernel buffer of a media socket in each direction: 20 ms of 10 Gb/s.
@@ -62,8 +62,15 @@ pub struct WorkerConfig {
     pub consent: Duration,
 }
 
+/// What the worker is told, in order.
+pub(crate) enum Order {
+    Command(Command),
+    AddSocket { index: u16, socket: UdpSocket },
+    RemoveSocket { index: u16 },
+}
+
 struct Shared {
-    commands: ArrayQueue<Command>,
+    orders: ArrayQueue<Order>,
     events: ArrayQueue<Event>,
     counters: SharedCounters,
     stop: AtomicBool,
@@ -78,6 +85,8 @@ pub struct Worker {
     limits: WorkerLimits,
     shared: Arc<Shared>,
     waker: Waker,
+    /// Per index of a socket whether it is taken; the first are those of `addresses`.
+    sockets: Mutex<Box<[bool]>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -105,7 +114,7 @@ impl Worker {
         let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
         let (events, event_wake) = wake_pair()?;
         let shared = Arc::new(Shared {
-            commands: ArrayQueue::new(COMMANDS_MAX),
+            orders: ArrayQueue::new(COMMANDS_MAX),
             events: ArrayQueue::new(EVENTS_MAX),
             counters: SharedCounters::new(),
             stop: AtomicBool::new(false),
@@ -118,7 +127,9 @@ impl Worker {
             seed.run();
         })?;
         let Running { backend, core, waker } = start.recv().map_err(|_| io::Error::other("the worker ended before it started"))??;
-        Ok((Worker { index, core, backend, addresses, limits, shared, waker, thread: Some(thread) }, event_wake))
+        let sockets = (0..addresses.len() + usize::from(ADDED_SOCKETS_MAX)).map(|i| i < addresses.len()).collect();
+        let sockets = Mutex::new(sockets);
+        Ok((Worker { index, core, backend, addresses, limits, shared, waker, sockets, thread: Some(thread) }, event_wake))
     }
 
     /// Its media addresses, with real ports.
@@ -139,7 +150,47 @@ impl Worker {
     // A command comes back whole so that nothing is lost; boxing it would allocate for every one that is taken.
     #[allow(clippy::result_large_err)]
     pub fn send(&self, command: Command) -> Result<(), Command> {
-        self.shared.commands.push(command)?;
+        self.shared.orders.push(Order::Command(command)).map_err(|order| match order {
+            Order::Command(command) => command,
+            Order::AddSocket { .. } | Order::RemoveSocket { .. } => unreachable!("the queue gives back what it was given"),
+        })?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Serves one more socket (see [`bind_udp`]) and returns its index, the `socket` of its [`Path`]s. Commands that are sent
+    /// after this find it.
+    ///
+    /// # Errors
+    ///
+    /// [`ADDED_SOCKETS_MAX`] sockets were added; [`io::ErrorKind::WouldBlock`]: the worker's queue is full, try again.
+    pub fn add_socket(&self, socket: UdpSocket) -> io::Result<u16> {
+        // Nobody panics while holding it. It is held over the push, so that an index is free only after its removal was queued.
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(free) = sockets.iter().position(|taken| !taken) else {
+            return Err(io::Error::other(format!("worker {} serves {ADDED_SOCKETS_MAX} added sockets already, and no more", self.index)));
+        };
+        let index = free as u16;
+        self.shared.orders.push(Order::AddSocket { index, socket }).map_err(|_| queue_full())?;
+        sockets[free] = true;
+        self.waker.wake();
+        Ok(index)
+    }
+
+    /// Stops serving an added socket and closes it. Close the transports that use it first; what they were commanded to send
+    /// still leaves.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`]: the worker's queue is full, try again; `InvalidInput`: no socket was added at `index`.
+    pub fn remove_socket(&self, index: u16) -> io::Result<()> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = usize::from(index);
+        if at < self.addresses.len() || !sockets.get(at).is_some_and(|taken| *taken) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("worker {} has no added socket {index}", self.index)));
+        }
+        self.shared.orders.push(Order::RemoveSocket { index }).map_err(|_| queue_full())?;
+        sockets[at] = false;
         self.waker.wake();
         Ok(())
     }
@@ -154,6 +205,10 @@ impl Worker {
         let (counters, drops, gauges) = self.shared.counters.load();
         WorkerSnapshot { worker: self.index, core: self.core, backend: self.backend.name(), counters, drops, gauges }
     }
+}
+
+fn queue_full() -> io::Error {
+    io::Error::new(io::ErrorKind::WouldBlock, "the worker's queue is full: try again")
 }
 
 impl Drop for Worker {
@@ -203,6 +258,7 @@ impl Seed {
             trains: limits.trains,
             train_len: limits.train_len,
             gro: self.config.gro,
+            sockets: self.sockets.len() as u16 + ADDED_SOCKETS_MAX,
         };
         if self.config.backend == BackendKind::Uring {
             match self.open(&io_config, UringBackend::new) {
@@ -269,7 +325,7 @@ impl<B: Backend> Turning<B> {
     fn run(&mut self) -> io::Result<()> {
         let mut now = self.clock.now();
         // What was commanded before the stop is done before it: goodbyes are among it.
-        while !self.shared.stop.load(Ordering::Acquire) || !self.shared.commands.is_empty() {
+        while !self.shared.stop.load(Ordering::Acquire) || !self.shared.orders.is_empty() {
             let wait = self.wait(now);
             if wait == Wait::UntilWoken {
                 self.publish(now);
@@ -289,7 +345,7 @@ impl<B: Backend> Turning<B> {
 
     /// How long the next turn may sleep.
     fn wait(&self, now: Time) -> Wait {
-        if !self.shared.commands.is_empty() {
+        if !self.shared.orders.is_empty() {
             return Wait::No;
         }
         if self.held_event.is_some() {
@@ -304,8 +360,22 @@ impl<B: Backend> Turning<B> {
     fn turn(&mut self, now: Time) -> io::Result<()> {
         // Before the datagrams: a client's first check follows the answer that it got, and that followed the command.
         for _ in 0..COMMANDS_PER_TURN {
-            let Some(command) = self.shared.commands.pop() else { break };
-            self.core.handle_command(now, command);
+            let Some(order) = self.shared.orders.pop() else { break };
+            match order {
+                Order::Command(command) => self.core.handle_command(now, command),
+                Order::AddSocket { index, socket } => {
+                    if let Err(error) = self.io.add_socket(index, socket) {
+                        // Whoever counts on it finds that nothing comes; its sends are counted as failed.
+                        tracing::error!(index, %error, "a socket could not be added");
+                    }
+                }
+                Order::RemoveSocket { index } => {
+                    // Goodbyes of the commands before this one are still in the core.
+                    self.drain(now)?;
+                    self.core.remove_socket(index);
+                    self.io.remove_socket(index)?;
+                }
+            }
         }
         for _ in 0..RECEIVES_PER_TURN {
             let Some(mut received) = self.io.receive() else { break };
@@ -378,6 +448,7 @@ impl<B: Backend> Turning<B> {
         counters.kernel_drops = stats.kernel_drops;
         counters.receive_errors = stats.receive_errors;
         counters.gso_refused = stats.gso_refused;
+        counters.late_datagrams = stats.late;
         counters.allocations = alloc::thread_allocations();
         self.core.set_drops(DropReason::SendFailed, stats.sends_failed);
         self.shared.counters.store(self.core.counters(), self.core.drops(), &self.core.gauges());

@@ -24,7 +24,7 @@ pub const ICE_TEXT_LEN_MAX: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Path {
     /// Index of the worker's socket.
-    pub socket: u8,
+    pub socket: u16,
     /// The far end.
     pub remote: SocketAddr,
 }

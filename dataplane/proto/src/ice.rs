@@ -112,6 +112,14 @@ impl IceLite {
         replaced
     }
 
+    /// Forgets paths that are `gone`; media goes to the one that was validated last of those that are left, if any.
+    pub fn forget(&mut self, gone: impl Fn(&Path) -> bool) {
+        self.paths.retain(|path| !gone(path));
+        if self.selected.is_some_and(|selected| gone(&selected)) {
+            self.selected = self.paths.last().copied();
+        }
+    }
+
     /// Whether an authenticated check came over `path`.
     pub fn is_validated(&self, path: Path) -> bool {
         self.paths.contains(&path)
@@ -316,6 +324,21 @@ mod tests {
         assert_eq!(ice.selected(), Some(path(0)));
         let moved = check(&mut ice, 1, path(400), &NOMINATING);
         assert!(moved.selected_changed && ice.is_validated(path(400)) && ice.is_validated(path(0)));
+    }
+
+    #[test]
+    fn media_moves_off_a_path_that_is_gone() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &PLAIN);
+        check(&mut ice, 1, path(2), &PLAIN);
+        check(&mut ice, 1, path(3), &NOMINATING);
+        ice.forget(|gone| *gone == path(1));
+        assert_eq!((ice.selected(), ice.paths().len()), (Some(path(3)), 2));
+        ice.forget(|gone| *gone == path(3));
+        assert_eq!(ice.selected(), Some(path(2)));
+        ice.forget(|_| true);
+        assert_eq!((ice.selected(), ice.paths().len()), (None, 0));
+        assert!(check(&mut ice, 2, path(4), &PLAIN).selected_changed, "the next check selects anew");
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn mutated_checks_never_panic_and_only_authentic_ones_count() {
         let is_authentic = check.is_authentic(PASSWORD);
         authentic += u64::from(is_authentic);
         let before = (ice.paths().to_vec(), ice.selected(), ice.deadline());
-        let path = Path { socket: rng.below(2) as u8, remote: ([192, 0, 2, rng.below(4) as u8], rng.below(4) as u16).into() };
+        let path = Path { socket: rng.below(2) as u16, remote: ([192, 0, 2, rng.below(4) as u8], rng.below(4) as u16).into() };
         let mut response = [0; RESPONSE_LEN_MAX];
         match ice.handle_check(Time::from_nanos(input as u64), path, &check, &mut response) {
             Ok(outcome) => {

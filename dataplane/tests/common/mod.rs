@@ -31,6 +31,36 @@ pub fn key(seed: u8) -> MasterKey {
     MasterKey { key: std::array::from_fn(|i| seed ^ i as u8), salt: std::array::from_fn(|i| seed.wrapping_add(i as u8)) }
 }
 
+/// A client's transport.
+pub fn open_transport(id: u64) -> OpenTransport {
+    OpenTransport {
+        transport: TransportId(id),
+        ice: IceCredentials { local_ufrag: format!("ufrag{id}").into(), local_pwd: PWD.into(), remote_ufrag: "remote".into() },
+        extensions: ExtensionIds::NONE.with(Extension::TransportCc, TWCC_EXTENSION).with(Extension::Mid, MID_EXTENSION),
+        transport_cc: true,
+        remb: false,
+        reduced_size_rtcp: true,
+        rtcp_ssrc: 0x1000 + id as u32,
+        cname: "pop".into(),
+    }
+}
+
+/// A nominating check of a client.
+pub fn check(id: u64, password: &str) -> Vec<u8> {
+    let username = format!("ufrag{id}:remote");
+    let request = BindingRequest {
+        transaction: TransactionId([7; 12]),
+        username: &username,
+        priority: Some(1),
+        role: Some(Role::Controlling(1)),
+        use_candidate: true,
+    };
+    let mut out = vec![0; 256];
+    let len = stun::write_request(&request, password.as_bytes(), &mut out).unwrap();
+    out.truncate(len);
+    out
+}
+
 /// A client: its address, its keys, its streams.
 pub struct Client {
     pub id: u64,
@@ -52,18 +82,7 @@ impl Client {
 
     /// A nominating check.
     pub fn check(&self, password: &str) -> Vec<u8> {
-        let username = format!("ufrag{}:remote", self.id);
-        let request = BindingRequest {
-            transaction: TransactionId([7; 12]),
-            username: &username,
-            priority: Some(1),
-            role: Some(Role::Controlling(1)),
-            use_candidate: true,
-        };
-        let mut out = vec![0; 256];
-        let len = stun::write_request(&request, password.as_bytes(), &mut out).unwrap();
-        out.truncate(len);
-        out
+        check(self.id, password)
     }
 
     /// A protected packet of `ssrc` with a transport-wide sequence number.
@@ -124,16 +143,7 @@ impl Rig {
 
     /// A client whose transport is open and nothing more.
     pub fn open(&mut self, id: u64) -> Client {
-        self.command(Command::OpenTransport(Box::new(OpenTransport {
-            transport: TransportId(id),
-            ice: IceCredentials { local_ufrag: format!("ufrag{id}").into(), local_pwd: PWD.into(), remote_ufrag: "remote".into() },
-            extensions: ExtensionIds::NONE.with(Extension::TransportCc, TWCC_EXTENSION).with(Extension::Mid, MID_EXTENSION),
-            transport_cc: true,
-            remb: false,
-            reduced_size_rtcp: true,
-            rtcp_ssrc: 0x1000 + id as u32,
-            cname: "pop".into(),
-        })));
+        self.command(Command::OpenTransport(Box::new(open_transport(id))));
         Client::new(id, self.profile)
     }
 

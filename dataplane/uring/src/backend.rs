@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -41,6 +41,23 @@ pub trait Backend {
 
     /// Gives a slot back unsent.
     fn release(&mut self, id: TrainId);
+
+    /// Serves one more socket from the next turn on, at a free index below [`IoConfig::sockets`].
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for an index that is taken or out of room; what the kernel refuses of the socket.
+    fn add_socket(&mut self, index: u16, socket: UdpSocket) -> io::Result<()>;
+
+    /// Stops serving a socket and lets go of it; the kernel closes it within the next turn.
+    ///
+    /// What was queued for it before still leaves if the socket takes it at once. What of it was received and not read yet is
+    /// dropped and counted ([`IoStats::late`]), also when another socket has the index by then.
+    ///
+    /// # Errors
+    ///
+    /// Only what ends the worker, as of [`turn`](Self::turn). An index without a socket is none.
+    fn remove_socket(&mut self, index: u16) -> io::Result<()>;
 
     /// Counters since the start.
     fn stats(&self) -> IoStats;
@@ -81,12 +98,17 @@ pub struct IoConfig {
     pub train_len: u32,
     /// Lets the kernel hand over runs of equal datagrams of one sender in one buffer (`UDP_GRO`).
     pub gro: bool,
+    /// Room for sockets: those of the start and those that may be added.
+    pub sockets: u16,
 }
 
 impl IoConfig {
     /// Receive buffers and send slots that one back end may have at most. The kernel's buffer ring ends at 32,768; a worker
     /// that needs more than this is late, not short of buffers.
     pub const COUNT_MAX: u16 = 4_096;
+
+    /// Sockets that one back end may have at most: the fallback polls every one in each turn.
+    pub const SOCKETS_MAX: u16 = 1_024;
 
     /// Bytes of buffers that a back end takes at start. The kernel backs only pages that were touched.
     pub const fn memory_len(&self) -> usize {
@@ -99,8 +121,11 @@ impl IoConfig {
     /// `InvalidInput` with the field that is out of its bounds.
     pub(crate) fn check(&self, sockets_len: usize) -> io::Result<()> {
         let refuse = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, format!("IoConfig: {what}")));
-        if !(1..=usize::from(SOCKETS_MAX)).contains(&sockets_len) {
-            return refuse("a back end drives 1 to 64 sockets");
+        if !(1..=Self::SOCKETS_MAX).contains(&self.sockets) {
+            return refuse("sockets is outside 1..=1024");
+        }
+        if !(1..=usize::from(self.sockets)).contains(&sockets_len) {
+            return refuse("a back end starts with one socket at least, and with no more than it has room for (sockets)");
         }
         if !(1..=Self::COUNT_MAX).contains(&self.recv_buffers) {
             return refuse("recv_buffers is outside 1..=4096");
@@ -119,14 +144,11 @@ impl IoConfig {
 }
 
 impl Default for IoConfig {
-    /// 256 buffers and 256 trains of 64 KiB with GRO: 32 MiB of address space.
+    /// 256 buffers and 256 trains of 64 KiB with GRO, 32 MiB of address space, and room for 64 sockets.
     fn default() -> Self {
-        Self { recv_buffers: 256, recv_buffer_len: 65_536, trains: 256, train_len: 65_000, gro: true }
+        Self { recv_buffers: 256, recv_buffer_len: 65_536, trains: 256, train_len: 65_000, gro: true, sockets: 64 }
     }
 }
-
-/// Sockets of one back end; an index must fit the completion token and the poll set.
-pub(crate) const SOCKETS_MAX: u8 = 64;
 
 /// Bytes in front of the payload of a receive buffer: `io_uring_recvmsg_out`, address, control messages.
 pub(crate) const RECV_HEADER_LEN: usize = 16 + crate::address::NAME_LEN + crate::control::RECV_CONTROL_LEN;
@@ -139,8 +161,8 @@ pub(crate) const fn stride(len: usize) -> usize {
 /// A received datagram, or a run of them from one sender to one socket.
 #[derive(Debug)]
 pub struct Received<'a> {
-    /// Index of the socket in the list that the back end was made with.
-    pub socket: u8,
+    /// Index of the socket.
+    pub socket: u16,
     /// Who sent it, as the kernel says: over UDP, anybody.
     pub from: SocketAddr,
     /// Length of each datagram in `bytes`; the last may be shorter. At least 1, also for an empty datagram.
@@ -160,8 +182,8 @@ impl Received<'_> {
 /// Where a filled slot goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Index of the socket that sends it.
-    pub socket: u8,
+    /// Index of the socket that sends it. Without one, because it was removed, the train is counted in `sends_failed`.
+    pub socket: u16,
     /// The receiver.
     pub to: SocketAddr,
     /// Bytes of the slot to send.
@@ -203,6 +225,8 @@ pub struct IoStats {
     pub truncated: u64,
     /// Datagrams that the kernel dropped because a socket's queue was full (`SO_RXQ_OVFL`), as of the last datagram.
     pub kernel_drops: u64,
+    /// Datagrams (GRO runs count once) dropped unread because their socket was removed.
+    pub late: u64,
     /// Wake-ups seen.
     pub wakeups: u64,
     /// System calls made.
@@ -271,6 +295,8 @@ mod tests {
         assert!(good.check(1).is_ok());
         let said = |config: IoConfig, sockets| config.check(sockets).expect_err("must be refused").to_string();
         assert!(said(good, 0).contains("sockets"));
+        assert!(said(good, 65).contains("room for"));
+        assert!(said(IoConfig { sockets: 1_025, ..good }, 1).contains("sockets"));
         assert!(said(IoConfig { recv_buffers: 0, ..good }, 1).contains("recv_buffers"));
         assert!(said(IoConfig { trains: 4_097, ..good }, 1).contains("trains"));
         assert!(said(IoConfig { recv_buffer_len: 100_000, ..good }, 1).contains("recv_buffer_len"));

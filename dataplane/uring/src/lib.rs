@@ -20,6 +20,7 @@ mod receipt;
 mod seccomp;
 mod slots;
 mod socket;
+mod sockets;
 mod uring;
 mod wake;
 mod wake_task;

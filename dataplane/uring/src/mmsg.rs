@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
 use crate::address::NAME_LEN;
@@ -15,11 +15,15 @@ use crate::control::{Control, RECV_CONTROL_LEN};
 use crate::memory::Region;
 use crate::receipt::{Receipt, ends_reception};
 use crate::slots::{Slots, empty_header};
-use crate::socket::{report_drops, set_gro};
+use crate::sockets::{SocketKey, Sockets};
 use crate::wake::WakeReceiver;
 
 /// Messages of one system call. 64 spread its cost to a few ns each; the kernel's own limit is 1,024.
 const BATCH: usize = 64;
+
+/// Places in the poll set.
+const WAKE_POLL: usize = 0;
+const FIRST_SOCKET_POLL: usize = 1;
 
 /// The sockets and memory of one worker thread, driven by `sendmmsg` and `recvmmsg`.
 ///
@@ -27,12 +31,17 @@ const BATCH: usize = 64;
 pub struct MmsgBackend {
     receiver: Receiver,
     slots: Slots,
-    sockets: Vec<UdpSocket>,
+    sockets: Sockets,
     /// Per socket the slots that wait for `sendmmsg`, in order.
     queues: Box<[Vec<u16>]>,
+    /// What a queue must hold: every send slot.
+    trains: usize,
     send_batch: Box<[libc::mmsghdr]>,
+    /// The wake-up, then the sockets by their index.
     polls: Box<[libc::pollfd]>,
     wake: WakeReceiver,
+    /// One more than the highest index of a socket.
+    end: usize,
     /// The socket whose turn it is to be read first.
     first: usize,
     stats: IoStats,
@@ -42,18 +51,20 @@ impl MmsgBackend {
     /// Takes the memory and prepares `sockets` (see [`bind_udp`](crate::bind_udp)).
     pub fn new(sockets: Vec<UdpSocket>, wake: WakeReceiver, config: &IoConfig) -> io::Result<Self> {
         config.check(sockets.len())?;
-        for socket in &sockets {
-            socket.set_nonblocking(true)?;
-            report_drops(socket)?;
-            set_gro(socket, config.gro)?;
+        let mut queues: Box<[Vec<u16>]> = (0..config.sockets).map(|_| Vec::new()).collect();
+        for queue in queues.iter_mut().take(sockets.len()) {
+            queue.reserve_exact(usize::from(config.trains));
         }
+        let sockets = Sockets::new(sockets, config.sockets, config.gro)?;
         let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         Ok(Self {
-            receiver: Receiver::new(config, sockets.len())?,
+            receiver: Receiver::new(config)?,
             slots: Slots::new(config)?,
-            queues: sockets.iter().map(|_| Vec::with_capacity(usize::from(config.trains))).collect(),
+            trains: usize::from(config.trains),
+            queues,
             send_batch: (0..BATCH).map(|_| empty_message()).collect(),
-            polls: sockets.iter().map(AsRawFd::as_raw_fd).chain([wake.as_raw_fd()]).map(poll).collect(),
+            polls: [wake.as_raw_fd()].into_iter().chain(sockets.fds()).map(poll).collect(),
+            end: sockets.end(),
             sockets,
             wake,
             first: 0,
@@ -63,7 +74,7 @@ impl MmsgBackend {
 
     /// Sends a socket's queue until it is empty or the kernel takes no more; what is left waits for `POLLOUT`.
     fn flush(&mut self, socket: usize) {
-        let fd = self.sockets[socket].as_raw_fd();
+        let fd = self.fd(socket);
         let queue = &mut self.queues[socket];
         let mut done = 0;
         while done < queue.len() {
@@ -84,21 +95,27 @@ impl MmsgBackend {
                     _ => {}
                 }
                 // The error is about the first message; the ones behind it are tried again.
-                self.slots.complete(queue[done], Err(error), |_| fd, &mut self.stats);
+                self.slots.complete(queue[done], Err(error), fd, &mut self.stats);
                 done += 1;
                 continue;
             }
             for index in &queue[done..done + sent as usize] {
-                self.slots.complete(*index, Ok(0), |_| fd, &mut self.stats);
+                self.slots.complete(*index, Ok(0), fd, &mut self.stats);
             }
             done += sent as usize;
         }
         queue.drain(..done);
     }
 
+    /// The descriptor of the socket at an index, -1 where there is none.
+    fn fd(&self, socket: usize) -> RawFd {
+        self.polls[FIRST_SOCKET_POLL + socket].fd
+    }
+
     /// Asks what is readable, sleeping as `wait` says. Leaves the answer in `polls`.
     fn poll(&mut self, wait: Wait) -> io::Result<()> {
-        for (poll, queue) in self.polls.iter_mut().zip(&self.queues) {
+        let polls = &mut self.polls[..FIRST_SOCKET_POLL + self.end];
+        for (poll, queue) in polls[FIRST_SOCKET_POLL..].iter_mut().zip(&self.queues) {
             poll.events = if queue.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT };
         }
         let timeout = match wait {
@@ -111,14 +128,14 @@ impl MmsgBackend {
         };
         let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
         self.stats.syscalls += 1;
-        let polls = self.polls.as_mut_ptr();
+        let (entries, len) = (polls.as_mut_ptr(), polls.len() as libc::nfds_t);
         // SAFETY: `polls` has as many entries as said, and the time-out, where there is one, lives until the call returns.
-        let ready = unsafe { libc::ppoll(polls, self.polls.len() as libc::nfds_t, timeout, ptr::null()) };
+        let ready = unsafe { libc::ppoll(entries, len, timeout, ptr::null()) };
         if ready >= 0 {
             return Ok(());
         }
         let error = io::Error::last_os_error();
-        for poll in &mut self.polls {
+        for poll in polls {
             poll.revents = 0;
         }
         if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
@@ -129,12 +146,12 @@ impl Backend for MmsgBackend {
     const KIND: BackendKind = BackendKind::Mmsg;
 
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
-        for socket in 0..self.sockets.len() {
+        for socket in 0..self.end {
             self.flush(socket);
         }
         let undelivered = self.receiver.has_ready();
         self.poll(if undelivered { Wait::No } else { wait })?;
-        if self.polls[self.sockets.len()].revents != 0 {
+        if self.polls[WAKE_POLL].revents != 0 {
             self.stats.wakeups += 1;
             self.stats.syscalls += 1;
             self.wake.drain()?;
@@ -144,18 +161,20 @@ impl Backend for MmsgBackend {
             return Ok(());
         }
         self.receiver.clear();
-        let sockets_len = self.sockets.len();
-        for socket in (self.first..sockets_len).chain(0..self.first) {
-            if self.polls[socket].revents & !libc::POLLOUT != 0 {
-                self.receiver.fill(socket as u8, self.sockets[socket].as_raw_fd(), &mut self.stats)?;
+        for socket in (self.first..self.end).chain(0..self.first) {
+            if self.polls[FIRST_SOCKET_POLL + socket].revents & !libc::POLLOUT == 0 {
+                continue;
+            }
+            if let Some(key) = self.sockets.key(socket as u16) {
+                self.receiver.fill(key, self.fd(socket), &mut self.stats)?;
             }
         }
-        self.first = (self.first + 1) % sockets_len;
+        self.first = (self.first + 1) % self.end.max(1);
         Ok(())
     }
 
     fn receive(&mut self) -> Option<Received<'_>> {
-        self.receiver.next(&mut self.stats)
+        self.receiver.next(&mut self.sockets, &mut self.stats)
     }
 
     fn acquire(&mut self) -> Option<TrainId> {
@@ -167,12 +186,41 @@ impl Backend for MmsgBackend {
     }
 
     fn send(&mut self, id: TrainId, transmit: Transmit) {
+        if self.sockets.key(transmit.socket).is_none() {
+            return self.slots.fail(id, &transmit, &mut self.stats);
+        }
         let queue = &mut self.queues[usize::from(transmit.socket)];
         queue.push(self.slots.prepare(id, transmit));
     }
 
     fn release(&mut self, id: TrainId) {
         self.slots.release(id);
+    }
+
+    fn add_socket(&mut self, index: u16, socket: UdpSocket) -> io::Result<()> {
+        let key = self.sockets.insert(index, socket)?;
+        self.queues[usize::from(index)].reserve_exact(self.trains);
+        self.polls[FIRST_SOCKET_POLL + usize::from(index)].fd = self.sockets.fd(key);
+        self.end = self.sockets.end();
+        Ok(())
+    }
+
+    fn remove_socket(&mut self, index: u16) -> io::Result<()> {
+        let at = usize::from(index);
+        if self.sockets.key(index).is_none() {
+            return Ok(());
+        }
+        self.flush(at);
+        // What the kernel does not take now has nothing to leave by any more.
+        for slot in std::mem::take(&mut self.queues[at]) {
+            self.slots.complete(slot, Err(io::Error::from_raw_os_error(libc::EBADF)), -1, &mut self.stats);
+        }
+        let poll = &mut self.polls[FIRST_SOCKET_POLL + at];
+        (poll.fd, poll.revents) = (-1, 0);
+        self.sockets.remove(index);
+        self.end = self.sockets.end();
+        self.first %= self.end.max(1);
+        Ok(())
     }
 
     fn stats(&self) -> IoStats {
@@ -186,32 +234,30 @@ struct Receiver {
     stride: usize,
     buffer_len: usize,
     /// Per buffer the socket that filled it.
-    filled_by: Box<[u8]>,
+    filled_by: Box<[SocketKey]>,
     messages: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     names: Box<[[u8; NAME_LEN]]>,
     controls: Box<[Control<RECV_CONTROL_LEN>]>,
     filled: usize,
     read: usize,
-    drops_seen: Box<[u32]>,
 }
 
 impl Receiver {
-    fn new(config: &IoConfig, sockets_len: usize) -> io::Result<Self> {
+    fn new(config: &IoConfig) -> io::Result<Self> {
         let count = usize::from(config.recv_buffers.next_power_of_two());
         let stride = stride(config.recv_buffer_len as usize + RECV_HEADER_LEN);
         Ok(Self {
             buffers: Region::new(count * stride)?,
             stride,
             buffer_len: config.recv_buffer_len as usize,
-            filled_by: vec![0; count].into(),
+            filled_by: vec![SocketKey { index: 0, generation: 0 }; count].into(),
             messages: (0..count).map(|_| empty_message()).collect(),
             vectors: (0..count).map(|_| libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }).collect(),
             names: vec![[0; NAME_LEN]; count].into(),
             controls: vec![Control([0; RECV_CONTROL_LEN]); count].into(),
             filled: 0,
             read: 0,
-            drops_seen: vec![0; sockets_len].into(),
         })
     }
 
@@ -225,7 +271,7 @@ impl Receiver {
     }
 
     /// One `recvmmsg` into the buffers that are left.
-    fn fill(&mut self, socket: u8, fd: i32, stats: &mut IoStats) -> io::Result<()> {
+    fn fill(&mut self, socket: SocketKey, fd: i32, stats: &mut IoStats) -> io::Result<()> {
         let batch = self.filled..self.messages.len().min(self.filled + BATCH);
         if batch.is_empty() {
             stats.receive_overflows += 1;
@@ -266,23 +312,27 @@ impl Receiver {
         }
     }
 
-    fn next(&mut self, stats: &mut IoStats) -> Option<Received<'_>> {
+    fn next(&mut self, sockets: &mut Sockets, stats: &mut IoStats) -> Option<Received<'_>> {
         while self.read < self.filled {
             let at = self.read;
             self.read += 1;
+            let socket = self.filled_by[at];
+            let Some(drops_seen) = sockets.drops_seen(socket) else {
+                stats.late += 1;
+                continue;
+            };
             let message = &self.messages[at];
             let header = &message.msg_hdr;
-            let socket = self.filled_by[at];
             let receipt = Receipt {
                 name: &self.names[at][..NAME_LEN.min(header.msg_namelen as usize)],
                 control: &self.controls[at].0[..RECV_CONTROL_LEN.min(header.msg_controllen as _)],
                 len: self.buffer_len.min(message.msg_len as usize),
                 truncated: header.msg_flags & libc::MSG_TRUNC != 0,
             };
-            if let Some(accepted) = receipt.accept(&mut self.drops_seen[usize::from(socket)], stats) {
+            if let Some(accepted) = receipt.accept(drops_seen, stats) {
                 // SAFETY: no receive is under way: `recvmmsg` ran within `turn`.
                 let bytes = unsafe { self.buffers.slice_mut(at * self.stride, accepted.len) };
-                return Some(Received { socket, from: accepted.from, segment: accepted.segment, bytes });
+                return Some(Received { socket: socket.index, from: accepted.from, segment: accepted.segment, bytes });
             }
         }
         None

@@ -101,6 +101,17 @@ impl Slots {
         &raw const self.slots[usize::from(index)].header
     }
 
+    /// Gives a slot back whose socket is gone, and counts what it held.
+    pub(crate) fn fail(&mut self, id: TrainId, transmit: &Transmit, stats: &mut IoStats) {
+        stats.sends_failed += datagrams(transmit);
+        self.release(id);
+    }
+
+    /// The index of the socket that a prepared slot leaves by.
+    pub(crate) fn socket(&self, index: u16) -> Option<u16> {
+        self.slots[usize::from(index)].transmit.map(|transmit| transmit.socket)
+    }
+
     /// A copy of the prepared header, for a call that takes an array of them.
     pub(crate) fn header_copy(&self, index: u16) -> libc::msghdr {
         self.slots[usize::from(index)].header
@@ -108,8 +119,8 @@ impl Slots {
 
     /// The kernel is done with the slot: `result` is what `sendmsg` returned. Counts, and frees the slot.
     ///
-    /// `socket` maps the index of a socket to its descriptor, for a train that must leave in another way after all.
-    pub(crate) fn complete(&mut self, index: u16, result: io::Result<usize>, fd: impl Fn(u8) -> i32, stats: &mut IoStats) {
+    /// `fd` is the descriptor of its socket, for a train that must leave in another way after all; -1 when the socket is gone.
+    pub(crate) fn complete(&mut self, index: u16, result: io::Result<usize>, fd: i32, stats: &mut IoStats) {
         let slot = &mut self.slots[usize::from(index)];
         let Some(transmit) = slot.transmit.take() else {
             unreachable!("only a prepared slot is submitted, and it completes once");
@@ -118,10 +129,10 @@ impl Slots {
             Ok(_) => count_sent(&transmit, stats),
             Err(Some(libc::EIO | libc::EINVAL)) if train_segment(&transmit).is_some() => {
                 stats.gso_refused += 1;
-                slot.send_by_segment(fd(transmit.socket), &transmit, stats);
+                slot.send_by_segment(fd, &transmit, stats);
             }
             // The error is an ICMP message about an earlier datagram; reading it cleared it, and this train never left.
-            Err(Some(libc::ECONNREFUSED)) => match slot.send_now(fd(transmit.socket), stats) {
+            Err(Some(libc::ECONNREFUSED)) => match slot.send_now(fd, stats) {
                 true => count_sent(&transmit, stats),
                 false => stats.sends_failed += datagrams(&transmit),
             },
@@ -205,7 +216,7 @@ mod tests {
         assert!(slots.acquire().is_none());
         let index = slots.prepare(first, transmit(1_000, Some(300)));
         assert!(slots.acquire().is_none());
-        slots.complete(index, Ok(1_000), |_| -1, &mut stats);
+        slots.complete(index, Ok(1_000), -1, &mut stats);
         assert_eq!((stats.trains_sent, stats.datagrams_sent, stats.bytes_sent), (1, 4, 1_000));
         slots.release(second);
         assert_eq!([slots.acquire().is_some(), slots.acquire().is_some(), slots.acquire().is_some()], [true, true, false]);

@@ -22,11 +22,13 @@ use crate::backend::{Backend, BackendKind, IoConfig, IoStats, RECV_HEADER_LEN, R
 use crate::control::RECV_CONTROL_LEN;
 use crate::receipt::{Receipt, ends_reception};
 use crate::slots::{Slots, empty_header};
-use crate::socket::{report_drops, set_gro};
+use crate::sockets::{SocketKey, Sockets};
 use crate::wake::WakeReceiver;
 
 /// The buffer group of the one buffer ring.
 const GROUP: u16 = 0;
+/// The wake-up's place among the registered files; socket `index` is at `index + 1`.
+const WAKE_FILE: u32 = 0;
 /// `io_uring_recvmsg_out`: four u32 (lengths of name, control and payload, flags) in front of a received datagram.
 const OUT_LEN: usize = 16;
 
@@ -44,7 +46,7 @@ pub struct UringBackend {
     ring: IoUring,
     receiver: Receiver,
     slots: Slots,
-    sockets: Vec<UdpSocket>,
+    sockets: Sockets,
     wake: WakeReceiver,
     wake_armed: bool,
     /// Sends pushed since the last submit.
@@ -83,17 +85,14 @@ impl UringBackend {
 
     pub(crate) fn set_up(sockets: Vec<UdpSocket>, wake: WakeReceiver, config: &IoConfig) -> Result<Self, SetupError> {
         config.check(sockets.len()).map_err(step("config"))?;
-        for socket in &sockets {
-            report_drops(socket).map_err(step("SO_RXQ_OVFL"))?;
-            set_gro(socket, config.gro).map_err(step("UDP_GRO"))?;
-        }
+        let sockets = Sockets::new(sockets, config.sockets, config.gro).map_err(step("SO_RXQ_OVFL, UDP_GRO"))?;
         // At most: a send per slot, an arming per socket, the wake-up; and of completions, one per buffer in addition.
-        let submissions = u32::from(config.trains) + sockets.len() as u32 + 1;
+        let submissions = u32::from(config.trains) + u32::from(config.sockets) + 1;
         let completions = submissions + u32::from(config.recv_buffers.next_power_of_two());
         let (ring, flags) = build_ring(submissions, completions).map_err(step("io_uring_setup"))?;
-        let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).chain([wake.as_raw_fd()]).collect();
+        let fds: Vec<RawFd> = [wake.as_raw_fd()].into_iter().chain(sockets.fds()).collect();
         ring.submitter().register_files(&fds).map_err(step("IORING_REGISTER_FILES"))?;
-        let receiver = Receiver::new(config, sockets.len()).map_err(step("mmap"))?;
+        let receiver = Receiver::new(config, &sockets).map_err(step("mmap"))?;
         let slots = Slots::new(config).map_err(step("mmap"))?;
         let stats = IoStats::default();
         let mut backend = Self { ring, receiver, slots, sockets, wake, wake_armed: false, sends_queued: false, stats, flags };
@@ -110,17 +109,15 @@ impl UringBackend {
     /// Queues a multishot receive on every socket that has none, and the poll of the wake-up.
     fn arm(&mut self) -> io::Result<()> {
         if !self.wake_armed {
-            let fd = Fixed(self.sockets.len() as u32);
-            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
+            let entry = opcode::PollAdd::new(Fixed(WAKE_FILE), libc::POLLIN as u32).multi(true).build();
             self.push(entry.user_data(Token::Wake.encode()))?;
             self.wake_armed = true;
         }
         // Without a buffer a receive would end at once, with ENOBUFS, turn after turn.
-        while self.receiver.disarmed != 0 && self.receiver.buffers.kernel_has_some() {
-            let socket = self.receiver.disarmed.trailing_zeros() as u8;
-            let entry = opcode::RecvMsgMulti::new(Fixed(socket.into()), &raw const *self.receiver.header, GROUP).build();
-            self.push(entry.user_data(Token::Receive(socket).encode()))?;
-            self.receiver.disarmed &= !(1 << socket);
+        while self.receiver.buffers.kernel_has_some() {
+            let Some(key) = self.receiver.disarmed.pop() else { break };
+            let entry = opcode::RecvMsgMulti::new(file_of(key.index), &raw const *self.receiver.header, GROUP).build();
+            self.push(entry.user_data(Token::Receive(key).encode()))?;
         }
         Ok(())
     }
@@ -169,15 +166,17 @@ impl UringBackend {
         for completion in self.ring.completion() {
             let result = errno_result(completion.result());
             match Token::decode(completion.user_data()) {
-                Token::Send(index) => {
-                    let fd = |socket: u8| self.sockets[usize::from(socket)].as_raw_fd();
-                    self.slots.complete(index, result.map(|len| len as usize), fd, &mut self.stats);
+                Token::Send { slot, generation } => {
+                    let fd = self.slots.socket(slot).map_or(-1, |index| self.sockets.fd(SocketKey { index, generation }));
+                    self.slots.complete(slot, result.map(|len| len as usize), fd, &mut self.stats);
                 }
-                Token::Receive(socket) => {
-                    if let Err(error) = self.receiver.complete(socket, result, completion.flags(), &mut self.stats) {
+                Token::Receive(key) => {
+                    let is_current = self.sockets.key(key.index) == Some(key);
+                    if let Err(error) = self.receiver.complete(key, is_current, result, completion.flags(), &mut self.stats) {
                         broken = Some(error);
                     }
                 }
+                Token::Cancel => {}
                 Token::Wake => {
                     woken = true;
                     self.wake_armed &= cqueue::more(completion.flags());
@@ -224,7 +223,7 @@ impl Backend for UringBackend {
     }
 
     fn receive(&mut self) -> Option<Received<'_>> {
-        self.receiver.next(&mut self.stats)
+        self.receiver.next(&mut self.sockets, &mut self.stats)
     }
 
     fn acquire(&mut self) -> Option<TrainId> {
@@ -236,18 +235,46 @@ impl Backend for UringBackend {
     }
 
     fn send(&mut self, id: TrainId, transmit: Transmit) {
-        assert!(usize::from(transmit.socket) < self.sockets.len(), "a train leaves by a socket of this back end");
-        let index = self.slots.prepare(id, transmit);
-        let entry = opcode::SendMsg::new(Fixed(transmit.socket.into()), self.slots.header(index)).build();
-        match self.push(entry.user_data(Token::Send(index).encode())) {
+        let Some(SocketKey { index, generation }) = self.sockets.key(transmit.socket) else {
+            return self.slots.fail(id, &transmit, &mut self.stats);
+        };
+        let slot = self.slots.prepare(id, transmit);
+        let entry = opcode::SendMsg::new(file_of(index), self.slots.header(slot)).build();
+        match self.push(entry.user_data(Token::Send { slot, generation }.encode())) {
             Ok(()) => self.sends_queued = true,
             // The ring is broken, which the next turn reports; the slot must not be lost meanwhile.
-            Err(error) => self.slots.complete(index, Err(error), |_| -1, &mut self.stats),
+            Err(error) => self.slots.complete(slot, Err(error), -1, &mut self.stats),
         }
     }
 
     fn release(&mut self, id: TrainId) {
         self.slots.release(id);
+    }
+
+    fn add_socket(&mut self, index: u16, socket: UdpSocket) -> io::Result<()> {
+        let key = self.sockets.insert(index, socket)?;
+        if let Err(error) = self.ring.submitter().register_files_update(file_of(index).0, &[self.sockets.fd(key)]) {
+            self.sockets.remove(index);
+            return Err(error);
+        }
+        self.receiver.disarmed.push(key);
+        Ok(())
+    }
+
+    fn remove_socket(&mut self, index: u16) -> io::Result<()> {
+        let Some(key) = self.sockets.key(index) else { return Ok(()) };
+        // A request finds its socket at submission: what is queued goes out by this one, and not by the next one at the index.
+        let cancel = opcode::AsyncCancel::new(Token::Receive(key).encode()).build();
+        self.push(cancel.user_data(Token::Cancel.encode()))?;
+        self.enter(0, None)?;
+        while !self.ring.submission().is_empty() {
+            // Cut short: completions must be taken before the kernel takes more.
+            self.reap()?;
+            self.enter(0, None)?;
+        }
+        self.receiver.disarmed.retain(|disarmed| *disarmed != key);
+        self.sockets.remove(index);
+        self.ring.submitter().register_files_update(file_of(index).0, &[-1]).map(drop)
     }
 
     fn stats(&self) -> IoStats {
@@ -271,22 +298,23 @@ struct Receiver {
     ready: VecDeque<Arrival>,
     /// The buffer behind the caller's last `Received`.
     held: Option<u16>,
-    /// Bit per socket: no receive is armed.
-    disarmed: u64,
-    drops_seen: Box<[u32]>,
+    /// Sockets that no receive is armed for; each at most once.
+    disarmed: Vec<SocketKey>,
 }
 
 /// A completion of a multishot receive.
 struct Arrival {
-    socket: u8,
+    socket: SocketKey,
     buffer: u16,
     /// Bytes of the buffer in use, header included.
     len: usize,
 }
 
 impl Receiver {
-    fn new(config: &IoConfig, sockets_len: usize) -> io::Result<Self> {
+    fn new(config: &IoConfig, sockets: &Sockets) -> io::Result<Self> {
         let count = config.recv_buffers.next_power_of_two();
+        let mut disarmed = Vec::with_capacity(usize::from(config.sockets));
+        disarmed.extend((0..config.sockets).filter_map(|index| sockets.key(index)));
         let mut header = Box::new(empty_header());
         header.msg_namelen = NAME_LEN as u32;
         header.msg_controllen = RECV_CONTROL_LEN as _;
@@ -295,17 +323,23 @@ impl Receiver {
             header,
             ready: VecDeque::with_capacity(usize::from(count)),
             held: None,
-            disarmed: u64::MAX >> (64 - sockets_len),
-            drops_seen: vec![0; sockets_len].into(),
+            disarmed,
         })
     }
 
     /// # Errors
     ///
     /// One that would come back at every arming.
-    fn complete(&mut self, socket: u8, result: io::Result<u32>, flags: u32, stats: &mut IoStats) -> io::Result<()> {
-        if !cqueue::more(flags) {
-            self.disarmed |= 1 << socket;
+    fn complete(
+        &mut self,
+        socket: SocketKey,
+        is_current: bool,
+        result: io::Result<u32>,
+        flags: u32,
+        stats: &mut IoStats,
+    ) -> io::Result<()> {
+        if !cqueue::more(flags) && is_current {
+            self.disarmed.push(socket);
         }
         let buffer = cqueue::buffer_select(flags);
         if let Some(buffer) = buffer {
@@ -320,6 +354,8 @@ impl Receiver {
                     self.buffers.give_back(buffer);
                 }
                 match error.raw_os_error() {
+                    // The end of a receive that was cancelled because its socket is removed, or whatever else came before it.
+                    _ if !is_current => {}
                     Some(libc::ENOBUFS) => stats.receive_overflows += 1,
                     Some(errno) if ends_reception(errno) => return Err(error),
                     _ => stats.receive_errors += 1,
@@ -335,16 +371,20 @@ impl Receiver {
         }
     }
 
-    fn next(&mut self, stats: &mut IoStats) -> Option<Received<'_>> {
+    fn next(&mut self, sockets: &mut Sockets, stats: &mut IoStats) -> Option<Received<'_>> {
         self.give_back_held();
         loop {
             let Arrival { socket, buffer, len } = self.ready.pop_front()?;
             self.held = Some(buffer);
+            let Some(drops_seen) = sockets.drops_seen(socket) else {
+                stats.late += 1;
+                self.give_back_held();
+                continue;
+            };
             let receipt = read_receipt(self.buffers.bytes(buffer, len));
-            let drops_seen = &mut self.drops_seen[usize::from(socket)];
             if let Some(accepted) = receipt.accept(drops_seen, stats) {
                 let bytes = &mut self.buffers.bytes(buffer, RECV_HEADER_LEN + accepted.len)[RECV_HEADER_LEN..];
-                return Some(Received { socket, from: accepted.from, segment: accepted.segment, bytes });
+                return Some(Received { socket: socket.index, from: accepted.from, segment: accepted.segment, bytes });
             }
             self.give_back_held();
         }
@@ -368,29 +408,46 @@ fn read_receipt(bytes: &[u8]) -> Receipt<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Wake,
-    Receive(u8),
-    Send(u16),
+    Receive(SocketKey),
+    /// A send slot, and the generation of the socket that it left by.
+    Send {
+        slot: u16,
+        generation: u32,
+    },
+    Cancel,
 }
 
 impl Token {
-    const KIND_SHIFT: u32 = 32;
+    const KIND_SHIFT: u32 = 48;
+    const GENERATION_SHIFT: u32 = 16;
 
     fn encode(self) -> u64 {
+        let pack = |kind: u64, generation: u32, number: u16| {
+            kind << Self::KIND_SHIFT | u64::from(generation) << Self::GENERATION_SHIFT | u64::from(number)
+        };
         match self {
             Token::Wake => 0,
-            Token::Receive(socket) => 1 << Self::KIND_SHIFT | u64::from(socket),
-            Token::Send(slot) => 2 << Self::KIND_SHIFT | u64::from(slot),
+            Token::Receive(SocketKey { index, generation }) => pack(1, generation, index),
+            Token::Send { slot, generation } => pack(2, generation, slot),
+            Token::Cancel => pack(3, 0, 0),
         }
     }
 
     fn decode(user_data: u64) -> Self {
+        let (generation, number) = ((user_data >> Self::GENERATION_SHIFT) as u32, user_data as u16);
         match user_data >> Self::KIND_SHIFT {
             0 => Token::Wake,
-            1 => Token::Receive(user_data as u8),
-            2 => Token::Send(user_data as u16),
+            1 => Token::Receive(SocketKey { index: number, generation }),
+            2 => Token::Send { slot: number, generation },
+            3 => Token::Cancel,
             _ => unreachable!("the kernel gives back the user data that it was given"),
         }
     }
+}
+
+/// A socket's place among the registered files.
+fn file_of(index: u16) -> Fixed {
+    Fixed(WAKE_FILE + 1 + u32::from(index))
 }
 
 fn errno_result(result: i32) -> io::Result<u32> {
@@ -428,8 +485,13 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_kernel() {
-        for token in [Token::Wake, Token::Receive(0), Token::Receive(63), Token::Send(0), Token::Send(u16::MAX)] {
-            assert_eq!(Token::decode(token.encode()), token);
+        for number in [0, 1, u16::MAX] {
+            for generation in [0, 1, u32::MAX] {
+                let receive = Token::Receive(SocketKey { index: number, generation });
+                for token in [Token::Wake, Token::Cancel, receive, Token::Send { slot: number, generation }] {
+                    assert_eq!(Token::decode(token.encode()), token);
+                }
+            }
         }
     }
 }

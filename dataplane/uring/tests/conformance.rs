@@ -63,10 +63,16 @@ for_both!(
     a_refused_datagram_is_counted_and_frees_its_slot,
     many_sockets_are_all_served,
     back_ends_come_and_go,
+    a_socket_is_added_and_removed_while_traffic_flows,
+    an_index_is_used_again_and_its_former_socket_is_not_heard,
+    sends_in_flight_leave_by_the_socket_that_they_were_meant_for,
+    a_train_for_a_removed_socket_is_counted_and_frees_its_slot,
+    a_removed_socket_lets_go_of_its_port,
+    an_index_out_of_room_or_taken_is_refused,
 );
 
 fn small() -> IoConfig {
-    IoConfig { recv_buffers: 64, recv_buffer_len: 65_536, trains: 8, train_len: 65_000, gro: true }
+    IoConfig { recv_buffers: 64, recv_buffer_len: 65_536, trains: 8, train_len: 65_000, gro: true, sockets: 64 }
 }
 
 fn loopback_v4() -> UdpSocket {
@@ -91,7 +97,7 @@ fn peer() -> UdpSocket {
 /// A received buffer, kept.
 #[derive(Debug, PartialEq, Eq)]
 struct Kept {
-    socket: u8,
+    socket: u16,
     from: SocketAddr,
     segment: usize,
     datagrams: Vec<Vec<u8>>,
@@ -116,7 +122,7 @@ fn receive_count(backend: &mut impl Backend, count: usize) -> Vec<Kept> {
     kept
 }
 
-fn send(backend: &mut impl Backend, socket: u8, to: SocketAddr, bytes: &[u8], segment: Option<u16>) {
+fn send(backend: &mut impl Backend, socket: u16, to: SocketAddr, bytes: &[u8], segment: Option<u16>) {
     let id = backend.acquire().expect("a free slot");
     backend.train(&id)[..bytes.len()].copy_from_slice(bytes);
     backend.send(id, Transmit { socket, to, len: bytes.len(), segment });
@@ -472,4 +478,133 @@ fn back_ends_come_and_go<B: Make>() {
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// One socket echoes all the time; another comes, echoes, and goes, many times, in the same slot.
+fn a_socket_is_added_and_removed_while_traffic_flows<B: Make>() {
+    let steady = loopback_v4();
+    let steady_to = address(&steady);
+    let (mut backend, _waker) = B::make(vec![steady], &small());
+    let (steady_peer, passing_peer) = (peer(), peer());
+    for round in 0..50u8 {
+        let passing = loopback_v4();
+        let passing_to = address(&passing);
+        backend.add_socket(7, passing).expect("the index is free");
+        for i in 0..4 {
+            steady_peer.send_to(&[round, i], steady_to).expect("loopback");
+            passing_peer.send_to(&[round, i], passing_to).expect("loopback");
+        }
+        let mut kept = receive_count(&mut backend, 8);
+        kept.sort_by_key(|k| k.socket);
+        let datagrams =
+            |socket: u16| -> Vec<Vec<u8>> { kept.iter().filter(|k| k.socket == socket).flat_map(|k| k.datagrams.clone()).collect() };
+        let expected: Vec<_> = (0..4).map(|i| vec![round, i]).collect();
+        assert_eq!((datagrams(0), datagrams(7)), (expected.clone(), expected));
+        send(&mut backend, 7, address(&passing_peer), &[round], None);
+        send(&mut backend, 0, address(&steady_peer), &[round], None);
+        backend.turn(Wait::No).expect("a turn");
+        for (peer, from) in [(&steady_peer, steady_to), (&passing_peer, passing_to)] {
+            let mut echo = [0; 8];
+            assert_eq!(peer.recv_from(&mut echo).expect("an echo"), (1, from));
+            assert_eq!(echo[0], round);
+        }
+        backend.remove_socket(7).expect("a removal");
+    }
+    let stats = backend.stats();
+    assert_eq!((stats.sends_failed, stats.receive_errors, stats.late, stats.trains_sent), (0, 0, 0, 100));
+}
+
+fn an_index_is_used_again_and_its_former_socket_is_not_heard<B: Make>() {
+    let (mut backend, _waker) = B::make(vec![loopback_v4()], &small());
+    let peer = peer();
+    let mut late = 0;
+    for round in 0..20u8 {
+        let former = loopback_v4();
+        let former_to = address(&former);
+        backend.add_socket(1, former).expect("the index is free");
+        backend.turn(Wait::No).expect("a turn");
+        for _ in 0..3 {
+            peer.send_to(b"former", former_to).expect("loopback");
+        }
+        // In half of the rounds the datagrams are in our buffers already, in the other half still in the socket.
+        if round % 2 == 0 {
+            backend.turn(Wait::AtMost(PATIENCE)).expect("a turn");
+        }
+        backend.remove_socket(1).expect("a removal");
+        let latter = loopback_v4();
+        let latter_to = address(&latter);
+        backend.add_socket(1, latter).expect("the index is free again");
+        peer.send_to(&[round], latter_to).expect("loopback");
+        let kept = receive_count(&mut backend, 1);
+        assert_eq!(kept.iter().map(|k| (k.socket, k.datagrams.concat())).collect::<Vec<_>>(), [(1, vec![round])]);
+        backend.remove_socket(1).expect("a removal");
+        assert!(backend.stats().late >= late + u64::from(round % 2 == 0), "what was dropped is counted");
+        late = backend.stats().late;
+    }
+}
+
+fn sends_in_flight_leave_by_the_socket_that_they_were_meant_for<B: Make>() {
+    let (mut backend, _waker) = B::make(vec![loopback_v4()], &small());
+    let peer = peer();
+    for round in 0..20u8 {
+        let former = loopback_v4();
+        let former_from = address(&former);
+        backend.add_socket(1, former).expect("the index is free");
+        // Queued, not submitted: no turn in between.
+        send(&mut backend, 1, address(&peer), &[round], None);
+        send(&mut backend, 1, address(&peer), &pattern(2_500), Some(1_000));
+        backend.remove_socket(1).expect("a removal");
+        let latter = loopback_v4();
+        let latter_from = address(&latter);
+        backend.add_socket(1, latter).expect("the index is free again");
+        send(&mut backend, 1, address(&peer), b"latter", None);
+        backend.turn(Wait::No).expect("a turn");
+        let mut buffer = [0; 2_000];
+        for (len, from) in [(1, former_from), (1_000, former_from), (1_000, former_from), (500, former_from), (6, latter_from)] {
+            assert_eq!(peer.recv_from(&mut buffer).expect("a datagram"), (len, from));
+        }
+        backend.remove_socket(1).expect("a removal");
+    }
+    assert_eq!((backend.stats().trains_sent, backend.stats().sends_failed), (60, 0));
+    // Every slot is back.
+    let slots: Vec<_> = std::iter::from_fn(|| backend.acquire()).collect();
+    assert_eq!(slots.len(), 8);
+}
+
+fn a_train_for_a_removed_socket_is_counted_and_frees_its_slot<B: Make>() {
+    let (mut backend, _waker) = B::make(vec![loopback_v4()], &IoConfig { trains: 1, ..small() });
+    backend.add_socket(1, loopback_v4()).expect("the index is free");
+    backend.remove_socket(1).expect("a removal");
+    backend.remove_socket(1).expect("a second removal is none");
+    for round in 1..=3 {
+        for socket in [1, 63, 5_000] {
+            send(&mut backend, socket, (Ipv4Addr::LOCALHOST, 9).into(), &pattern(2_500), Some(1_000));
+        }
+        backend.turn(Wait::No).expect("a turn");
+        assert_eq!((backend.stats().sends_failed, backend.stats().trains_sent), (9 * round, 0));
+    }
+}
+
+fn a_removed_socket_lets_go_of_its_port<B: Make>() {
+    let (mut backend, _waker) = B::make(vec![loopback_v4()], &small());
+    for _ in 0..10 {
+        let socket = loopback_v4();
+        let to = address(&socket);
+        backend.add_socket(1, socket).expect("the index is free");
+        backend.turn(Wait::No).expect("a turn");
+        backend.remove_socket(1).expect("a removal");
+        backend.turn(Wait::No).expect("a turn");
+        let start = Instant::now();
+        while bind_udp(to, 1 << 16, 1 << 16).is_err() {
+            assert!(start.elapsed() < PATIENCE, "the back end keeps the socket");
+            backend.turn(Wait::AtMost(Duration::from_millis(1))).expect("a turn");
+        }
+    }
+}
+
+fn an_index_out_of_room_or_taken_is_refused<B: Make>() {
+    let (mut backend, _waker) = B::make(vec![loopback_v4()], &IoConfig { sockets: 2, ..small() });
+    assert!(backend.add_socket(0, loopback_v4()).expect_err("taken").to_string().contains("is taken"));
+    assert!(backend.add_socket(2, loopback_v4()).expect_err("no room").to_string().contains("room for 2"));
+    backend.add_socket(1, loopback_v4()).expect("there is room");
 }
