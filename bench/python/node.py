@@ -35,7 +35,7 @@ def free_media_port(address):
 class Node:
     """Runs from construction until `stop`. `judged` is the capture's filter, before the ports; media is on `address` alone."""
 
-    def __init__(self, name, judged="udp portrange", address="127.0.0.1", backend="auto"):
+    def __init__(self, name, judged="udp portrange", address="127.0.0.1", backend="auto", consent="15s"):
         self.name = name
         self.judged = judged
         self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
@@ -56,6 +56,7 @@ socket = "{self.socket}"
 [media]
 addresses = ["{address}"]
 port = {self.media_port}
+consent_timeout = "{consent}"
 [dataplane]
 cores = "0-1"
 backend = "{backend}"

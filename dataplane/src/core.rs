@@ -339,6 +339,7 @@ impl Core {
         let opened = keys.receiver.unprotect_rtp(packet, header_len)?;
 
         // Authenticated from here on; the header was never encrypted.
+        transport.ice.note_authentic_packet(now);
         let plain = &mut packet[..opened.len];
         let payload_len = rtp::payload(plain, header_len)?.len();
         meta.len = (header_len + payload_len) as u16;

@@ -31,7 +31,7 @@ pub struct IceLite {
     consent: Duration,
     opened_at: Time,
     /// Set by the first check that was answered with success, and by each later one.
-    checked_at: Option<Time>,
+    heard_at: Option<Time>,
     /// Validated paths, the oldest first.
     paths: Vec<Path>,
     /// One of `paths`; where this node sends. Set by the first validation, moved by USE-CANDIDATE.
@@ -56,7 +56,7 @@ pub struct CheckOutcome {
 impl IceLite {
     /// An agent that expects its first check within [`CONNECT_TIMEOUT`], and silence of at most `consent` after it.
     pub fn new(now: Time, credentials: IceCredentials, consent: Duration) -> IceLite {
-        IceLite { credentials, consent, opened_at: now, checked_at: None, paths: Vec::with_capacity(PATHS_MAX), selected: None }
+        IceLite { credentials, consent, opened_at: now, heard_at: None, paths: Vec::with_capacity(PATHS_MAX), selected: None }
     }
 
     /// Judges a check that came over `path` and writes the answer, an error answer included, into `response`.
@@ -90,7 +90,7 @@ impl IceLite {
             return Ok(refused(stun::write_role_conflict(transaction, password, response)));
         }
         let response_len = stun::write_success(transaction, path.remote, password, response);
-        self.checked_at = Some(now);
+        self.heard_at = Some(now);
         let newly_validated = !self.is_validated(path);
         let replaced = if newly_validated { self.validate(path) } else { None };
         let selected_changed = self.selected != Some(path) && (check.use_candidate() || self.selected.is_none());
@@ -125,6 +125,15 @@ impl IceLite {
         self.paths.contains(&path)
     }
 
+    /// A packet of the client was authenticated by SRTP: it is there although it may not check again. libnice, and so GStreamer,
+    /// keeps a selected pair alive with Binding indications only.
+    #[inline]
+    pub fn note_authentic_packet(&mut self, now: Time) {
+        if self.heard_at.is_some() {
+            self.heard_at = Some(now);
+        }
+    }
+
     /// Every validated path, the oldest first.
     pub fn paths(&self) -> &[Path] {
         &self.paths
@@ -137,9 +146,9 @@ impl IceLite {
 
     /// When [`Self::expired`] has to be asked next.
     pub fn deadline(&self) -> Time {
-        match self.checked_at {
+        match self.heard_at {
             None => self.opened_at + CONNECT_TIMEOUT,
-            Some(checked_at) => checked_at + self.consent,
+            Some(heard_at) => heard_at + self.consent,
         }
     }
 
@@ -148,7 +157,7 @@ impl IceLite {
         if now < self.deadline() {
             return None;
         }
-        Some(if self.checked_at.is_none() { TransportLoss::NeverConnected } else { TransportLoss::ConsentExpired })
+        Some(if self.heard_at.is_none() { TransportLoss::NeverConnected } else { TransportLoss::ConsentExpired })
     }
 }
 
@@ -360,5 +369,16 @@ mod tests {
         assert_eq!(ice.expired(Time::from_millis(35_000)), Some(TransportLoss::ConsentExpired));
         check(&mut ice, 34, path(2), &PLAIN);
         assert_eq!(ice.expired(Time::from_millis(35_000)), None, "consent over any validated path keeps the transport");
+    }
+
+    #[test]
+    fn a_client_that_sends_media_and_no_checks_stays() {
+        let mut ice = agent();
+        ice.note_authentic_packet(Time::from_millis(1));
+        assert_eq!(ice.expired(Time::ZERO + CONNECT_TIMEOUT), Some(TransportLoss::NeverConnected), "a check comes first");
+        check(&mut ice, 10, path(1), &NOMINATING);
+        ice.note_authentic_packet(Time::from_millis(24_000));
+        assert_eq!(ice.expired(Time::from_millis(38_999)), None);
+        assert_eq!(ice.expired(Time::from_millis(39_000)), Some(TransportLoss::ConsentExpired));
     }
 }

@@ -30,6 +30,7 @@ impl Core {
         let keys = self.transports[index].keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
         let len = keys.receiver.unprotect_rtcp(datagram)?;
         let compound = RtcpReader::new(&datagram[..len])?;
+        self.transports[index].ice.note_authentic_packet(now);
         self.counters.rtcp_packets_in += 1;
         let mut nacked = 0;
         for packet in compound {
