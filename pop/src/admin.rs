@@ -12,12 +12,14 @@ use axum::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::captures::{CaptureBody, CaptureStatus, Captures, StartError};
+use crate::logging::{AUDIT, LogControl};
 use crate::metrics::{Exposition, Metrics};
 use crate::node::{CaptureId, Node};
+use crate::reload::{Refusal, Reloader};
 use crate::token::{TokenRequest, unix_now_s};
 use crate::{http, serve};
 
@@ -99,19 +101,29 @@ pub struct Admin {
     node: Node,
     metrics: Arc<Metrics>,
     captures: Captures,
+    operations: Operations,
     url: Arc<str>,
     started: Instant,
     incarnation: Incarnation,
 }
 
+/// What an operator changes about the running process.
+#[derive(Clone)]
+pub struct Operations {
+    /// The config file.
+    pub reloader: Reloader,
+    /// The log.
+    pub log: LogControl,
+}
+
 impl Admin {
     /// Over `node`; `url` is the base of the URLs that clients use.
-    pub fn new(node: Node, metrics: Arc<Metrics>, url: &str) -> Self {
+    pub fn new(node: Node, metrics: Arc<Metrics>, operations: Operations, url: &str) -> Self {
         let mut nonce = [0; 8];
         node.random(&mut nonce);
         let incarnation = Incarnation { start: unix_now_s() * 1_000, nonce: u64::from_ne_bytes(nonce) };
         let captures = Captures::new(node.clone());
-        Self { node, metrics, captures, url: url.into(), started: Instant::now(), incarnation }
+        Self { node, metrics, captures, operations, url: url.into(), started: Instant::now(), incarnation }
     }
 
     /// The routes of the admin listener: nothing that changes the node, nothing secret.
@@ -121,6 +133,8 @@ impl Admin {
         };
         let router = read_only()
             .route("/api/v1/tokens", post(socket_only))
+            .route("/api/v1/reload", post(socket_only))
+            .route("/api/v1/log", get(socket_only).put(socket_only))
             .route("/api/v1/captures", post(socket_only))
             .route("/api/v1/captures/{id}", get(socket_only).delete(socket_only));
         self.finish(router)
@@ -130,6 +144,8 @@ impl Admin {
     pub fn socket_router(self) -> Router {
         let router = read_only()
             .route("/api/v1/tokens", post(create_token))
+            .route("/api/v1/reload", post(reload))
+            .route("/api/v1/log", get(show_log).put(set_log))
             .route("/api/v1/captures", post(start_capture))
             .route("/api/v1/captures/{id}", get(show_capture).delete(stop_capture));
         self.finish(router)
@@ -212,8 +228,46 @@ async fn create_token(State(admin): State<Admin>, body: Result<Json<TokenRequest
         Ok(Json(request)) => request,
         Err(rejection) => return refuse(rejection.status(), rejection.body_text()),
     };
-    match request.sign(admin.node.keys(), unix_now_s()) {
-        Ok(token) => Json(json!({ "token": token, "url": &*admin.url })).into_response(),
+    match request.sign(&admin.node.keys(), unix_now_s()) {
+        Ok(token) => {
+            let TokenRequest { room, identity, publish, subscribe, hidden, ttl_s } = request;
+            tracing::info!(target: AUDIT, room, identity, publish, subscribe, hidden, ttl_s, "grant");
+            Json(json!({ "token": token, "url": &*admin.url })).into_response()
+        }
+        Err(sentence) => refuse(StatusCode::BAD_REQUEST, sentence),
+    }
+}
+
+async fn reload(State(admin): State<Admin>) -> Response {
+    match admin.operations.reloader.reload("unix socket").await {
+        Ok(report) => Json(report).into_response(),
+        Err(Refusal::NoFile(sentence)) => refuse(StatusCode::CONFLICT, sentence),
+        Err(Refusal::Config(sentence)) => refuse(StatusCode::UNPROCESSABLE_ENTITY, sentence),
+    }
+}
+
+/// `PUT /api/v1/log`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogBody {
+    filter: String,
+}
+
+async fn show_log(State(admin): State<Admin>) -> Response {
+    let log = &admin.operations.log;
+    Json(json!({ "filter": log.filter(), "format": log.format(), "suppressed_lines": log.suppressed() })).into_response()
+}
+
+async fn set_log(State(admin): State<Admin>, body: Result<Json<LogBody>, JsonRejection>) -> Response {
+    let filter = match body {
+        Ok(Json(LogBody { filter })) => filter,
+        Err(rejection) => return refuse(rejection.status(), rejection.body_text()),
+    };
+    match admin.operations.log.set_filter(&filter) {
+        Ok(former) => {
+            tracing::info!(target: AUDIT, filter, former, "log");
+            show_log(State(admin)).await
+        }
         Err(sentence) => refuse(StatusCode::BAD_REQUEST, sentence),
     }
 }

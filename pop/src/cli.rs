@@ -3,6 +3,7 @@
 mod capture;
 mod check;
 mod client;
+mod operate;
 mod show;
 mod token;
 
@@ -42,6 +43,10 @@ pub enum Command {
     Sessions(AskArgs),
     /// Show the running node.
     Status(AskArgs),
+    /// Take the changed config file; the old config stays when the new one is wrong.
+    Reload(AskArgs),
+    /// Show the log filter of the running node, or change it until the next reload.
+    LogLevel(LogLevelArgs),
     /// Print the release.
     Version(JsonArgs),
 }
@@ -173,6 +178,19 @@ pub struct AskArgs {
     pub json: bool,
 }
 
+/// `pop log-level`
+#[derive(Debug, Args)]
+pub struct LogLevelArgs {
+    /// A level, or directives such as info,pop_dataplane=debug; without one, the filter in force is shown.
+    pub filter: Option<String>,
+    /// The running node's unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// A command that asks nobody.
 #[derive(Debug, Args)]
 pub struct JsonArgs {
@@ -220,6 +238,8 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
         Command::Rtp(RtpCommand::Capture(args)) => capture::capture(&args).await,
         Command::Sessions(args) => show::sessions(&args).await,
         Command::Status(args) => show::status(&args).await,
+        Command::Reload(args) => operate::reload(&args).await,
+        Command::LogLevel(args) => operate::log_level(&args).await,
         Command::Version(args) => show::version(&args),
         Command::Run(_) | Command::Doctor(_) => unreachable!("main keeps these two"),
     }

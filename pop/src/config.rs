@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub(crate) use value::keys as keys_of_table;
@@ -172,7 +172,7 @@ pub struct LogConfig {
 }
 
 /// `log.format`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One line of text per event.
@@ -248,12 +248,17 @@ impl Default for DataplaneConfig {
 impl Config {
     /// Reads and checks `file`.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Ok(Self::read(file)?.0)
+    }
+
+    /// Reads and checks `file`, and gives its text too.
+    pub fn read(file: &Path) -> Result<(Self, String), ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|e| ConfigError::unreadable(file, &e))?;
         let mut config = Self::parse(&text, file)?;
         if let (Some(keys_file), Some(folder)) = (&mut config.auth.keys_file, file.parent()) {
             *keys_file = folder.join(&*keys_file);
         }
-        Ok(config)
+        Ok((config, text))
     }
 
     /// Checks `text`; `file` is only what errors call it.

@@ -13,8 +13,8 @@ mod pump;
 mod room;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use pop_dataplane::limits::WorkerLimits;
@@ -69,7 +69,8 @@ pub struct Node {
 
 struct Shared {
     name: String,
-    keys: ApiKeys,
+    /// Replaced as a whole by a reload.
+    keys: RwLock<Arc<ApiKeys>>,
     dtls: Dtls,
     clock: Clock,
     workers: Vec<Worker>,
@@ -144,7 +145,7 @@ impl Node {
         let node = Node {
             shared: Arc::new_cyclic(|shared| Shared {
                 name: config.node.shown_name(),
-                keys,
+                keys: RwLock::new(Arc::new(keys)),
                 dtls,
                 clock,
                 workers,
@@ -186,9 +187,14 @@ impl Node {
         self.shared.dtls.fingerprint()
     }
 
-    /// The API keys.
-    pub fn keys(&self) -> &ApiKeys {
-        &self.shared.keys
+    /// The API keys, as of now.
+    pub fn keys(&self) -> Arc<ApiKeys> {
+        Arc::clone(&self.shared.keys.read().expect("nothing panics while the keys are held"))
+    }
+
+    /// From now on tokens are checked and signed with these.
+    pub fn set_keys(&self, keys: ApiKeys) {
+        *self.shared.keys.write().expect("nothing panics while the keys are held") = Arc::new(keys);
     }
 
     /// How long a client may stay silent.
@@ -202,7 +208,8 @@ impl Node {
     ///
     /// What is wrong with the token.
     pub fn verify_token(&self, token: &str) -> Result<Access, TokenError> {
-        token::verify(token, unix_now_s(), |id| self.shared.keys.secret(id))
+        let keys = self.keys();
+        token::verify(token, unix_now_s(), |id| keys.secret(id))
     }
 
     /// Chooses the worker for one more client of `session` and keeps what it claims there until the placement is dropped or the
@@ -323,6 +330,16 @@ fn plan(limits: &WorkerLimits) -> Claim {
 /// The cores that this process may use.
 pub fn available_cores() -> Vec<usize> {
     pop_dataplane::available_cores()
+}
+
+/// What only this host can tell of a config: whether its cores exist, and whether there is a media port for each of them.
+///
+/// # Errors
+///
+/// A sentence that says what to change.
+pub fn check_host(config: &Config) -> Result<(), String> {
+    let cores = config.dataplane.cores.choose(&available_cores())?;
+    config.media.check_ports(cores.len())
 }
 
 /// The back end to start with; `Auto` asks the kernel.

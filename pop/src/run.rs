@@ -3,17 +3,21 @@
 use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Operations};
 use crate::cli::{Failure, RunArgs};
 use crate::config::{Config, MediaConfig};
 use crate::keys::ApiKeys;
+use crate::logging::LogControl;
 use crate::metrics::{DtlsCollector, Metrics, WorkerCollector};
 use crate::node::Node;
+use crate::notify::Notifier;
+use crate::reload::{Applier, AuthApplier, LogApplier, Reloader};
 use crate::serve::{self, SocketFile};
 use crate::token::{TokenRequest, unix_now_s};
 use crate::{http, logging, node, panic, signal as signalling};
@@ -21,11 +25,14 @@ use crate::{http, logging, node, panic, signal as signalling};
 /// Room of the demo URL.
 const DEMO_ROOM: &str = "demo";
 
+/// How often the log tells what it held back.
+const SUPPRESSED_REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Serves until SIGTERM or SIGINT.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let mut config = args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    let (mut config, text) = args.config.as_deref().map_or_else(|| Ok(Default::default()), Config::read)?;
     let keys = ApiKeys::from_config(&config.auth)?;
-    logging::start(&config.log);
+    let log = logging::start(&config.log);
     panic::install_hook();
     if args.config.is_none() {
         tracing::info!("no config file: a complete node on loopback; config/pop.toml lists every key");
@@ -34,10 +41,11 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if keys.drawn() {
         tracing::info!("no API keys: one was drawn and ends with this process, and so do its tokens");
     }
-    // What only this host can tell of the config is checked before anything starts.
+    // Before anything starts.
+    node::check_host(&config).map_err(Failure::Usage)?;
+    let notifier = Notifier::from_environment().map_err(Failure::Other)?;
     let available = node::available_cores();
     let workers = config.dataplane.cores.choose(&available).map_err(Failure::Usage)?.len();
-    config.media.check_ports(workers).map_err(Failure::Usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // As many as cores without a worker, so that control does not push workers aside; at least one.
         .worker_threads(available.len().saturating_sub(workers).max(1))
@@ -45,7 +53,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .thread_name("pop-control")
         .build();
     let runtime = runtime.map_err(|error| Failure::Other(format!("no control threads: {error}")))?;
-    let outcome = runtime.block_on(serve(&config, keys, args.json));
+    let outcome = runtime.block_on(serve(Start { args, config: &config, text: &text, keys, log, notifier }));
     // Drops every task, and with the last handle of the node its workers, which are waited for.
     drop(runtime);
     outcome?;
@@ -53,9 +61,21 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn serve(config: &Config, keys: ApiKeys, json: bool) -> Result<(), Failure> {
+/// What is known before the first listener.
+struct Start<'a> {
+    args: &'a RunArgs,
+    config: &'a Config,
+    /// Of the config file; empty without one.
+    text: &'a str,
+    keys: ApiKeys,
+    log: LogControl,
+    notifier: Notifier,
+}
+
+async fn serve(start: Start<'_>) -> Result<(), Failure> {
+    let Start { args, config, text, keys, log, notifier } = start;
     // Signals are taken from here on, so that one during the start is not the default's sudden end.
-    let mut signals = Signals::take().map_err(|error| Failure::Other(format!("no signals: {error}")))?;
+    let (mut signals, hangups) = Signals::take().map_err(|error| Failure::Other(format!("no signals: {error}")))?;
     let socket = SocketFile::bind(&config.admin.socket_path()).map_err(Failure::Other)?;
     let public = serve::bind("http.listen", config.http.listen).await.map_err(Failure::Other)?;
     let operator = serve::bind("admin.listen", config.admin.listen).await.map_err(Failure::Other)?;
@@ -65,7 +85,11 @@ async fn serve(config: &Config, keys: ApiKeys, json: bool) -> Result<(), Failure
     let operator_address = bound(&operator, config.admin.listen);
     let url = config.http.public_url.as_ref().map_or_else(|| base_url(public_address), |url| url.as_str().to_owned());
     let metrics = metrics_of(&node);
-    let admin = Admin::new(node.clone(), Arc::clone(&metrics), &url);
+    // Every live key of the config has its applier here.
+    let appliers: Vec<Box<dyn Applier>> = vec![Box::new(LogApplier(log.clone())), Box::new(AuthApplier(node.clone()))];
+    let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
+    let operations = Operations { reloader: reloader.clone(), log: log.clone() };
+    let admin = Admin::new(node.clone(), Arc::clone(&metrics), operations, &url);
     tracing::info!(node = node.name(), socket = %socket.path().display(), "unix socket for the pop command");
 
     let (stop_public, public_stopped) = watch::channel(false);
@@ -78,10 +102,14 @@ async fn serve(config: &Config, keys: ApiKeys, json: bool) -> Result<(), Failure
     ];
     let (first, last) = node.media_ports();
     let open_to_others = config.http.public_url.is_some() || !public_address.ip().is_loopback();
-    let demo = demo_url(&url, open_to_others, node.keys());
-    Ready { http: url, media: format!("{first}-{last}"), admin: base_url(operator_address), demo }.announce(json);
+    let demo = demo_url(&url, open_to_others, &node.keys());
+    Ready { http: url, media: format!("{first}-{last}"), admin: base_url(operator_address), demo }.announce(args.json);
+    notifier.ready();
+    tokio::spawn(reload_on_hangup(hangups, reloader));
+    tokio::spawn(report_suppressed(log));
 
     let name = signals.next().await;
+    notifier.stopping();
     tracing::info!(signal = name, "stopping; a second signal stops at once");
     let stop = async {
         node.stop_accepting();
@@ -121,15 +149,17 @@ impl Ready {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT: the end.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn take() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    /// With them SIGHUP, which asks for a reload.
+    fn take() -> std::io::Result<(Self, Signal)> {
+        let end = Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        Ok((end, signal(SignalKind::hangup())?))
     }
 
     async fn next(&mut self) -> &'static str {
@@ -137,6 +167,20 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+async fn reload_on_hangup(mut hangups: Signal, reloader: Reloader) {
+    while hangups.recv().await.is_some() {
+        // The log has the outcome; a signal has nobody to answer.
+        let _ = reloader.reload("SIGHUP").await;
+    }
+}
+
+async fn report_suppressed(log: LogControl) {
+    loop {
+        tokio::time::sleep(SUPPRESSED_REPORT_INTERVAL).await;
+        log.report_suppressed();
     }
 }
 

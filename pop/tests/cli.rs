@@ -1,135 +1,21 @@
 //! The built binary as scripts see it: exit codes, the ready line, stdout and stderr, tokens, signals, and what it leaves behind.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pop_proto::DropReason;
 use pop_schemas::SessionId;
 use pop_session::token;
 
-const SECRET: &str = "a secret of these tests alone, 0123456789";
+#[path = "cli_support/process.rs"]
+mod process;
 
-/// A folder of one test, removed at its end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("pop-cli-{}-{number}", std::process::id()));
-        fs::create_dir_all(&folder).expect("temporary files can be made");
-        Folder(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, text).expect("temporary files can be made");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
-        path
-    }
-
-    /// A config on free ports, with this folder's socket and keys.
-    fn config(&self) -> PathBuf {
-        self.write("keys.toml", &format!("test = \"{SECRET}\"\n"));
-        self.write("pop.toml", &config(&self.path("pop.sock"), "127.0.0.1:0"))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn config(socket: &Path, listen: &str) -> String {
-    format!(
-        "[http]\nlisten = \"{listen}\"\n[admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"{}\"\n[media]\naddresses = [\"127.0.0.1\"]\nport = 0\n\
-         [dataplane]\npacket_pool = 1024\nrecv_buffers = 16\n[auth]\nkeys_file = \"keys.toml\"\n",
-        socket.display()
-    )
-}
-
-fn pop(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pop"));
-    command.args(words).stdin(Stdio::null());
-    command
-}
-
-fn run(words: &[&str]) -> Output {
-    pop(words).output().expect("the binary is there")
-}
-
-fn shown(path: &Path) -> &str {
-    path.to_str().expect("our folders are plain text")
-}
-
-fn code(output: &Output) -> Option<i32> {
-    output.status.code()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
-}
-
-/// A running node, killed at the end of its test if it still runs.
-struct Node {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-    line: String,
-}
-
-impl Node {
-    fn start(config: &Path, more: &[&str]) -> Node {
-        let mut command = pop(&["run", "--config", shown(config)]);
-        let mut child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary is there");
-        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut line = String::new();
-        stdout.read_line(&mut line).expect("a line or the end");
-        Node { child, stdout, line }
-    }
-
-    /// `key=value` of the ready line.
-    fn said(&self, key: &str) -> &str {
-        let words = self.line.trim_end().split(' ');
-        let value = words.filter_map(|word| word.split_once('=')).find(|(name, _)| *name == key);
-        value.unwrap_or_else(|| panic!("no {key} in {:?}", self.line)).1
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().expect("kill is everywhere").success());
-    }
-
-    /// Exit code, the rest of stdout, and stderr.
-    fn end(mut self) -> (Option<i32>, String, String) {
-        let (mut rest, mut log) = (String::new(), String::new());
-        self.stdout.read_to_string(&mut rest).expect("text");
-        self.child.stderr.take().expect("it is piped").read_to_string(&mut log).expect("text");
-        (self.child.wait().expect("it is our child").code(), rest, log)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use process::{Folder, Node, SECRET, code, config, http, json, pop, read_answer, run, shown, stderr};
 
 /// A publisher's request whose body never comes. The node has read its head and waits: an orderly stop takes the grace of 2 s.
 fn open_request(folder: &Folder, node: &Node) -> TcpStream {
@@ -146,20 +32,6 @@ fn open_request(folder: &Folder, node: &Node) -> TcpStream {
     stream.read_exact(&mut answer).expect("the node asks for the body");
     assert_eq!(&answer, b"HTTP/1.1 100 Continue");
     stream
-}
-
-fn http(base: &str, method: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(base.strip_prefix("http://").expect("a plain URL")).expect("the node listens");
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").expect("a small request");
-    let (head, body) = read_answer(stream);
-    (head[9..12].parse().expect("a status"), body)
-}
-
-fn read_answer(mut stream: impl Read) -> (String, String) {
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("text");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    (head.to_owned(), body.to_owned())
 }
 
 /// Asks over the unix socket for a capture of a minute; the answer's head and body.

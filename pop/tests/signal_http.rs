@@ -45,7 +45,7 @@ impl Host {
     fn token(&self, change: impl FnOnce(&mut TokenRequest)) -> String {
         let mut request = TokenRequest::new("stage", "ann");
         change(&mut request);
-        request.sign(self.node.keys(), unix_now_s()).unwrap()
+        request.sign(&self.node.keys(), unix_now_s()).unwrap()
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {
@@ -114,7 +114,7 @@ async fn a_publisher_and_a_viewer_come_and_go() {
 
     // The resource's name is the right to end it: a token that expired during the call keeps nobody from leaving.
     let (whip, whep) = (publish.header("location"), watch.header("location"));
-    let expired = TokenRequest { ttl_s: 1, ..TokenRequest::new("stage", "ann") }.sign(host.node.keys(), 1_000).unwrap();
+    let expired = TokenRequest { ttl_s: 1, ..TokenRequest::new("stage", "ann") }.sign(&host.node.keys(), 1_000).unwrap();
     assert_eq!(host.simple("DELETE", whip, Some(&format!("Bearer {expired}"))).await.status, StatusCode::OK);
     assert_eq!(host.simple("DELETE", whip, None).await.status, StatusCode::NOT_FOUND);
     assert_eq!(host.simple("DELETE", whep, Some(&format!("bearer {token}"))).await.status, StatusCode::OK);
@@ -135,7 +135,7 @@ async fn what_is_wrong_is_said_in_one_sentence_and_leaves_nothing() {
     let watch_only = host.token(|request| request.publish = false);
     let publish_only = host.token(|request| request.subscribe = false);
     let foreign = TokenRequest::new("stage", "ann").sign(&ApiKeys::draw(), unix_now_s()).unwrap();
-    let expired = TokenRequest { ttl_s: 1, ..TokenRequest::new("stage", "ann") }.sign(host.node.keys(), 1_000).unwrap();
+    let expired = TokenRequest { ttl_s: 1, ..TokenRequest::new("stage", "ann") }.sign(&host.node.keys(), 1_000).unwrap();
     let weak = text.replace("a=fingerprint:sha-256", "a=fingerprint:md5");
     #[rustfmt::skip]
     let rows: Vec<Refused<'_>> = vec![

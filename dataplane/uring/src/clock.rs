@@ -1,4 +1,4 @@
-//! CPU time of a thread and of the process, and the precision of a thread's sleep.
+//! CPU time of a thread and of the process, the system's monotonic clock, and the precision of a thread's sleep.
 
 use std::io;
 use std::time::Duration;
@@ -13,11 +13,16 @@ pub fn process_cpu_time() -> Duration {
     read_clock(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
+/// `CLOCK_MONOTONIC`, as other programs of this host read it.
+pub fn monotonic_time() -> Duration {
+    read_clock(libc::CLOCK_MONOTONIC)
+}
+
 fn read_clock(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one `timespec`, and `time` is one.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    assert_eq!(result, 0, "Linux has had the CPU-time clocks since 2.6.12");
+    assert_eq!(result, 0, "Linux has had these clocks since 2.6.12");
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 

@@ -26,7 +26,7 @@ mod wake;
 mod wake_task;
 
 pub use backend::{Backend, BackendKind, IoConfig, IoStats, Received, TrainId, Transmit, UnknownBackend, Wait};
-pub use clock::{process_cpu_time, set_timer_slack, thread_cpu_time};
+pub use clock::{monotonic_time, process_cpu_time, set_timer_slack, thread_cpu_time};
 pub use mmsg::MmsgBackend;
 pub use probe::{Feature, Probe, probe};
 pub use raw_udp::RawUdp;

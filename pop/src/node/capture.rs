@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::Node;
 use super::directory::{RoomSender, Slot};
 use super::room::RoomMessage;
+use crate::logging::AUDIT;
 
 /// A running capture's number.
 pub type CaptureId = u32;
@@ -82,6 +83,8 @@ impl Node {
         started.map_err(|source| CaptureError::File { path: path.clone(), source })?;
         match ask(&room, Request::Tap { tap, kind }).await {
             Ok(Reply::Tapped { tracks }) => {
+                let kind = kind.map_or("all", MediaKind::name);
+                tracing::info!(target: AUDIT, room = %session, capture = tap, path = %path.display(), kind, "capture start");
                 self.shared.captures.table().insert(tap, Capture { room, path, _hold: hold });
                 Ok((tap, tracks))
             }
@@ -107,7 +110,10 @@ impl Node {
         let capture = self.shared.captures.table().remove(&id).ok_or(CaptureError::Unknown(id))?;
         // A room that has just ended taps nothing any longer.
         let _ = ask(&capture.room, Request::Untap { tap: id }).await;
-        self.shared.service.stop_capture(id).await.map_err(|source| CaptureError::File { path: capture.path.clone(), source })
+        let ended = self.shared.service.stop_capture(id).await;
+        let (packets, path) = (ended.as_ref().map_or(0, |end| end.packets), capture.path.display());
+        tracing::info!(target: AUDIT, capture = id, %path, packets, complete = ended.is_ok(), "capture stop");
+        ended.map_err(|source| CaptureError::File { path: capture.path, source })
     }
 }
 

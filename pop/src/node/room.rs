@@ -14,6 +14,7 @@ use super::directory::{RoomSender, Slot};
 use super::pump::Route;
 use super::{EndsProcess, Shared};
 use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
+use crate::logging::AUDIT;
 
 /// What reaches a room.
 pub(super) enum RoomMessage {
@@ -200,18 +201,18 @@ impl Room {
         let (room, identity, role) = (self.session.id(), &audit.identity, audit.role.name());
         let participant = audit.participant;
         match audit.action {
-            Action::Joined { transport } => tracing::info!(%room, %identity, role, %participant, %transport, "joined"),
+            Action::Joined { transport } => tracing::info!(target: AUDIT, %room, %identity, role, %participant, %transport, "join"),
             Action::Connected { profile, address, after } => {
                 shared.join_seconds.observe(after);
                 let address = address.map(|a| a.to_string()).unwrap_or_default();
-                tracing::info!(%room, %identity, role, %participant, address, profile = profile.name(), after_ms = after.as_millis() as u64, "connected");
+                tracing::info!(target: AUDIT, %room, %identity, role, %participant, address, profile = profile.name(), after_ms = after.as_millis() as u64, "connect");
             }
             Action::Published { track, kind, codec } => {
                 let codec = codec.map_or("", |c| c.name());
-                tracing::info!(%room, %identity, role, %participant, %track, kind = kind.name(), codec, "publishes");
+                tracing::info!(target: AUDIT, %room, %identity, role, %participant, %track, kind = kind.name(), codec, "publish");
             }
             Action::Left { reason, stayed } => {
-                tracing::info!(%room, %identity, role, %participant, reason = reason.name(), stayed_s = stayed.as_secs(), "left");
+                tracing::info!(target: AUDIT, %room, %identity, role, %participant, reason = reason.name(), stayed_s = stayed.as_secs(), "leave");
             }
         }
     }

@@ -1,0 +1,194 @@
+//! What an operator does to a running node, as scripts see it: reload, log level, audit.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+#[path = "cli_support/process.rs"]
+mod process;
+
+use process::{Folder, Node, SECRET, code, config, http, json, run, shown, stderr};
+
+const OTHER_SECRET: &str = "another secret of these tests, 0123456789";
+
+/// How long a node may take for what it does at once.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node whose config and keys a test changes.
+struct Changing {
+    folder: Folder,
+    node: Node,
+}
+
+impl Changing {
+    fn start() -> Changing {
+        let folder = Folder::new();
+        let node = Node::start(&folder.config(), &[]);
+        Changing { folder, node }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path("pop.sock")
+    }
+
+    /// The folder's config with `more` at its end.
+    fn write(&self, more: &str) {
+        self.folder.write("pop.toml", &format!("{}{more}", config(&self.socket(), "127.0.0.1:0")));
+    }
+
+    fn ask(&self, words: &[&str]) -> serde_json::Value {
+        let output = run(&[words, &["--json", "--socket", shown(&self.socket())]].concat());
+        assert_eq!(code(&output), Some(0), "{words:?}: {output:?}");
+        json(&output)
+    }
+
+    /// The status of a WHIP request with a token of this key: a node that knows the key finds the body wanting.
+    fn status_for(&self, keys: &str) -> u16 {
+        let keys = self.folder.write("others.toml", keys);
+        let words = ["token", "create", "--room", "stage", "--identity", "ann", "--json", "--keys", shown(&keys)];
+        let made = json(&run(&words));
+        let token = made["token"].as_str().expect("a token");
+        let request = format!("/whip/stage HTTP/1.1\r\nauthorization: Bearer {token}\r\nx-rest:");
+        http(self.node.said("http"), "POST", &request).0
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_reload_applies_live_keys_and_names_the_others() {
+    let changing = Changing::start();
+    assert_eq!(changing.ask(&["reload"])["applied"], serde_json::json!([]), "nothing has changed yet");
+    changing.write("[log]\nlevel = \"debug\"\n[node]\nname = \"other\"\n");
+    let report = changing.ask(&["reload"]);
+    assert_eq!(report["applied"], serde_json::json!([{ "key": "log.level", "from": "\"info\"", "to": "\"debug\"" }]));
+    assert_eq!(report["restart"][0]["key"], "node.name");
+    assert_eq!(changing.ask(&["log-level"])["filter"], "debug");
+    assert_ne!(changing.ask(&["status"])["node"], "other", "a name is not changed while the node runs");
+    // Until the restart it is said again.
+    let report = changing.ask(&["reload"]);
+    assert_eq!((report["applied"].as_array().map(Vec::len), report["restart"].as_array().map(Vec::len)), (Some(0), Some(1)), "{report}");
+}
+
+#[test]
+fn added_and_removed_keys_count_at_once_and_are_never_shown() {
+    let changing = Changing::start();
+    let (first, second) = (format!("test = \"{SECRET}\"\n"), format!("next = \"{OTHER_SECRET}\"\n"));
+    let refused = changing.status_for(&second);
+    assert_eq!(refused, 401, "the node does not know the key yet");
+    let known = changing.status_for(&first);
+    assert!(known != 401 && known < 500, "{known}");
+    changing.folder.write("keys.toml", &second);
+    let report = changing.ask(&["reload"]);
+    assert_eq!(report["changes"], serde_json::json!(["API key next added", "API key test removed"]));
+    assert_eq!((changing.status_for(&first), changing.status_for(&second)), (401, known));
+    // The node signs with the new key too.
+    changing.ask(&["token", "create", "--room", "stage", "--identity", "ann"]);
+    changing.node.signal("TERM");
+    let (_, _, log) = changing.node.end();
+    assert!(log.contains("API key next added") && !log.contains(SECRET) && !log.contains(OTHER_SECRET), "{log}");
+}
+
+#[test]
+fn a_wrong_config_is_refused_whole_and_the_old_one_stays() {
+    let changing = Changing::start();
+    changing.write("[log]\nlevel = \"debug\"\n\n[node]\nnmae = \"x\"\n");
+    let reload = || run(&["reload", "--socket", shown(&changing.socket())]);
+    let output = reload();
+    assert_eq!((code(&output), output.stdout.len()), (Some(2), 0), "{output:?}");
+    let place = format!("pop: {}:18:1: there is no key `nmae` here", changing.folder.path("pop.toml").display());
+    assert!(stderr(&output).starts_with(&place), "{}", stderr(&output));
+    assert_eq!(changing.ask(&["log-level"])["filter"], "info", "half of the file was taken");
+    // What only the keys file or the host can tell is refused as well.
+    changing.write("[log]\nlevel = \"debug\"\n");
+    changing.folder.write("keys.toml", "short = \"x\"\n");
+    let output = reload();
+    assert_eq!(code(&output), Some(2), "{output:?}");
+    assert!(stderr(&output).contains("keys.toml:1:9: "), "{}", stderr(&output));
+    changing.folder.config();
+    let text = config(&changing.socket(), "127.0.0.1:0").replace("[dataplane]", "[dataplane]\ncores = \"8000\"");
+    changing.folder.write("pop.toml", &text);
+    let output = reload();
+    assert!(code(&output) == Some(2) && stderr(&output).contains("choose from"), "{output:?}");
+    fs::remove_file(changing.folder.path("pop.toml")).expect("it is ours");
+    let output = reload();
+    assert!(code(&output) == Some(2) && stderr(&output).contains("there is no such file"), "{output:?}");
+    assert_eq!(http(changing.node.said("admin"), "GET", "/ready").0, 200);
+    changing.node.signal("TERM");
+    let (_, _, log) = changing.node.end();
+    assert!(log.contains("the new config is refused and the old one stays: ") && log.contains("18:1: there is no key"), "{log}");
+}
+
+#[test]
+fn sighup_is_a_reload_and_never_the_end() {
+    let changing = Changing::start();
+    changing.write("[log]\nlevel = \"debug\"\nformat = \"json\"\n");
+    changing.node.signal("HUP");
+    wait_until("the level of the file", || changing.ask(&["log-level"])["filter"] == "debug");
+    changing.write("[log]\nlevel = 3\n");
+    changing.node.signal("HUP");
+    changing.node.signal("TERM");
+    let (code, _, log) = changing.node.end();
+    assert_eq!(code, Some(0), "{log}");
+    let last = log.lines().last().expect("a line");
+    let last: serde_json::Value = serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: not JSON at the end: {log}"));
+    assert_eq!(last["message"], "stopped");
+}
+
+#[test]
+fn the_log_level_changes_until_the_next_reload() {
+    let changing = Changing::start();
+    assert_eq!(changing.ask(&["log-level", "info,pop_dataplane=trace"])["filter"], "info,pop_dataplane=trace");
+    let output = run(&["log-level", "loud", "--socket", shown(&changing.socket())]);
+    assert_eq!(code(&output), Some(2), "{output:?}");
+    assert!(stderr(&output).starts_with("pop: \"loud\" is no filter: write a level"), "{}", stderr(&output));
+    assert_eq!(changing.ask(&["log-level"])["filter"], "info,pop_dataplane=trace");
+    let report = changing.ask(&["reload"]);
+    assert_eq!(report["changes"][0], "log filter \"info\", formerly \"info,pop_dataplane=trace\"");
+    for (method, path) in [("POST", "/api/v1/reload"), ("PUT", "/api/v1/log"), ("GET", "/api/v1/log")] {
+        assert_eq!(http(changing.node.said("admin"), method, path).0, 403, "{method} {path} over TCP");
+    }
+}
+
+#[test]
+fn the_audit_tells_who_did_what_in_text_and_in_json() {
+    for format in ["text", "json"] {
+        let changing = Changing::start();
+        // Whatever the level is.
+        changing.write(&format!("[log]\nlevel = \"error\"\nformat = \"{format}\"\n"));
+        changing.ask(&["reload"]);
+        changing.ask(&["token", "create", "--room", "stage", "--identity", "ann", "--no-publish", "--ttl", "1h"]);
+        changing.ask(&["rtp", "capture", "stage", shown(&changing.folder.path("a.pcapng")), "--duration", "50ms"]);
+        changing.ask(&["log-level", "warn"]);
+        changing.node.signal("TERM");
+        let (_, _, log) = changing.node.end();
+        for (action, fields) in [
+            ("reload", vec![("by", "unix socket"), ("applied", if format == "text" { "log.level" } else { "log.format,log.level" })]),
+            ("grant", vec![("room", "stage"), ("identity", "ann"), ("publish", "false"), ("ttl_s", "3600")]),
+            ("capture start", vec![("room", "stage"), ("kind", "all")]),
+            ("capture stop", vec![("packets", "0"), ("complete", "true")]),
+            ("log", vec![("filter", "warn"), ("former", "error")]),
+        ] {
+            let found = log.lines().any(|line| match serde_json::from_str::<serde_json::Value>(line) {
+                Ok(line) => {
+                    let value = |field: &str| line[field].as_str().map_or_else(|| line[field].to_string(), str::to_owned);
+                    let target = line["target"] == "audit" && line["message"] == action;
+                    target && fields.iter().all(|(field, expected)| value(field) == *expected)
+                }
+                Err(_) => {
+                    let said = |(field, value): &(&str, &str)| {
+                        [format!(" {field}={value}"), format!(" {field}=\"{value}\"")].iter().any(|text| line.contains(text.as_str()))
+                    };
+                    line.contains(&format!(" audit: {action} ")) && fields.iter().all(said)
+                }
+            });
+            assert!(found, "no audit of {action} with {fields:?} in {format}:\n{log}");
+        }
+    }
+}
