@@ -11,6 +11,7 @@
 //! bounded by what one turn can bring.
 
 mod feedback;
+mod route;
 mod transmit;
 
 use std::collections::{HashMap, VecDeque};
@@ -23,13 +24,15 @@ use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
 use pop_proto::outbound::Outbound;
-use pop_proto::srtp::{KEY_OBJECT_LEN_MAX, STREAM_LEN, STREAMS_MAX, SrtpReceiver, SrtpSender};
+use pop_proto::protection::{Receiver, Sender};
+use pop_proto::srtp::{KEY_OBJECT_LEN_MAX, STREAM_LEN, STREAMS_MAX};
 use pop_proto::twcc::TwccRecorder;
 use pop_proto::wire::{self, Protocol, dtls, rtp, stun};
 use pop_proto::{DropReason, Event, codec};
 use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 use slab::Slab;
 
+use route::RtpRoute;
 pub use transmit::Transmit;
 
 use crate::counters::{Counters, Drops, Gauges};
@@ -66,14 +69,54 @@ pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>();
 const TEXTS_LEN: usize = 256;
 
 struct Keys {
-    sender: SrtpSender,
-    receiver: SrtpReceiver,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+impl Keys {
+    fn new(keys: Option<&SrtpKeys>) -> Keys {
+        Keys { sender: Sender::new(keys), receiver: Receiver::new(keys) }
+    }
+}
+
+/// How a transport reaches its client.
+enum Endpoint {
+    /// A WebRTC client: its address is what authenticated checks say.
+    Ice(IceLite),
+    /// An RTP route: its address is configured, or learnt from its packets.
+    Rtp(RtpRoute),
+}
+
+impl Endpoint {
+    /// Where media goes.
+    fn selected(&self) -> Option<Path> {
+        match self {
+            Endpoint::Ice(ice) => ice.selected(),
+            Endpoint::Rtp(route) => route.media_path(),
+        }
+    }
+
+    /// Where RTCP goes.
+    fn rtcp_path(&self) -> Option<Path> {
+        match self {
+            Endpoint::Ice(ice) => ice.selected(),
+            Endpoint::Rtp(route) => route.rtcp_path(),
+        }
+    }
+
+    /// The client is alive. A route counts its peer's packets by itself.
+    fn note_authentic_packet(&mut self, now: Time) {
+        if let Endpoint::Ice(ice) = self {
+            ice.note_authentic_packet(now);
+        }
+    }
 }
 
 struct Transport {
     id: TransportId,
+    /// Empty for a route.
     local_ufrag: Box<[u8]>,
-    ice: IceLite,
+    endpoint: Endpoint,
     keys: Option<Keys>,
     twcc: Option<Box<TwccRecorder>>,
     extensions: ExtensionIds,
@@ -94,6 +137,32 @@ struct Transport {
     is_reporting: bool,
     /// The next RTCP carries the once-a-second report.
     report_due: bool,
+}
+
+impl Transport {
+    /// One of which nothing was negotiated and nothing has come.
+    fn new(id: TransportId, endpoint: Endpoint, rtcp_ssrc: u32, cname: &str) -> Transport {
+        Transport {
+            id,
+            local_ufrag: Box::default(),
+            endpoint,
+            keys: None,
+            twcc: None,
+            extensions: ExtensionIds::default(),
+            reduced_size_rtcp: false,
+            rtcp_ssrc,
+            cname: cname.into(),
+            streams: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
+            tracks: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
+            subscriptions: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
+            dtls_budget: DTLS_PER_SECOND_MAX,
+            validated: false,
+            is_dirty: false,
+            is_repairing: false,
+            is_reporting: false,
+            report_due: false,
+        }
+    }
 }
 
 struct Track {
@@ -147,6 +216,8 @@ pub struct Core {
     subscription_ids: HashMap<SubscriptionId, usize>,
     ufrags: HashMap<Box<[u8]>, usize>,
     paths: HashMap<Path, usize>,
+    /// The route that a socket belongs to, by the socket's index.
+    routes: Vec<Option<usize>>,
     answers: VecDeque<Answer>,
     dtls_out: VecDeque<(Path, Box<[u8]>)>,
     events: VecDeque<Event>,
@@ -180,6 +251,7 @@ impl Core {
             subscription_ids: HashMap::with_capacity(subscriptions),
             ufrags: HashMap::with_capacity(transports),
             paths: HashMap::with_capacity(PATHS_MAX * transports),
+            routes: Vec::new(),
             answers: VecDeque::with_capacity(STUN_ANSWERS_MAX),
             dtls_out: VecDeque::new(),
             events: VecDeque::with_capacity(crate::limits::EVENTS_MAX),
@@ -239,6 +311,9 @@ impl Core {
 
     /// Takes one datagram.
     pub fn handle_datagram(&mut self, now: Time, path: Path, datagram: &mut [u8]) {
+        if let Some(Some(index)) = self.routes.get(usize::from(path.socket)) {
+            return self.handle_route_datagram(now, *index, path, datagram);
+        }
         let result = match wire::demux(datagram) {
             // Nothing that is negotiated sends more than an Ethernet MTU, and the cost of a datagram is bounded by its length.
             _ if datagram.len() > SLOT_LEN => Err(DropReason::TooLarge),
@@ -267,7 +342,8 @@ impl Core {
         }
         let transport = &mut self.transports[index];
         let mut answer = Answer { path, len: 0, bytes: [0; stun::RESPONSE_LEN_MAX] };
-        let outcome = transport.ice.handle_check(now, path, &message, &mut answer.bytes)?;
+        let Endpoint::Ice(ice) = &mut transport.endpoint else { return Err(DropReason::StunUnknownUser) };
+        let outcome = ice.handle_check(now, path, &message, &mut answer.bytes)?;
         answer.len = outcome.response_len;
         self.answers.push_back(answer);
         if outcome.refused {
@@ -300,7 +376,9 @@ impl Core {
     pub fn remove_socket(&mut self, socket: u16) {
         self.paths.retain(|path, _| path.socket != socket);
         for (_, transport) in &mut self.transports {
-            transport.ice.forget(|path| path.socket == socket);
+            if let Endpoint::Ice(ice) = &mut transport.endpoint {
+                ice.forget(|path| path.socket == socket);
+            }
         }
     }
 
@@ -339,7 +417,7 @@ impl Core {
         let opened = keys.receiver.unprotect_rtp(packet, header_len)?;
 
         // Authenticated from here on; the header was never encrypted.
-        transport.ice.note_authentic_packet(now);
+        transport.endpoint.note_authentic_packet(now);
         let plain = &mut packet[..opened.len];
         let payload_len = rtp::payload(plain, header_len)?.len();
         meta.len = (header_len + payload_len) as u16;
@@ -350,18 +428,26 @@ impl Core {
             Some((_, track)) => *track,
             None => self.bind_stream(index, plain)?,
         };
+        self.take_rtp(now, track_index, opened.index, plain, meta)
+    }
+
+    /// Stores an authenticated packet of a track and marks whom it goes to; `plain` may end in padding.
+    ///
+    /// Errors: [`DropReason::PayloadType`] and those of [`Inbound::handle_packet`].
+    fn take_rtp(&mut self, now: Time, track_index: usize, index: u64, plain: &mut [u8], mut meta: Meta) -> Result<(), DropReason> {
         let track = &mut self.tracks[track_index];
         let codec = track.inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
         // Padding is not stored, so its bit must not be either.
         plain[0] &= !0x20;
-        let plain = &plain[..header_len + payload_len];
-        meta.keyframe_start = codec::is_keyframe_start(codec, &plain[header_len..]);
-        track.inbound.handle_packet(&mut self.pool, now, opened.index, plain, meta, codec)?;
+        let plain = &plain[..usize::from(meta.len)];
+        let payload = &plain[usize::from(meta.header_len)..];
+        meta.keyframe_start = codec::is_keyframe_start(codec, payload);
+        track.inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
         if track.inbound.packets() == 1 {
             self.events.push_back(Event::TrackStarted { track: track.id });
         }
         self.counters.rtp_packets_in += 1;
-        self.counters.rtp_bytes_in += payload_len as u64;
+        self.counters.rtp_bytes_in += payload.len() as u64;
 
         if track.fresh.is_empty() {
             self.touched.push(track_index);
@@ -372,9 +458,9 @@ impl Core {
                 }
             }
         }
-        track.fresh.push(opened.index);
+        track.fresh.push(index);
         if let Some(tap) = track.tap {
-            self.tapped.push_back((tap, track_index, opened.index, now));
+            self.tapped.push_back((tap, track_index, index, now));
         }
         Ok(())
     }
@@ -382,7 +468,7 @@ impl Core {
     /// The track of an authenticated packet whose SSRC is not known yet: by its MID, else by a payload type that only one track
     /// without an SSRC has (RFC 9143 section 9.2). A MID of a track that has an SSRC means that the encoder began anew.
     fn bind_stream(&mut self, index: usize, plain: &[u8]) -> Result<usize, DropReason> {
-        let Core { transports, tracks, subscriptions, pool, .. } = self;
+        let Core { transports, tracks, .. } = self;
         let transport = &mut transports[index];
         let view = rtp::RtpView::parse(plain)?;
         let mid = transport.extensions.get(Extension::Mid).and_then(|id| view.extension(id));
@@ -398,7 +484,15 @@ impl Core {
             }
             return Err(DropReason::UnknownStream);
         };
-        let track = &mut tracks[found];
+        let ssrc = view.ssrc();
+        self.bind(index, found, ssrc);
+        Ok(found)
+    }
+
+    /// Makes `ssrc` the stream of a track; one that had another begins anew.
+    fn bind(&mut self, index: usize, found: usize, ssrc: u32) {
+        let Core { transports, tracks, subscriptions, pool, .. } = self;
+        let (transport, track) = (&mut transports[index], &mut tracks[found]);
         if std::mem::replace(&mut track.bound, true) {
             if let (Some(at), Some(keys)) = (transport.streams.iter().position(|(_, t)| *t == found), &mut transport.keys) {
                 let (before, _) = transport.streams.swap_remove(at);
@@ -411,14 +505,14 @@ impl Core {
                 subscriptions[*subscriber].outbound.restart_source();
             }
         }
-        transport.streams.push((view.ssrc(), found));
-        Ok(found)
+        transport.streams.push((ssrc, found));
     }
 
     /// Takes a command. Ids that are not known (any longer) are ignored: the control plane's view may be one turn old.
     pub fn handle_command(&mut self, now: Time, command: Command) {
         match command {
             Command::OpenTransport(open) => self.open_transport(now, &open),
+            Command::OpenRtp(open) => self.open_rtp(now, &open),
             Command::CloseTransport { transport } => self.close_transport(transport),
             Command::SendDtls { transport, datagram } => self.send_dtls(transport, datagram),
             Command::InstallKeys { transport, keys } => self.install_keys(transport, &keys),
@@ -436,41 +530,39 @@ impl Core {
     }
 
     fn open_transport(&mut self, now: Time, open: &OpenTransport) {
+        let local_ufrag: Box<[u8]> = open.ice.local_ufrag.as_bytes().into();
+        let ice = IceLite::new(now, open.ice.clone(), self.consent);
+        let index = self.insert_transport(
+            now,
+            Transport {
+                local_ufrag: local_ufrag.clone(),
+                twcc: open.transport_cc.then(|| Box::new(TwccRecorder::new())),
+                extensions: open.extensions,
+                reduced_size_rtcp: open.reduced_size_rtcp,
+                ..Transport::new(open.transport, Endpoint::Ice(ice), open.rtcp_ssrc, &open.cname)
+            },
+        );
+        self.ufrags.insert(local_ufrag, index);
+    }
+
+    fn insert_transport(&mut self, now: Time, transport: Transport) -> usize {
         assert!(self.transports.len() < self.limits.transports as usize, "the control plane places no more transports than the plan has");
         if self.transports.is_empty() {
             self.next_tick = now + TICK;
         }
-        let local_ufrag: Box<[u8]> = open.ice.local_ufrag.as_bytes().into();
-        let index = self.transports.insert(Transport {
-            id: open.transport,
-            local_ufrag: local_ufrag.clone(),
-            ice: IceLite::new(now, open.ice.clone(), self.consent),
-            keys: None,
-            twcc: open.transport_cc.then(|| Box::new(TwccRecorder::new())),
-            extensions: open.extensions,
-            reduced_size_rtcp: open.reduced_size_rtcp,
-            rtcp_ssrc: open.rtcp_ssrc,
-            cname: open.cname.clone(),
-            streams: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
-            tracks: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
-            subscriptions: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
-            dtls_budget: DTLS_PER_SECOND_MAX,
-            validated: false,
-            is_dirty: false,
-            is_repairing: false,
-            is_reporting: false,
-            report_due: false,
-        });
-        self.transport_ids.insert(open.transport, index);
-        self.ufrags.insert(local_ufrag, index);
+        let id = transport.id;
+        let index = self.transports.insert(transport);
+        self.transport_ids.insert(id, index);
+        index
     }
 
     fn close_transport(&mut self, id: TransportId) {
         let Some(index) = self.transport_ids.remove(&id) else { return };
         let transport = self.transports.remove(index);
         self.ufrags.remove(&transport.local_ufrag);
-        for path in transport.ice.paths() {
-            self.forget_path(path, index);
+        match &transport.endpoint {
+            Endpoint::Ice(ice) => ice.paths().iter().for_each(|path| self.forget_path(path, index)),
+            Endpoint::Rtp(_) => self.routes.iter_mut().filter(|route| **route == Some(index)).for_each(|route| *route = None),
         }
         self.dirty.retain(|i| *i != index);
         self.repairing.retain(|i| *i != index);
@@ -487,7 +579,7 @@ impl Core {
 
     fn send_dtls(&mut self, id: TransportId, datagram: Box<[u8]>) {
         let Some(index) = self.transport_ids.get(&id) else { return };
-        match self.transports[*index].ice.selected() {
+        match self.transports[*index].endpoint.selected() {
             Some(path) => self.dtls_out.push_back((path, datagram)),
             None => self.count_drops(DropReason::SubscriberNotReady, 1),
         }
@@ -496,8 +588,7 @@ impl Core {
     fn install_keys(&mut self, id: TransportId, keys: &SrtpKeys) {
         let Some(index) = self.transport_ids.get(&id) else { return };
         let transport = &mut self.transports[*index];
-        transport.keys =
-            Some(Keys { sender: SrtpSender::new(keys.profile, &keys.local), receiver: SrtpReceiver::new(keys.profile, &keys.remote) });
+        transport.keys = Some(Keys::new(Some(keys)));
         // A viewer that is ready now needs a picture now.
         for subscription in &transport.subscriptions {
             if let Some(track) = self.subscriptions[*subscription].track {
@@ -566,10 +657,14 @@ impl Core {
                 && self.subscriptions.len() < self.limits.subscriptions as usize,
             "the control plane opens no more subscriptions than the plan has"
         );
+        let mut outbound = Outbound::new(open);
+        if let Endpoint::Rtp(route) = &transport.endpoint {
+            outbound.keep(route.numbering());
+        }
         let index = self.subscriptions.insert(Subscription {
             id: open.subscription,
             transport: transport_index,
-            outbound: Outbound::new(open),
+            outbound,
             track: None,
             packets_reported: 0,
         });
@@ -635,12 +730,19 @@ impl Core {
     /// The once-a-second work of one transport.
     fn look_after(&mut self, now: Time, index: usize) {
         let transport = &mut self.transports[index];
-        if let Some(loss) = transport.ice.expired(now) {
-            let id = transport.id;
-            self.close_transport(id);
-            self.events.push_back(Event::TransportLost { transport: id, loss });
-            return;
+        match &mut transport.endpoint {
+            Endpoint::Ice(ice) => {
+                if let Some(loss) = ice.expired(now) {
+                    let id = transport.id;
+                    self.close_transport(id);
+                    self.events.push_back(Event::TransportLost { transport: id, loss });
+                    return;
+                }
+            }
+            // A peer that is silent may come again.
+            Endpoint::Rtp(_) => self.report_peer(index),
         }
+        let transport = &mut self.transports[index];
         transport.dtls_budget = DTLS_PER_SECOND_MAX;
         if transport.keys.is_none() {
             return;

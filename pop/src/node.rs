@@ -236,7 +236,7 @@ impl Node {
         let dtls = self.shared.dtls.open(role, remote)?;
         let room = placement.room.clone();
         let (reply, answer) = oneshot::channel();
-        let message = RoomMessage::Join { join: Box::new(join), dtls: Box::new(dtls), slot: placement.slot, reply };
+        let message = RoomMessage::Join { join: Box::new(join), dtls: Some(Box::new(dtls)), slot: placement.slot, reply };
         room.send(message).map_err(|_| JoinError::Stopping)?;
         answer.await.map_err(|_| JoinError::Stopping)?.map_err(JoinError::Refused)
     }

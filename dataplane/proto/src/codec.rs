@@ -8,7 +8,7 @@ use crate::control::Codec;
 #[inline]
 pub fn is_keyframe_start(codec: Codec, payload: &[u8]) -> bool {
     match codec {
-        Codec::Opus | Codec::Red => true,
+        Codec::Opus | Codec::Red | Codec::Raw { .. } => true,
         Codec::Vp8 => vp8(payload).unwrap_or(false),
         Codec::Vp9 => vp9(payload).unwrap_or(false),
         Codec::H264 => h264(payload).unwrap_or(false),

@@ -1,9 +1,13 @@
 //! What crosses the queues: a [`Command`] goes down to a worker, an [`Event`] comes up from it.
 
+mod rtp;
+
 use std::net::SocketAddr;
 
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use zeroize::{Zeroize, ZeroizeOnDrop};
+
+pub use rtp::{ANY_PAYLOAD_TYPE, Numbering, OpenRtp, RtcpVia, RtpPeer, RtpPeerStats};
 
 /// Largest DTLS datagram that is taken or sent, in bytes: an Ethernet MTU's worth.
 pub const DTLS_DATAGRAM_LEN_MAX: usize = 1_500;
@@ -155,6 +159,11 @@ pub enum Codec {
     H265,
     /// AOM RTP payload format 1.0.
     Av1,
+    /// Bytes that are not looked at; counted as video, each packet stands alone.
+    Raw {
+        /// RTP clock rate in Hz.
+        clock_rate: u32,
+    },
 }
 
 impl Codec {
@@ -170,6 +179,7 @@ impl Codec {
     pub const fn clock_rate(self) -> u32 {
         match self {
             Codec::Opus | Codec::Red => 48_000,
+            Codec::Raw { clock_rate } => clock_rate,
             _ => 90_000,
         }
     }
@@ -184,6 +194,7 @@ impl Codec {
             Codec::H264 => "H264",
             Codec::H265 => "H265",
             Codec::Av1 => "AV1",
+            Codec::Raw { .. } => "raw",
         }
     }
 }
@@ -191,7 +202,7 @@ impl Codec {
 /// A payload type with its codec, as negotiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PayloadType {
-    /// RTP payload type, 0 to 127.
+    /// RTP payload type, 0 to 127, or [`ANY_PAYLOAD_TYPE`].
     pub number: u8,
     /// What it carries.
     pub codec: Codec,
@@ -390,6 +401,8 @@ pub struct PayloadTypeMap {
 pub enum Command {
     /// Accept checks for a new transport.
     OpenTransport(Box<OpenTransport>),
+    /// Open a transport that needs neither checks nor DTLS; its sockets were added before.
+    OpenRtp(Box<OpenRtp>),
     /// Forget the transport and everything in it. What was commanded to be sent before still leaves.
     CloseTransport {
         /// Which.
@@ -493,7 +506,7 @@ pub struct SubscriptionStats {
 // size is a line of the memory plan.
 #[allow(clippy::large_enum_variant)]
 pub enum Event {
-    /// The first authenticated check came: DTLS may start.
+    /// The first authenticated check came: DTLS may start. Of a route: a peer was learnt.
     TransportValidated {
         /// Which.
         transport: TransportId,
@@ -513,6 +526,13 @@ pub enum Event {
         transport: TransportId,
         /// Why.
         loss: TransportLoss,
+    },
+    /// Once a second while something is refused on a route's ports.
+    RtpPeerStats {
+        /// Which.
+        transport: TransportId,
+        /// Since its start.
+        stats: RtpPeerStats,
     },
     /// The first authenticated packet of a track came.
     TrackStarted {

@@ -38,6 +38,8 @@ drop_reasons! {
     StunQueueFull = "stun_queue_full",
     /// Media or DTLS from an address that no authenticated check has validated.
     UnknownAddress = "unknown_address",
+    /// A datagram on an RTP route's port from another address than its peer's.
+    ForeignPeer = "foreign_peer",
     /// A DTLS record whose header or length does not hold.
     DtlsMalformed = "dtls_malformed",
     /// A plaintext (epoch 0) record after the handshake has ended.

@@ -103,6 +103,11 @@ pub struct Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
+    /// The SSRC as published.
+    pub fn ssrc(&self) -> u32 {
+        u32::from_be_bytes(self.packet[8..12].try_into().expect("the slice has four bytes"))
+    }
+
     /// The RTP payload.
     pub fn payload(&self) -> &'a [u8] {
         &self.packet[usize::from(self.meta.header_len)..]

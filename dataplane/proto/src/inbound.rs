@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
-use crate::control::{Codec, MediaKind, OpenTrack, PayloadType, TrackStats};
+use crate::control::{ANY_PAYLOAD_TYPE, Codec, MediaKind, OpenTrack, PayloadType, TrackStats};
 use crate::drop_reason::DropReason;
 use crate::history::{History, Meta, PacketPool};
 
@@ -122,7 +122,12 @@ impl Inbound {
 
     /// The codec of a negotiated payload type.
     pub fn codec(&self, payload_type: u8) -> Option<Codec> {
-        self.payload_types.iter().find(|p| p.number == payload_type).map(|p| p.codec)
+        self.payload_types.iter().find(|p| p.number == payload_type || p.number == ANY_PAYLOAD_TYPE).map(|p| p.codec)
+    }
+
+    /// Whether it takes whatever comes ([`Codec::Raw`]).
+    pub fn takes_any(&self) -> bool {
+        self.payload_types.iter().any(|p| p.number == ANY_PAYLOAD_TYPE)
     }
 
     /// The packets.

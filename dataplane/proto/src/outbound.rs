@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
-use crate::control::{MediaKind, OpenSubscription, PayloadTypeMap, SubscriptionStats};
+use crate::control::{ANY_PAYLOAD_TYPE, MediaKind, Numbering, OpenSubscription, PayloadTypeMap, SubscriptionStats};
 use crate::drop_reason::DropReason;
 use crate::history::{Meta, Stored};
 use crate::inbound::SenderClock;
@@ -48,6 +48,7 @@ pub struct Rewritten {
 /// The state of one subscription.
 pub struct Outbound {
     ssrc: u32,
+    numbering: Numbering,
     kind: MediaKind,
     payload_types: [u8; 128],
     source: Option<Source>,
@@ -71,6 +72,7 @@ impl Outbound {
     pub fn new(open: &OpenSubscription) -> Outbound {
         Outbound {
             ssrc: open.ssrc,
+            numbering: Numbering::Own,
             kind: open.kind,
             payload_types: [NO_PAYLOAD_TYPE; 128],
             source: None,
@@ -91,7 +93,12 @@ impl Outbound {
         }
     }
 
-    /// Our SSRC.
+    /// Keeps more of the source's numbers than a browser's section does. Before the first packet.
+    pub fn keep(&mut self, numbering: Numbering) {
+        self.numbering = numbering;
+    }
+
+    /// Our SSRC: of the last packet, where the source's is kept.
     pub fn ssrc(&self) -> u32 {
         self.ssrc
     }
@@ -107,8 +114,10 @@ impl Outbound {
         self.waiting = connected;
         self.payload_types = [NO_PAYLOAD_TYPE; 128];
         for map in payload_types {
-            if let Some(entry) = self.payload_types.get_mut(usize::from(map.from)) {
-                *entry = map.to;
+            if map.from == ANY_PAYLOAD_TYPE {
+                self.payload_types = std::array::from_fn(|from| if map.to == ANY_PAYLOAD_TYPE { from as u8 } else { map.to });
+            } else if let Some(entry) = self.payload_types.get_mut(usize::from(map.from)) {
+                *entry = if map.to == ANY_PAYLOAD_TYPE { map.from } else { map.to };
             }
         }
     }
@@ -167,7 +176,11 @@ impl Outbound {
     }
 
     fn start_source(&mut self, now: Time, sequence: u64, meta: &Meta) -> Source {
+        if self.numbering == Numbering::Whole {
+            self.next = sequence;
+        }
         let timestamp = match self.last_timestamp {
+            _ if self.numbering != Numbering::Own => meta.timestamp,
             None => self.first_timestamp,
             Some(last) => {
                 // The media clock ran on while no source did; at least one tick, so that two frames never share a timestamp.
@@ -181,10 +194,24 @@ impl Outbound {
         source
     }
 
-    /// Writes the 12 bytes of header for a packet that [`Outbound::forward`] or [`Outbound::repair`] let through.
+    /// Bytes of header that a stored packet leaves with.
     #[inline]
-    pub fn write_header(&self, out: &mut [u8; 12], meta: &Meta, rewritten: &Rewritten) {
-        rtp::write_header(out, meta.marker, rewritten.payload_type, rewritten.index as u16, rewritten.timestamp, self.ssrc);
+    pub fn header_len(&self, meta: &Meta) -> usize {
+        if self.numbering == Numbering::Whole { usize::from(meta.header_len) } else { rtp::FIXED_HEADER_LEN }
+    }
+
+    /// The header of a packet that [`Outbound::forward`] or [`Outbound::repair`] let through: made in `out`, or the published one.
+    #[inline]
+    pub fn header<'h>(&mut self, out: &'h mut [u8; rtp::FIXED_HEADER_LEN], stored: &Stored<'h>, rewritten: &Rewritten) -> &'h [u8] {
+        if matches!(self.numbering, Numbering::TimestampsAndSsrc | Numbering::Whole) {
+            self.ssrc = stored.ssrc();
+        }
+        if self.numbering == Numbering::Whole {
+            return &stored.packet[..usize::from(stored.meta.header_len)];
+        }
+        let sequence = rewritten.index as u16;
+        rtp::write_header(out, stored.meta.marker, rewritten.payload_type, sequence, rewritten.timestamp, self.ssrc);
+        out
     }
 
     /// Counts a packet that was written.

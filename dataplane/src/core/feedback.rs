@@ -30,7 +30,7 @@ impl Core {
         let keys = self.transports[index].keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
         let len = keys.receiver.unprotect_rtcp(datagram)?;
         let compound = RtcpReader::new(&datagram[..len])?;
-        self.transports[index].ice.note_authentic_packet(now);
+        self.transports[index].endpoint.note_authentic_packet(now);
         self.counters.rtcp_packets_in += 1;
         let mut nacked = 0;
         for packet in compound {
@@ -114,7 +114,7 @@ impl Core {
     /// Writes the next RTCP datagram that is due for a transport; `None` when nothing is (any longer).
     pub(super) fn write_rtcp(&mut self, now: Time, index: usize, out: &mut [u8]) -> Option<Transmit> {
         let transport = &self.transports[index];
-        let path = transport.ice.selected()?;
+        let path = transport.endpoint.rtcp_path()?;
         let room = RTCP_LEN_MAX - transport.keys.as_ref()?.sender.rtcp_overhead();
         let mut len = self.write_reports(now, index, &mut out[..room]);
         if len == 0 {

@@ -4,7 +4,8 @@ use pop_proto::DropReason;
 use pop_proto::control::Path;
 use pop_proto::history::{Lookup, Stored};
 use pop_proto::outbound::Rewritten;
-use pop_proto::srtp::SrtpSender;
+use pop_proto::protection::Sender;
+use pop_proto::wire::rtp::FIXED_HEADER_LEN;
 use pop_schemas::Time;
 
 use super::{Core, Subscription};
@@ -15,9 +16,6 @@ const SEGMENTS_MAX: usize = 64;
 
 /// Bytes that one GSO send takes: a UDP payload is at most 65,507 bytes, and some drivers stop a little short of it.
 const TRAIN_LEN_MAX: usize = 65_000;
-
-/// Bytes of the RTP header that we write.
-const HEADER_LEN: usize = 12;
 
 /// One send: `len` bytes of the train to `path`, as segments of `segment` bytes (the last may be shorter) when it is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +57,7 @@ impl<'a> Train<'a> {
     }
 
     /// Header, payload and tag of one packet, straight into their place.
-    fn append(&mut self, sender: &SrtpSender, index: u64, header: &[u8; HEADER_LEN], payload: &[u8]) -> Result<(), DropReason> {
+    fn append(&mut self, sender: &Sender, index: u64, header: &[u8], payload: &[u8]) -> Result<(), DropReason> {
         let size = sender.protect_rtp(index, header, payload, &mut self.bytes[self.len..])?;
         if self.segments == 0 {
             self.segment = size;
@@ -153,7 +151,7 @@ impl Core {
         while let Some(&index) = repairing.front() {
             let transport = &mut transports[index];
             let mut train = Train::new(train);
-            if let (Some(path), Some(keys)) = (transport.ice.selected(), &transport.keys) {
+            if let (Some(path), Some(keys)) = (transport.endpoint.selected(), &transport.keys) {
                 'sections: for subscription in &transport.subscriptions {
                     let subscription = &mut subscriptions[*subscription];
                     while let Some(published) = subscription.outbound.next_repair() {
@@ -163,7 +161,7 @@ impl Core {
                             subscription.outbound.repair_done();
                             continue;
                         };
-                        if !train.takes(HEADER_LEN + stored.payload().len() + keys.sender.overhead()) {
+                        if !train.takes(subscription.outbound.header_len(&stored.meta) + stored.payload().len() + keys.sender.overhead()) {
                             break 'sections;
                         }
                         let rewritten = subscription.outbound.repair(published, &stored);
@@ -186,7 +184,7 @@ impl Core {
         while let Some(&index) = dirty.get(cursor.transport) {
             let transport = &mut transports[index];
             let mut train = Train::new(train);
-            let ready = transport.ice.selected().zip(transport.keys.as_ref());
+            let ready = transport.endpoint.selected().zip(transport.keys.as_ref());
             while let Some(&subscription) = transport.subscriptions.get(cursor.subscription) {
                 let subscription = &mut subscriptions[subscription];
                 let Some(track) = subscription.track.map(|t| &tracks[t]) else {
@@ -201,7 +199,7 @@ impl Core {
                 while let Some(&sequence) = track.fresh.get(cursor.fresh) {
                     // Evicted within its own turn: the pool is far too small, and the publisher's loss is counted there.
                     if let Lookup::Held(stored) = track.inbound.history().lookup(pool, sequence) {
-                        if !train.takes(HEADER_LEN + stored.payload().len() + keys.sender.overhead()) {
+                        if !train.takes(subscription.outbound.header_len(&stored.meta) + stored.payload().len() + keys.sender.overhead()) {
                             return train.transmit(path);
                         }
                         let rewritten = subscription.outbound.forward(now, sequence, &stored.meta);
@@ -232,7 +230,7 @@ impl Core {
 fn send(
     train: &mut Train<'_>,
     subscription: &mut Subscription,
-    sender: &SrtpSender,
+    sender: &Sender,
     stored: &Stored<'_>,
     rewritten: Result<Rewritten, DropReason>,
     repair: bool,
@@ -241,9 +239,9 @@ fn send(
 ) {
     let payload = stored.payload();
     let sent = rewritten.and_then(|rewritten| {
-        let mut header = [0; HEADER_LEN];
-        subscription.outbound.write_header(&mut header, &stored.meta, &rewritten);
-        train.append(sender, rewritten.index, &header, payload)
+        let mut header = [0; FIXED_HEADER_LEN];
+        let header = subscription.outbound.header(&mut header, stored, &rewritten);
+        train.append(sender, rewritten.index, header, payload)
     });
     match sent {
         Ok(()) => {

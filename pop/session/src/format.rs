@@ -28,6 +28,11 @@ pub enum Format {
         /// `profile`, 0 when absent.
         profile: u8,
     },
+    /// Whatever comes, for RTP routes: its receiver takes every format and keeps the payload type.
+    Raw {
+        /// RTP clock rate in Hz.
+        clock_rate: u32,
+    },
 }
 
 impl Format {
@@ -39,6 +44,7 @@ impl Format {
             Format::Vp9 { .. } => Codec::Vp9,
             Format::H264 { .. } => Codec::H264,
             Format::Av1 { .. } => Codec::Av1,
+            Format::Raw { clock_rate } => Codec::Raw { clock_rate },
         }
     }
 
@@ -58,6 +64,7 @@ impl Format {
             }
             // The AV1 profiles are nested: High decodes Main, Professional decodes both.
             (Format::Av1 { profile: ours }, Format::Av1 { profile: theirs }) => ours >= theirs,
+            (Format::Raw { .. }, _) => true,
             _ => false,
         };
         wider.then_some(Fit::Wider)
@@ -122,7 +129,7 @@ impl H264Profile {
 /// An RTP payload type with its format, as negotiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PayloadFormat {
-    /// RTP payload type, 0 to 127.
+    /// RTP payload type, 0 to 127; of [`Format::Raw`] [`pop_proto::control::ANY_PAYLOAD_TYPE`].
     pub number: u8,
     /// What it carries.
     pub format: Format,

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use pop_proto::control::{MediaKind, SrtpProfile, SubscriptionStats, TrackStats};
+use pop_proto::control::{MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackStats};
 use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::PayloadFormat;
@@ -37,6 +37,13 @@ pub enum Connection {
     Connected {
         /// The SRTP profile.
         profile: SrtpProfile,
+    },
+    /// An RTP route: nothing is agreed on, and its peer may come and go.
+    Routed {
+        /// The SRTP profile; `None` is plain RTP.
+        profile: Option<SrtpProfile>,
+        /// What its ports have refused.
+        stats: RtpPeerStats,
     },
 }
 
@@ -94,7 +101,7 @@ pub struct LocalParticipant {
     pub(crate) transport: TransportId,
     pub(crate) joined: Time,
     pub(crate) connection: Connection,
-    /// Set by the first authenticated check.
+    /// Set by the first authenticated check; of a route: its peer.
     pub(crate) address: Option<SocketAddr>,
     /// Empty for a viewer.
     pub(crate) tracks: Vec<TrackId>,
@@ -102,11 +109,20 @@ pub struct LocalParticipant {
     pub(crate) sections: Vec<SubscriptionId>,
 }
 
+impl LocalParticipant {
+    /// It is an RTP route.
+    pub(crate) fn is_routed(&self) -> bool {
+        matches!(self.connection, Connection::Routed { .. })
+    }
+}
+
 /// A stream that a local participant publishes.
 #[derive(Debug)]
 pub(crate) struct LocalTrack {
     pub(crate) id: TrackId,
     pub(crate) owner: ParticipantId,
+    /// Its owner's identity.
+    pub(crate) publisher: Identity,
     pub(crate) kind: MediaKind,
     pub(crate) formats: Vec<PayloadFormat>,
     /// Place in the room's order of publishers; a publisher that restarts keeps its place.
@@ -122,6 +138,8 @@ pub(crate) struct LocalSection {
     pub(crate) id: SubscriptionId,
     pub(crate) kind: MediaKind,
     pub(crate) formats: Vec<PayloadFormat>,
+    /// The only one that it takes tracks of; `None`: of everybody.
+    pub(crate) publisher: Option<Identity>,
     /// What is forwarded into it; `None` while nothing fits.
     pub(crate) source: Option<TrackId>,
     pub(crate) stats: SubscriptionStats,

@@ -12,7 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pop_proto::control::{Codec, Command, Event, MediaKind, OpenSubscription, OpenTrack, OpenTransport, SrtpProfile, TransportLoss};
+use pop_proto::control::{
+    Codec, Command, Event, MediaKind, OpenRtp, OpenSubscription, OpenTrack, OpenTransport, RtpPeer, RtpPeerStats, SrtpProfile,
+    TransportLoss,
+};
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::{PayloadFormat, map_payload_types};
@@ -65,9 +68,28 @@ pub struct Join {
     /// The unguessable name of the HTTP resource; the participant can be found by it.
     pub resource: Box<str>,
     /// The transport to open.
-    pub transport: OpenTransport,
+    pub transport: Opening,
     /// What it sends or takes.
     pub media: Media,
+}
+
+/// A transport to open.
+#[derive(Debug)]
+pub enum Opening {
+    /// A WebRTC client's: ICE and DTLS come first.
+    WebRtc(OpenTransport),
+    /// An RTP route's: media may come and go at once.
+    Rtp(OpenRtp),
+}
+
+impl Opening {
+    /// Its id.
+    pub fn id(&self) -> TransportId {
+        match self {
+            Opening::WebRtc(open) => open.transport,
+            Opening::Rtp(open) => open.transport,
+        }
+    }
 }
 
 /// What a client sends or takes.
@@ -95,6 +117,8 @@ pub struct Section {
     pub open: OpenSubscription,
     /// What the client can take, in the answer's order.
     pub formats: Vec<PayloadFormat>,
+    /// The only one that it takes tracks of; `None`: of everybody.
+    pub publisher: Option<Identity>,
 }
 
 /// The answer to a request.
@@ -245,6 +269,11 @@ pub enum Action {
         /// Since it was let in.
         after: Duration,
     },
+    /// An RTP route has learnt its peer.
+    Learnt {
+        /// The peer.
+        address: SocketAddr,
+    },
     /// The first packet of one of its tracks came.
     Published {
         /// Which.
@@ -365,6 +394,7 @@ impl Session {
         let known = match event {
             Event::TransportValidated { transport, remote } => self.note_address(transport, remote),
             Event::TransportLost { transport, loss } => self.close_transport(now, transport, CloseReason::Lost(loss)),
+            Event::RtpPeerStats { transport, stats } => self.note_peer_stats(transport, stats),
             Event::TrackStarted { track } => self.start_track(track),
             Event::TrackStats { track, stats } => match self.tracks.get_mut(&track) {
                 Some(known) => {
@@ -435,15 +465,27 @@ impl Session {
         self.check_join(&join, replaced.is_some())?;
 
         let Join { participant: id, identity, hidden, resource, transport, media } = join;
-        let transport_id = transport.transport;
+        let transport_id = transport.id();
         let role = match media {
             Media::Publish(_) => Role::Publish,
             Media::Watch(_) => Role::Watch,
         };
-        self.command(Command::OpenTransport(Box::new(transport)));
+        let (mut connection, mut address) = (Connection::Connecting, None);
+        match transport {
+            Opening::WebRtc(open) => {
+                self.command(Command::OpenTransport(Box::new(open)));
+                self.connecting.insert((now + CONNECT_TIMEOUT, id));
+            }
+            Opening::Rtp(open) => {
+                connection = Connection::Routed { profile: open.keys.as_ref().map(|keys| keys.profile), stats: RtpPeerStats::default() };
+                if let RtpPeer::Fixed(peer) = open.peer {
+                    address = Some(peer);
+                }
+                self.command(Command::OpenRtp(Box::new(open)));
+            }
+        }
         self.by_transport.insert(transport_id, id);
         self.by_resource.insert(resource.clone(), id);
-        self.connecting.insert((now + CONNECT_TIMEOUT, id));
         let participant = LocalParticipant {
             id,
             identity,
@@ -452,8 +494,8 @@ impl Session {
             resource,
             transport: transport_id,
             joined: now,
-            connection: Connection::Connecting,
-            address: None,
+            connection,
+            address,
             tracks: Vec::new(),
             sections: Vec::new(),
         };
@@ -471,10 +513,12 @@ impl Session {
     }
 
     /// The publisher whose place `join` takes. A client that was killed and comes again must not wait for its own ghost to
-    /// expire; viewers may share an identity, so they replace nobody.
+    /// expire; viewers may share an identity, so they replace nobody. A route is the operator's: it ends when he says so, and
+    /// it ends nobody.
     fn replaced_by(&self, join: &Join) -> Option<ParticipantId> {
-        let Media::Publish(_) = join.media else { return None };
-        self.participants.values().find(|p| p.role == Role::Publish && p.identity == join.identity).map(|p| p.id)
+        let (Media::Publish(_), Opening::WebRtc(_)) = (&join.media, &join.transport) else { return None };
+        let same = |p: &&LocalParticipant| p.role == Role::Publish && p.identity == join.identity && !p.is_routed();
+        self.participants.values().find(same).map(|p| p.id)
     }
 
     fn check_join(&self, join: &Join, replaces: bool) -> Result<(), Refusal> {
@@ -483,7 +527,7 @@ impl Session {
         }
         let taken = self.participants.contains_key(&join.participant)
             || self.by_resource.contains_key(&join.resource)
-            || self.by_transport.contains_key(&join.transport.transport);
+            || self.by_transport.contains_key(&join.transport.id());
         if taken {
             return Err(Refusal::Duplicate);
         }
@@ -522,6 +566,7 @@ impl Session {
             self.next_order += 1;
             self.next_order
         });
+        let publisher = self.participants[&owner].identity.clone();
         for Publication { mut open, formats } in publications {
             let (id, kind) = (open.track, open.kind);
             open.payload_types = formats.iter().map(|format| format.payload_type()).collect();
@@ -530,7 +575,7 @@ impl Session {
             let stands_for = replaced.and_then(|old| self.tracks_of(old).filter(|track| track.kind == kind).nth(nth));
             let (stands_for, started) = (stands_for.map(|track| track.id), stands_for.is_some_and(|track| track.started));
             self.command(Command::OpenTrack(Box::new(open)));
-            let track = LocalTrack { id, owner, kind, formats, order, started, stats: Default::default() };
+            let track = LocalTrack { id, owner, publisher: publisher.clone(), kind, formats, order, started, stats: Default::default() };
             self.tracks.insert(id, track);
             if let Some(participant) = self.participants.get_mut(&owner) {
                 participant.tracks.push(id);
@@ -550,10 +595,10 @@ impl Session {
     }
 
     fn open_sections(&mut self, owner: ParticipantId, sections: Vec<Section>) {
-        for Section { open, formats } in sections {
+        for Section { open, formats, publisher } in sections {
             let (id, kind) = (open.subscription, open.kind);
             self.command(Command::OpenSubscription(Box::new(open)));
-            self.sections.insert(id, LocalSection { id, kind, formats, source: None, stats: Default::default() });
+            self.sections.insert(id, LocalSection { id, kind, formats, publisher, source: None, stats: Default::default() });
             if let Some(participant) = self.participants.get_mut(&owner) {
                 participant.sections.push(id);
             }
@@ -607,6 +652,17 @@ impl Session {
             return false;
         };
         participant.address = Some(remote);
+        if participant.is_routed() {
+            let learnt = audit(participant, Action::Learnt { address: remote });
+            self.outputs.push_back(Output::Audit(learnt));
+        }
+        true
+    }
+
+    fn note_peer_stats(&mut self, transport: TransportId, news: RtpPeerStats) -> bool {
+        let participant = self.by_transport.get(&transport).and_then(|id| self.participants.get_mut(id));
+        let Some(Connection::Routed { stats, .. }) = participant.map(|participant| &mut participant.connection) else { return false };
+        *stats = news;
         true
     }
 

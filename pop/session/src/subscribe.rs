@@ -1,4 +1,5 @@
-//! Which track feeds which section. A watcher does not choose: a section takes the oldest track of its kind that it can decode.
+//! Which track feeds which section. A watcher does not choose: a section takes the oldest track of its kind that
+//! it can decode; a route out may name the publisher.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ impl LocalTrack {
 }
 
 fn rank(track: &LocalTrack, section: &LocalSection) -> Option<Rank> {
-    if track.kind != section.kind {
+    if track.kind != section.kind || section.publisher.as_ref().is_some_and(|only| *only != track.publisher) {
         return None;
     }
     let mut decodable = track.formats.iter().filter(|from| match_format(from.format, &section.formats).is_some()).peekable();

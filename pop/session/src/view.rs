@@ -33,7 +33,7 @@ pub struct ParticipantView {
     pub local: bool,
     /// `publish` or `watch`.
     pub kind: &'static str,
-    /// `connecting`, `connected`, or `remote`.
+    /// `connecting`, `connected`, or `remote`; an RTP route is connected once it has a peer.
     pub state: &'static str,
     /// Milliseconds since it joined; absent for a remote one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,10 +44,22 @@ pub struct ParticipantView {
     /// The SRTP profile, once DTLS has agreed on one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub srtp: Option<&'static str>,
+    /// Of an RTP route: what its ports have refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<RouteView>,
     /// What it publishes.
     pub tracks: Vec<TrackView>,
     /// What it watches.
     pub subscriptions: Vec<SubscriptionView>,
+}
+
+/// What the ports of an RTP route have refused since its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RouteView {
+    /// Datagrams of others than the peer.
+    pub foreign: u64,
+    /// Datagrams of the peer, or of who could become it, that were not taken.
+    pub refused: u64,
 }
 
 /// A published stream.
@@ -135,9 +147,13 @@ fn local(
     tracks: &BTreeMap<TrackId, LocalTrack>,
     sections: &BTreeMap<SubscriptionId, LocalSection>,
 ) -> ParticipantView {
-    let (state, srtp) = match participant.connection {
-        Connection::Connecting => ("connecting", None),
-        Connection::Connected { profile } => ("connected", Some(profile.name())),
+    let (state, srtp, route) = match participant.connection {
+        Connection::Connecting => ("connecting", None, None),
+        Connection::Connected { profile } => ("connected", Some(profile.name()), None),
+        Connection::Routed { profile, stats } => {
+            let state = if participant.address.is_some() { "connected" } else { "connecting" };
+            (state, profile.map(|profile| profile.name()), Some(RouteView { foreign: stats.foreign, refused: stats.refused }))
+        }
     };
     ParticipantView {
         id: participant.id.to_string(),
@@ -149,6 +165,7 @@ fn local(
         age_ms: Some(now.since(participant.joined).as_millis() as u64),
         address: participant.address.map(|address| address.to_string()),
         srtp,
+        route,
         tracks: participant.tracks.iter().filter_map(|id| tracks.get(id)).map(track).collect(),
         subscriptions: participant.sections.iter().filter_map(|id| sections.get(id)).map(|s| section(s, tracks)).collect(),
     }
@@ -201,6 +218,7 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
         age_ms: None,
         address: None,
         srtp: None,
+        route: None,
         tracks: tracks.collect(),
         subscriptions: Vec::new(),
     }

@@ -1,17 +1,18 @@
 //! What a room does, in fake time: who feeds whom, who replaces whom, and what the worker and the owner are told.
 
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use pop_proto::control::{
-    Codec, Command, Datagram, Event, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, SrtpProfile,
-    TrackStats, TransportLoss,
+    ANY_PAYLOAD_TYPE, Codec, Command, Datagram, Event, ExtensionIds, IceCredentials, MediaKind, Numbering, OpenRtp, OpenSubscription,
+    OpenTrack, OpenTransport, RtcpVia, RtpPeer, RtpPeerStats, SrtpProfile, TrackStats, TransportLoss,
 };
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 use pop_session::presence::{Applied, Manifest, Record, RemoteKey, Version};
 use pop_session::session::CONNECT_TIMEOUT;
 use pop_session::{
-    Action, CloseReason, Format, H264Profile, Join, Limits, Media, Output, PayloadFormat, Publication, Refusal, Reply, Request, RequestId,
-    Role, Section, Session, TransportFailure,
+    Action, CloseReason, Format, H264Profile, Join, Limits, Media, Opening, Output, PayloadFormat, Publication, Refusal, Reply, Request,
+    RequestId, Role, Section, Session, TransportFailure,
 };
 
 const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus };
@@ -52,6 +53,7 @@ impl Outcome {
     fn names(&self) -> Vec<&'static str> {
         let name = |command: &Command| match command {
             Command::OpenTransport(_) => "open transport",
+            Command::OpenRtp(_) => "open rtp",
             Command::CloseTransport { .. } => "close transport",
             Command::OpenTrack(_) => "open track",
             Command::CloseTrack { .. } => "close track",
@@ -136,7 +138,7 @@ fn join(id: u64, identity: &str, media: Media) -> Join {
         identity: Identity::new(identity).unwrap(),
         hidden: false,
         resource: id.to_string().into(),
-        transport: OpenTransport {
+        transport: Opening::WebRtc(OpenTransport {
             transport: TransportId(id),
             ice: IceCredentials { local_ufrag: "l".into(), local_pwd: "p".into(), remote_ufrag: "r".into() },
             extensions: ExtensionIds::NONE,
@@ -145,7 +147,7 @@ fn join(id: u64, identity: &str, media: Media) -> Join {
             reduced_size_rtcp: true,
             rtcp_ssrc: 1,
             cname: "c".into(),
-        },
+        }),
         media,
     }
 }
@@ -179,7 +181,22 @@ fn section(transport: u64, subscription: u64, formats: &[PayloadFormat]) -> Sect
         extensions: ExtensionIds::NONE,
         mid: "0".into(),
     };
-    Section { open, formats: formats.to_vec() }
+    Section { open, formats: formats.to_vec(), publisher: None }
+}
+
+const SINK: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 5_004));
+
+fn route(transport: u64, peer: RtpPeer) -> OpenRtp {
+    OpenRtp {
+        transport: TransportId(transport),
+        socket: 1,
+        rtcp: RtcpVia::Off,
+        peer,
+        keys: None,
+        numbering: Numbering::Timestamps,
+        rtcp_ssrc: 1,
+        cname: "c".into(),
+    }
 }
 
 fn track(id: u64) -> Option<String> {
@@ -341,7 +358,7 @@ fn an_id_or_resource_in_use_is_refused() {
         ("resource", Join { resource: "1".into(), ..join(9, "bob", media(900)) }),
         ("transport", {
             let mut j = join(9, "bob", media(900));
-            j.transport.transport = TransportId(1);
+            j.transport = Opening::Rtp(route(1, RtpPeer::Fixed(SINK)));
             j
         }),
         ("track", join(9, "bob", media(100))),
@@ -565,4 +582,46 @@ fn random_lives_leave_no_dangling_reference() {
             assert!(subscription.source.as_ref().is_none_or(open), "seed {seed}: fed by a closed track");
         }
     }
+}
+
+#[test]
+fn a_route_needs_no_connecting_is_told_its_peer_and_replaces_nobody() {
+    let mut room = Room::new();
+    let (person, _) = room.publish("ann", &[&[VP8]]);
+    let media = Media::Publish(vec![publication(50, 5_000, &[VP8])]);
+    let learnt = RtpPeer::Learnt { silence: Duration::from_secs(30), never: None };
+    let came = room.request(Request::Join(Box::new(Join { transport: Opening::Rtp(route(50, learnt)), ..join(50, "ann", media) })));
+    assert_eq!((came.names(), came.closed.len()), (vec!["open rtp", "open track"], 0), "ann stays, and so does the route");
+    room.event(Event::TrackStarted { track: TrackId(100 * person) });
+    room.now = room.now + CONNECT_TIMEOUT;
+    room.session.handle_timeout(room.now);
+    assert_eq!(room.drain().closed, [(TransportId(person), CloseReason::ConnectTimeout)]);
+
+    let view = |room: &Room| room.session.describe(room.now).participants.remove(0);
+    assert_eq!((view(&room).state, view(&room).address), ("connecting", None));
+    let told = room.event(Event::TransportValidated { transport: TransportId(50), remote: SINK });
+    assert_eq!(told.actions, [("ann".to_owned(), Action::Learnt { address: SINK })]);
+    room.event(Event::RtpPeerStats { transport: TransportId(50), stats: RtpPeerStats { foreign: 3, refused: 4 } });
+    let seen = view(&room);
+    assert_eq!((seen.state, seen.address.as_deref()), ("connected", Some("192.0.2.9:5004")));
+    assert_eq!(seen.route.map(|route| (route.foreign, route.refused)), Some((3, 4)));
+
+    // Nor does a person who comes later end the route.
+    let (_, came) = room.publish("ann", &[&[VP8]]);
+    assert_eq!(came.closed, []);
+    assert_eq!(room.leave(50).closed, [(TransportId(50), CloseReason::Left)]);
+}
+
+#[test]
+fn a_route_out_may_name_its_publisher_and_a_raw_one_takes_whatever_comes() {
+    let mut room = Room::new();
+    room.publish("ann", &[&[VP8]]);
+    let raw = PayloadFormat { number: ANY_PAYLOAD_TYPE, format: Format::Raw { clock_rate: 90_000 } };
+    let bob = Some(Identity::new("bob").unwrap());
+    let media = Media::Watch(vec![Section { publisher: bob, ..section(50, 5_000, &[raw]) }]);
+    let out = Join { transport: Opening::Rtp(route(50, RtpPeer::Fixed(SINK))), ..join(50, "tap", media) };
+    assert_eq!(room.request(Request::Join(Box::new(out))).forwards(), []);
+    let (bob, came) = room.publish("bob", &[&[AV1, H264]]);
+    assert_eq!(came.forwards(), [(5_000, Some(100 * bob), "45>255 102>255".into())]);
+    assert_eq!(room.leave(bob).forwards(), [(5_000, None, String::new())], "ann's track is not bob's");
 }

@@ -19,7 +19,8 @@ use crate::dtls::DtlsPeer;
 /// Where the events of one transport go. Dropping it ends the transport's DTLS.
 pub(super) struct Route {
     pub(super) room: RoomSender,
-    pub(super) peer: DtlsPeer,
+    /// `None` for an RTP route.
+    pub(super) peer: Option<DtlsPeer>,
     pub(super) tracks: Vec<TrackId>,
     pub(super) subscriptions: Vec<SubscriptionId>,
 }
@@ -131,23 +132,24 @@ impl Pump {
 
     fn deliver(&self, shared: &Shared, event: Event) {
         let transport = match &event {
-            Event::TransportValidated { transport, .. } | Event::Dtls { transport, .. } | Event::TransportLost { transport, .. } => {
-                Some(transport)
-            }
+            Event::TransportValidated { transport, .. }
+            | Event::Dtls { transport, .. }
+            | Event::TransportLost { transport, .. }
+            | Event::RtpPeerStats { transport, .. } => Some(transport),
             Event::TrackStarted { track } | Event::TrackStats { track, .. } => self.tracks.get(track),
             Event::SubscriptionStats { subscription, .. } => self.subscriptions.get(subscription),
         };
         // An event of what has just been closed.
         let Some(route) = transport.and_then(|t| self.routes.get(t)) else { return };
-        match event {
-            Event::Dtls { datagram, .. } => {
-                if let Err(reason) = route.peer.deliver(datagram.as_slice()) {
+        match (event, &route.peer) {
+            (Event::Dtls { datagram, .. }, Some(peer)) => {
+                if let Err(reason) = peer.deliver(datagram.as_slice()) {
                     shared.dtls_refused[self.worker].count(reason);
                 }
             }
-            event => {
-                if let Event::TransportValidated { .. } = event {
-                    route.peer.start();
+            (event, peer) => {
+                if let (Event::TransportValidated { .. }, Some(peer)) = (&event, peer) {
+                    peer.start();
                 }
                 // A room that has ended has closed its transports.
                 let _ = route.room.send(RoomMessage::Event(Box::new(event)));

@@ -20,7 +20,8 @@ use crate::logging::AUDIT;
 pub(super) enum RoomMessage {
     Join {
         join: Box<Join>,
-        dtls: Box<(DtlsPeer, DtlsEvents)>,
+        /// `None` for an RTP route.
+        dtls: Option<Box<(DtlsPeer, DtlsEvents)>>,
         slot: Slot,
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
@@ -68,6 +69,7 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
         mailbox: sender.downgrade(),
         waiting: HashMap::new(),
         resources: HashMap::new(),
+        routed: HashMap::new(),
         requests: 0,
     };
     tokio::spawn(room.run(receiver));
@@ -83,6 +85,8 @@ struct Room {
     waiting: HashMap<RequestId, Waiting>,
     /// HTTP resources of those who are here, to end them all when the node stops.
     resources: HashMap<TransportId, Box<str>>,
+    /// What the RTP routes of this room claim.
+    routed: HashMap<TransportId, Slot>,
     requests: u64,
 }
 
@@ -117,7 +121,7 @@ impl Room {
     fn handle(&mut self, shared: &Shared, message: RoomMessage) {
         let now = shared.clock.now();
         match message {
-            RoomMessage::Join { join, dtls, slot, reply } => self.join(shared, *join, *dtls, slot, reply),
+            RoomMessage::Join { join, dtls, slot, reply } => self.join(shared, *join, dtls.map(|dtls| *dtls), slot, reply),
             RoomMessage::Leave { resource, reply } => self.request(shared, Request::Leave { resource }, Waiting::Leave(reply)),
             RoomMessage::Tap { request, reply } => self.request(shared, request, Waiting::Tap(reply)),
             // Who asked may be gone.
@@ -145,30 +149,40 @@ impl Room {
         &mut self,
         shared: &Shared,
         join: Join,
-        (peer, events): (DtlsPeer, DtlsEvents),
+        dtls: Option<(DtlsPeer, DtlsEvents)>,
         slot: Slot,
         reply: oneshot::Sender<Result<(), Refusal>>,
     ) {
-        let transport = join.transport.transport;
+        let transport = join.transport.id();
         let (tracks, subscriptions) = match &join.media {
             Media::Publish(publications) => (publications.iter().map(|p| p.open.track).collect(), Vec::new()),
             Media::Watch(sections) => (Vec::new(), sections.iter().map(|s| s.open.subscription).collect()),
         };
         self.resources.insert(transport, join.resource.clone());
+        let (peer, events) = dtls.unzip();
         // Before the worker hears of the transport, so that no event of it comes to an unknown address.
         if let Some(room) = self.mailbox.upgrade() {
             shared.routes[self.worker].add(transport, Route { room, peer, tracks, subscriptions });
         }
-        let task = Transport { shared: self.shared.clone(), worker: self.worker, id: transport, room: self.mailbox.clone(), _slot: slot };
-        tokio::spawn(task.run(events));
+        match events {
+            Some(events) => {
+                let (shared, room) = (self.shared.clone(), self.mailbox.clone());
+                tokio::spawn(Transport { shared, worker: self.worker, id: transport, room, _slot: slot }.run(events));
+            }
+            None => drop(self.routed.insert(transport, slot)),
+        }
         self.request(shared, Request::Join(Box::new(join)), Waiting::Join(reply, transport));
     }
 
     async fn drain(&mut self, shared: &Shared) {
         while let Some(output) = self.session.poll() {
             match output {
-                // The transport's task tells the worker, after the client was told.
-                Output::Command(Command::CloseTransport { .. }) => {}
+                // The transport's task tells the worker, after the client was told. A route has no task, and nobody to tell.
+                Output::Command(Command::CloseTransport { transport }) => {
+                    if let Some(_slot) = self.routed.remove(&transport) {
+                        shared.command(self.worker, Command::CloseTransport { transport }).await;
+                    }
+                }
                 Output::Command(command) => shared.command(self.worker, command).await,
                 Output::Closed { transport, .. } => self.forget(shared, transport),
                 Output::Reply(id, reply) => self.reply(shared, id, reply),
@@ -179,6 +193,7 @@ impl Room {
 
     fn forget(&mut self, shared: &Shared, transport: TransportId) {
         self.resources.remove(&transport);
+        self.routed.remove(&transport);
         shared.routes[self.worker].remove(transport);
     }
 
@@ -207,6 +222,7 @@ impl Room {
                 let address = address.map(|a| a.to_string()).unwrap_or_default();
                 tracing::info!(target: AUDIT, %room, %identity, role, %participant, address, profile = profile.name(), after_ms = after.as_millis() as u64, "connect");
             }
+            Action::Learnt { address } => tracing::info!(%room, %identity, role, %participant, %address, "peer learnt"),
             Action::Published { track, kind, codec } => {
                 let codec = codec.map_or("", |c| c.name());
                 tracing::info!(target: AUDIT, %room, %identity, role, %participant, %track, kind = kind.name(), codec, "publish");

@@ -357,6 +357,8 @@ fn is_echoed(format: Format, name: &str) -> bool {
         // sprop-parameter-sets describes the sender's own stream and is not echoed.
         Format::H264 { .. } => &["level-asymmetry-allowed", "packetization-mode", "profile-level-id"],
         Format::Av1 { .. } => &["profile", "level-idx", "tier"],
+        // Of RTP routes; no offer has it.
+        Format::Raw { .. } => &[],
     };
     echoed.iter().any(|echoed| echoed.eq_ignore_ascii_case(name))
 }

@@ -17,7 +17,7 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use pop_proto::control::{Extension, ExtensionIds, IceCredentials, OpenTransport};
 use pop_schemas::{IdError, ParticipantId, SessionId, TransportId};
 use pop_session::token::{Access, GrantError, TokenError};
-use pop_session::{Join, Refusal, Role};
+use pop_session::{Join, Opening, Refusal, Role};
 
 use super::answer::{LocalMedia, LocalTransport, Negotiation, negotiate};
 use super::sdp::{self, SDP_LEN_MAX, SdpError};
@@ -309,7 +309,7 @@ impl Admission {
             identity: access.identity().clone(),
             hidden: access.is_hidden(),
             resource: self.resource.into(),
-            transport: OpenTransport {
+            transport: Opening::WebRtc(OpenTransport {
                 transport: self.transport,
                 ice: IceCredentials {
                     local_ufrag: self.ufrag.into(),
@@ -324,7 +324,7 @@ impl Admission {
                 reduced_size_rtcp: negotiation.reduced_size_rtcp,
                 rtcp_ssrc: self.rtcp_ssrc,
                 cname: self.cname.into(),
-            },
+            }),
             media,
         }
     }

@@ -24,7 +24,7 @@ pub(super) fn media(node: &Node, negotiation: &Negotiation<'_>, transport: Trans
             extensions: ExtensionIds::NONE,
             mid: section.mid.into(),
         };
-        Section { open, formats: section.formats.clone() }
+        Section { open, formats: section.formats.clone(), publisher: None }
     });
     Media::Watch(sections.collect())
 }
