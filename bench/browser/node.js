@@ -39,8 +39,11 @@ async function freeMediaPort() {
   }
 }
 
-/** Starts a node. `address` is one of this machine's own; media listens on loopback as well. Captures run on `interfaces`. */
-export async function startNode(name, { address = "127.0.0.1", interfaces = ["lo"] } = {}) {
+/**
+ * Starts a node, inside the network namespace `netns` when given. `address` is one of that host's own; media listens on loopback as
+ * well. Captures run on `interfaces` of this namespace.
+ */
+export async function startNode(name, { address = "127.0.0.1", netns, interfaces = netns ? [] : ["lo"] } = {}) {
   const folder = await mkdtemp(path.join(tmpdir(), "pop-e2e-"));
   const port = await freeMediaPort();
   const keys = path.join(folder, "keys.toml");
@@ -53,7 +56,7 @@ export async function startNode(name, { address = "127.0.0.1", interfaces = ["lo
     `[http]
 listen = "${address}:0"
 [admin]
-listen = "127.0.0.1:0"
+listen = "${netns ? address : "127.0.0.1"}:0"
 socket = "${folder}/pop.sock"
 [media]
 addresses = [${addresses}]
@@ -64,7 +67,8 @@ cores = "0-1"
 keys_file = "keys.toml"
 `,
   );
-  const child = spawn(path.join(programs, "pop"), ["run", "--json", "--config", config], { stdio: ["ignore", "pipe", "pipe"] });
+  const words = [...(netns ? ["ip", "netns", "exec", netns] : []), path.join(programs, "pop"), "run", "--json", "--config", config];
+  const child = spawn(words[0], words.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
   const log = [];
   createInterface({ input: child.stderr }).on("line", (line) => log.push(line));
   const exited = once(child, "exit");

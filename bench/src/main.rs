@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use pop_bench::shaper::process::{self, ShaperArgs};
 use pop_uring::BackendKind;
 
 use floor::{Plan, Sink};
@@ -36,6 +37,8 @@ enum Case {
     Floor(FloorArgs),
     /// One node with publishers and many real SRTP subscribers, and the floor beside it.
     Fanout(Box<fanout::FanoutArgs>),
+    /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
+    Shaper(ShaperArgs),
 }
 
 #[derive(clap::Args)]
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Case::Oracle(args) => judge_capture(&args),
         Case::Floor(args) => end("floor", run_floor(&args)),
         Case::Fanout(args) => end("fanout", fanout::run(&args)),
+        Case::Shaper(args) => end("shaper", run_shaper(&args)),
     }
 }
 
@@ -130,6 +134,14 @@ fn run_floor(args: &FloorArgs) -> Result<(), String> {
     let machine = machine::Machine::describe(floor.backend, None);
     let json = serde_json::to_string_pretty(&serde_json::json!({"floor": floor, "machine": machine})).map_err(|e| e.to_string())?;
     write_json(args.json.as_deref(), &json)
+}
+
+fn run_shaper(args: &ShaperArgs) -> Result<(), String> {
+    make_folder_of(args.json.as_deref())?;
+    let report = process::run(args)?;
+    // Its last line on stdout is the report already.
+    let Some(file) = &args.json else { return Ok(()) };
+    write_json(Some(file), &serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?)
 }
 
 /// Makes the folder that [`write_json`] will want, before anything is measured: figures must not be lost at the end.

@@ -1,4 +1,4 @@
-//! CPU time of a thread and of the process, the system's monotonic clock, and the precision of a thread's sleep.
+//! CPU time of a thread and of the process, the system's monotonic clock, and how punctual a thread is.
 
 use std::io;
 use std::time::Duration;
@@ -31,6 +31,15 @@ pub fn set_timer_slack(slack: Duration) -> io::Result<()> {
     let nanos = libc::c_ulong::try_from(slack.as_nanos()).unwrap_or(libc::c_ulong::MAX).max(1);
     // SAFETY: this option takes a number, no pointer.
     let result = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, nanos) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the calling thread run before every ordinary one (`SCHED_FIFO`, the lowest of its priorities). For a thread that sleeps
+/// most of the time and must not be late; it needs `CAP_SYS_NICE`.
+pub fn set_realtime() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads one `sched_param`, which lives here; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
