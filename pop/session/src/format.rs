@@ -9,6 +9,11 @@ use pop_proto::control::{Codec, PayloadType, PayloadTypeMap};
 pub enum Format {
     /// RFC 7587: every decoder takes every stream.
     Opus,
+    /// Redundant audio (RFC 2198): every block is Opus.
+    Red {
+        /// Payload type of its blocks.
+        block: u8,
+    },
     /// RFC 7741: no profile that WebRTC uses.
     Vp8,
     /// RFC 9628.
@@ -22,6 +27,13 @@ pub enum Format {
         profile: H264Profile,
         /// `packetization-mode`: 0 is one NAL unit per packet, 1 allows FU-A and STAP-A.
         packetization_mode: u8,
+    },
+    /// RFC 7798, as one stream. The level is left out as with H.264: a publisher offers the highest that it could make.
+    H265 {
+        /// `profile-id`, 1 (Main) when absent.
+        profile: u8,
+        /// `tier-flag`.
+        high_tier: bool,
     },
     /// AOM RTP payload format 1.0.
     Av1 {
@@ -40,9 +52,11 @@ impl Format {
     pub const fn codec(self) -> Codec {
         match self {
             Format::Opus => Codec::Opus,
+            Format::Red { .. } => Codec::Red,
             Format::Vp8 => Codec::Vp8,
             Format::Vp9 { .. } => Codec::Vp9,
             Format::H264 { .. } => Codec::H264,
+            Format::H265 { .. } => Codec::H265,
             Format::Av1 { .. } => Codec::Av1,
             Format::Raw { clock_rate } => Codec::Raw { clock_rate },
         }
@@ -53,6 +67,11 @@ impl Format {
         if self == source {
             return Some(Fit::Exact);
         }
+        // Blocks of redundant audio carry the sender's payload type of Opus, so even a receiver of RED gets the primary blocks
+        // alone when it has another one.
+        if let (Format::Opus, Format::Red { .. }) = (self, source) {
+            return Some(Fit::Unwrapped);
+        }
         let wider = match (self, source) {
             (
                 Format::H264 { profile: ours, packetization_mode: our_mode },
@@ -61,6 +80,10 @@ impl Format {
                 // Mode 1 may use single NAL unit packets too (RFC 6184 section 6.3), so its receiver takes a stream of mode
                 // 0 but not the reverse.
                 our_mode >= their_mode && ours.decodes(theirs)
+            }
+            // ITU-T H.265 annex A.3.3: a Main 10 decoder takes Main, and one of the high tier takes the main tier.
+            (Format::H265 { profile: ours, high_tier: our_tier }, Format::H265 { profile: theirs, high_tier: their_tier }) => {
+                (ours == theirs || (ours, theirs) == (2, 1)) && our_tier >= their_tier
             }
             // The AV1 profiles are nested: High decodes Main, Professional decodes both.
             (Format::Av1 { profile: ours }, Format::Av1 { profile: theirs }) => ours >= theirs,
@@ -75,6 +98,7 @@ impl Format {
 enum Fit {
     Exact,
     Wider,
+    Unwrapped,
 }
 
 /// The H.264 profiles that RFC 6184 table 5 tells apart.
@@ -133,12 +157,14 @@ pub struct PayloadFormat {
     pub number: u8,
     /// What it carries.
     pub format: Format,
+    /// Payload type of its retransmissions, when RTX was negotiated for it.
+    pub rtx: Option<u8>,
 }
 
 impl PayloadFormat {
     /// What the packet plane needs of it.
     pub const fn payload_type(self) -> PayloadType {
-        PayloadType { number: self.number, codec: self.format.codec(), rtx: None }
+        PayloadType { number: self.number, codec: self.format.codec(), rtx: self.rtx }
     }
 }
 
@@ -146,16 +172,20 @@ impl PayloadFormat {
 /// first, then a wider one, each in the receiver's order. One of the receiver's may serve several of the source's.
 pub(crate) fn map_payload_types(source: &[PayloadFormat], receiver: &[PayloadFormat]) -> Vec<PayloadTypeMap> {
     let map = |from: &PayloadFormat| {
-        let to = match_format(from.format, receiver)?;
-        Some(PayloadTypeMap { from: from.number, to, rtx: None, unwrap_red: false })
+        let (fit, to) = find(from.format, receiver)?;
+        Some(PayloadTypeMap { from: from.number, to: to.number, rtx: to.rtx, unwrap_red: fit == Fit::Unwrapped })
     };
     source.iter().filter_map(map).collect()
 }
 
-/// The receiver's payload type for a stream of `source`.
-pub(crate) fn match_format(source: Format, receiver: &[PayloadFormat]) -> Option<u8> {
+/// A receiver of these formats takes a stream of `source`.
+pub(crate) fn takes(receiver: &[PayloadFormat], source: Format) -> bool {
+    find(source, receiver).is_some()
+}
+
+fn find(source: Format, receiver: &[PayloadFormat]) -> Option<(Fit, &PayloadFormat)> {
     // min_by_key keeps the first of equals: the receiver's order.
-    receiver.iter().filter_map(|to| Some((to.format.fit(source)?, to.number))).min_by_key(|(fit, _)| *fit).map(|(_, number)| number)
+    receiver.iter().filter_map(|to| Some((to.format.fit(source)?, to))).min_by_key(|(fit, _)| *fit)
 }
 
 #[cfg(test)]
@@ -163,7 +193,11 @@ mod tests {
     use super::*;
 
     fn h264(number: u8, idc: u8, iop: u8, packetization_mode: u8) -> PayloadFormat {
-        PayloadFormat { number, format: Format::H264 { profile: H264Profile::from_profile_level_id(idc, iop), packetization_mode } }
+        PayloadFormat {
+            number,
+            format: Format::H264 { profile: H264Profile::from_profile_level_id(idc, iop), packetization_mode },
+            rtx: None,
+        }
     }
 
     fn map(from: u8, to: u8) -> PayloadTypeMap {
@@ -207,14 +241,43 @@ mod tests {
         assert_eq!(map_payload_types(&[constrained_0], &[high_1]), [map(96, 97)]);
         assert_eq!(map_payload_types(&[high_1], &[constrained_0]), []);
         assert_eq!(map_payload_types(&[h264(1, 0x42, 0xe0, 1)], &[h264(2, 0x42, 0xe0, 0)]), [], "mode 0 does not take FU-A");
-        let av1 = |number, profile| PayloadFormat { number, format: Format::Av1 { profile } };
+        let av1 = |number, profile| PayloadFormat { number, format: Format::Av1 { profile }, rtx: None };
         assert_eq!(map_payload_types(&[av1(1, 0)], &[av1(2, 1)]), [map(1, 2)]);
         assert_eq!(map_payload_types(&[av1(1, 1)], &[av1(2, 0)]), []);
     }
 
     #[test]
     fn vp9_profiles_do_not_mix() {
-        let vp9 = |number, profile| PayloadFormat { number, format: Format::Vp9 { profile } };
+        let vp9 = |number, profile| PayloadFormat { number, format: Format::Vp9 { profile }, rtx: None };
         assert_eq!(map_payload_types(&[vp9(98, 0), vp9(100, 2)], &[vp9(100, 0)]), [map(98, 100)]);
+    }
+
+    #[test]
+    fn h265_goes_to_a_decoder_of_its_profile_and_tier_or_above() {
+        let h265 = |number, profile, high_tier| PayloadFormat { number, format: Format::H265 { profile, high_tier }, rtx: None };
+        assert_eq!(map_payload_types(&[h265(1, 1, false)], &[h265(2, 2, false), h265(3, 1, false)]), [map(1, 3)], "the exact one first");
+        assert_eq!(map_payload_types(&[h265(1, 1, false)], &[h265(2, 2, true)]), [map(1, 2)], "Main 10 decodes Main");
+        assert_eq!(map_payload_types(&[h265(1, 2, false)], &[h265(2, 1, false)]), []);
+        assert_eq!(map_payload_types(&[h265(1, 1, true)], &[h265(2, 1, false)]), []);
+        assert_eq!(map_payload_types(&[h265(1, 3, false)], &[h265(2, 4, false)]), [], "the others are not nested");
+    }
+
+    #[test]
+    fn red_is_unwrapped_where_its_blocks_would_mean_something_else() {
+        let opus = |number| PayloadFormat { number, format: Format::Opus, rtx: None };
+        let red = |number, block| PayloadFormat { number, format: Format::Red { block }, rtx: None };
+        let source = [opus(111), red(63, 111)];
+        let unwrapped = |to| PayloadTypeMap { unwrap_red: true, ..map(63, to) };
+        assert_eq!(map_payload_types(&source, &[opus(111), red(70, 111)]), [map(111, 111), map(63, 70)]);
+        assert_eq!(map_payload_types(&source, &[opus(109), red(63, 109)]), [map(111, 109), unwrapped(109)]);
+        assert_eq!(map_payload_types(&source, &[opus(111)]), [map(111, 111), unwrapped(111)]);
+        assert_eq!(map_payload_types(&[opus(111)], &[red(63, 111)]), [], "nobody wraps");
+    }
+
+    #[test]
+    fn the_map_names_the_receivers_payload_type_of_retransmissions() {
+        let vp8 = |number, rtx| PayloadFormat { number, format: Format::Vp8, rtx };
+        assert_eq!(map_payload_types(&[vp8(96, Some(97))], &[vp8(120, Some(124))])[0].rtx, Some(124));
+        assert_eq!(map_payload_types(&[vp8(96, Some(97))], &[vp8(120, None)])[0].rtx, None);
     }
 }

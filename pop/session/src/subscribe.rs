@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use pop_proto::control::Codec;
 use pop_schemas::TrackId;
 
-use crate::format::match_format;
+use crate::format::takes;
 use crate::participant::{LocalSection, LocalTrack};
 
 /// How good a source is; the smaller is the better.
@@ -35,7 +35,7 @@ fn rank(track: &LocalTrack, section: &LocalSection) -> Option<Rank> {
     if track.kind != section.kind || section.publisher.as_ref().is_some_and(|only| *only != track.publisher) {
         return None;
     }
-    let mut decodable = track.formats.iter().filter(|from| match_format(from.format, &section.formats).is_some()).peekable();
+    let mut decodable = track.formats.iter().filter(|from| takes(&section.formats, from.format)).peekable();
     decodable.peek()?;
     let undecodable_now = !decodable.any(|from| track.sends(from.format.codec()));
     Some(Rank { undecodable_now, silent: !track.started, order: track.order })

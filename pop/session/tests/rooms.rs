@@ -15,11 +15,11 @@ use pop_session::{
     RequestId, Role, Section, Session, TransportFailure,
 };
 
-const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus };
-const VP8: PayloadFormat = PayloadFormat { number: 96, format: Format::Vp8 };
-const AV1: PayloadFormat = PayloadFormat { number: 45, format: Format::Av1 { profile: 0 } };
+const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus, rtx: None };
+const VP8: PayloadFormat = PayloadFormat { number: 96, format: Format::Vp8, rtx: None };
+const AV1: PayloadFormat = PayloadFormat { number: 45, format: Format::Av1 { profile: 0 }, rtx: None };
 const H264: PayloadFormat =
-    PayloadFormat { number: 102, format: Format::H264 { profile: H264Profile::ConstrainedBaseline, packetization_mode: 1 } };
+    PayloadFormat { number: 102, format: Format::H264 { profile: H264Profile::ConstrainedBaseline, packetization_mode: 1 }, rtx: None };
 
 /// A room with the numbers that an owner would draw.
 struct Room {
@@ -616,7 +616,7 @@ fn a_route_needs_no_connecting_is_told_its_peer_and_replaces_nobody() {
 fn a_route_out_may_name_its_publisher_and_a_raw_one_takes_whatever_comes() {
     let mut room = Room::new();
     room.publish("ann", &[&[VP8]]);
-    let raw = PayloadFormat { number: ANY_PAYLOAD_TYPE, format: Format::Raw { clock_rate: 90_000 } };
+    let raw = PayloadFormat { number: ANY_PAYLOAD_TYPE, format: Format::Raw { clock_rate: 90_000 }, rtx: None };
     let bob = Some(Identity::new("bob").unwrap());
     let media = Media::Watch(vec![Section { publisher: bob, ..section(50, 5_000, &[raw]) }]);
     let out = Join { transport: Opening::Rtp(route(50, RtpPeer::Fixed(SINK))), ..join(50, "tap", media) };

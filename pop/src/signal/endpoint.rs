@@ -14,12 +14,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, post};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use pop_proto::control::{Extension, ExtensionIds, IceCredentials, OpenTransport};
+use pop_proto::control::{IceCredentials, OpenTransport};
 use pop_schemas::{IdError, ParticipantId, SessionId, TransportId};
 use pop_session::token::{Access, GrantError, TokenError};
 use pop_session::{Join, Opening, Refusal, Role};
 
-use super::answer::{LocalMedia, LocalTransport, Negotiation, negotiate};
+use super::answer::{Accepted, LocalMedia, LocalSource, LocalTransport, Negotiation, negotiate};
 use super::sdp::{self, SDP_LEN_MAX, SdpError};
 use super::{whep, whip};
 use crate::config::DtlsRole;
@@ -270,13 +270,16 @@ struct Admission {
     cname: String,
     rtcp_ssrc: u32,
     /// One per accepted section of a viewer.
-    ssrcs: Vec<u32>,
+    sources: Vec<LocalSource>,
 }
 
 impl Admission {
     fn draw(node: &Node, negotiation: &Negotiation<'_>) -> Admission {
-        let mut ssrcs = draw_ssrcs(node, negotiation.accepted().count() + 1);
-        let rtcp_ssrc = ssrcs.pop().expect("at least one was asked for");
+        let mut ssrcs = draw_ssrcs(node, 2 * negotiation.accepted().count() + 1).into_iter();
+        let mut next_ssrc = || ssrcs.next().expect("two for each section and one were drawn");
+        let rtcp_ssrc = next_ssrc();
+        let source = |accepted: &Accepted<'_>| LocalSource { ssrc: next_ssrc(), rtx_ssrc: accepted.has_rtx().then(&mut next_ssrc) };
+        let sources = negotiation.accepted().map(source).collect();
         Admission {
             transport: TransportId(node.next_id()),
             resource: draw::<16>(node).iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -286,23 +289,30 @@ impl Admission {
             pwd: STANDARD_NO_PAD.encode(draw::<24>(node)),
             cname: URL_SAFE_NO_PAD.encode(draw::<12>(node)),
             rtcp_ssrc,
-            ssrcs,
+            sources,
         }
     }
 
     fn write_answer(&self, node: &Node, negotiation: &Negotiation<'_>, candidates: &[std::net::SocketAddr]) -> String {
         let fingerprint = node.fingerprint().attribute();
-        let local =
-            LocalTransport { session_id: node.next_id(), ufrag: &self.ufrag, pwd: &self.pwd, fingerprint: &fingerprint, candidates };
+        let local = LocalTransport {
+            session_id: node.next_id(),
+            ufrag: &self.ufrag,
+            pwd: &self.pwd,
+            fingerprint: &fingerprint,
+            candidates,
+            tcp_candidates: &[],
+        };
         // The CNAME names the stream too: both say which sounds and pictures belong together.
-        let media = LocalMedia { stream: &self.cname, cname: &self.cname, ssrcs: &self.ssrcs };
+        let media = LocalMedia { stream: &self.cname, cname: &self.cname, sources: &self.sources };
         negotiation.write(&local, (negotiation.role == Role::Watch).then_some(&media))
     }
 
     fn into_join(self, node: &Node, negotiation: &Negotiation<'_>, access: &Access) -> Join {
+        let publishes = negotiation.role == Role::Publish;
         let media = match negotiation.role {
             Role::Publish => whip::media(node, negotiation, self.transport),
-            Role::Watch => whep::media(node, negotiation, self.transport, &self.ssrcs),
+            Role::Watch => whep::media(node, negotiation, self.transport, &self.sources),
         };
         Join {
             participant: ParticipantId(node.next_id()),
@@ -316,11 +326,9 @@ impl Admission {
                     local_pwd: self.pwd.into(),
                     remote_ufrag: negotiation.remote_ufrag.into(),
                 },
-                extensions: ExtensionIds::NONE
-                    .with(Extension::TransportCc, negotiation.twcc_extension.unwrap_or(0))
-                    .with(Extension::Mid, negotiation.mid_extension.unwrap_or(0)),
-                transport_cc: negotiation.twcc_extension.is_some(),
-                remb: false,
+                extensions: negotiation.extensions,
+                transport_cc: publishes && negotiation.transport_cc,
+                remb: publishes && negotiation.remb,
                 reduced_size_rtcp: negotiation.reduced_size_rtcp,
                 rtcp_ssrc: self.rtcp_ssrc,
                 cname: self.cname.into(),

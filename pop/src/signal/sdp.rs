@@ -11,9 +11,13 @@ use pop_proto::control::MediaKind;
 use self::line::Line;
 use self::reader::Reader;
 
+pub use self::simulcast::{LayerRid, OfferedLayer, OfferedRid};
+pub use self::source::{SourceGroup, SourceSemantics};
+
 mod line;
 mod payload;
 mod reader;
+mod simulcast;
 mod source;
 
 /// Longest offer, in bytes. A browser's with camera, screen and every codec has 8 to 16 KiB.
@@ -22,7 +26,7 @@ pub const SDP_LEN_MAX: usize = 64 * 1_024;
 /// Most media sections: more than any client publishes, few enough that an answer to them stays small.
 pub const MEDIA_MAX: usize = 64;
 
-/// Most `a=ssrc`, `a=extmap` or `a=fingerprint` lines that one section keeps.
+/// Most `a=ssrc`, `a=extmap`, `a=rid` or `a=fingerprint` lines that one section keeps.
 const ATTRIBUTES_MAX: usize = 64;
 
 /// Why an offer cannot be read.
@@ -68,6 +72,16 @@ pub enum Direction {
 }
 
 impl Direction {
+    fn read(name: &str) -> Option<Direction> {
+        match name {
+            "sendrecv" => Some(Direction::SendRecv),
+            "sendonly" => Some(Direction::SendOnly),
+            "recvonly" => Some(Direction::RecvOnly),
+            "inactive" => Some(Direction::Inactive),
+            _ => None,
+        }
+    }
+
     /// The offerer may send.
     pub fn sends(self) -> bool {
         matches!(self, Direction::SendRecv | Direction::SendOnly)
@@ -119,6 +133,8 @@ pub struct Offer<'a> {
     pub transport: TransportAttributes<'a>,
     /// The mids of the first `a=group:BUNDLE`.
     pub bundle: Option<Vec<&'a str>>,
+    /// `a=extmap-allow-mixed` in the session part.
+    pub mixed_extensions: bool,
     /// Media sections, in order.
     pub media: Vec<OfferedMedia<'a>>,
 }
@@ -148,12 +164,18 @@ pub struct OfferedMedia<'a> {
     pub rtcp_rsize: bool,
     /// Payload types, in the order of `m=`.
     pub payloads: Vec<OfferedPayload<'a>>,
-    /// `a=extmap` that the offerer may send.
-    pub extensions: Vec<Extension<'a>>,
+    /// `a=extmap`, in order.
+    pub extensions: Vec<OfferedExtension<'a>>,
+    /// `a=extmap-allow-mixed` in this section.
+    pub mixed_extensions: bool,
     /// SSRCs of `a=ssrc`, in order, without repetition.
     pub ssrcs: Vec<u32>,
-    /// Second and later members of `a=ssrc-group:FID`: retransmissions.
-    pub repair_ssrcs: Vec<u32>,
+    /// `a=ssrc-group`, in order.
+    pub groups: Vec<SourceGroup>,
+    /// `a=rid` of direction send, in order.
+    pub rids: Vec<OfferedRid<'a>>,
+    /// The list of `a=simulcast:send`, in order; empty without one.
+    pub layers: Vec<OfferedLayer<'a>>,
     /// Its own transport attributes.
     pub transport: TransportAttributes<'a>,
 }
@@ -175,11 +197,13 @@ pub struct OfferedPayload<'a> {
     pub feedback: Vec<&'a str>,
 }
 
-/// A header extension.
+/// An `a=extmap` (RFC 8285).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extension<'a> {
-    /// Its id.
+pub struct OfferedExtension<'a> {
+    /// Its id, 1 to 255.
     pub id: u8,
+    /// Who may send it; sendrecv when there is none.
+    pub direction: Direction,
     /// What it is.
     pub uri: &'a str,
 }

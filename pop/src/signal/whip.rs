@@ -15,13 +15,13 @@ pub(super) fn media(node: &Node, negotiation: &Negotiation<'_>, transport: Trans
             transport,
             kind: section.kind,
             ssrc: section.ssrc,
-            rtx_ssrc: None,
+            rtx_ssrc: section.rtx_ssrc,
             mid: section.mid.into(),
-            layers: Vec::new(),
+            layers: section.layers.iter().map(|layer| layer.id.into()).collect(),
             payload_types: Vec::new(),
             nack: section.nack,
             pli: section.pli,
-            fir: false,
+            fir: section.fir,
         };
         Publication { open, formats: section.formats.clone() }
     });

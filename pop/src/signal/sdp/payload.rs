@@ -31,9 +31,42 @@ impl OfferedPayload<'_> {
         } else if is("H264", 90_000) {
             let packetization_mode = number("packetization-mode", 0).filter(|mode| *mode <= 1)?;
             Some(Format::H264 { profile: self.h264_profile()?, packetization_mode })
+        } else if is("H265", 90_000) {
+            self.h265_format()
         } else {
             None
         }
+    }
+
+    /// RFC 7798 section 7.1: profile space 0 is the only one that ITU-T H.265 has filled, `SRST` the only mode that is one
+    /// stream. With `sprop-max-don-diff` each payload has another head; no WebRTC encoder reorders NAL units.
+    fn h265_format(&self) -> Option<Format> {
+        let number = |name, default| self.parameter(name).map_or(Some(default), |value| value.parse::<u8>().ok());
+        let profile = number("profile-id", 1).filter(|profile| (1..32).contains(profile))?;
+        let tier = number("tier-flag", 0).filter(|tier| *tier <= 1)?;
+        let one_stream = self.parameter("tx-mode").is_none_or(|mode| mode.eq_ignore_ascii_case("SRST"));
+        let plain = number("profile-space", 0)? == 0 && number("sprop-max-don-diff", 0)? == 0;
+        (one_stream && plain).then_some(Format::H265 { profile, high_tier: tier == 1 })
+    }
+
+    /// The one payload type of all blocks of redundant audio (RFC 2198 section 5: `a=fmtp:63 111/111`); `None` when this is
+    /// something else, or mixes payload types.
+    pub fn red_block(&self) -> Option<u8> {
+        if !self.name.eq_ignore_ascii_case("red") || self.clock_rate != 48_000 || self.channels != 2 {
+            return None;
+        }
+        let mut blocks = self.fmtp.split('/').map(|block| block.trim().parse::<u8>().ok());
+        let primary = blocks.next()??;
+        let mut blocks = blocks.peekable();
+        (blocks.peek().is_some() && blocks.all(|block| block == Some(primary))).then_some(primary)
+    }
+
+    /// The payload type that this one retransmits (RFC 4588 section 8.6: `apt`).
+    pub fn repairs(&self) -> Option<u8> {
+        if !self.name.eq_ignore_ascii_case("rtx") {
+            return None;
+        }
+        self.parameter("apt")?.parse().ok()
     }
 
     /// From `profile-level-id`. Without one RFC 6184 infers Baseline of level 1, which no encoder of today means; libwebrtc
@@ -62,7 +95,7 @@ pub(super) fn read_payload_numbers<'a>(line: Line<'a>, formats: &'a str) -> Resu
     Ok(payloads)
 }
 
-fn read_payload_number(line: Line<'_>, word: &str) -> Result<u8, SdpError> {
+pub(super) fn read_payload_number(line: Line<'_>, word: &str) -> Result<u8, SdpError> {
     word.parse::<u8>()
         .ok()
         .filter(|number| *number < 128)

@@ -1,17 +1,17 @@
 //! From lines to an offer: what stands before the first `m=`, and each section in turn.
 
-use pop_proto::control::{ICE_TEXT_LEN_MAX, MediaKind};
+use pop_proto::control::{ICE_TEXT_LEN_MAX, MID_LEN_MAX, MediaKind};
 
 use super::line::Line;
 use super::payload::{find_payload, read_payload_numbers, take_fmtp, take_rtpmap};
+use super::simulcast::{take_rid, take_simulcast};
 use super::source::{take_ssrc, take_ssrc_group};
-use super::{ATTRIBUTES_MAX, Direction, Extension, FingerprintLine, MEDIA_MAX, Offer, OfferedMedia, SdpError, Setup, TransportAttributes};
+use super::{
+    ATTRIBUTES_MAX, Direction, FingerprintLine, MEDIA_MAX, Offer, OfferedExtension, OfferedMedia, SdpError, Setup, TransportAttributes,
+};
 
 /// Most `a=rtcp-fb` lines of one section: Chromium sends 5 for each of 10 video payload types.
 const FEEDBACK_MAX: usize = 512;
-
-/// Longest mid, in bytes. One-byte header extensions carry at most 16.
-const MID_LEN_MAX: usize = 16;
 
 /// State between lines.
 #[derive(Default)]
@@ -21,6 +21,7 @@ pub(super) struct Reader<'a> {
     transport: TransportAttributes<'a>,
     direction: Option<Direction>,
     bundle: Option<Vec<&'a str>>,
+    mixed_extensions: bool,
     media: Vec<PartialMedia<'a>>,
 }
 
@@ -30,6 +31,7 @@ struct PartialMedia<'a> {
     direction: Option<Direction>,
     port_zero: bool,
     bundle_only: bool,
+    simulcast_seen: bool,
     /// `a=rtcp-fb:*`.
     feedback_for_all: Vec<&'a str>,
     feedback_len: usize,
@@ -85,13 +87,17 @@ impl<'a> Reader<'a> {
                 rtcp_rsize: false,
                 payloads,
                 extensions: Vec::new(),
+                mixed_extensions: false,
                 ssrcs: Vec::new(),
-                repair_ssrcs: Vec::new(),
+                groups: Vec::new(),
+                rids: Vec::new(),
+                layers: Vec::new(),
                 transport: TransportAttributes::default(),
             },
             direction: None,
             port_zero: port == 0,
             bundle_only: false,
+            simulcast_seen: false,
             feedback_for_all: Vec::new(),
             feedback_len: 0,
         });
@@ -100,19 +106,14 @@ impl<'a> Reader<'a> {
 
     fn take_attribute(&mut self, line: Line<'a>) -> Result<(), SdpError> {
         let (name, value) = line.attribute();
-        let direction = match name {
-            "sendrecv" => Some(Direction::SendRecv),
-            "sendonly" => Some(Direction::SendOnly),
-            "recvonly" => Some(Direction::RecvOnly),
-            "inactive" => Some(Direction::Inactive),
-            _ => None,
-        };
+        let direction = Direction::read(name);
         if name == "mid" {
             self.check_mid(line, value)?;
         }
         let Some(section) = self.media.last_mut() else {
             match name {
                 "group" => self.take_group(line, value)?,
+                "extmap-allow-mixed" => self.mixed_extensions = true,
                 _ if direction.is_some() => self.direction = direction,
                 _ => take_transport_attribute(&mut self.transport, line)?,
             }
@@ -132,8 +133,13 @@ impl<'a> Reader<'a> {
             "fmtp" => take_fmtp(media, line, value)?,
             "rtcp-fb" => section.take_feedback(line, value)?,
             "extmap" => take_extmap(media, line, value)?,
+            "extmap-allow-mixed" => media.mixed_extensions = true,
             "ssrc" => take_ssrc(media, line, value)?,
             "ssrc-group" => take_ssrc_group(media, line, value)?,
+            "rid" => take_rid(media, line, value)?,
+            // RFC 8853 section 5.1: "There MUST be at most one "a=simulcast" attribute per media description".
+            "simulcast" if std::mem::replace(&mut section.simulcast_seen, true) => return Err(line.error("is given twice")),
+            "simulcast" => take_simulcast(media, line, value)?,
             _ => take_transport_attribute(&mut media.transport, line)?,
         }
         Ok(())
@@ -175,7 +181,7 @@ impl<'a> Reader<'a> {
         }
         let default = self.direction.unwrap_or(Direction::SendRecv);
         let media = self.media.into_iter().map(|section| section.finish(default)).collect();
-        Ok(Offer { transport: self.transport, bundle: self.bundle, media })
+        Ok(Offer { transport: self.transport, bundle: self.bundle, mixed_extensions: self.mixed_extensions, media })
     }
 }
 
@@ -212,19 +218,18 @@ fn take_extmap<'a>(media: &mut OfferedMedia<'a>, line: Line<'a>, value: &'a str)
         return Err(line.error("is not an id and a URI"));
     };
     let (id, direction) = id.split_once('/').unwrap_or((id, "sendrecv"));
+    let direction = Direction::read(direction).ok_or_else(|| line.error("has a direction that is none"))?;
     let id: u16 = id.parse().map_err(|_| line.error("has an id that is not a number"))?;
-    // RFC 8285: 1 to 14 fit the one-byte header. Ids from 4096 on only ask for a number; 15 and more need the two-byte
-    // header, which no client uses for the extensions that we take.
-    let Some(id) = u8::try_from(id).ok().filter(|id| (1..=14).contains(id)) else { return Ok(()) };
+    // RFC 8285 section 5: 1 to 14 fit the one-byte header, 15 to 255 need the two-byte header, and 4096 and more only ask the
+    // answerer to choose a number.
+    let Some(id) = u8::try_from(id).ok().filter(|id| *id != 0) else { return Ok(()) };
     if media.extensions.len() >= ATTRIBUTES_MAX {
         return Err(line.error("is given more than 64 times in one section"));
     }
     if media.extensions.iter().any(|other| other.id == id) {
         return Err(line.error("gives one id to two extensions"));
     }
-    if direction == "sendrecv" || direction == "sendonly" {
-        media.extensions.push(Extension { id, uri });
-    }
+    media.extensions.push(OfferedExtension { id, direction, uri });
     Ok(())
 }
 
