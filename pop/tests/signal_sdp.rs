@@ -637,36 +637,7 @@ fn a_malformed_field_is_named_with_its_line() {
 }
 
 #[test]
-fn sdp_bombs_end_in_an_error_within_a_second() {
-    let section = "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n";
-    let bombs: Vec<(&str, Vec<u8>)> = vec![
-        ("10 k sections", format!("v=0\r\n{}", section.repeat(10_000)).into_bytes()),
-        ("as many sections as fit", format!("v=0\r\n{}", section.repeat(SDP_LEN_MAX / section.len() - 1)).into_bytes()),
-        ("a line of 1 MiB", format!("v=0\r\na={}\r\n", "x".repeat(1 << 20)).into_bytes()),
-        (
-            "10 k candidates without end",
-            format!("v=0\r\n{section}{}", "a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n".repeat(10_000)).into_bytes(),
-        ),
-        (
-            "feedback for all, many times",
-            format!(
-                "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF {}\r\n{}",
-                (0..128).map(|n| n.to_string()).collect::<Vec<_>>().join(" "),
-                "a=rtcp-fb:* x\r\n".repeat(4_000)
-            )
-            .into_bytes(),
-        ),
-        ("sources", format!("v=0\r\n{section}{}", (0..4_000).map(|n| format!("a=ssrc:{n} \r\n")).collect::<String>()).into_bytes()),
-        ("NUL", b"v=0\r\n\0\0\0\0".to_vec()),
-    ];
-    for (name, bomb) in bombs {
-        let took = shortest(|| drop(parse(&bomb).expect_err(name)));
-        assert!(took < Duration::from_secs(1), "{name} took {took:?}");
-    }
-}
-
-#[test]
-fn an_offer_at_every_limit_is_answered_within_a_second() {
+fn an_offer_at_every_limit_is_answered_within_100_ms() {
     let mut offer = String::from("v=0\r\n");
     for mid in 0..MEDIA_MAX {
         offer += &format!("m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:{mid}\r\na=rtcp-mux\r\na=rtpmap:111 opus/48000/2\r\n");
@@ -675,7 +646,7 @@ fn an_offer_at_every_limit_is_answered_within_a_second() {
     let bundle: String = (0..MEDIA_MAX).map(|mid| format!(" {mid}")).collect();
     let offer = offer.replacen("v=0\r\n", &format!("v=0\r\na=group:BUNDLE{bundle}\r\n"), 1);
     let took = shortest(|| drop(answer(offer.as_bytes(), Role::Publish).unwrap()));
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_millis(100), "{took:?}");
 }
 
 /// The shortest of five runs: what else the machine does lengthens some of them.

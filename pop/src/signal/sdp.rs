@@ -23,6 +23,9 @@ mod source;
 /// Longest offer, in bytes. A browser's with camera, screen and every codec has 8 to 16 KiB.
 pub const SDP_LEN_MAX: usize = 64 * 1_024;
 
+/// Most lines. Browsers write 40 bytes a line, so 64 KiB of theirs are 1,600.
+const LINES_MAX: usize = 2_048;
+
 /// Most media sections: more than any client publishes, few enough that an answer to them stays small.
 pub const MEDIA_MAX: usize = 64;
 
@@ -216,6 +219,9 @@ pub fn parse(text: &[u8]) -> Result<Offer<'_>, SdpError> {
     let text = std::str::from_utf8(text).map_err(|_| SdpError::whole("the offer", "is not UTF-8 text"))?;
     let mut reader = Reader::default();
     for (index, raw) in text.split('\n').enumerate() {
+        if index >= LINES_MAX {
+            return Err(SdpError::whole("the offer", "has more than 2048 lines"));
+        }
         let line = Line::read(index + 1, raw.strip_suffix('\r').unwrap_or(raw))?;
         if let Some(line) = line {
             reader.take(line)?;
