@@ -61,7 +61,7 @@ pub struct NodeStatus {
 /// Orders the starts of one node; never compared between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Incarnation {
-    /// Milliseconds of Unix time at the start: larger at each start of one host.
+    /// Larger at each start of one node: counted in the state directory, or the time.
     pub start: u64,
     /// 64 random bits, in hexadecimal: two starts that believe the same number still differ.
     #[serde(serialize_with = "hexadecimal")]
@@ -117,11 +117,11 @@ pub struct Operations {
 }
 
 impl Admin {
-    /// Over `node`; `url` is the base of the URLs that clients use.
-    pub fn new(node: Node, metrics: Arc<Metrics>, operations: Operations, url: &str) -> Self {
+    /// Over `node`; `start` is the number of this start, `url` the base of the URLs that clients use.
+    pub fn new(node: Node, metrics: Arc<Metrics>, operations: Operations, start: u64, url: &str) -> Self {
         let mut nonce = [0; 8];
         node.random(&mut nonce);
-        let incarnation = Incarnation { start: unix_now_s() * 1_000, nonce: u64::from_ne_bytes(nonce) };
+        let incarnation = Incarnation { start, nonce: u64::from_ne_bytes(nonce) };
         let captures = Captures::new(node.clone());
         Self { node, metrics, captures, operations, url: url.into(), started: Instant::now(), incarnation }
     }

@@ -33,6 +33,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Tell what this host offers, what the node will use, and what to change.
     Doctor(DoctorArgs),
+    /// Line up the queues of the network cards with the workers: print the commands, or run them.
+    Tune(TuneArgs),
     /// Make access tokens.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -76,6 +78,35 @@ pub struct DoctorArgs {
     /// Judge for this config file; default: the built-in defaults.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Raise the kernel settings that are too low, now and in /etc/sysctl.d/90-pop.conf.
+    #[arg(long)]
+    pub fix: bool,
+    /// Judge the tree of /proc and /sys below this folder, recorded from another host.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop tune`
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// Print the commands (the default).
+    #[arg(long, conflicts_with = "apply")]
+    pub print: bool,
+    /// Do what they do, and print the way back.
+    #[arg(long)]
+    pub apply: bool,
+    /// Tune for this config file; default: the built-in defaults.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Tune this card, whatever media.addresses are; may be given more than once.
+    #[arg(long, value_name = "INTERFACE")]
+    pub interface: Vec<String>,
+    /// Look at the tree of /proc and /sys below this folder, recorded from another host.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
     /// Print a JSON object.
     #[arg(long)]
     pub json: bool,
@@ -230,7 +261,7 @@ impl Failure {
     }
 }
 
-/// Runs every command but `run` and `doctor`, which are stories of their own.
+/// Runs every command but `run`, `doctor` and `tune`, which are stories of their own.
 pub async fn ask(command: Command) -> Result<(), Failure> {
     match command {
         Command::Check(args) => check::check(&args),
@@ -241,7 +272,7 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
         Command::Reload(args) => operate::reload(&args).await,
         Command::LogLevel(args) => operate::log_level(&args).await,
         Command::Version(args) => show::version(&args),
-        Command::Run(_) | Command::Doctor(_) => unreachable!("main keeps these two"),
+        Command::Run(_) | Command::Doctor(_) | Command::Tune(_) => unreachable!("main keeps these"),
     }
 }
 

@@ -47,6 +47,10 @@ pub struct NodeConfig {
     /// The node's name in logs, metrics and the API; `auto` is the host's name.
     #[serde(deserialize_with = "value::node_name")]
     pub name: String,
+    /// Where the node keeps what it must know after a crash; `None` (`auto` in the file) is systemd's StateDirectory, or
+    /// `/var/lib/pop` for root, or nowhere.
+    #[serde(deserialize_with = "value::folder_or_auto")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `[http]`
@@ -201,7 +205,7 @@ pub enum LogLevel {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { name: value::AUTO.to_owned() }
+        Self { name: value::AUTO.to_owned(), state_dir: None }
     }
 }
 

@@ -1,6 +1,9 @@
-//! `pop doctor`: what this host offers, what the node will use of it, and what to change. It changes nothing.
+//! `pop doctor`: what this host offers, what the node will use of it, and what to change. It changes nothing, unless `--fix` asks
+//! it to raise the kernel settings that are too low.
 
-mod host;
+pub(crate) mod host;
+pub(crate) mod nic;
+pub(crate) mod system;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
@@ -13,15 +16,7 @@ use crate::cli::{DoctorArgs, Failure};
 use crate::config::{self, Backend, Config};
 use crate::keys::ApiKeys;
 use crate::node;
-
-/// Oldest kernel that is served: Debian 12's.
-const KERNEL_MIN: (u32, u32) = (6, 1);
-
-/// Socket buffer that a media socket asks for, in bytes.
-const SOCKET_BUFFER_LEN: u64 = pop_dataplane::worker::SOCKET_BUFFER_LEN as u64;
-
-/// File descriptors of a node that is full: HTTP connections, and some tens for sockets, rings and files.
-const OPEN_FILES_MIN: u64 = 4_096 + 256;
+use host::Host;
 
 /// How a finding is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -54,33 +49,57 @@ struct Finding {
     level: Level,
     /// What was found.
     found: String,
+    /// Why it matters; empty where the rest says it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    why: String,
     /// What to change; empty when there is nothing.
     #[serde(skip_serializing_if = "String::is_empty")]
     change: String,
+    /// The command that does it, where one does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    command: String,
 }
 
 impl Finding {
+    fn new(level: Level, name: impl Into<String>, found: impl Into<String>, change: impl Into<String>) -> Self {
+        let (name, found, change) = (name.into(), found.into(), change.into());
+        Self { name, level, found, why: String::new(), change, command: String::new() }
+    }
+
     fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { name: name.into(), level: Level::Ok, found: found.into(), change: String::new() }
+        Self::new(Level::Ok, name, found, "")
     }
 
     fn warn(name: impl Into<String>, found: impl Into<String>, change: impl Into<String>) -> Self {
-        Self { name: name.into(), level: Level::Warn, found: found.into(), change: change.into() }
+        Self::new(Level::Warn, name, found, change)
     }
 
     fn fail(name: impl Into<String>, found: impl Into<String>, change: impl Into<String>) -> Self {
-        Self { name: name.into(), level: Level::Fail, found: found.into(), change: change.into() }
+        Self::new(Level::Fail, name, found, change)
+    }
+
+    fn why(mut self, why: impl Into<String>) -> Self {
+        self.why = why.into();
+        self
+    }
+
+    fn command(mut self, command: impl Into<String>) -> Self {
+        self.command = command.into();
+        self
     }
 }
 
 /// Prints the report; exit code 1 when the node would not start.
 pub fn examine(args: &DoctorArgs) -> Result<(), Failure> {
     let config = args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
-    let findings = findings(&config);
+    let host = Host::new(args.root.as_deref());
+    let fixed = if args.fix { system::fix(&host).map_err(Failure::Other)? } else { Vec::new() };
+    let findings = findings(&config, &host);
     let verdict = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     if args.json {
-        println!("{}", json!({ "version": crate::VERSION, "verdict": verdict, "findings": findings }));
+        println!("{}", json!({ "version": crate::VERSION, "verdict": verdict, "fixed": fixed, "findings": findings }));
     } else {
+        fixed.iter().for_each(|line| println!("fixed {line}"));
         print!("{}", report(&findings));
     }
     match findings.iter().filter(|finding| finding.level == Level::Fail).count() {
@@ -92,43 +111,59 @@ pub fn examine(args: &DoctorArgs) -> Result<(), Failure> {
 fn report(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or_default();
     let mut lines = String::new();
-    for Finding { name, level, found, change } in findings {
+    for Finding { name, level, found, why, change, command } in findings {
         lines.push_str(&format!("{:<4}  {name:<width$}  {found}\n", level.name()));
+        let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
         if !change.is_empty() {
-            lines.push_str(&format!("{:<4}  {:<width$}  -> {change}\n", "", ""));
+            lines.push_str(&format!("{:<4}  {:<width$}  -> {change}{why}\n", "", ""));
+        }
+        if !command.is_empty() {
+            lines.push_str(&format!("{:<4}  {:<width$}     {command}\n", "", ""));
         }
     }
     lines
 }
 
-fn findings(config: &Config) -> Vec<Finding> {
-    let probe = pop_uring::probe();
-    let cores = config.dataplane.cores.choose(&node::available_cores());
-    let workers = cores.as_ref().map_or(1, Vec::len);
-    let mut findings = vec![kernel(&probe.kernel), backend(config.dataplane.backend, &probe)];
-    findings.extend(features(config, &probe));
-    findings.push(cores_of(&node::available_cores(), cores));
-    findings.extend(memory(config, workers));
-    findings.extend([
-        socket_buffer("receive buffer", "net.core.rmem_max"),
-        socket_buffer("send buffer", "net.core.wmem_max"),
-        open_files(),
-    ]);
-    findings.extend(ports(config, workers));
-    findings.push(keys(config));
-    findings.extend(host::clock());
-    findings.extend(host::governor());
-    findings
+/// The cores that workers may have: this process's, or all that a recorded host has.
+pub(crate) fn cores(host: &Host) -> Vec<usize> {
+    match host.is_live() {
+        true => node::available_cores(),
+        false => host.read("/sys/devices/system/cpu/online").map_or(Vec::new(), |list| host::parse_list(&list)),
+    }
 }
 
-fn kernel(release: &str) -> Finding {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) < KERNEL_MIN => {
-            Finding::warn("kernel", release, "Linux 6.1 is the oldest that is tested: upgrade, or watch the lines below")
-        }
-        _ => Finding::ok("kernel", release),
+fn findings(config: &Config, host: &Host) -> Vec<Finding> {
+    let available = cores(host);
+    let cores = config.dataplane.cores.choose(&available);
+    let workers = cores.clone().unwrap_or_default();
+    let root = !host.is_live() || config::user_id() == 0;
+    let mut findings = vec![system::kernel(&host.read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()))];
+    if host.is_live() {
+        let probe = pop_uring::probe();
+        findings.push(backend(config.dataplane.backend, &probe));
+        findings.extend(features(config, &probe));
     }
+    findings.extend(system::io_uring(host));
+    findings.push(cores_of(&available, cores));
+    findings.extend(system::siblings(host, &workers));
+    findings.extend(memory(config, host, workers.len().max(1)));
+    // A recorded host is judged as the service's user would find it.
+    findings.extend(system::SYSCTLS.iter().map(|sysctl| system::sysctl(host, sysctl, root && host.is_live())));
+    findings.extend(system::limits(host, root));
+    if host.is_live() {
+        findings.extend(ports(config, workers.len().max(1)));
+        findings.push(keys(config));
+    }
+    findings.extend(system::clocks(host, host.is_live().then(pop_uring::clock_state).and_then(Result::ok)));
+    findings.extend(system::governor(host, &workers));
+    let cards = nic::carrying(host, &config.media.addresses);
+    findings.extend(nic::findings(host, &cards, &workers));
+    if !cards.is_empty() {
+        findings.extend(system::irqbalance(host));
+        let last = config.media.port.saturating_add(u16::try_from(workers.len().saturating_sub(1)).unwrap_or(u16::MAX));
+        findings.extend(system::conntrack(host, (config.media.port, last)));
+    }
+    findings
 }
 
 fn backend(wanted: Backend, probe: &Probe) -> Finding {
@@ -166,7 +201,7 @@ fn cores_of(available: &[usize], chosen: Result<Vec<usize>, String>) -> Finding 
     }
 }
 
-fn memory(config: &Config, workers: usize) -> Vec<Finding> {
+fn memory(config: &Config, host: &Host, workers: usize) -> Vec<Finding> {
     let plan = limits::plan(&node::worker_limits(config));
     let each: u64 = plan.iter().map(limits::Term::bytes).sum();
     let all = each * workers as u64;
@@ -175,7 +210,7 @@ fn memory(config: &Config, workers: usize) -> Vec<Finding> {
     let largest: Vec<String> = terms.iter().take(3).map(|term| format!("{} {}", term.name, mib(term.bytes()))).collect();
     let found = format!("at most {} for {workers} workers, {} each ({})", mib(all), mib(each), largest.join(", "));
     let change = "lower dataplane.packet_pool, recv_buffers, trains or transports_max, or use fewer cores";
-    vec![match host::memory_bytes() {
+    vec![match system::memory_bytes(host) {
         Some((total, _)) if all > total => Finding::fail("memory plan", format!("{found}; the host has {}", mib(total)), change),
         Some((_, free)) if all > free => Finding::warn("memory plan", format!("{found}; only {} are free now", mib(free)), change),
         _ => Finding::ok("memory plan", found),
@@ -184,34 +219,6 @@ fn memory(config: &Config, workers: usize) -> Vec<Finding> {
 
 fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
-}
-
-fn socket_buffer(name: &str, sysctl: &str) -> Finding {
-    match host::sysctl(sysctl) {
-        // SO_RCVBUFFORCE and SO_SNDBUFFORCE.
-        Some(max) if max < SOCKET_BUFFER_LEN && config::user_id() == 0 => {
-            Finding::ok(name, format!("{}: root may exceed {sysctl} = {max}", mib(SOCKET_BUFFER_LEN)))
-        }
-        None => Finding::warn(name, format!("{sysctl} cannot be read"), format!("set it: sysctl -w {sysctl}={SOCKET_BUFFER_LEN}")),
-        Some(max) if max < SOCKET_BUFFER_LEN => Finding::warn(
-            name,
-            format!("{sysctl} = {max}: a busy worker's socket overflows early"),
-            format!("sysctl -w {sysctl}={SOCKET_BUFFER_LEN}, and the line {sysctl} = {SOCKET_BUFFER_LEN} in sysctl.d to keep it"),
-        ),
-        Some(max) => Finding::ok(name, format!("{sysctl} = {max}")),
-    }
-}
-
-fn open_files() -> Finding {
-    match host::open_files_max() {
-        Some(max) if max < OPEN_FILES_MIN => Finding::warn(
-            "open files",
-            format!("{max} at most"),
-            format!("ulimit -n {OPEN_FILES_MIN}, or LimitNOFILE={OPEN_FILES_MIN} in the unit"),
-        ),
-        Some(max) => Finding::ok("open files", format!("{max} at most")),
-        None => Finding::ok("open files", "no limit is known"),
-    }
 }
 
 /// Each port is tried by binding it for a moment.
@@ -273,14 +280,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_kernel_is_a_warning() {
-        assert_eq!(kernel("5.10.0-28-amd64").level, Level::Warn);
-        assert_eq!(kernel("6.1.0-28-amd64").level, Level::Ok);
-        assert_eq!(kernel("10.0").level, Level::Ok);
-        assert_eq!(kernel("?").level, Level::Ok);
-    }
-
-    #[test]
     fn a_demanded_ring_that_is_refused_keeps_the_node_from_starting() {
         let refused = Probe { kernel: "6.1".into(), features: Vec::new(), backend: BackendKind::Mmsg, reason: "io_uring is off".into() };
         assert_eq!(backend(Backend::IoUring, &refused).level, Level::Fail);
@@ -308,12 +307,12 @@ mod tests {
     fn a_plan_beyond_the_host_is_a_failure() {
         let mut config = Config::default();
         config.dataplane.packet_pool = 4_194_304;
-        assert_eq!(memory(&config, 256)[0].level, Level::Fail);
+        assert_eq!(memory(&config, &Host::new(None), 256)[0].level, Level::Fail);
     }
 
     #[test]
     fn a_line_with_advice_is_two_lines() {
-        let text = report(&[Finding::ok("a", "fine"), Finding::warn("name", "so so", "do this")]);
-        assert_eq!(text, "ok    a     fine\nwarn  name  so so\n            -> do this\n");
+        let text = report(&[Finding::ok("a", "fine"), Finding::warn("name", "so so", "do this").why("it helps").command("do it")]);
+        assert_eq!(text, "ok    a     fine\nwarn  name  so so\n            -> do this (it helps)\n               do it\n");
     }
 }

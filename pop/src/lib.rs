@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod dtls;
 pub mod http;
 pub mod keys;
+pub mod liveness;
 pub mod logging;
 pub mod metrics;
 pub mod node;
@@ -18,7 +19,9 @@ pub mod reload;
 pub mod run;
 pub mod serve;
 pub mod signal;
+pub mod state;
 pub mod token;
+pub mod tune;
 
 /// The release.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pop::cli::{self, Cli, Command, Failure};
-use pop::{doctor, dtls, run};
+use pop::{doctor, dtls, run, tune};
 use pop_uring::alloc::CountingAllocator;
 
 #[global_allocator]
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Doctor(args) => doctor::examine(&args),
+        Command::Tune(args) => tune::tune(&args),
         command => ask(command),
     };
     match outcome {

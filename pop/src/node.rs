@@ -262,6 +262,22 @@ impl Node {
         views
     }
 
+    /// Returns when the directory and every room have answered. A node whose control tasks are stuck never returns.
+    pub async fn rooms_answer(&self) {
+        for room in self.shared.directory.rooms().await {
+            let (reply, answer) = oneshot::channel();
+            // A room that has just ended needs not answer.
+            if room.send(RoomMessage::Ping { reply }).is_ok() {
+                let _ = answer.await;
+            }
+        }
+    }
+
+    /// Makes every worker turn now.
+    pub fn wake_workers(&self) {
+        self.shared.workers.iter().for_each(Worker::wake);
+    }
+
     /// Each worker's totals, with what DTLS refused of the datagrams that it handed up.
     pub fn workers(&self) -> Vec<WorkerSnapshot> {
         let refused = self.shared.dtls_refused.iter();

@@ -20,7 +20,7 @@ use crate::notify::Notifier;
 use crate::reload::{Applier, AuthApplier, LogApplier, Reloader};
 use crate::serve::{self, SocketFile};
 use crate::token::{TokenRequest, unix_now_s};
-use crate::{http, logging, node, panic, signal as signalling};
+use crate::{http, liveness, logging, node, panic, signal as signalling, state};
 
 /// Room of the demo URL.
 const DEMO_ROOM: &str = "demo";
@@ -44,6 +44,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     // Before anything starts.
     node::check_host(&config).map_err(Failure::Usage)?;
     let notifier = Notifier::from_environment().map_err(Failure::Other)?;
+    let number = state::next_start(&config.node).map_err(Failure::Other)?;
     let available = node::available_cores();
     let workers = config.dataplane.cores.choose(&available).map_err(Failure::Usage)?.len();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -53,7 +54,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .thread_name("pop-control")
         .build();
     let runtime = runtime.map_err(|error| Failure::Other(format!("no control threads: {error}")))?;
-    let outcome = runtime.block_on(serve(Start { args, config: &config, text: &text, keys, log, notifier }));
+    let outcome = runtime.block_on(serve(Start { args, config: &config, text: &text, keys, log, notifier, number }));
     // Drops every task, and with the last handle of the node its workers, which are waited for.
     drop(runtime);
     outcome?;
@@ -70,10 +71,12 @@ struct Start<'a> {
     keys: ApiKeys,
     log: LogControl,
     notifier: Notifier,
+    /// Of this start of the node.
+    number: u64,
 }
 
 async fn serve(start: Start<'_>) -> Result<(), Failure> {
-    let Start { args, config, text, keys, log, notifier } = start;
+    let Start { args, config, text, keys, log, notifier, number } = start;
     // Signals are taken from here on, so that one during the start is not the default's sudden end.
     let (mut signals, hangups) = Signals::take().map_err(|error| Failure::Other(format!("no signals: {error}")))?;
     let socket = SocketFile::bind(&config.admin.socket_path()).map_err(Failure::Other)?;
@@ -89,7 +92,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let appliers: Vec<Box<dyn Applier>> = vec![Box::new(LogApplier(log.clone())), Box::new(AuthApplier(node.clone()))];
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
     let operations = Operations { reloader: reloader.clone(), log: log.clone() };
-    let admin = Admin::new(node.clone(), Arc::clone(&metrics), operations, &url);
+    let admin = Admin::new(node.clone(), Arc::clone(&metrics), operations, number, &url);
     tracing::info!(node = node.name(), socket = %socket.path().display(), "unix socket for the pop command");
 
     let (stop_public, public_stopped) = watch::channel(false);
@@ -105,6 +108,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let demo = demo_url(&url, open_to_others, &node.keys());
     Ready { http: url, media: format!("{first}-{last}"), admin: base_url(operator_address), demo }.announce(args.json);
     notifier.ready();
+    tokio::spawn(liveness::keep_told(node.clone(), notifier.clone()));
     tokio::spawn(reload_on_hangup(hangups, reloader));
     tokio::spawn(report_suppressed(log));
 

@@ -46,7 +46,7 @@ fn the_keys_without_a_default_work_when_their_line_is_uncommented() {
 fn every_value_reaches_its_place() {
     let config = parse(
         r#"
-        node = { name = "fra1-2" }
+        node = { name = "fra1-2", state_dir = "/var/lib/other" }
         http = { listen = "[::1]:0", public_url = "https://pop.example/" }
         admin = { listen = "127.0.0.1:1", socket = "/run/pop/other.sock" }
         auth.keys.one = "0123456789abcdef0123456789abcdef"
@@ -71,6 +71,7 @@ fn every_value_reaches_its_place() {
     )
     .expect("every value is in its bounds");
     assert_eq!(config.node.shown_name(), "fra1-2");
+    assert_eq!(config.node.state_dir.as_deref(), Some(Path::new("/var/lib/other")));
     assert_eq!(config.http.public_url.as_ref().map(|url| url.as_str()), Some("https://pop.example"));
     assert_eq!(config.admin.socket_path(), Path::new("/run/pop/other.sock"));
     assert_eq!(config.media.advertised(1), "2001:db8::2".parse().ok());
@@ -93,6 +94,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[http]\npublic_url = \"pop.example\"\n", "2:14", "public_url must be a URL such as"),
     ("[http]\npublic_url = \"https://pop.example/media\"\n", "2:14", "with nothing after host and port"),
     ("[node]\nname = \"\"\n", "2:8", "name must be \"auto\" or 1 to 63"),
+    ("[node]\nstate_dir = \"state\"\n", "2:13", "state_dir must be \"auto\" or the path of a folder that starts with /"),
     ("[admin]\nsocket = \"\"\n", "2:10", "socket must be \"auto\" or a path"),
     ("[media]\naddresses = [\"127.0.0.1\", \"0.0.0.0\"]\n", "2:27", "no wildcard"),
     ("[media]\naddresses = [\"::\"]\n", "2:14", "no wildcard"),

@@ -1,8 +1,12 @@
-//! What an operator does to a running node, as scripts see it: reload, log level, audit.
+//! What an operator does to a running node, as scripts see it: reload, log level, audit, what systemd hears, what survives a start.
 
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use pop_uring::FrozenThread;
 
 #[path = "cli_support/process.rs"]
 mod process;
@@ -191,4 +195,133 @@ fn the_audit_tells_who_did_what_in_text_and_in_json() {
             assert!(found, "no audit of {action} with {fields:?} in {format}:\n{log}");
         }
     }
+}
+
+/// The service manager's end of `NOTIFY_SOCKET`.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    /// At a path, or after `@` in the abstract namespace.
+    fn listen(place: &str) -> Manager {
+        let address = match place.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name),
+            None => SocketAddr::from_pathname(place),
+        };
+        Manager(UnixDatagram::bind_addr(&address.expect("an address")).expect("it is free"))
+    }
+
+    fn start(&self, place: &str, folder: &Folder, watchdog: Duration) -> Node {
+        let usec = watchdog.as_micros().to_string();
+        Node::start_as(&folder.config(), |command| {
+            let command = command.env("NOTIFY_SOCKET", place).env_remove("WATCHDOG_PID").env_remove("STATE_DIRECTORY");
+            if watchdog.is_zero() { command } else { command.env("WATCHDOG_USEC", usec) }
+        })
+    }
+
+    /// The next message, if one comes in time.
+    fn next_within(&self, time: Duration) -> Option<String> {
+        self.0.set_read_timeout(Some(time)).expect("not zero");
+        let mut bytes = [0; 4_096];
+        let len = self.0.recv(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes[..len]).into_owned())
+    }
+
+    /// Waits for a message that begins so.
+    fn wait_for(&self, start: &str) -> String {
+        let started = Instant::now();
+        let mut heard = Vec::new();
+        while started.elapsed() < PATIENCE {
+            match self.next_within(PATIENCE) {
+                Some(message) if message.starts_with(start) => return message,
+                other => heard.extend(other),
+            }
+        }
+        panic!("no {start:?} in {heard:?}")
+    }
+}
+
+#[test]
+fn the_service_manager_hears_of_start_reload_and_end() {
+    let folder = Folder::new();
+    for place in [shown(&folder.path("notify")).to_owned(), format!("@pop-notify-{}", std::process::id())] {
+        let manager = Manager::listen(&place);
+        let node = manager.start(&place, &folder, Duration::ZERO);
+        assert_eq!(manager.wait_for("READY"), "READY=1");
+        assert_eq!(manager.wait_for("STATUS="), "STATUS=serving 0 clients");
+        let output = run(&["reload", "--socket", shown(&folder.path("pop.sock"))]);
+        assert_eq!(code(&output), Some(0), "{output:?}");
+        let reloading = manager.wait_for("RELOADING=1\nMONOTONIC_USEC=");
+        let usec: f64 = reloading.rsplit('=').next().and_then(|usec| usec.parse().ok()).expect("a number");
+        let uptime = fs::read_to_string("/proc/uptime").expect("Linux has it");
+        let uptime_s: f64 = uptime.split(' ').next().and_then(|seconds| seconds.parse().ok()).expect("a number");
+        assert!((uptime_s - usec / 1e6).abs() < 10.0, "{reloading:?} and up for {uptime_s} s");
+        assert_eq!(manager.wait_for("READY"), "READY=1");
+        node.signal("TERM");
+        assert_eq!(manager.wait_for("STOPPING"), "STOPPING=1");
+        assert_eq!(node.end().0, Some(0));
+    }
+}
+
+#[test]
+fn a_manager_that_cannot_be_told_is_a_sentence() {
+    let folder = Folder::new();
+    let node = Node::start_as(&folder.config(), |command| command.env("NOTIFY_SOCKET", "vsock:2:1234"));
+    let (code, _, log) = node.end();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("pop: NOTIFY_SOCKET=vsock:2:1234 cannot be used: "), "{log}");
+}
+
+#[test]
+fn a_worker_that_hangs_stops_the_watchdog_until_it_moves_again() {
+    let folder = Folder::new();
+    let place = format!("@pop-watchdog-{}", std::process::id());
+    let manager = Manager::listen(&place);
+    let deadline = Duration::from_secs(4);
+    let node = manager.start(&place, &folder, deadline);
+    for _ in 0..3 {
+        manager.wait_for("WATCHDOG=1");
+    }
+    let tasks = fs::read_dir(format!("/proc/{}/task", node.child.id())).expect("it runs").flatten();
+    let worker =
+        tasks.map(|task| task.path()).find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "pop-worker-0"));
+    let worker = worker.expect("a worker").file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number");
+    let frozen = FrozenThread::freeze(worker).expect("it is our child's");
+    assert_eq!(manager.wait_for("STATUS=stuck"), "STATUS=stuck: worker 0 has not turned within 1s");
+    // What was on its way before has come; from here on there is silence, although the node answers.
+    assert_eq!(http(node.said("admin"), "GET", "/healthz").0, 200);
+    let started = Instant::now();
+    while let Some(rest) = (deadline + Duration::from_secs(1)).checked_sub(started.elapsed()).filter(|rest| !rest.is_zero()) {
+        let message = manager.next_within(rest);
+        assert_ne!(message.as_deref(), Some("WATCHDOG=1"), "the watchdog is fed while a worker hangs");
+    }
+    drop(frozen);
+    manager.wait_for("WATCHDOG=1");
+    assert_eq!(manager.wait_for("STATUS="), "STATUS=serving 0 clients");
+    node.signal("TERM");
+    let (code, _, log) = node.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("worker 0 has not turned within 1s: the watchdog is not fed"), "{log}");
+}
+
+#[test]
+fn each_start_is_counted_in_the_state_directory() {
+    let folder = Folder::new();
+    let state = folder.path("state");
+    let text = config(&folder.path("pop.sock"), "127.0.0.1:0") + &format!("[node]\nstate_dir = \"{}\"\n", state.display());
+    let started = || {
+        folder.config();
+        let node = Node::start(&folder.write("pop.toml", &text), &[]);
+        let status = json(&run(&["status", "--json", "--socket", shown(&folder.path("pop.sock"))]));
+        node.signal("KILL");
+        drop(node.end());
+        status["incarnation"]["start"].as_u64().expect("a number")
+    };
+    let first = started();
+    assert_eq!([started(), started()], [first + 1, first + 2]);
+    // A folder that cannot be is one line.
+    fs::remove_dir_all(&state).expect("it is ours");
+    fs::write(&state, "in the way").expect("it is ours");
+    let output = run(&["run", "--config", shown(&folder.path("pop.toml"))]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("pop: node.state_dir ") && stderr(&output).contains("set node.state_dir to another folder"));
 }

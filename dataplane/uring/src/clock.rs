@@ -26,6 +26,27 @@ fn read_clock(clock: libc::clockid_t) -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
+/// What the kernel believes of the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockState {
+    /// A time service keeps it right.
+    pub synchronized: bool,
+    /// How wrong it is at most, in microseconds.
+    pub error_us: u64,
+}
+
+/// Asks the kernel about the wall clock (adjtimex(2)); changes nothing.
+pub fn clock_state() -> io::Result<ClockState> {
+    // SAFETY: every field of a `timex` is a number, and zero is one. `modes` of zero only reads.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel reads and writes one `timex`, and `state` is one.
+    let result = unsafe { libc::adjtimex(&raw mut state) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ClockState { synchronized: state.status & libc::STA_UNSYNC == 0, error_us: state.maxerror.unsigned_abs() })
+}
+
 /// How late the kernel may end a sleep of the calling thread. The default of 50 us is too coarse for a pacer.
 pub fn set_timer_slack(slack: Duration) -> io::Result<()> {
     let nanos = libc::c_ulong::try_from(slack.as_nanos()).unwrap_or(libc::c_ulong::MAX).max(1);
@@ -46,6 +67,20 @@ pub fn set_realtime() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_wall_clocks_state_can_be_read_by_anybody() {
+        let state = clock_state().expect("reading needs no right");
+        assert!(!state.synchronized || state.error_us < 16_000_000, "{state:?}: the kernel gives up at 16 s");
+    }
+
+    #[test]
+    fn the_monotonic_clock_is_the_systems() {
+        let text = std::fs::read_to_string("/proc/uptime").expect("Linux has it");
+        let uptime_s: f64 = text.split(' ').next().expect("two numbers").parse().expect("a number");
+        // They differ by the time that the machine slept.
+        assert!(monotonic_time().as_secs_f64() <= uptime_s + 1.0 && monotonic_time() > Duration::ZERO);
+    }
 
     #[test]
     fn work_takes_cpu_time() {

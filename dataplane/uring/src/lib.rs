@@ -12,6 +12,7 @@ pub mod alloc;
 mod backend;
 mod clock;
 mod control;
+mod freeze;
 mod memory;
 mod mmsg;
 mod probe;
@@ -27,7 +28,8 @@ mod wake;
 mod wake_task;
 
 pub use backend::{Backend, BackendKind, IoConfig, IoStats, Received, TrainId, Transmit, UnknownBackend, Wait};
-pub use clock::{monotonic_time, process_cpu_time, set_realtime, set_timer_slack, thread_cpu_time};
+pub use clock::{ClockState, clock_state, monotonic_time, process_cpu_time, set_realtime, set_timer_slack, thread_cpu_time};
+pub use freeze::FrozenThread;
 pub use mmsg::MmsgBackend;
 pub use probe::{Feature, Probe, probe};
 pub use raw_udp::RawUdp;

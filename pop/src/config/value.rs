@@ -259,6 +259,13 @@ pub(super) fn path_or_auto<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     })
 }
 
+pub(super) fn folder_or_auto<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    text(deserializer, "\"auto\" or the path of a folder that starts with /", |value| match value {
+        AUTO => Some(None),
+        value => path(value).filter(|folder| folder.is_absolute()).map(Some),
+    })
+}
+
 fn path(text: &str) -> Option<PathBuf> {
     (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))
 }

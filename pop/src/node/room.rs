@@ -36,6 +36,10 @@ pub(super) enum RoomMessage {
     Describe {
         reply: oneshot::Sender<SessionView>,
     },
+    /// Does the room's task live?
+    Ping {
+        reply: oneshot::Sender<()>,
+    },
     /// From the session's worker.
     Event(Box<Event>),
     /// DTLS is done; the worker has the keys.
@@ -125,6 +129,7 @@ impl Room {
             RoomMessage::Leave { resource, reply } => self.request(shared, Request::Leave { resource }, Waiting::Leave(reply)),
             RoomMessage::Tap { request, reply } => self.request(shared, request, Waiting::Tap(reply)),
             // Who asked may be gone.
+            RoomMessage::Ping { reply } => drop(reply.send(())),
             RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
             RoomMessage::Event(event) => self.session.handle_event(now, *event),
             RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
