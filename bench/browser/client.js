@@ -81,8 +81,10 @@ globalThis.popClient = (() => {
     };
     const direction = all.some((s) => s.type === "outbound-rtp") ? "outbound-rtp" : "inbound-rtp";
     const transport = all.find((s) => s.type === "transport");
+    const pair = all.find((s) => s.id === transport?.selectedCandidatePairId);
     return {
       state: pc.connectionState,
+      protocol: all.find((s) => s.id === pair?.remoteCandidateId)?.protocol,
       video: pick(direction, "video") ?? {},
       audio: pick(direction, "audio") ?? {},
       estimate: all.find((s) => s.type === "candidate-pair" && s.nominated)?.availableOutgoingBitrate,

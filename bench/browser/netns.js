@@ -43,3 +43,13 @@ export async function loseTowards(host, share) {
   const program = `4,32 0 0 4294963256,37 0 1 ${threshold},6 0 0 2,6 0 0 0`;
   await run("tc", ["filter", "add", "dev", host.device, "egress", "bpf", "da", "bytecode", program]);
 }
+
+/** Drops every UDP datagram between here and the host, in both directions. */
+export async function blockUdp(host) {
+  await run("tc", ["qdisc", "add", "dev", host.device, "clsact"]);
+  // Ethernet type 0x0800, IP protocol 17: shot, all else passes.
+  const program = "6,40 0 0 12,21 0 3 2048,48 0 0 23,21 0 1 17,6 0 0 2,6 0 0 0";
+  for (const direction of ["ingress", "egress"]) {
+    await run("tc", ["filter", "add", "dev", host.device, direction, "bpf", "da", "bytecode", program]);
+  }
+}

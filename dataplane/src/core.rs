@@ -290,6 +290,7 @@ impl Core {
             tracks: self.tracks.len() as u64,
             subscriptions: self.subscriptions.len() as u64,
             packets_held: u64::from(self.limits.packets) - self.pool.free_slots() as u64,
+            tcp_connections: 0,
         }
     }
 
@@ -369,6 +370,20 @@ impl Core {
     fn forget_path(&mut self, path: &Path, owner: usize) {
         if self.paths.get(path) == Some(&owner) {
             self.paths.remove(path);
+        }
+    }
+
+    /// Whether an authenticated check came by `path`, and it belongs to a transport since.
+    pub fn owns_path(&self, path: &Path) -> bool {
+        self.paths.contains_key(path)
+    }
+
+    /// A TCP connection is gone.
+    pub fn close_path(&mut self, path: &Path) {
+        if let Some(index) = self.paths.remove(path)
+            && let Endpoint::Ice(ice) = &mut self.transports[index].endpoint
+        {
+            ice.forget(|known| known == path);
         }
     }
 

@@ -86,6 +86,18 @@ counters! {
     receive_errors: "receive_errors",
     /// Datagrams dropped unread because their socket was removed.
     late_datagrams: "late_datagrams",
+    /// TCP connections accepted at the media port.
+    tcp_accepted: "tcp_connections_accepted",
+    /// TCP connections refused because their source has too many, or because every place is taken.
+    tcp_refused: "tcp_connections_refused",
+    /// TCP connections that the kernel could not give: no descriptors or no memory.
+    tcp_accept_errors: "tcp_accept_errors",
+    /// TCP connections closed because no check of a client of this node came in time.
+    tcp_unproven: "tcp_connections_unproven",
+    /// TCP connections closed because they announced a longer datagram than may be.
+    tcp_misframed: "tcp_connections_misframed",
+    /// TCP connections closed because their peer read nothing for 10 s.
+    tcp_stalled: "tcp_connections_stalled",
     /// Trains that the kernel refused as a train and that left datagram by datagram.
     gso_refused: "gso_refused",
 }
@@ -121,13 +133,15 @@ pub struct Gauges {
     pub subscriptions: u64,
     /// Packets held in histories.
     pub packets_held: u64,
+    /// TCP connections open at the media port.
+    pub tcp_connections: u64,
 }
 
 /// The atomics between a worker (the one writer) and everybody who reads.
 pub(crate) struct SharedCounters {
     counters: [AtomicU64; Counters::LEN],
     drops: [AtomicU64; DropReason::ALL.len()],
-    gauges: [AtomicU64; 4],
+    gauges: [AtomicU64; 5],
 }
 
 impl SharedCounters {
@@ -145,7 +159,7 @@ impl SharedCounters {
         for (cell, value) in pairs {
             cell.store(value, Ordering::Relaxed);
         }
-        let values = [gauges.transports, gauges.tracks, gauges.subscriptions, gauges.packets_held];
+        let values = [gauges.transports, gauges.tracks, gauges.subscriptions, gauges.packets_held, gauges.tcp_connections];
         for (cell, value) in self.gauges.iter().zip(values) {
             cell.store(value, Ordering::Relaxed);
         }
@@ -154,8 +168,12 @@ impl SharedCounters {
     pub(crate) fn load(&self) -> (Counters, Drops, Gauges) {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         let counters = Counters::from_array(std::array::from_fn(|i| read(&self.counters[i])));
-        let [transports, tracks, subscriptions, packets_held] = std::array::from_fn(|i| read(&self.gauges[i]));
-        (counters, std::array::from_fn(|i| read(&self.drops[i])), Gauges { transports, tracks, subscriptions, packets_held })
+        let [transports, tracks, subscriptions, packets_held, tcp_connections] = std::array::from_fn(|i| read(&self.gauges[i]));
+        (
+            counters,
+            std::array::from_fn(|i| read(&self.drops[i])),
+            Gauges { transports, tracks, subscriptions, packets_held, tcp_connections },
+        )
     }
 }
 
@@ -169,7 +187,7 @@ mod tests {
         counters.truncated = 9;
         let mut drops: Drops = [0; DropReason::ALL.len()];
         drops[DropReason::SrtpAuth as usize] = 3;
-        let gauges = Gauges { transports: 1, tracks: 2, subscriptions: 3, packets_held: 4 };
+        let gauges = Gauges { transports: 1, tracks: 2, subscriptions: 3, packets_held: 4, tcp_connections: 5 };
         let shared = SharedCounters::new();
         shared.store(&counters, &drops, &gauges);
         assert_eq!(shared.load(), (counters, drops, gauges));

@@ -3,6 +3,7 @@
 use pop_proto::control::{Event, MediaKind};
 use pop_proto::history::SLOT_LEN;
 use pop_proto::inbound;
+use pop_uring::StreamsConfig;
 
 use crate::worker::Order;
 
@@ -15,6 +16,12 @@ pub const ADDED_SOCKETS_MAX: u16 = 256;
 /// Bytes of one added socket: its slot, poll entry and generation, its share of the ring (a submission of 64 bytes, two
 /// completions of 16), and its lock's flag. The socket's own queues are the kernel's.
 const ADDED_SOCKET_LEN: usize = 192;
+
+/// TCP connections at one worker's media port, and the bytes that wait in the queue of each: a keyframe, beside what the kernel
+/// holds.
+pub const TCP_CONNECTIONS_MAX: u16 = 512;
+/// See [`TCP_CONNECTIONS_MAX`].
+pub const TCP_QUEUE_LEN: u32 = 128 << 10;
 
 /// Events that may wait for the control plane. A DTLS flight makes about four; one event is 1.5 KB because a datagram rides inline.
 pub const EVENTS_MAX: usize = 2_048;
@@ -53,6 +60,14 @@ pub struct WorkerLimits {
     pub trains: u16,
     /// Bytes of one send slot.
     pub train_len: u32,
+    /// TCP connections at the media port; 0: it listens for UDP alone.
+    pub tcp_connections: u16,
+}
+
+impl WorkerLimits {
+    pub(crate) fn streams(&self) -> StreamsConfig {
+        StreamsConfig { connections: self.tcp_connections, queue_len: TCP_QUEUE_LEN }
+    }
 }
 
 impl Default for WorkerLimits {
@@ -66,6 +81,7 @@ impl Default for WorkerLimits {
             recv_buffer_len: 65_536,
             trains: 64,
             train_len: 65_535,
+            tcp_connections: TCP_CONNECTIONS_MAX,
         }
     }
 }
@@ -99,6 +115,7 @@ pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
         term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),
         term("tracks (as if all were video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
         term("subscriptions", limits.subscriptions.into(), crate::core::SUBSCRIPTION_LEN),
+        term("TCP connections", limits.tcp_connections.into(), limits.streams().connection_len()),
         term("added sockets", ADDED_SOCKETS_MAX.into(), ADDED_SOCKET_LEN + size_of::<u16>() * usize::from(limits.trains)),
         term("command queue", COMMANDS_MAX as u64, size_of::<Order>()),
         term("event queues (of the core, and to the control plane)", 2 * EVENTS_MAX as u64, size_of::<Event>()),

@@ -5,7 +5,7 @@
 //! ```
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,16 +13,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
-use pop_proto::control::Path;
+use pop_proto::control::{Path, TCP_SOCKET_BASE};
 use pop_proto::{Command, DropReason, Event};
 use pop_schemas::Time;
 use pop_uring::{
-    Backend, BackendKind, IoConfig, MmsgBackend, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_udp, wake_pair,
+    Backend, BackendKind, IoConfig, MmsgBackend, Streams, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_tcp, bind_udp,
+    wake_pair,
 };
 
 use crate::clock::Clock;
 use crate::core::Core;
-use crate::counters::{SharedCounters, WorkerSnapshot};
+use crate::counters::{Gauges, SharedCounters, WorkerSnapshot};
 use crate::limits::{ADDED_SOCKETS_MAX, COMMANDS_MAX, EVENTS_MAX, WorkerLimits};
 use crate::service::TapSender;
 
@@ -31,6 +32,12 @@ pub const SOCKET_BUFFER_LEN: usize = 25 << 20;
 
 /// Buffers (each up to 128 datagrams with GRO) that one turn takes, so that commands and timers are never starved.
 const RECEIVES_PER_TURN: usize = 64;
+
+/// Datagrams from TCP connections that one turn takes.
+const STREAM_DATAGRAMS_PER_TURN: usize = 256;
+
+/// Tries to find a port that is free for UDP and TCP, when any will do.
+const PORT_TRIES: usize = 16;
 
 /// Commands that one turn takes.
 const COMMANDS_PER_TURN: usize = 256;
@@ -106,11 +113,10 @@ impl Worker {
     ///
     /// An address that cannot be bound, or no back end that the kernel gives.
     pub fn start(config: WorkerConfig, clock: Clock, taps: TapSender) -> io::Result<(Worker, WakeReceiver)> {
-        let bind = |address: &SocketAddr| {
-            bind_udp(*address, SOCKET_BUFFER_LEN, SOCKET_BUFFER_LEN)
-                .map_err(|e| io::Error::new(e.kind(), format!("cannot bind the media port {address}/udp: {e}")))
-        };
-        let sockets = config.addresses.iter().map(bind).collect::<io::Result<Vec<UdpSocket>>>()?;
+        let tcp = config.limits.tcp_connections > 0;
+        let bound = config.addresses.iter().map(|address| bind_media(*address, tcp)).collect::<io::Result<Vec<_>>>()?;
+        let (sockets, listeners): (Vec<_>, Vec<_>) = bound.into_iter().unzip();
+        let listeners = listeners.into_iter().flatten().collect();
         let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
         let (events, event_wake) = wake_pair()?;
         let shared = Arc::new(Shared {
@@ -121,7 +127,7 @@ impl Worker {
         });
         let (index, limits) = (config.index, config.limits);
         let (started, start) = std::sync::mpsc::channel();
-        let seed = Seed { config, sockets, shared: Arc::clone(&shared), events, clock, taps, started };
+        let seed = Seed { config, sockets, listeners, shared: Arc::clone(&shared), events, clock, taps, started };
         let thread = std::thread::Builder::new().name(format!("pop-worker-{index}")).spawn(move || {
             let _guard = EndsProcess;
             seed.run();
@@ -212,6 +218,27 @@ impl Worker {
     }
 }
 
+/// A media socket, and a listener on the same port when `tcp` asks for one.
+fn bind_media(address: SocketAddr, tcp: bool) -> io::Result<(UdpSocket, Option<TcpListener>)> {
+    let refused = |protocol: &'static str, hint: &'static str| {
+        move |e: io::Error| io::Error::new(e.kind(), format!("cannot bind the media port {address}/{protocol}: {e}{hint}"))
+    };
+    let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        let socket = bind_udp(address, SOCKET_BUFFER_LEN, SOCKET_BUFFER_LEN).map_err(refused("udp", ""))?;
+        if !tcp {
+            return Ok((socket, None));
+        }
+        tries -= 1;
+        match bind_tcp(socket.local_addr()?) {
+            Ok(listener) => return Ok((socket, Some(listener))),
+            // The kernel chose a port that is free for UDP alone.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(refused("tcp", " (media.tcp = false does without)")(error)),
+        }
+    }
+}
+
 fn queue_full() -> io::Error {
     io::Error::new(io::ErrorKind::WouldBlock, "the worker's queue is full: try again")
 }
@@ -243,6 +270,7 @@ impl Drop for EndsProcess {
 struct Seed {
     config: WorkerConfig,
     sockets: Vec<UdpSocket>,
+    listeners: Vec<TcpListener>,
     shared: Arc<Shared>,
     events: Waker,
     clock: Clock,
@@ -300,12 +328,20 @@ impl Seed {
         Ok((make(sockets, wake, config)?, waker))
     }
 
-    fn serve<B: Backend>(self, io: B, waker: Waker, pinned: Option<usize>) {
-        let Seed { config, shared, events, clock, taps, started, .. } = self;
+    fn serve<B: Backend>(self, mut io: B, waker: Waker, pinned: Option<usize>) {
+        let Seed { config, listeners, shared, events, clock, taps, started, .. } = self;
+        let streams = match listen(&mut io, listeners, &config.limits) {
+            Ok(streams) => streams,
+            Err(error) => {
+                // The starter waits for this message; it cannot be gone.
+                let _ = started.send(Err(io::Error::new(error.kind(), format!("cannot listen on the media port for TCP: {error}"))));
+                return;
+            }
+        };
         let core = Core::new(config.limits, config.consent);
         // The starter waits for this message; it cannot be gone.
         let _ = started.send(Ok(Running { backend: B::KIND, core: pinned, waker }));
-        let mut turning = Turning { io, core, shared, events, clock, taps, held_event: None, published: Time::ZERO };
+        let mut turning = Turning { io, streams, core, shared, events, clock, taps, held_event: None, published: Time::ZERO };
         if let Err(error) = turning.run() {
             // Only what no peer can cause gets here, and a node that cannot receive is no node.
             panic!("worker {}: the kernel no longer serves the media sockets: {error}", config.index);
@@ -313,9 +349,30 @@ impl Seed {
     }
 }
 
+/// The TCP side of the media port, heard by `io`'s wait; `None` without listeners.
+fn listen(io: &mut impl Backend, listeners: Vec<TcpListener>, limits: &WorkerLimits) -> io::Result<Option<Streams>> {
+    if listeners.is_empty() {
+        return Ok(None);
+    }
+    let streams = Streams::new(listeners, &limits.streams())?;
+    io.watch(streams.watch_fd()?)?;
+    Ok(Some(streams))
+}
+
+/// The path of a connection: a listener's index and the far end.
+fn tcp_path((listener, remote): (u16, SocketAddr)) -> Path {
+    Path { socket: TCP_SOCKET_BASE + listener, remote }
+}
+
+/// Time as the back ends take it.
+fn elapsed(now: Time) -> Duration {
+    Duration::from_nanos(now.as_nanos())
+}
+
 /// The loop's state.
 struct Turning<B> {
     io: B,
+    streams: Option<Streams>,
     core: Core,
     shared: Arc<Shared>,
     events: Waker,
@@ -350,15 +407,17 @@ impl<B: Backend> Turning<B> {
 
     /// How long the next turn may sleep.
     fn wait(&self, now: Time) -> Wait {
-        if !self.shared.orders.is_empty() {
+        if !self.shared.orders.is_empty() || self.streams.as_ref().is_some_and(Streams::has_unread) {
             return Wait::No;
         }
         if self.held_event.is_some() {
             return Wait::AtMost(EVENT_RETRY);
         }
-        match self.core.poll_timeout() {
+        let core = self.core.poll_timeout().map(|at| at.since(now));
+        let streams = self.streams.as_ref().and_then(Streams::poll_timeout).map(|at| at.saturating_sub(elapsed(now)));
+        match core.into_iter().chain(streams).min() {
             None => Wait::UntilWoken,
-            Some(at) => Wait::AtMost(at.since(now)),
+            Some(duration) => Wait::AtMost(duration),
         }
     }
 
@@ -392,8 +451,35 @@ impl<B: Backend> Turning<B> {
                 self.drain(now)?;
             }
         }
+        self.receive_streams(now)?;
         self.core.handle_timeout(now);
         self.drain(now)
+    }
+
+    /// What came over TCP connections, and which of them are whose.
+    fn receive_streams(&mut self, now: Time) -> io::Result<()> {
+        let Some(streams) = &mut self.streams else { return Ok(()) };
+        if self.io.watched_is_ready() {
+            streams.turn(elapsed(now))?;
+        }
+        for _ in 0..STREAM_DATAGRAMS_PER_TURN {
+            let Some(streams) = &mut self.streams else { break };
+            let Some(received) = streams.receive() else { break };
+            let (key, proven) = ((received.listener, received.from), received.proven);
+            self.core.handle_datagram(now, tcp_path(key), received.bytes);
+            if !proven && self.core.owns_path(&tcp_path(key)) {
+                streams.prove(key.0, key.1);
+            }
+            if self.core.must_drain() {
+                self.drain(now)?;
+            }
+        }
+        let Some(streams) = &mut self.streams else { return Ok(()) };
+        streams.tick(elapsed(now), |listener, remote| self.core.owns_path(&tcp_path((listener, remote))));
+        while let Some(key) = streams.poll_closed() {
+            self.core.close_path(&tcp_path(key));
+        }
+        Ok(())
     }
 
     /// Takes everything out of the core: events, taps, trains.
@@ -428,6 +514,11 @@ impl<B: Backend> Turning<B> {
                 return Ok(());
             };
             let Path { socket, remote } = transmit.path;
+            if let (true, Some(streams)) = (transmit.path.is_tcp(), &mut self.streams) {
+                streams.send(socket - TCP_SOCKET_BASE, remote, &self.io.train(&id)[..transmit.len], transmit.segment);
+                self.io.release(id);
+                continue;
+            }
             self.io.send(id, pop_uring::Transmit { socket, to: remote, len: transmit.len, segment: transmit.segment });
         }
     }
@@ -455,7 +546,17 @@ impl<B: Backend> Turning<B> {
         counters.gso_refused = stats.gso_refused;
         counters.late_datagrams = stats.late;
         counters.allocations = alloc::thread_allocations();
-        self.core.set_drops(DropReason::SendFailed, stats.sends_failed);
-        self.shared.counters.store(self.core.counters(), self.core.drops(), &self.core.gauges());
+        let tcp = self.streams.as_ref().map(Streams::stats).unwrap_or_default();
+        counters.datagrams_in += tcp.datagrams_received;
+        counters.tcp_accepted = tcp.accepted;
+        counters.tcp_refused = tcp.refused;
+        counters.tcp_accept_errors = tcp.accept_errors;
+        counters.tcp_unproven = tcp.unproven;
+        counters.tcp_misframed = tcp.misframed;
+        counters.tcp_stalled = tcp.stalled;
+        self.core.set_drops(DropReason::SendFailed, stats.sends_failed + tcp.sends_failed);
+        self.core.set_drops(DropReason::TcpQueueFull, tcp.queue_full);
+        let gauges = Gauges { tcp_connections: tcp.open, ..self.core.gauges() };
+        self.shared.counters.store(self.core.counters(), self.core.drops(), &gauges);
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{CONSENT, Client, PWD, Rig, media_to, rtcp_to, vp8};
-use pop_proto::control::{Path, SrtpProfile, TransportLoss};
+use pop_proto::control::{Path, SrtpProfile, TCP_SOCKET_BASE, TransportLoss};
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader};
 use pop_proto::{Command, DropReason, Event};
 use pop_schemas::{TrackId, TransportId};
@@ -379,4 +379,25 @@ fn a_datagram_longer_than_a_packet_may_be_is_dropped_before_anything_reads_it() 
     nack[..8].copy_from_slice(&[0x81, 205, 0x3a, 0x97, 0, 0, 0, 9]);
     assert_eq!(rig.exchange(publisher.path, nack), []);
     assert_eq!(rig.drops(DropReason::TooLarge), 1);
+}
+
+#[test]
+fn a_closed_connection_is_forgotten_and_media_goes_on_by_udp() {
+    let mut rig = Rig::new();
+    let publisher = rig.publisher(1);
+    let mut viewer = rig.viewer(2, 1);
+    let udp = viewer.path;
+    let tcp = Path { socket: TCP_SOCKET_BASE, remote: "127.0.0.1:50000".parse().unwrap() };
+    // The client nominates its TCP pair.
+    rig.exchange(tcp, viewer.check(PWD));
+    assert!(rig.core.owns_path(&tcp));
+    rig.receive(&publisher, publisher.packet(1, 1, &vp8(true, 100)));
+    viewer.path = tcp;
+    assert_eq!(media_to(&mut viewer, &rig.sent()).len(), 1, "media goes where the client nominated");
+    rig.core.close_path(&tcp);
+    assert!(!rig.core.owns_path(&tcp) && rig.core.owns_path(&udp));
+    rig.receive(&publisher, publisher.packet(1, 2, &vp8(false, 100)));
+    viewer.path = udp;
+    assert_eq!(media_to(&mut viewer, &rig.sent()).len(), 1, "and by what is left when it is closed");
+    rig.core.close_path(&tcp);
 }

@@ -1,12 +1,13 @@
 //! A worker on its thread, with real sockets, on both back ends.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use pop_dataplane::limits::{ADDED_SOCKETS_MAX, WorkerLimits};
-use pop_dataplane::{Clock, Service, Worker, WorkerConfig};
-use pop_proto::Command;
+use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::wire::stun;
+use pop_proto::{Command, DropReason};
 use pop_schemas::TransportId;
 use pop_uring::{BackendKind, bind_udp};
 
@@ -27,7 +28,12 @@ macro_rules! for_both {
     };
 }
 
-for_both!(an_added_socket_is_found_by_the_command_behind_it_and_is_gone_after_its_removal, no_more_sockets_than_the_plan_has_are_added);
+for_both!(
+    an_added_socket_is_found_by_the_command_behind_it_and_is_gone_after_its_removal,
+    no_more_sockets_than_the_plan_has_are_added,
+    a_check_over_tcp_is_answered_in_a_frame_and_its_connection_ends_with_its_transport,
+    strangers_on_the_tcp_port_disturb_neither_udp_nor_tcp,
+);
 
 fn worker(backend: BackendKind) -> Worker {
     let clock = Clock::start();
@@ -37,7 +43,7 @@ fn worker(backend: BackendKind) -> Worker {
         core: None,
         backend,
         may_fall_back: false,
-        addresses: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        addresses: vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
         limits: WorkerLimits { recv_buffers: 16, ..common::limits() },
         gro: true,
         consent: common::CONSENT,
@@ -94,14 +100,14 @@ fn an_added_socket_is_found_by_the_command_behind_it_and_is_gone_after_its_remov
         }
         indexes.push(index);
     }
-    assert_eq!(indexes, [1; 10], "an index is used again");
+    assert_eq!(indexes, [2; 10], "an index is used again");
     assert!(worker.remove_socket(0).is_err(), "the media socket stays");
 }
 
 fn no_more_sockets_than_the_plan_has_are_added(backend: BackendKind) {
     let worker = worker(backend);
     let indexes: Vec<_> = (0..ADDED_SOCKETS_MAX).map(|_| worker.add_socket(loopback()).expect("there is room")).collect();
-    assert_eq!(indexes, (1..=ADDED_SOCKETS_MAX).collect::<Vec<_>>());
+    assert_eq!(indexes, (2..ADDED_SOCKETS_MAX + 2).collect::<Vec<_>>());
     let refused = worker.add_socket(loopback()).expect_err("there is no room").to_string();
     assert!(refused.contains("serves 256 added sockets already"), "{refused}");
     worker.remove_socket(17).expect("it was added");
@@ -113,4 +119,90 @@ fn no_more_sockets_than_the_plan_has_are_added(backend: BackendKind) {
     while check(&peer, to) != Some(to) {
         assert!(start.elapsed() < PATIENCE, "the socket in the freed place answers nothing");
     }
+}
+
+/// One check of transport `id` over a connection: the mapped address of its answer, `None` when the connection ends.
+fn check_over(stream: &mut TcpStream, id: u64, password: &str) -> Option<SocketAddr> {
+    let check = common::check(id, password);
+    stream.write_all(&[&(check.len() as u16).to_be_bytes()[..], &check].concat()).ok()?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).ok()?;
+    let mut answer = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut answer).expect("a frame is never cut");
+    stun::Message::parse(&answer).expect("an answer").mapped_address()
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).expect("the media port takes TCP");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    stream
+}
+
+/// Waits until the worker's published figures are as asked.
+fn wait_for(worker: &Worker, what: impl Fn(&WorkerSnapshot) -> bool) -> WorkerSnapshot {
+    let start = Instant::now();
+    loop {
+        let snapshot = worker.snapshot();
+        if what(&snapshot) {
+            return snapshot;
+        }
+        assert!(start.elapsed() < PATIENCE, "{snapshot:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn a_check_over_tcp_is_answered_in_a_frame_and_its_connection_ends_with_its_transport(backend: BackendKind) {
+    let worker = worker(backend);
+    worker.send(Command::OpenTransport(Box::new(common::open_transport(1)))).expect("there is room");
+    let mut streams: Vec<TcpStream> = worker.addresses().iter().map(|address| connect(*address)).collect();
+    for stream in &mut streams {
+        for _ in 0..3 {
+            assert_eq!(check_over(stream, 1, common::PWD), stream.local_addr().ok());
+        }
+    }
+    wait_for(&worker, |snapshot| snapshot.gauges.tcp_connections == 2 && snapshot.counters.ice_checks_ok == 6);
+    worker.send(Command::CloseTransport { transport: TransportId(1) }).expect("there is room");
+    for stream in &mut streams {
+        assert_eq!(stream.read(&mut [0; 8]).expect("an orderly end"), 0);
+    }
+    let end = wait_for(&worker, |snapshot| snapshot.gauges.tcp_connections == 0);
+    assert_eq!((end.counters.tcp_accepted, end.counters.tcp_unproven), (2, 0));
+}
+
+fn strangers_on_the_tcp_port_disturb_neither_udp_nor_tcp(backend: BackendKind) {
+    let worker = worker(backend);
+    let media = worker.addresses()[0];
+    for id in [1, 2] {
+        worker.send(Command::OpenTransport(Box::new(common::open_transport(id)))).expect("there is room");
+    }
+    let (udp, mut tcp) = (peer(), connect(media));
+    let start = Instant::now();
+    while check(&udp, media) != Some(media) {
+        assert!(start.elapsed() < PATIENCE, "UDP answers nothing");
+    }
+    assert_eq!(check_over(&mut tcp, 2, common::PWD), tcp.local_addr().ok());
+    let mut slowest = Duration::ZERO;
+    for round in 0..300u32 {
+        // Wrong user, wrong password, no frame, half a frame, a reset; each from an address of its own.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 3, (round >> 8) as u8, round as u8], 0)).into()).expect("loopback");
+        socket.connect(&media.into()).expect("the kernel takes it");
+        let mut stranger = TcpStream::from(socket);
+        stranger.set_read_timeout(Some(Duration::from_millis(1))).expect("a time-out");
+        match round % 5 {
+            0 => assert_eq!(check_over(&mut stranger, 77, common::PWD), None),
+            1 => assert_eq!(check_over(&mut stranger, 1, "a wrong password of 22"), None),
+            2 => drop(stranger.write_all(b"GET / HTTP/1.1\r\n\r\n")),
+            3 => drop(stranger.write_all(&[0, 100, 0, 1])),
+            _ => socket2::SockRef::from(&stranger).set_linger(Some(Duration::ZERO)).expect("an option"),
+        }
+        let asked = Instant::now();
+        assert_eq!(check(&udp, media), Some(media), "UDP in round {round}");
+        assert_eq!(check_over(&mut tcp, 2, common::PWD), tcp.local_addr().ok(), "TCP in round {round}");
+        slowest = slowest.max(asked.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(1), "an honest client waited {slowest:?}");
+    let end = wait_for(&worker, |snapshot| snapshot.counters.tcp_accepted == 301);
+    assert_eq!((end.counters.ice_checks_ok >= 602, end.counters.tcp_misframed), (true, 60), "{:?}", end.counters);
+    assert_eq!(end.drops[DropReason::StunIntegrity as usize] + end.drops[DropReason::StunUnknownUser as usize], 120);
 }

@@ -86,6 +86,8 @@ pub struct MediaConfig {
     /// Worker `i` binds `port + i`; 0 takes any free port per worker.
     #[serde(deserialize_with = "value::bounded::<_, _, 0, 65_535>")]
     pub port: u16,
+    /// Listen for ICE-TCP on the same ports, too (RFC 6544), for clients whose network passes no UDP.
+    pub tcp: bool,
     /// What candidates say instead of `addresses`, in the same order; empty: the addresses themselves.
     #[serde(deserialize_with = "value::addresses")]
     pub advertise: Vec<IpAddr>,
@@ -227,6 +229,7 @@ impl Default for MediaConfig {
             addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)],
             port: 10_000,
             advertise: Vec::new(),
+            tcp: true,
             dtls_role: DtlsRole::Auto,
             consent_timeout: Duration::from_secs(15),
         }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use pop_dataplane::limits::WorkerLimits;
+use pop_dataplane::limits::{TCP_CONNECTIONS_MAX, WorkerLimits};
 use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::Command;
 use pop_schemas::SessionId;
@@ -99,6 +99,7 @@ pub fn worker_limits(config: &Config) -> WorkerLimits {
         recv_buffer_len: if dataplane.gro { 65_536 } else { 2_048 },
         trains: dataplane.trains as u16,
         train_len: 65_535,
+        tcp_connections: if config.media.tcp { TCP_CONNECTIONS_MAX } else { 0 },
     }
 }
 
@@ -293,6 +294,11 @@ impl Node {
     pub fn media_ports(&self) -> (u16, u16) {
         let ports = || self.shared.workers.iter().flat_map(|w| w.addresses()).map(SocketAddr::port);
         (ports().min().unwrap_or(0), ports().max().unwrap_or(0))
+    }
+
+    /// Whether the media ports take TCP connections, too.
+    pub fn serves_tcp(&self) -> bool {
+        self.shared.workers.iter().all(|worker| worker.limits().tcp_connections > 0)
     }
 
     /// How long joins take.

@@ -24,6 +24,9 @@ pub const MID_LEN_MAX: usize = 16;
 /// Longest ICE ufrag or password that is taken, in bytes (RFC 8839 section 5.4 allows 256; browsers send 4 and 24).
 pub const ICE_TEXT_LEN_MAX: usize = 256;
 
+/// From here on a socket's index is that of a TCP listener of the worker, and a path is one connection to it.
+pub const TCP_SOCKET_BASE: u16 = 0x8000;
+
 /// Where a datagram came from or goes to: one of the worker's sockets and the far address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Path {
@@ -31,6 +34,13 @@ pub struct Path {
     pub socket: u16,
     /// The far end.
     pub remote: SocketAddr,
+}
+
+impl Path {
+    /// Whether datagrams go by a TCP connection (RFC 6544).
+    pub const fn is_tcp(&self) -> bool {
+        self.socket >= TCP_SOCKET_BASE
+    }
 }
 
 /// A bounded copy of one DTLS datagram.

@@ -86,7 +86,9 @@ drop_reasons! {
     SubscriberNotReady = "subscriber_not_ready",
     /// No train was free: the socket does not take what the worker makes.
     SendQueueFull = "send_queue_full",
-    /// The kernel refused the send.
+    /// A TCP client reads slower than it is sent to, and its queue is full.
+    TcpQueueFull = "tcp_queue_full",
+    /// The kernel refused the send, or its socket or connection is gone.
     SendFailed = "send_failed",
     /// A tap's queue to the service thread is full.
     TapQueueFull = "tap_queue_full",

@@ -34,8 +34,11 @@ pub struct IceLite {
     heard_at: Option<Time>,
     /// Validated paths, the oldest first.
     paths: Vec<Path>,
-    /// One of `paths`; where this node sends. Set by the first validation, moved by USE-CANDIDATE.
+    /// One of `paths`; where this node sends. Set by the first validation, moved by USE-CANDIDATE, and off TCP by the first UDP path
+    /// unless the client has nominated.
     selected: Option<Path>,
+    /// The client chose the selected path.
+    nominated: bool,
 }
 
 /// What an authenticated check did.
@@ -56,7 +59,15 @@ pub struct CheckOutcome {
 impl IceLite {
     /// An agent that expects its first check within [`CONNECT_TIMEOUT`], and silence of at most `consent` after it.
     pub fn new(now: Time, credentials: IceCredentials, consent: Duration) -> IceLite {
-        IceLite { credentials, consent, opened_at: now, heard_at: None, paths: Vec::with_capacity(PATHS_MAX), selected: None }
+        IceLite {
+            credentials,
+            consent,
+            opened_at: now,
+            heard_at: None,
+            paths: Vec::with_capacity(PATHS_MAX),
+            selected: None,
+            nominated: false,
+        }
     }
 
     /// Judges a check that came over `path` and writes the answer, an error answer included, into `response`.
@@ -93,10 +104,16 @@ impl IceLite {
         self.heard_at = Some(now);
         let newly_validated = !self.is_validated(path);
         let replaced = if newly_validated { self.validate(path) } else { None };
-        let selected_changed = self.selected != Some(path) && (check.use_candidate() || self.selected.is_none());
+        let is_better = match self.selected {
+            None => true,
+            // RFC 6544 section 4.2: UDP is preferred to TCP when both work.
+            Some(selected) => selected.is_tcp() && !path.is_tcp() && !self.nominated,
+        };
+        let selected_changed = self.selected != Some(path) && (check.use_candidate() || is_better);
         if selected_changed {
             self.selected = Some(path);
         }
+        self.nominated |= check.use_candidate();
         Ok(CheckOutcome { response_len, newly_validated, selected_changed, replaced, refused: false })
     }
 
@@ -112,11 +129,12 @@ impl IceLite {
         replaced
     }
 
-    /// Forgets paths that are `gone`; media goes to the one that was validated last of those that are left, if any.
+    /// Forgets paths that are `gone`; media goes to the one that was validated last of those that are left, UDP first.
     pub fn forget(&mut self, gone: impl Fn(&Path) -> bool) {
         self.paths.retain(|path| !gone(path));
         if self.selected.is_some_and(|selected| gone(&selected)) {
-            self.selected = self.paths.last().copied();
+            self.selected = self.paths.iter().max_by_key(|path| !path.is_tcp()).copied();
+            self.nominated = false;
         }
     }
 
@@ -169,6 +187,7 @@ fn refused(response_len: usize) -> CheckOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::TCP_SOCKET_BASE;
     use crate::wire::stun::{BindingRequest, MESSAGE_LEN_MAX, TransactionId, write_request};
 
     const CONSENT: Duration = Duration::from_secs(15);
@@ -333,6 +352,24 @@ mod tests {
         assert_eq!(ice.selected(), Some(path(0)));
         let moved = check(&mut ice, 1, path(400), &NOMINATING);
         assert!(moved.selected_changed && ice.is_validated(path(400)) && ice.is_validated(path(0)));
+    }
+
+    #[test]
+    fn udp_is_preferred_to_tcp_until_the_client_nominates() {
+        let tcp = Path { socket: TCP_SOCKET_BASE, ..path(1) };
+        let mut ice = agent();
+        check(&mut ice, 1, tcp, &PLAIN);
+        assert_eq!(ice.selected(), Some(tcp));
+        assert!(check(&mut ice, 1, path(1), &PLAIN).selected_changed);
+        assert!(!check(&mut ice, 2, tcp, &PLAIN).selected_changed);
+        assert!(check(&mut ice, 2, tcp, &NOMINATING).selected_changed, "the client knows what works for it");
+        assert!(!check(&mut ice, 3, path(1), &PLAIN).selected_changed);
+        check(&mut ice, 3, path(2), &PLAIN);
+        check(&mut ice, 3, Path { socket: TCP_SOCKET_BASE, ..path(3) }, &PLAIN);
+        ice.forget(|gone| *gone == tcp);
+        assert_eq!(ice.selected(), Some(path(2)), "the last UDP path");
+        ice.forget(|gone| !gone.is_tcp());
+        assert!(ice.selected().is_some_and(|path| path.is_tcp()));
     }
 
     #[test]

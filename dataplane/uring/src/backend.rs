@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -58,6 +59,16 @@ pub trait Backend {
     ///
     /// Only what ends the worker, as of [`turn`](Self::turn). An index without a socket is none.
     fn remove_socket(&mut self, index: u16) -> io::Result<()>;
+
+    /// Ends every wait also when `fd` is readable. There is one; it stays.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not take it.
+    fn watch(&mut self, fd: OwnedFd) -> io::Result<()>;
+
+    /// Whether the last turn found the watched descriptor readable. It is looked at again in the next turn.
+    fn watched_is_ready(&self) -> bool;
 
     /// Counters since the start.
     fn stats(&self) -> IoStats;

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use crate::address::NAME_LEN;
@@ -23,7 +23,8 @@ const BATCH: usize = 64;
 
 /// Places in the poll set.
 const WAKE_POLL: usize = 0;
-const FIRST_SOCKET_POLL: usize = 1;
+const WATCH_POLL: usize = 1;
+const FIRST_SOCKET_POLL: usize = 2;
 
 /// The sockets and memory of one worker thread, driven by `sendmmsg` and `recvmmsg`.
 ///
@@ -37,9 +38,10 @@ pub struct MmsgBackend {
     /// What a queue must hold: every send slot.
     trains: usize,
     send_batch: Box<[libc::mmsghdr]>,
-    /// The wake-up, then the sockets by their index.
+    /// The wake-up, the watched descriptor, then the sockets by their index.
     polls: Box<[libc::pollfd]>,
     wake: WakeReceiver,
+    watched: Option<OwnedFd>,
     /// One more than the highest index of a socket.
     end: usize,
     /// The socket whose turn it is to be read first.
@@ -63,10 +65,11 @@ impl MmsgBackend {
             trains: usize::from(config.trains),
             queues,
             send_batch: (0..BATCH).map(|_| empty_message()).collect(),
-            polls: [wake.as_raw_fd()].into_iter().chain(sockets.fds()).map(poll).collect(),
+            polls: [wake.as_raw_fd(), -1].into_iter().chain(sockets.fds()).map(poll).collect(),
             end: sockets.end(),
             sockets,
             wake,
+            watched: None,
             first: 0,
             stats: IoStats::default(),
         })
@@ -221,6 +224,17 @@ impl Backend for MmsgBackend {
         self.end = self.sockets.end();
         self.first %= self.end.max(1);
         Ok(())
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> io::Result<()> {
+        assert!(self.watched.is_none(), "a back end watches one descriptor");
+        self.polls[WATCH_POLL].fd = fd.as_raw_fd();
+        self.watched = Some(fd);
+        Ok(())
+    }
+
+    fn watched_is_ready(&self) -> bool {
+        self.polls[WATCH_POLL].revents != 0
     }
 
     fn stats(&self) -> IoStats {

@@ -1,7 +1,7 @@
 //! UDP sockets as the packet plane wants them.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -32,6 +32,24 @@ pub fn bind_udp(addr: SocketAddr, recv_buffer: usize, send_buffer: usize) -> io:
     }
     report_drops(&socket)?;
     socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// Connections that may wait for one listener to accept them; the kernel answers more with SYN cookies or not at all.
+const BACKLOG: i32 = 512;
+
+/// A non-blocking TCP listener on `addr`, ready for [`Streams`](crate::Streams). IPv6 is IPv6 only, as for [`bind_udp`]; a port
+/// that was used before a restart can be used again at once.
+pub fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    crate::streams::prepare(&socket)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 

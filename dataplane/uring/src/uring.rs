@@ -11,7 +11,7 @@ mod buffer_ring;
 use std::collections::VecDeque;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -27,8 +27,10 @@ use crate::wake::WakeReceiver;
 
 /// The buffer group of the one buffer ring.
 const GROUP: u16 = 0;
-/// The wake-up's place among the registered files; socket `index` is at `index + 1`.
+/// Places among the registered files.
 const WAKE_FILE: u32 = 0;
+const WATCH_FILE: u32 = 1;
+const FIRST_SOCKET_FILE: u32 = 2;
 /// `io_uring_recvmsg_out`: four u32 (lengths of name, control and payload, flags) in front of a received datagram.
 const OUT_LEN: usize = 16;
 
@@ -49,6 +51,10 @@ pub struct UringBackend {
     sockets: Sockets,
     wake: WakeReceiver,
     wake_armed: bool,
+    watched: Option<OwnedFd>,
+    watch_armed: bool,
+    /// As of the last turn.
+    watched_is_ready: bool,
     /// Sends pushed since the last submit.
     sends_queued: bool,
     stats: IoStats,
@@ -86,16 +92,29 @@ impl UringBackend {
     pub(crate) fn set_up(sockets: Vec<UdpSocket>, wake: WakeReceiver, config: &IoConfig) -> Result<Self, SetupError> {
         config.check(sockets.len()).map_err(step("config"))?;
         let sockets = Sockets::new(sockets, config.sockets, config.gro).map_err(step("SO_RXQ_OVFL, UDP_GRO"))?;
-        // At most: a send per slot, an arming per socket, the wake-up; and of completions, one per buffer in addition.
-        let submissions = u32::from(config.trains) + u32::from(config.sockets) + 1;
+        // At most: a send per slot, an arming per socket, the wake-up, the watch; and of completions, one per buffer in addition.
+        let submissions = u32::from(config.trains) + u32::from(config.sockets) + 2;
         let completions = submissions + u32::from(config.recv_buffers.next_power_of_two());
         let (ring, flags) = build_ring(submissions, completions).map_err(step("io_uring_setup"))?;
-        let fds: Vec<RawFd> = [wake.as_raw_fd()].into_iter().chain(sockets.fds()).collect();
+        let fds: Vec<RawFd> = [wake.as_raw_fd(), -1].into_iter().chain(sockets.fds()).collect();
         ring.submitter().register_files(&fds).map_err(step("IORING_REGISTER_FILES"))?;
         let receiver = Receiver::new(config, &sockets).map_err(step("mmap"))?;
         let slots = Slots::new(config).map_err(step("mmap"))?;
         let stats = IoStats::default();
-        let mut backend = Self { ring, receiver, slots, sockets, wake, wake_armed: false, sends_queued: false, stats, flags };
+        let mut backend = Self {
+            ring,
+            receiver,
+            slots,
+            sockets,
+            wake,
+            wake_armed: false,
+            watched: None,
+            watch_armed: false,
+            watched_is_ready: false,
+            sends_queued: false,
+            stats,
+            flags,
+        };
         backend.receiver.buffers.register(&backend.ring.submitter(), GROUP).map_err(step("IORING_REGISTER_PBUF_RING"))?;
         backend.turn(Wait::No).map_err(step("multishot recvmsg"))?;
         Ok(backend)
@@ -112,6 +131,12 @@ impl UringBackend {
             let entry = opcode::PollAdd::new(Fixed(WAKE_FILE), libc::POLLIN as u32).multi(true).build();
             self.push(entry.user_data(Token::Wake.encode()))?;
             self.wake_armed = true;
+        }
+        // Once: what is still there to read then completes the next one at once.
+        if self.watched.is_some() && !self.watch_armed {
+            let entry = opcode::PollAdd::new(Fixed(WATCH_FILE), libc::POLLIN as u32).build();
+            self.push(entry.user_data(Token::Watch.encode()))?;
+            self.watch_armed = true;
         }
         // Without a buffer a receive would end at once, with ENOBUFS, turn after turn.
         while self.receiver.buffers.kernel_has_some() {
@@ -159,7 +184,7 @@ impl UringBackend {
         !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
     }
 
-    /// Takes every completion that is there: whether one was a wake-up.
+    /// Takes every completion that is there: whether one was a wake-up or about the watched descriptor.
     fn reap(&mut self) -> io::Result<bool> {
         let mut woken = false;
         let mut broken = None;
@@ -173,6 +198,12 @@ impl UringBackend {
                 Token::Receive(key) => {
                     let is_current = self.sockets.key(key.index) == Some(key);
                     if let Err(error) = self.receiver.complete(key, is_current, result, completion.flags(), &mut self.stats) {
+                        broken = Some(error);
+                    }
+                }
+                Token::Watch => {
+                    (self.watch_armed, self.watched_is_ready) = (false, true);
+                    if let Err(error) = result {
                         broken = Some(error);
                     }
                 }
@@ -191,7 +222,7 @@ impl UringBackend {
             self.stats.syscalls += 1;
             self.wake.drain()?;
         }
-        broken.map_or(Ok(woken), Err)
+        broken.map_or(Ok(woken || self.watched_is_ready), Err)
     }
 }
 
@@ -200,6 +231,7 @@ impl Backend for UringBackend {
 
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
         self.receiver.give_back_held();
+        self.watched_is_ready = false;
         self.arm()?;
         let may_sleep = self.receiver.ready.is_empty() && !wait.is_no();
         let mut woken = false;
@@ -275,6 +307,17 @@ impl Backend for UringBackend {
         self.receiver.disarmed.retain(|disarmed| *disarmed != key);
         self.sockets.remove(index);
         self.ring.submitter().register_files_update(file_of(index).0, &[-1]).map(drop)
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> io::Result<()> {
+        assert!(self.watched.is_none(), "a back end watches one descriptor");
+        self.ring.submitter().register_files_update(WATCH_FILE, &[fd.as_raw_fd()])?;
+        self.watched = Some(fd);
+        Ok(())
+    }
+
+    fn watched_is_ready(&self) -> bool {
+        self.watched_is_ready
     }
 
     fn stats(&self) -> IoStats {
@@ -415,6 +458,7 @@ enum Token {
         generation: u32,
     },
     Cancel,
+    Watch,
 }
 
 impl Token {
@@ -430,6 +474,7 @@ impl Token {
             Token::Receive(SocketKey { index, generation }) => pack(1, generation, index),
             Token::Send { slot, generation } => pack(2, generation, slot),
             Token::Cancel => pack(3, 0, 0),
+            Token::Watch => pack(4, 0, 0),
         }
     }
 
@@ -440,6 +485,7 @@ impl Token {
             1 => Token::Receive(SocketKey { index: number, generation }),
             2 => Token::Send { slot: number, generation },
             3 => Token::Cancel,
+            4 => Token::Watch,
             _ => unreachable!("the kernel gives back the user data that it was given"),
         }
     }
@@ -447,7 +493,7 @@ impl Token {
 
 /// A socket's place among the registered files.
 fn file_of(index: u16) -> Fixed {
-    Fixed(WAKE_FILE + 1 + u32::from(index))
+    Fixed(FIRST_SOCKET_FILE + u32::from(index))
 }
 
 fn errno_result(result: i32) -> io::Result<u32> {
@@ -488,7 +534,7 @@ mod tests {
         for number in [0, 1, u16::MAX] {
             for generation in [0, 1, u32::MAX] {
                 let receive = Token::Receive(SocketKey { index: number, generation });
-                for token in [Token::Wake, Token::Cancel, receive, Token::Send { slot: number, generation }] {
+                for token in [Token::Wake, Token::Cancel, Token::Watch, receive, Token::Send { slot: number, generation }] {
                     assert_eq!(Token::decode(token.encode()), token);
                 }
             }

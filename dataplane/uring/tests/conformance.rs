@@ -1,6 +1,8 @@
 //! What a back end promises, held against both of them.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,6 +71,7 @@ for_both!(
     a_train_for_a_removed_socket_is_counted_and_frees_its_slot,
     a_removed_socket_lets_go_of_its_port,
     an_index_out_of_room_or_taken_is_refused,
+    a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable,
 );
 
 fn small() -> IoConfig {
@@ -607,4 +610,38 @@ fn an_index_out_of_room_or_taken_is_refused<B: Make>() {
     assert!(backend.add_socket(0, loopback_v4()).expect_err("taken").to_string().contains("is taken"));
     assert!(backend.add_socket(2, loopback_v4()).expect_err("no room").to_string().contains("room for 2"));
     backend.add_socket(1, loopback_v4()).expect("there is room");
+}
+
+fn a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable<B: Make>() {
+    let socket = loopback_v4();
+    let to = address(&socket);
+    let (mut backend, _waker) = B::make(vec![socket], &small());
+    let (mut left, right) = UnixStream::pair().expect("a pair");
+    backend.watch(right.try_clone().expect("a descriptor").into()).expect("it is watched");
+    for _ in 0..3 {
+        backend.turn(Wait::AtMost(Duration::from_millis(5))).expect("a turn");
+        assert!(!backend.watched_is_ready());
+        let writer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            left.write_all(b"x").expect("room");
+            left
+        });
+        // Twice, because nobody reads it: what is ready stays ready.
+        for _ in 0..2 {
+            let start = Instant::now();
+            while !backend.watched_is_ready() {
+                assert!(start.elapsed() < PATIENCE, "the wait does not end");
+                backend.turn(Wait::AtMost(PATIENCE)).expect("a turn");
+            }
+            backend.turn(Wait::No).expect("a turn");
+        }
+        left = writer.join().expect("the writer");
+        (&right).read_exact(&mut [0]).expect("a byte");
+        // Sends, datagrams and the watch in one turn.
+        send(&mut backend, 0, to, b"hello", None);
+        assert_eq!(receive_count(&mut backend, 1)[0].datagrams[0], b"hello");
+        while backend.watched_is_ready() {
+            backend.turn(Wait::No).expect("a turn");
+        }
+    }
 }

@@ -1,9 +1,13 @@
-//! After start neither back end allocates: not to receive, not to send, not when a send is refused.
+//! After start neither back end allocates, nor do streams: not to receive, not to send, not when a send is refused.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
-use pop_uring::{Backend, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, WakeReceiver, bind_udp, wake_pair};
+use pop_uring::{
+    Backend, IoConfig, MmsgBackend, Streams, StreamsConfig, Transmit, UringBackend, Wait, WakeReceiver, bind_tcp, bind_udp, wake_pair,
+};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();
@@ -53,6 +57,43 @@ fn the_ring_allocates_nothing_after_start() {
 #[test]
 fn the_fallback_allocates_nothing_after_start() {
     check(MmsgBackend::new);
+}
+
+/// Strangers come and go, a client sends and reads, and then reads no more.
+#[test]
+fn streams_allocate_nothing_after_start() {
+    let listener = bind_tcp((Ipv4Addr::LOCALHOST, 0).into()).expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let mut streams = Streams::new(vec![listener], &StreamsConfig { connections: 8, queue_len: 16_384 }).expect("an epoll set");
+    let mut client = TcpStream::connect(address).expect("loopback");
+    let to = client.local_addr().expect("connected");
+    let mut now = Duration::ZERO;
+    let mut exercise = |rounds: usize| {
+        let mut received = 0;
+        for round in 0..rounds {
+            let stranger = TcpStream::connect(address).expect("loopback");
+            (&stranger).write_all(if round % 2 == 0 { b"\x00\x03\x00" } else { b"GET /" }).expect("loopback");
+            client.write_all(&[0, 2, 1, 1].repeat(50)).expect("loopback");
+            now += Duration::from_millis(30);
+            for _ in 0..4 {
+                let before = thread_allocations();
+                streams.turn(now).expect("a turn");
+                while let Some(datagram) = streams.receive() {
+                    received += 1;
+                    let from = datagram.from;
+                    streams.prove(0, from);
+                }
+                streams.send(0, to, &[5; 10_000], Some(1_000));
+                streams.tick(now, |_, _| true);
+                while streams.poll_closed().is_some() {}
+                assert_eq!(thread_allocations() - before, 0, "allocations in round {round}");
+            }
+        }
+        received
+    };
+    exercise(10);
+    let received = exercise(200);
+    assert!(received >= 9_000 && streams.stats().queue_full > 0, "{received} received, {:?}", streams.stats());
 }
 
 #[test]

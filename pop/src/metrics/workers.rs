@@ -98,10 +98,11 @@ fn encode_drops(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) -> 
 
 fn encode_gauges(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) -> Result<(), std::fmt::Error> {
     type Read = fn(&WorkerSnapshot) -> u64;
-    const GAUGES: [(&str, &str, Read); 4] = [
+    const GAUGES: [(&str, &str, Read); 5] = [
         ("pop_worker_transports", "Clients connected or connecting", |worker| worker.gauges.transports),
         ("pop_worker_tracks", "Published tracks", |worker| worker.gauges.tracks),
         ("pop_worker_subscriptions", "Sections of viewers", |worker| worker.gauges.subscriptions),
+        ("pop_worker_tcp_connections", "TCP connections open at the media port", |worker| worker.gauges.tcp_connections),
         ("pop_worker_held_packets", "Packets in retransmission histories", |worker| worker.gauges.packets_held),
     ];
     for (name, help, read) in GAUGES {

@@ -301,7 +301,7 @@ impl Admission {
             pwd: &self.pwd,
             fingerprint: &fingerprint,
             candidates,
-            tcp_candidates: &[],
+            tcp_candidates: if node.serves_tcp() { candidates } else { &[] },
         };
         // The CNAME names the stream too: both say which sounds and pictures belong together.
         let media = LocalMedia { stream: &self.cname, cname: &self.cname, sources: &self.sources };
