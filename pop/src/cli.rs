@@ -3,6 +3,7 @@
 mod capture;
 mod check;
 mod client;
+mod complete;
 mod operate;
 mod show;
 mod token;
@@ -42,15 +43,20 @@ pub enum Command {
     #[command(subcommand)]
     Rtp(RtpCommand),
     /// Show the rooms of the running node.
-    Sessions(AskArgs),
+    Sessions(WatchArgs),
     /// Show the running node.
-    Status(AskArgs),
+    Status(WatchArgs),
     /// Take the changed config file; the old config stays when the new one is wrong.
     Reload(AskArgs),
     /// Show the log filter of the running node, or change it until the next reload.
     LogLevel(LogLevelArgs),
     /// Print the release.
     Version(JsonArgs),
+    /// Print what a shell needs to complete commands: bash: pop completion bash > /etc/bash_completion.d/pop
+    Completion(CompletionArgs),
+    /// Print the manual page.
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// `pop run`
@@ -70,6 +76,9 @@ pub struct CheckArgs {
     /// The config file.
     #[arg(value_name = "FILE", default_value = "/etc/pop/pop.toml")]
     pub file: PathBuf,
+    /// Print a JSON object, for a wrong file too.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pop doctor`
@@ -222,6 +231,32 @@ pub struct LogLevelArgs {
     pub json: bool,
 }
 
+/// A question that may be asked again and again.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// The question.
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// Ask again every so often, 2s if not told, until Ctrl-C.
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "2s", value_parser = duration)]
+    pub watch: Option<Duration>,
+}
+
+/// `pop completion`
+#[derive(Debug, Args)]
+pub struct CompletionArgs {
+    /// Which shell.
+    pub shell: clap_complete::Shell,
+}
+
+/// `pop man`
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write a page for each command into this folder instead.
+    #[arg(value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+}
+
 /// A command that asks nobody.
 #[derive(Debug, Args)]
 pub struct JsonArgs {
@@ -272,6 +307,8 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
         Command::Reload(args) => operate::reload(&args).await,
         Command::LogLevel(args) => operate::log_level(&args).await,
         Command::Version(args) => show::version(&args),
+        Command::Completion(args) => complete::completion(&args),
+        Command::Man(args) => complete::man(&args),
         Command::Run(_) | Command::Doctor(_) | Command::Tune(_) => unreachable!("main keeps these"),
     }
 }

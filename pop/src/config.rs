@@ -279,22 +279,22 @@ impl Config {
     fn check_together(&self) -> Result<(), (&'static str, String)> {
         let media = &self.media;
         if media.addresses.is_empty() {
-            return Err(("addresses", "media.addresses needs at least one address to bind".to_owned()));
+            return Err(("media.addresses", "media.addresses needs at least one address to bind".to_owned()));
         }
         if !media.advertise.is_empty() && media.advertise.len() != media.addresses.len() {
             let (said, bound) = (media.advertise.len(), media.addresses.len());
             return Err((
-                "advertise",
+                "media.advertise",
                 format!("media.advertise has {said} addresses and media.addresses {bound}: give one for each, in the same order"),
             ));
         }
         if let Cores::List(cores) = &self.dataplane.cores
             && let Err(message) = media.check_ports(cores.len())
         {
-            return Err(("port", message));
+            return Err(("media.port", message));
         }
         if self.auth.keys_file.is_some() && !self.auth.keys.is_empty() {
-            return Err(("keys_file", "auth.keys_file and [auth.keys] are both set: keep one of them".to_owned()));
+            return Err(("auth.keys_file", "auth.keys_file and [auth.keys] are both set: keep one of them".to_owned()));
         }
         Ok(())
     }

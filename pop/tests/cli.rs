@@ -73,6 +73,46 @@ fn wrong_arguments_are_exit_code_2_and_stdout_stays_empty() {
 }
 
 #[test]
+fn completions_and_the_manual_know_every_command() {
+    let output = run(&["--help"]);
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    let commands = help.split_once("Commands:").expect("a list").1.split_once("Options:").expect("a list").0;
+    let commands: Vec<&str> =
+        commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).filter(|name| !name.is_empty()).collect();
+    assert!(commands.len() > 10 && !commands.contains(&"man"), "{commands:?}");
+    for words in [["completion", "bash"], ["completion", "zsh"], ["completion", "fish"], ["man", ""]] {
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let output = run(&words);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(code(&output), Some(0), "{words:?}");
+        for command in &commands {
+            // A manual writes a hyphen as \\-.
+            assert!(text.contains(command) || text.contains(&command.replace('-', "\\-")), "{words:?} lacks {command}");
+        }
+    }
+    let folder = Folder::new();
+    assert_eq!(code(&run(&["man", shown(&folder.0)])), Some(0));
+    assert!(fs::read_to_string(folder.path("pop-reload.1")).expect("a page").contains("config file"));
+}
+
+#[test]
+fn a_watch_answers_again_until_nobody_reads() {
+    let folder = Folder::new();
+    let _node = Node::start(&folder.config(), &[]);
+    let mut watch = pop(&["status", "--json", "--watch", "50ms", "--socket", shown(&folder.path("pop.sock"))]);
+    let mut watch = watch.stdout(std::process::Stdio::piped()).spawn().expect("the binary is there");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().expect("it is piped")));
+    let mut uptime = || {
+        let status: serde_json::Value = serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("an object");
+        status["uptime_ms"].as_u64().expect("a number")
+    };
+    let (first, second) = (uptime(), uptime());
+    assert!(second >= first + 50, "{first} ms, then {second} ms");
+    drop(lines);
+    assert_eq!(watch.wait().expect("it is our child").code(), Some(0));
+}
+
+#[test]
 fn a_wrong_config_is_a_place_and_exit_code_2_for_check_and_run() {
     let folder = Folder::new();
     let file = folder.write("pop.toml", "[http]\nlisten = \"127.0.0.1:0\"\n\n[media]\nporrt = 1\n");
@@ -82,6 +122,15 @@ fn a_wrong_config_is_a_place_and_exit_code_2_for_check_and_run() {
         let expected = format!("pop: {}:5:1: there is no key `porrt` here; known here: ", file.display());
         assert!(stderr(&output).starts_with(&expected), "{}", stderr(&output));
     }
+    let output = run(&["check", "--json", shown(&file)]);
+    let said = json(&output);
+    assert_eq!(
+        (code(&output), said["ok"].as_bool(), said["line"].as_u64(), said["column"].as_u64()),
+        (Some(2), Some(false), Some(5), Some(1))
+    );
+    assert!(said["error"].as_str().is_some_and(|error| error.starts_with("there is no key `porrt` here")), "{said}");
+    let output = run(&["check", "--json", shown(&folder.config())]);
+    assert_eq!((code(&output), json(&output)["keys"].as_u64()), (Some(0), Some(1)), "{output:?}");
     let output = run(&["check", shown(&folder.config())]);
     assert_eq!(code(&output), Some(0), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("pop.toml: ok, "), "{output:?}");

@@ -104,6 +104,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[media]\nport = 65536\n", "2:8", "port must be a whole number from 0 to 65535, not integer `65536`"),
     ("[media]\nport = -1\n", "2:8", "port must be a whole number"),
     ("[media]\nport = \"1\"\n", "2:8", "port must be a whole number from 0 to 65535, not string"),
+    ("media = { addresses = [], port = 1 }\n", "1:11", "media.addresses needs at least one address"),
+    ("node.name = \"a\"\nmedia.addresses = []\n", "2:7", "media.addresses needs at least one address"),
     ("[media]\nport = 65535\n[dataplane]\ncores = \"0,1\"\n", "2:1", "set it to 65534 or less"),
     ("[media]\nconsent_timeout = 15\n", "2:19", "consent_timeout must be a duration from \"2s\" to \"120s\""),
     ("[media]\nconsent_timeout = \"1s\"\n", "2:19", "consent_timeout must be a duration"),

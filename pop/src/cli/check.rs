@@ -1,13 +1,32 @@
 //! `pop check`: the config and its keys, without touching the host.
 
+use serde_json::{Value, json};
+
 use super::{CheckArgs, Failure};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::keys::ApiKeys;
 
 pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.file)?;
-    let keys = ApiKeys::from_config(&config.auth)?;
-    let keys = if keys.drawn() { "a key drawn at each start".to_owned() } else { format!("{} API keys", keys.iter().count()) };
-    println!("{}: ok, http on {}, admin on {}, {keys}", args.file.display(), config.http.listen, config.admin.listen);
+    let checked = Config::load(&args.file).and_then(|config| Ok((ApiKeys::from_config(&config.auth)?, config)));
+    let (keys, config) = checked.map_err(|error| {
+        if args.json {
+            println!("{}", refusal(&error));
+        }
+        Failure::from(error)
+    })?;
+    let (file, http, admin) = (args.file.display(), config.http.listen, config.admin.listen);
+    if args.json {
+        let keys = if keys.drawn() { 0 } else { keys.iter().count() };
+        println!("{}", json!({ "ok": true, "file": args.file, "http": http, "admin": admin, "keys": keys }));
+    } else {
+        let keys = if keys.drawn() { "a key drawn at each start".to_owned() } else { format!("{} API keys", keys.iter().count()) };
+        println!("{file}: ok, http on {http}, admin on {admin}, {keys}");
+    }
     Ok(())
+}
+
+/// What an editor needs to show the fault in its place.
+fn refusal(error: &ConfigError) -> Value {
+    let (line, column) = error.place().unzip();
+    json!({ "ok": false, "file": error.file(), "line": line, "column": column, "error": error.message() })
 }

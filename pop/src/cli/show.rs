@@ -1,28 +1,35 @@
 //! `pop sessions`, `pop status`, `pop version`: what the running node says, for people or as it came.
 
+use std::io::{IsTerminal, Write};
+
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::{AskArgs, Failure, JsonArgs};
+use super::{Failure, JsonArgs, WatchArgs};
 
-pub(super) async fn sessions(args: &AskArgs) -> Result<(), Failure> {
-    let answer = Client::find(args.socket.as_deref()).await?.ask("GET", "/api/v1/sessions", None).await?;
-    if args.json {
-        println!("{answer}");
-    } else {
-        print!("{}", session_table(&answer));
-    }
-    Ok(())
+/// Between two answers of a watch on a terminal: the screen is cleared and the cursor goes to its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+pub(super) async fn sessions(args: &WatchArgs) -> Result<(), Failure> {
+    show(args, "/api/v1/sessions", session_table).await
 }
 
-pub(super) async fn status(args: &AskArgs) -> Result<(), Failure> {
-    let answer = Client::find(args.socket.as_deref()).await?.ask("GET", "/api/v1/status", None).await?;
-    if args.json {
-        println!("{answer}");
-    } else {
-        print!("{}", status_table(&answer));
+pub(super) async fn status(args: &WatchArgs) -> Result<(), Failure> {
+    show(args, "/api/v1/status", status_table).await
+}
+
+/// Once, or until nobody reads any longer: as it came, a line each, or as a table.
+async fn show(args: &WatchArgs, path: &str, table: impl Fn(&Value) -> String) -> Result<(), Failure> {
+    let client = Client::find(args.ask.socket.as_deref()).await?;
+    let clear = if args.watch.is_some() && std::io::stdout().is_terminal() { CLEAR } else { "" };
+    loop {
+        let answer = client.ask("GET", path, None).await?;
+        let text = if args.ask.json { format!("{answer}\n") } else { format!("{clear}{}", table(&answer)) };
+        let mut stdout = std::io::stdout();
+        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        let (Some(interval), Ok(())) = (args.watch, written) else { return Ok(()) };
+        tokio::time::sleep(interval).await;
     }
-    Ok(())
 }
 
 pub(super) fn version(args: &JsonArgs) -> Result<(), Failure> {

@@ -4,6 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
 /// A config file that cannot be used. Shown as `file:line:column: sentence`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -31,6 +34,16 @@ impl ConfigError {
         self.place
     }
 
+    /// The file that is wrong: the config, or one that it names.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What is wrong and what to change, without the place.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// `file` could not be read.
     pub(crate) fn unreadable(file: &Path, error: &io::Error) -> Self {
         let advice = match error.kind() {
@@ -54,17 +67,35 @@ impl ConfigError {
         Self { file: file.to_owned(), place: Some(place(text, start)), message: reword(error.message(), key_at(text, start)) }
     }
 
-    /// A rule over several keys; points at `key` where the text has it, else at the top.
+    /// A rule over several keys; points at `key` (`section.key`, with a number for one table of a list: `rtp.route.0.port`) where
+    /// the text has it, or at the innermost part of it that is there, else at the top. A bare key is looked for in each section.
     pub(crate) fn at_key(text: &str, file: &Path, key: &str, message: String) -> Self {
-        let mut start = 0;
-        for line in text.split_inclusive('\n') {
-            if line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')) {
-                let indent = line.len() - line.trim_start().len();
-                return Self { file: file.to_owned(), place: Some(place(text, start + indent)), message };
-            }
-            start += line.len();
+        let parts: Vec<&str> = key.split('.').collect();
+        let start = DeTable::parse(text).ok().and_then(|table| {
+            let in_section = || table.get_ref().values().find_map(|section| find_value(section, &parts));
+            find_key(table.get_ref(), &parts).or_else(in_section)
+        });
+        let start = start.unwrap_or(0);
+        Self { file: file.to_owned(), place: Some(place(text, start)), message }
+    }
+}
+
+/// Where a key begins, however it is written: below its section, dotted, or in an inline table.
+fn find_key(table: &DeTable<'_>, parts: &[&str]) -> Option<usize> {
+    let (first, rest) = parts.split_first()?;
+    let (key, value) = table.iter().find(|(key, _)| key.get_ref() == first)?;
+    Some(find_value(value, rest).unwrap_or(key.span().start))
+}
+
+fn find_value(value: &Spanned<DeValue<'_>>, parts: &[&str]) -> Option<usize> {
+    let (first, rest) = parts.split_first()?;
+    match value.get_ref() {
+        DeValue::Table(table) => find_key(table, parts),
+        DeValue::Array(list) => {
+            let entry = list.get(first.parse::<usize>().ok()?)?;
+            Some(find_value(entry, rest).unwrap_or(entry.span().start))
         }
-        Self { file: file.to_owned(), place: Some((1, 1)), message }
+        _ => None,
     }
 }
 
@@ -119,6 +150,22 @@ mod tests {
     fn a_column_counts_characters_not_bytes() {
         assert_eq!(place("a\nüü=1", 6), (2, 3));
         assert_eq!(place("", 9), (1, 1));
+    }
+
+    #[test]
+    fn a_rules_key_is_found_however_it_is_written() {
+        let text = "log = { level = \"info\", format = 'text' }\nmedia.port = 1\n[[rtp.route]]\nname = 'a'\n[[rtp.route]]\nname = 'level'\nport = 1\n[auth]\n";
+        for (key, line, column) in [
+            ("log.format", 1, 25),
+            ("media.port", 2, 7),
+            ("rtp.route.1.port", 7, 1),
+            ("rtp.route.1.peer", 5, 1),
+            ("auth.keys_file", 8, 2),
+            ("http.listen", 1, 1),
+        ] {
+            let error = ConfigError::at_key(text, Path::new("f"), key, String::new());
+            assert_eq!(error.place(), Some((line, column)), "{key}");
+        }
     }
 
     #[test]

@@ -127,6 +127,41 @@ mod tests {
     }
 
     #[test]
+    fn a_place_that_floods_writes_its_burst_and_others_write_on() {
+        use tracing_subscriber::layer::SubscriberExt;
+
+        #[derive(Clone, Default)]
+        struct Written(Arc<Mutex<Vec<u8>>>);
+
+        impl std::io::Write for Written {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().expect("one thread").extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let (written, limit) = (Written::default(), Arc::new(Limit::default()));
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(LimitLayer(Arc::clone(&limit))).with(lines);
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..300 {
+                tracing::info!("a stranger knocks");
+            }
+            tracing::info!("something else");
+        });
+        let text = String::from_utf8(written.0.lock().expect("one thread").clone()).expect("text");
+        let count = |words: &str| text.lines().filter(|line| line.contains(words)).count() as u64;
+        // A second or two may pass on a busy machine: ten lines each.
+        assert!((100..150).contains(&count("knocks")) && count("something else") == 1, "{text}");
+        assert_eq!(count("knocks") + limit.total(), 300);
+    }
+
+    #[test]
     fn a_flood_of_lines_holds_no_audit_line_back() {
         let (limit, now) = (Limit::default(), Instant::now());
         for _ in 0..1_000 {

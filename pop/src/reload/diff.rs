@@ -81,7 +81,7 @@ fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
 
 /// A value for a log: no secret, no list of tables, no page of text.
 fn show(key: &str, value: Option<&Value>) -> String {
-    let is_secret = key == "auth.keys" || ["secret", "password", "pwd"].iter().any(|word| key.contains(word));
+    let is_secret = key == "auth.keys" || ["secret", "password", "pwd", "credential"].iter().any(|word| key.contains(word));
     match value {
         None => "none".to_owned(),
         Some(Value::Table(table)) => format!("{} entries", table.len()),
