@@ -46,7 +46,7 @@ pub struct NodeStatus {
     pub draining: bool,
     /// Base of the URLs that clients use.
     pub url: String,
-    /// First and last UDP media port.
+    /// First and last media port, of UDP and TCP.
     pub media_ports: (u16, u16),
     /// Rooms.
     pub sessions: usize,

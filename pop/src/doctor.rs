@@ -238,7 +238,11 @@ fn ports(config: &Config, workers: usize) -> Vec<Finding> {
             // check_ports has seen that the last one fits.
             port => SocketAddr::new(*address, port + worker as u16),
         };
-        let refused = (0..workers).map(of_worker).find_map(|address| Some((address, UdpSocket::bind(address).err()?)));
+        let refused_at = |address: SocketAddr| {
+            let tcp = || if config.media.tcp { TcpListener::bind(address).err() } else { None };
+            UdpSocket::bind(address).err().or_else(tcp)
+        };
+        let refused = (0..workers).map(of_worker).find_map(|address| Some((address, refused_at(address)?)));
         let (shown, error) = refused.map_or((of_worker(0), None), |(address, error)| (address, Some(error)));
         findings.push(tried("media", shown, error, running));
     }
