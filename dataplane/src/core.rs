@@ -24,6 +24,7 @@ use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
 use pop_proto::outbound::Outbound;
+use pop_proto::probe::{IceProbe, ProbeResult};
 use pop_proto::protection::{Receiver, Sender};
 use pop_proto::srtp::{KEY_OBJECT_LEN_MAX, STREAM_LEN, STREAMS_MAX};
 use pop_proto::twcc::TwccRecorder;
@@ -207,6 +208,8 @@ pub struct Tapped<'a> {
 pub struct Core {
     limits: WorkerLimits,
     consent: Duration,
+    /// Set before the first turn, where the config wants the ICE probe.
+    probe: Option<IceProbe>,
     pool: PacketPool,
     transports: Slab<Transport>,
     tracks: Slab<Track>,
@@ -242,6 +245,7 @@ impl Core {
         Core {
             limits,
             consent,
+            probe: None,
             pool: PacketPool::new(limits.packets),
             transports: Slab::with_capacity(transports),
             tracks: Slab::with_capacity(tracks),
@@ -337,6 +341,9 @@ impl Core {
     fn handle_stun(&mut self, now: Time, path: Path, datagram: &[u8]) -> Result<(), DropReason> {
         let message = stun::Message::parse(datagram)?;
         let (ufrag, _) = message.fragments().ok_or(DropReason::StunUnknownUser)?;
+        if self.probe.as_ref().is_some_and(|probe| probe.is_probe(ufrag)) {
+            return self.handle_probe(now, path, &message, datagram.len());
+        }
         let index = *self.ufrags.get(ufrag).ok_or(DropReason::StunUnknownUser)?;
         if self.answers.len() == STUN_ANSWERS_MAX {
             return Err(DropReason::StunQueueFull);
@@ -364,6 +371,36 @@ impl Core {
             self.events.push_back(Event::TransportValidated { transport: transport.id, remote: path.remote });
         }
         Ok(())
+    }
+
+    /// A check for the public ufrag: a round trip for a stranger, and nothing else.
+    fn handle_probe(&mut self, now: Time, path: Path, check: &stun::Message<'_>, check_len: usize) -> Result<(), DropReason> {
+        let Some(probe) = &mut self.probe else { return Err(DropReason::StunUnknownUser) };
+        // Clients first: strangers get half of the turn's answers.
+        if self.answers.len() >= STUN_ANSWERS_MAX / 2 {
+            return Err(DropReason::StunQueueFull);
+        }
+        let mut answer = Answer { path, len: 0, bytes: [0; stun::RESPONSE_LEN_MAX] };
+        match probe.handle_check(now, path.remote, check, check_len, &mut answer.bytes) {
+            Ok(len) => {
+                self.counters.probe_ice_answered += 1;
+                answer.len = len;
+                self.answers.push_back(answer);
+                Ok(())
+            }
+            Err(reason) => {
+                match ProbeResult::of(reason) {
+                    ProbeResult::Limited => self.counters.probe_ice_limited += 1,
+                    _ => self.counters.probe_ice_refused += 1,
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// Answers checks for a public ufrag from now on.
+    pub fn set_probe(&mut self, probe: IceProbe) {
+        self.probe = Some(probe);
     }
 
     /// Takes a path out of the table if it is still this transport's.
@@ -536,6 +573,11 @@ impl Core {
             Command::OpenSubscription(open) => self.open_subscription(&open),
             Command::CloseSubscription { subscription } => self.close_subscription(subscription),
             Command::Forward { subscription, track, payload_types } => self.forward(subscription, track, &payload_types),
+            Command::ProbeRates(rates) => {
+                if let Some(probe) = &mut self.probe {
+                    probe.set_rates(rates);
+                }
+            }
             Command::Tap { track, tap } => {
                 if let Some(index) = self.track_ids.get(&track) {
                     self.tracks[*index].tap = tap;

@@ -62,6 +62,12 @@ counters! {
     ice_checks_ok: "ice_checks_ok",
     /// ICE connectivity checks answered with an error.
     ice_checks_refused: "ice_checks_refused",
+    /// Checks for the public probe ufrag that were answered.
+    probe_ice_answered: "probe_ice_answered",
+    /// Checks for the public probe ufrag beyond the rates.
+    probe_ice_limited: "probe_ice_limited",
+    /// Checks for the public probe ufrag that were wrong.
+    probe_ice_refused: "probe_ice_refused",
     /// DTLS datagrams handed to the control plane.
     dtls_datagrams_in: "dtls_datagrams_in",
     /// DTLS datagrams sent.

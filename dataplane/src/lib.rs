@@ -5,13 +5,14 @@ pub mod core;
 pub mod counters;
 pub mod limits;
 pub mod pcapng;
+pub mod reflect;
 pub mod service;
 pub mod worker;
 
 pub use clock::Clock;
 pub use counters::{Counters, Drops, Gauges, WorkerSnapshot};
 pub use service::{CaptureEnd, Service};
-pub use worker::{Worker, WorkerConfig};
+pub use worker::{ProbeConfig, Worker, WorkerConfig};
 
 /// The cores that this process may use, ascending.
 pub fn available_cores() -> Vec<usize> {

@@ -119,6 +119,7 @@ pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
         term("added sockets", ADDED_SOCKETS_MAX.into(), ADDED_SOCKET_LEN + size_of::<u16>() * usize::from(limits.trains)),
         term("command queue", COMMANDS_MAX as u64, size_of::<Order>()),
         term("event queues (of the core, and to the control plane)", 2 * EVENTS_MAX as u64, size_of::<Event>()),
+        term("rates of the ICE probe", 1, pop_proto::probe::LIMITER_LEN),
         term("tap queue (one for all workers)", TAP_QUEUE_LEN as u64, SLOT_LEN + 32),
     ]
 }

@@ -1,7 +1,9 @@
-//! The service thread: low-rate files on a tokio-uring runtime, so that no worker and no control task ever waits for a disk.
+//! The service thread: low-rate files and reflectors on a tokio-uring runtime, so that no worker and no control task ever waits for a
+//! disk or for strangers.
 //!
 //! ```text
 //! worker -> TapSender (bounded queue, wake) -> service thread -> pcapng blocks -> io_uring write
+//! 3478, 862 -> reflect, a task per socket
 //! ```
 
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use crate::clock::Clock;
 use crate::core::Tapped;
 use crate::limits::TAP_QUEUE_LEN;
 use crate::pcapng;
+use crate::reflect::Reflect;
 
 /// Bytes that are written at once.
 const WRITE_LEN: usize = 256 << 10;
@@ -82,6 +85,7 @@ pub struct CaptureEnd {
 enum Request {
     Start { tap: u32, path: PathBuf, reply: oneshot::Sender<io::Result<()>> },
     Stop { tap: u32, reply: oneshot::Sender<io::Result<CaptureEnd>> },
+    Reflect(Box<Reflect>),
 }
 
 /// The handle of the service thread. It ends when the last handle is dropped, its files complete.
@@ -130,6 +134,15 @@ impl Service {
     pub async fn stop_capture(&self, tap: u32) -> io::Result<CaptureEnd> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Stop { tap, reply }, answer).await
+    }
+
+    /// Answers on a reflector's socket until the thread ends.
+    ///
+    /// # Errors
+    ///
+    /// The thread has ended.
+    pub fn reflect(&self, reflect: Reflect) -> io::Result<()> {
+        self.requests.send(Request::Reflect(Box::new(reflect))).map_err(|_| io::Error::other("the service thread has ended"))
     }
 
     async fn ask<T>(&self, request: Request, answer: oneshot::Receiver<io::Result<T>>) -> io::Result<T> {
@@ -205,9 +218,9 @@ impl Serving {
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
             Ok(runtime) => runtime.block_on(self.serve(true)),
             Err(error) => {
-                tracing::warn!(%error, "io_uring is refused here; captures are written by plain system calls");
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-                runtime.expect("a runtime without I/O asks the kernel for nothing").block_on(self.serve(false));
+                tracing::warn!(%error, "io_uring is refused here; the service thread uses plain system calls");
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("the kernel gives an epoll set").block_on(self.serve(false));
             }
         }
     }
@@ -266,6 +279,14 @@ impl Serving {
                     None => Err(io::Error::new(io::ErrorKind::NotFound, "no such capture")),
                 };
                 let _ = reply.send(end);
+            }
+            Request::Reflect(reflect) => {
+                let (kind, address, clock) = (reflect.socket.kind().name(), reflect.socket.local_addr(), self.clock);
+                tokio::spawn(async move {
+                    if let Err(error) = reflect.serve(clock).await {
+                        tracing::error!(kind, %address, %error, "a reflector has ended: probes there are not answered");
+                    }
+                });
             }
         }
     }

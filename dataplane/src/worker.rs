@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 use pop_proto::control::{Path, TCP_SOCKET_BASE};
+use pop_proto::probe::{HashSeed, IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::{Command, DropReason, Event};
 use pop_schemas::Time;
 use pop_uring::{
@@ -67,6 +68,19 @@ pub struct WorkerConfig {
     pub gro: bool,
     /// How long a client may stay silent.
     pub consent: Duration,
+    /// The ICE probe, where strangers may measure.
+    pub probe: Option<ProbeConfig>,
+}
+
+/// The ICE probe of a worker.
+#[derive(Clone, Debug)]
+pub struct ProbeConfig {
+    /// The public name and password.
+    pub credentials: ProbeCredentials,
+    /// What is answered.
+    pub rates: ProbeRates,
+    /// Secret numbers of the rates' table.
+    pub seed: HashSeed,
 }
 
 /// What the worker is told, in order.
@@ -338,7 +352,10 @@ impl Seed {
                 return;
             }
         };
-        let core = Core::new(config.limits, config.consent);
+        let mut core = Core::new(config.limits, config.consent);
+        if let Some(ProbeConfig { credentials, rates, seed }) = config.probe {
+            core.set_probe(IceProbe::new(credentials, rates, seed));
+        }
         // The starter waits for this message; it cannot be gone.
         let _ = started.send(Ok(Running { backend: B::KIND, core: pinned, waker }));
         let mut turning = Turning { io, streams, core, shared, events, clock, taps, held_event: None, published: Time::ZERO };

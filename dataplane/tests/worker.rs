@@ -47,6 +47,7 @@ fn worker(backend: BackendKind) -> Worker {
         limits: WorkerLimits { recv_buffers: 16, ..common::limits() },
         gro: true,
         consent: common::CONSENT,
+        probe: None,
     };
     Worker::start(config, clock, service.taps()).expect("a worker").0
 }

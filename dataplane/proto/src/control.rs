@@ -9,6 +9,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 pub use rtp::{ANY_PAYLOAD_TYPE, Numbering, OpenRtp, RtcpVia, RtpPeer, RtpPeerStats};
 
+use crate::probe::ProbeRates;
+
 /// Largest DTLS datagram that is taken or sent, in bytes: an Ethernet MTU's worth.
 pub const DTLS_DATAGRAM_LEN_MAX: usize = 1_500;
 
@@ -463,6 +465,8 @@ pub enum Command {
         /// The capture's number on the service thread; `None` stops.
         tap: Option<u32>,
     },
+    /// Answer ICE probes at these rates from now on.
+    ProbeRates(ProbeRates),
 }
 
 /// Why a transport ended by itself.

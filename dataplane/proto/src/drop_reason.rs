@@ -36,6 +36,14 @@ drop_reasons! {
     StunIntegrity = "stun_integrity",
     /// More STUN answers in one turn than the queue holds.
     StunQueueFull = "stun_queue_full",
+    /// A probe beyond what its source prefix, or all together, may send.
+    ProbeLimited = "probe_limited",
+    /// A probe shorter than its answer.
+    ProbeShort = "probe_short",
+    /// A probe from a reflector's port or from no single host's address.
+    ProbeSource = "probe_source",
+    /// No STAMP request: too short for a reply of its length, or longer than a frame.
+    StampMalformed = "stamp_malformed",
     /// Media or DTLS from an address that no authenticated check has validated.
     UnknownAddress = "unknown_address",
     /// A datagram on an RTP route's port from another address than its peer's.

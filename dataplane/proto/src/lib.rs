@@ -9,6 +9,7 @@ pub mod history;
 pub mod ice;
 pub mod inbound;
 pub mod outbound;
+pub mod probe;
 pub mod protection;
 pub mod sequence;
 pub mod srtp;

@@ -3,6 +3,7 @@
 pub mod dtls;
 pub mod rtcp;
 pub mod rtp;
+pub mod stamp;
 pub mod stun;
 
 use crate::DropReason;

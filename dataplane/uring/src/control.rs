@@ -27,30 +27,43 @@ pub(crate) struct ReceiveReport {
 
 /// Writes the `UDP_SEGMENT` message.
 pub(crate) fn encode_segment(segment: u16, control: &mut Control<SEND_CONTROL_LEN>) {
-    let bytes = &mut control.0;
-    bytes.fill(0);
-    bytes[..size_of::<usize>()].copy_from_slice(&(HEADER_LEN + size_of::<u16>()).to_ne_bytes());
-    bytes[HEADER_LEN - 8..HEADER_LEN - 4].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
-    bytes[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
-    bytes[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&segment.to_ne_bytes());
+    put_message(control, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
 }
 
 /// Reads the messages beside a datagram. Others than the two are passed over; a broken length ends the reading.
-pub(crate) fn decode(mut control: &[u8]) -> ReceiveReport {
+pub(crate) fn decode(control: &[u8]) -> ReceiveReport {
     let mut report = ReceiveReport::default();
-    while let Some((header, _)) = control.split_first_chunk::<HEADER_LEN>() {
-        let len = header.first_chunk().map_or(0, |bytes| usize::from_ne_bytes(*bytes));
-        let Some(data) = control.get(HEADER_LEN..len) else { break };
-        let level = i32_at(header, HEADER_LEN - 8);
-        let kind = i32_at(header, HEADER_LEN - 4);
+    for (level, kind, data) in messages(control) {
         match (level, kind, data.first_chunk::<4>()) {
             (libc::SOL_UDP, libc::UDP_GRO, Some(value)) => report.segment = usize::try_from(i32::from_ne_bytes(*value)).ok(),
             (libc::SOL_SOCKET, libc::SO_RXQ_OVFL, Some(value)) => report.dropped = Some(u32::from_ne_bytes(*value)),
             _ => {}
         }
-        control = control.get(len.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
     }
     report
+}
+
+/// The messages as (level, type, data). A broken length ends the reading.
+pub(crate) fn messages(mut control: &[u8]) -> impl Iterator<Item = (i32, i32, &[u8])> {
+    std::iter::from_fn(move || {
+        let (header, _) = control.split_first_chunk::<HEADER_LEN>()?;
+        let len = header.first_chunk().map_or(0, |bytes| usize::from_ne_bytes(*bytes));
+        let data = control.get(HEADER_LEN..len)?;
+        control = control.get(len.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
+        Some((i32_at(header, HEADER_LEN - 8), i32_at(header, HEADER_LEN - 4), data))
+    })
+}
+
+/// Writes one message at the start of `control` and returns the bytes that it takes there.
+pub(crate) fn put_message<const N: usize>(control: &mut Control<N>, level: i32, kind: i32, data: &[u8]) -> usize {
+    let bytes = &mut control.0;
+    let len = HEADER_LEN + data.len();
+    bytes.fill(0);
+    bytes[..size_of::<usize>()].copy_from_slice(&len.to_ne_bytes());
+    bytes[HEADER_LEN - 8..HEADER_LEN - 4].copy_from_slice(&level.to_ne_bytes());
+    bytes[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&kind.to_ne_bytes());
+    bytes[HEADER_LEN..len].copy_from_slice(data);
+    len.next_multiple_of(size_of::<usize>())
 }
 
 fn i32_at(bytes: &[u8; HEADER_LEN], at: usize) -> i32 {

@@ -62,6 +62,7 @@ impl Outcome {
             Command::Forward { .. } => "forward",
             Command::Tap { .. } => "tap",
             Command::SendDtls { .. } | Command::InstallKeys { .. } => "dtls",
+            Command::ProbeRates(_) => "probe rates",
         };
         self.commands.iter().map(name).collect()
     }

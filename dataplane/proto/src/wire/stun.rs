@@ -18,10 +18,14 @@ pub const MESSAGE_LEN_MAX: usize = 1_280;
 /// Longest answer that is written, in bytes: a 420 that names [`UNKNOWN_MAX`] attributes.
 pub const RESPONSE_LEN_MAX: usize = 100;
 
+/// Longest answer to a plain Binding request, in bytes: an IPv6 address and nothing else.
+pub const PLAIN_RESPONSE_LEN_MAX: usize = 44;
+
 /// Unknown attributes that a 420 names; more are there, these are enough to tell.
 pub const UNKNOWN_MAX: usize = 8;
 
-const HEADER_LEN: usize = 20;
+/// Bytes of a message's header, and of a plain Binding request.
+pub const HEADER_LEN: usize = 20;
 const MAGIC: [u8; 4] = 0x2112_a442_u32.to_be_bytes();
 const INTEGRITY_LEN: usize = 20;
 const FINGERPRINT_LEN: usize = 4;
@@ -347,6 +351,41 @@ pub fn write_unknown_attributes(
     })
 }
 
+/// Writes the success answer to a plain Binding request (no integrity, no fingerprint); returns its length.
+pub fn write_plain_success(transaction: TransactionId, remote: SocketAddr, out: &mut [u8; PLAIN_RESPONSE_LEN_MAX]) -> usize {
+    let mut value = [0; 20];
+    let value_len = xor_address(remote, transaction, &mut value);
+    let mut write = || {
+        let mut writer = Writer::start(out, Kind::BindingSuccess, transaction)?;
+        writer.put(attribute::XOR_MAPPED_ADDRESS, &value[..value_len])?;
+        Some(writer.len)
+    };
+    write().expect("PLAIN_RESPONSE_LEN_MAX is the length of the longest answer")
+}
+
+/// Writes 420 to a plain Binding request, with as many of `unknown` as the length allows.
+pub fn write_plain_unknown_attributes(transaction: TransactionId, unknown: &[u16], out: &mut [u8; PLAIN_RESPONSE_LEN_MAX]) -> usize {
+    const TYPES_MAX: usize = (PLAIN_RESPONSE_LEN_MAX - HEADER_LEN - 8 - 4) / 2;
+    let mut types = [0; 2 * TYPES_MAX];
+    let mut len = 0;
+    for (slot, attribute_type) in types.chunks_exact_mut(2).zip(unknown) {
+        slot.copy_from_slice(&attribute_type.to_be_bytes());
+        len += 2;
+    }
+    let mut write = || {
+        let mut writer = Writer::start(out, Kind::BindingError, transaction)?;
+        writer.put(attribute::ERROR_CODE, b"\x00\x00\x04\x14")?;
+        writer.put(attribute::UNKNOWN_ATTRIBUTES, &types[..len])?;
+        Some(writer.len)
+    };
+    write().expect("PLAIN_RESPONSE_LEN_MAX is the length of the longest answer")
+}
+
+/// Writes a plain Binding request: a header alone.
+pub fn write_plain_request(transaction: TransactionId, out: &mut [u8; HEADER_LEN]) {
+    Writer::start(out, Kind::BindingRequest, transaction).expect("a header has its length");
+}
+
 fn write_response(
     out: &mut [u8; RESPONSE_LEN_MAX],
     kind: Kind,
@@ -372,6 +411,7 @@ impl<'a> Writer<'a> {
     fn start(out: &'a mut [u8], kind: Kind, transaction: TransactionId) -> Option<Writer<'a>> {
         let header = out.first_chunk_mut::<HEADER_LEN>()?;
         header[..2].copy_from_slice(&kind.message_type().to_be_bytes());
+        header[2..4].fill(0);
         header[4..8].copy_from_slice(&MAGIC);
         header[8..].copy_from_slice(&transaction.0);
         Some(Writer { out, len: HEADER_LEN })
