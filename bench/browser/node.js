@@ -41,9 +41,9 @@ async function freeMediaPort() {
 
 /**
  * Starts a node, inside the network namespace `netns` when given. `address` is one of that host's own; media listens on loopback as
- * well. Captures run on `interfaces` of this namespace.
+ * well. Captures run on `interfaces` of this namespace. `extra` is more of the config.
  */
-export async function startNode(name, { address = "127.0.0.1", netns, interfaces = netns ? [] : ["lo"] } = {}) {
+export async function startNode(name, { address = "127.0.0.1", netns, interfaces = netns ? [] : ["lo"], extra = "" } = {}) {
   const folder = await mkdtemp(path.join(tmpdir(), "pop-e2e-"));
   const port = await freeMediaPort();
   const keys = path.join(folder, "keys.toml");
@@ -65,6 +65,7 @@ port = ${port}
 cores = "0-1"
 [auth]
 keys_file = "keys.toml"
+${extra}
 `,
   );
   const words = [...(netns ? ["ip", "netns", "exec", netns] : []), path.join(programs, "pop"), "run", "--json", "--config", config];

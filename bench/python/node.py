@@ -33,9 +33,10 @@ def free_media_port(address):
 
 
 class Node:
-    """Runs from construction until `stop`. `judged` is the capture's filter, before the ports; media is on `address` alone."""
+    """Runs from construction until `stop`. `judged` is the capture's filter, before the ports; media is on `address` alone; `extra` is
+    more of the config."""
 
-    def __init__(self, name, judged="udp portrange", address="127.0.0.1", backend="auto", consent="15s"):
+    def __init__(self, name, judged="udp portrange", address="127.0.0.1", backend="auto", consent="15s", extra=""):
         self.name = name
         self.judged = judged
         self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
@@ -62,6 +63,7 @@ cores = "0-1"
 backend = "{backend}"
 [auth]
 keys_file = "keys.toml"
+{extra}
 """
         )
         self.log = []

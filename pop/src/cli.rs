@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod complete;
 mod operate;
+mod probe;
 mod show;
 mod token;
 
@@ -42,6 +43,8 @@ pub enum Command {
     /// Work with RTP.
     #[command(subcommand)]
     Rtp(RtpCommand),
+    /// Measure round trips to PoPs, line by line as ping does; exit code 1 when a probe was lost.
+    Probe(ProbeArgs),
     /// Show the rooms of the running node.
     Sessions(WatchArgs),
     /// Show the running node.
@@ -207,6 +210,41 @@ pub enum Kind {
     Video,
 }
 
+/// `pop probe`
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// HOST, HOST:PORT or a PoP's URL; several are ranked at the end.
+    #[arg(value_name = "TARGET", required = true, num_args = 1..=64)]
+    pub targets: Vec<String>,
+    /// Plain STUN Binding, UDP 3478 (the default for a host).
+    #[arg(long, group = "method")]
+    pub stun: bool,
+    /// STAMP, UDP 862: without the time inside the reflector; both ways apart where both clocks are synchronized.
+    #[arg(long, group = "method")]
+    pub stamp: bool,
+    /// HTTP requests on a warm connection.
+    #[arg(long, group = "method")]
+    pub http: bool,
+    /// ICE checks on the media port (the default for a URL).
+    #[arg(long, group = "method")]
+    pub ice: bool,
+    /// Also measure the PoPs that the targets' pop.json name.
+    #[arg(long)]
+    pub pops: bool,
+    /// Probes for each target.
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub count: u32,
+    /// Time between two probes of one target, 10ms or more.
+    #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = probe_interval)]
+    pub interval: Duration,
+    /// A probe without an answer is lost after this, at most 10s.
+    #[arg(short = 'W', long, value_name = "DURATION", default_value = "2s", value_parser = probe_timeout)]
+    pub timeout: Duration,
+    /// Print a JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// A question to the running node.
 #[derive(Debug, Args)]
 pub struct AskArgs {
@@ -269,6 +307,16 @@ fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write a number and a unit: 500ms, 30s, 15m, 1h or 7d".to_owned())
 }
 
+/// Faster is a load test, not a probe.
+fn probe_interval(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|it| if it >= Duration::from_millis(10) { Ok(it) } else { Err("10ms is the shortest interval".to_owned()) })
+}
+
+fn probe_timeout(text: &str) -> Result<Duration, String> {
+    let bounds = Duration::from_millis(1)..=Duration::from_secs(10);
+    duration(text).and_then(|it| if bounds.contains(&it) { Ok(it) } else { Err("from 1ms to 10s".to_owned()) })
+}
+
 /// Why a command ended early.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -302,6 +350,7 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
         Command::Check(args) => check::check(&args),
         Command::Token(TokenCommand::Create(args)) => token::create(&args).await,
         Command::Rtp(RtpCommand::Capture(args)) => capture::capture(&args).await,
+        Command::Probe(args) => probe::probe(&args).await,
         Command::Sessions(args) => show::sessions(&args).await,
         Command::Status(args) => show::status(&args).await,
         Command::Reload(args) => operate::reload(&args).await,

@@ -1,6 +1,7 @@
 //! The one TOML file: every key checked, defaulted and typed. `config/pop.toml` documents each key.
 
 mod error;
+mod probe;
 mod value;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use probe::{ProbeConfig, ReflectorPlace};
 pub(crate) use value::keys as keys_of_table;
 pub use value::{Cores, PublicUrl, Secret, parse_duration};
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// Where media arrives.
     pub media: MediaConfig,
+    /// Latency probes of strangers.
+    pub probe: ProbeConfig,
     /// Workers and their memory.
     pub dataplane: DataplaneConfig,
     /// Who may sign tokens.
@@ -51,6 +55,9 @@ pub struct NodeConfig {
     /// `/var/lib/pop` for root, or nowhere.
     #[serde(deserialize_with = "value::folder_or_auto")]
     pub state_dir: Option<PathBuf>,
+    /// Where it stands, as clients are told; empty: not told.
+    #[serde(deserialize_with = "value::region")]
+    pub region: String,
 }
 
 /// `[http]`
@@ -207,7 +214,7 @@ pub enum LogLevel {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { name: value::AUTO.to_owned(), state_dir: None }
+        Self { name: value::AUTO.to_owned(), state_dir: None, region: String::new() }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod node;
 pub mod notify;
 pub mod panic;
+pub mod probe;
 pub mod reload;
 pub mod run;
 pub mod serve;

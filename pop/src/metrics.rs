@@ -1,6 +1,7 @@
 //! What Prometheus scrapes. Names have base units; labels have few values and never a user's.
 
 mod dtls;
+mod probe;
 mod process;
 mod workers;
 
@@ -21,6 +22,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use dtls::DtlsCollector;
+pub use probe::ProbeCollector;
 pub use workers::WorkerCollector;
 
 /// How a scraper wants its text.

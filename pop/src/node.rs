@@ -20,6 +20,7 @@ use std::time::Duration;
 use pop_dataplane::limits::{TCP_CONNECTIONS_MAX, WorkerLimits};
 use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::Command;
+use pop_proto::probe::ProbeRates;
 use pop_schemas::SessionId;
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError};
@@ -34,6 +35,7 @@ use crate::config::{Backend, Config};
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
 use crate::metrics::JoinSeconds;
+use crate::probe::Probe;
 use crate::token::unix_now_s;
 use directory::Directory;
 use room::RoomMessage;
@@ -78,6 +80,7 @@ struct Shared {
     routes: Vec<pump::Routes>,
     dtls_refused: Vec<pump::Refused>,
     service: Service,
+    probe: Probe,
     directory: Directory,
     captures: capture::Captures,
     ids: AtomicU64,
@@ -116,6 +119,7 @@ impl Node {
         let cores = config.dataplane.cores.choose(&available_cores())?;
         config.media.check_ports(cores.len())?;
         let backend = choose_backend(config.dataplane.backend)?;
+        let (probe, reflectors) = Probe::bind(config)?;
         let mut workers = Vec::new();
         let mut wakes = Vec::new();
         for (index, core) in cores.iter().enumerate() {
@@ -129,6 +133,7 @@ impl Node {
                 limits: worker_limits(config),
                 gro: config.dataplane.gro,
                 consent: config.media.consent_timeout,
+                probe: probe.of_worker(&config.probe),
             };
             let (worker, wake) = Worker::start(worker_config, clock, service.taps()).map_err(|e| e.to_string())?;
             workers.push(worker);
@@ -140,6 +145,7 @@ impl Node {
             worker.addresses().iter().enumerate().map(address).collect()
         };
         let candidates = workers.iter().map(advertise).collect();
+        probe.start(reflectors, &service).map_err(|e| format!("cannot start the reflectors: {e}"))?;
         let (routes, route_requests): (Vec<_>, Vec<_>) = workers.iter().map(|_| pump::Routes::new()).unzip();
         let dtls_refused = workers.iter().map(|_| pump::Refused::new()).collect();
         let plans = workers.iter().map(|worker| plan(worker.limits())).collect();
@@ -154,6 +160,7 @@ impl Node {
                 routes,
                 dtls_refused,
                 service,
+                probe,
                 directory: Directory::start(plans, shared.clone()),
                 captures: capture::Captures::default(),
                 ids: AtomicU64::new(1),
@@ -314,6 +321,24 @@ impl Node {
     /// Whether new clients are refused because the node ends.
     pub fn is_stopping(&self) -> bool {
         self.shared.stopping.load(Ordering::Relaxed)
+    }
+
+    /// What strangers may measure.
+    pub fn probe(&self) -> &Probe {
+        &self.shared.probe
+    }
+
+    /// Limits probes to `rates` from now on, on every worker and reflector.
+    pub async fn limit_probes(&self, rates: ProbeRates) {
+        self.shared.probe.set_rates(rates);
+        for worker in 0..self.shared.workers.len() {
+            self.shared.command(worker, Command::ProbeRates(rates)).await;
+        }
+    }
+
+    /// Each worker's addresses, as clients are told them.
+    pub fn candidates(&self) -> &[Vec<SocketAddr>] {
+        &self.shared.candidates
     }
 
     /// Refuses new clients from now on: `/ready` says so.

@@ -14,13 +14,14 @@ use crate::cli::{Failure, RunArgs};
 use crate::config::{Config, MediaConfig};
 use crate::keys::ApiKeys;
 use crate::logging::LogControl;
-use crate::metrics::{DtlsCollector, Metrics, WorkerCollector};
+use crate::metrics::{DtlsCollector, Metrics, ProbeCollector, WorkerCollector};
 use crate::node::Node;
 use crate::notify::Notifier;
+use crate::probe::ProbeApplier;
 use crate::reload::{Applier, AuthApplier, LogApplier, Reloader};
 use crate::serve::{self, SocketFile};
 use crate::token::{TokenRequest, unix_now_s};
-use crate::{http, liveness, logging, node, panic, signal as signalling, state};
+use crate::{http, liveness, logging, node, panic, probe, signal as signalling, state};
 
 /// Room of the demo URL.
 const DEMO_ROOM: &str = "demo";
@@ -89,7 +90,8 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let url = config.http.public_url.as_ref().map_or_else(|| base_url(public_address), |url| url.as_str().to_owned());
     let metrics = metrics_of(&node);
     // Every live key of the config has its applier here.
-    let appliers: Vec<Box<dyn Applier>> = vec![Box::new(LogApplier(log.clone())), Box::new(AuthApplier(node.clone()))];
+    let appliers: Vec<Box<dyn Applier>> =
+        vec![Box::new(LogApplier(log.clone())), Box::new(AuthApplier(node.clone())), Box::new(ProbeApplier(node.clone()))];
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
     let operations = Operations { reloader: reloader.clone(), log: log.clone() };
     let admin = Admin::new(node.clone(), Arc::clone(&metrics), operations, number, &url);
@@ -97,7 +99,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
 
     let (stop_public, public_stopped) = watch::channel(false);
     let (stop_operator, operator_stopped) = watch::channel(false);
-    let public_router = http::router(signalling::routes(node.clone(), config.media.dtls_role), metrics);
+    let public_router = http::router(signalling::routes(node.clone(), config.media.dtls_role).merge(probe::routes(node.clone())), metrics);
     let public = tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, public_stopped));
     let operators = [
         tokio::spawn(serve::serve(operator, admin.clone().listener_router(), admin::CONNECTIONS_MAX, operator_stopped.clone())),
@@ -190,10 +192,11 @@ async fn report_suppressed(log: LogControl) {
 
 fn metrics_of(node: &Node) -> Arc<Metrics> {
     let backend = node.workers().first().map_or("none", |worker| worker.backend);
-    let (workers, dtls) = (node.clone(), node.clone());
+    let (workers, dtls, probe) = (node.clone(), node.clone(), node.clone());
     let workers = WorkerCollector::new(move || workers.workers());
     let dtls = DtlsCollector::new(move || dtls.dtls_counters());
-    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls)])
+    let probe = ProbeCollector::new(move || probe.probe().requests(&probe.workers()));
+    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls), Box::new(probe)])
 }
 
 fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {

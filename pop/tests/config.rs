@@ -23,7 +23,7 @@ fn the_documented_file_is_the_default() {
 /// The reader itself lists its keys when it meets one that it does not know.
 #[test]
 fn every_key_is_documented() {
-    for section in ["node", "http", "admin", "media", "dataplane", "auth", "log"] {
+    for section in ["node", "http", "admin", "media", "probe", "dataplane", "auth", "log"] {
         let message = refusal(&format!("[{section}]\nnot_a_key = 1\n"));
         let known = message.split_once("known here: ").unwrap_or_else(|| panic!("no list in {message:?}")).1;
         for key in known.split([',', ' ']).map(|key| key.trim_matches('`')).filter(|key| !key.is_empty() && *key != "or") {
@@ -46,7 +46,9 @@ fn the_keys_without_a_default_work_when_their_line_is_uncommented() {
 fn every_value_reaches_its_place() {
     let config = parse(
         r#"
-        node = { name = "fra1-2", state_dir = "/var/lib/other" }
+        node = { name = "fra1-2", region = "Frankfurt am Main", state_dir = "/var/lib/other" }
+        probe = { stun = 3_479, stamp = "192.0.2.1:863", ice = false, http = false, prefix_requests_per_second = 9,
+            requests_per_second = 10, pops = ["https://sin.pop.example"] }
         http = { listen = "[::1]:0", public_url = "https://pop.example/" }
         admin = { listen = "127.0.0.1:1", socket = "/run/pop/other.sock" }
         auth.keys.one = "0123456789abcdef0123456789abcdef"
@@ -70,8 +72,14 @@ fn every_value_reaches_its_place() {
         "#,
     )
     .expect("every value is in its bounds");
-    assert_eq!(config.node.shown_name(), "fra1-2");
     assert_eq!(config.node.state_dir.as_deref(), Some(Path::new("/var/lib/other")));
+    assert_eq!((config.node.shown_name().as_str(), config.node.region.as_str()), ("fra1-2", "Frankfurt am Main"));
+    let probe = &config.probe;
+    let texts = |places: Vec<std::net::SocketAddr>| places.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(probe.stun.addresses(&config.media, 1)), ["192.0.2.1:3479", "[2001:db8::1]:3479"]);
+    assert_eq!(texts(probe.stamp.addresses(&config.media, 1)), ["192.0.2.1:863"]);
+    assert_eq!((probe.ice, probe.http, probe.prefix_requests_per_second, probe.requests_per_second), (false, false, 9, 10));
+    assert_eq!(probe.pops[0].as_str(), "https://sin.pop.example");
     assert_eq!(config.http.public_url.as_ref().map(|url| url.as_str()), Some("https://pop.example"));
     assert_eq!(config.admin.socket_path(), Path::new("/run/pop/other.sock"));
     assert_eq!(config.media.advertised(1), "2001:db8::2".parse().ok());
@@ -111,6 +119,13 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[media]\nconsent_timeout = \"1s\"\n", "2:19", "consent_timeout must be a duration"),
     ("[media]\nconsent_timeout = \"121s\"\n", "2:19", "consent_timeout must be a duration"),
     ("[media]\ndtls_role = \"server\"\n", "2:13", "dtls_role must be one of `auto`, `passive`, `active`, not `server`"),
+    ("[node]\nregion = \"a\\nb\"\n", "2:10", "region must be at most 63 characters"),
+    ("[probe]\nstun = 65536\n", "2:8", "stun must be \"auto\", true, false, a port, or an address"),
+    ("[probe]\nstun = \"on\"\n", "2:8", "not string \"on\""),
+    ("[probe]\nstamp = \"192.0.2.1\"\n", "2:9", "stamp must be"),
+    ("[probe]\nrequests_per_second = 0\n", "2:23", "requests_per_second must be a whole number from 1 to 10000000"),
+    ("[probe]\nprefix_requests_per_second = 1000001\n", "2:30", "prefix_requests_per_second must be"),
+    ("[probe]\npops = [\"pop.example\"]\n", "2:9", "a URL such as"),
     ("[dataplane]\ncores = \"3-1\"\n", "2:9", "cores must be \"auto\" or 1 to 256 core numbers"),
     ("[dataplane]\nbackend = \"epoll\"\n", "2:11", "backend must be one of `auto`, `io_uring`, `mmsg`, not `epoll`"),
     ("[dataplane]\ntransports_max = 0\n", "2:18", "transports_max must be a whole number from 1 to 65535"),

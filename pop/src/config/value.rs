@@ -237,6 +237,12 @@ pub(super) fn node_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<St
     })
 }
 
+pub(super) fn region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    text(deserializer, "at most 63 characters of text", |value| {
+        (value.chars().count() <= 63 && !value.chars().any(char::is_control)).then(|| value.to_owned())
+    })
+}
+
 pub(super) fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     text(deserializer, "an address and a port, such as \"127.0.0.1:7880\" or \"[::1]:7880\"", |value| value.parse().ok())
 }

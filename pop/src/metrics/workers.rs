@@ -43,6 +43,10 @@ fn encode_counters(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) 
     let mut metrics: BTreeMap<&'static str, (&'static str, Vec<Sample>)> = BTreeMap::new();
     for worker in workers {
         worker.counters.for_each(|name, help, value| {
+            // Told with the other kinds of probes, by `ProbeCollector`.
+            if name.starts_with("probe_") {
+                return;
+            }
             let (name, direction) = match (name.strip_suffix("_in"), name.strip_suffix("_out")) {
                 (Some(name), _) => (name, Some("in")),
                 (_, Some(name)) => (name, Some("out")),
