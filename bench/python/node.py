@@ -34,9 +34,9 @@ def free_media_port(address):
 
 class Node:
     """Runs from construction until `stop`. `judged` is the capture's filter, before the ports; media is on `address` alone; `extra` is
-    more of the config."""
+    more of the config; `under` are the words of a program that starts it."""
 
-    def __init__(self, name, judged="udp portrange", address="127.0.0.1", backend="auto", consent="15s", extra=""):
+    def __init__(self, name, judged="udp portrange", address="127.0.0.1", backend="auto", consent="15s", extra="", under=()):
         self.name = name
         self.judged = judged
         self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
@@ -68,7 +68,7 @@ keys_file = "keys.toml"
         )
         self.log = []
         self.process = subprocess.Popen(
-            [PROGRAMS / "pop", "run", "--json", "--config", config],
+            [*under, PROGRAMS / "pop", "run", "--json", "--config", config],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

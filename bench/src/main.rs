@@ -8,6 +8,7 @@ mod machine;
 mod oracle;
 mod pcap;
 mod random;
+mod refuse;
 mod sdp;
 mod token;
 
@@ -39,6 +40,8 @@ enum Case {
     Fanout(Box<fanout::FanoutArgs>),
     /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
     Shaper(ShaperArgs),
+    /// Run a program that the kernel refuses io_uring, as container runtimes and hardened services do.
+    RefuseIoUring(refuse::RefuseArgs),
 }
 
 #[derive(clap::Args)]
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
         Case::Floor(args) => end("floor", run_floor(&args)),
         Case::Fanout(args) => end("fanout", fanout::run(&args)),
         Case::Shaper(args) => end("shaper", run_shaper(&args)),
+        Case::RefuseIoUring(args) => end("refuse-io-uring", refuse::run(&args).map(|never| match never {})),
     }
 }
 

@@ -54,13 +54,23 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .thread_name("pop-control")
         .build();
-    let runtime = runtime.map_err(|error| Failure::Other(format!("no control threads: {error}")))?;
+    let runtime = runtime.map_err(|error| name_descriptor_limit(Failure::Other(format!("no control threads: {error}"))))?;
     let outcome = runtime.block_on(serve(Start { args, config: &config, text: &text, keys, log, notifier, number }));
     // Drops every task, and with the last handle of the node its workers, which are waited for.
     drop(runtime);
-    outcome?;
+    outcome.map_err(name_descriptor_limit)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Descriptors run out wherever one is opened; what to change is the same everywhere.
+fn name_descriptor_limit(failure: Failure) -> Failure {
+    match failure {
+        Failure::Other(sentence) if sentence.contains("(os error 24)") => {
+            Failure::Other(format!("{sentence}: raise the limit of open files (LimitNOFILE=, ulimit -n)"))
+        }
+        other => other,
+    }
 }
 
 /// What is known before the first listener.

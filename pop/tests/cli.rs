@@ -254,6 +254,21 @@ fn what_is_taken_is_one_line_and_exit_code_1() {
 }
 
 #[test]
+fn too_few_descriptors_are_one_line_and_exit_code_1() {
+    let folder = Folder::new();
+    let file = folder.config();
+    for limit in ["--nofile=8:8", "--nofile=12:12", "--nofile=16:16"] {
+        let mut command = std::process::Command::new("prlimit");
+        command.args([limit, env!("CARGO_BIN_EXE_pop"), "run", "--config", shown(&file)]).stdin(std::process::Stdio::null());
+        let output = command.output().expect("prlimit of util-linux is there");
+        assert_eq!(code(&output), Some(1), "{limit}: {output:?}");
+        let lines: Vec<String> = stderr(&output).lines().filter(|line| line.starts_with("pop: ")).map(str::to_owned).collect();
+        assert!(lines.len() == 1 && lines[0].contains("raise the limit of open files (LimitNOFILE="), "{limit}: {}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
 fn a_config_that_this_host_cannot_follow_is_exit_code_2() {
     let folder = Folder::new();
     folder.config();
