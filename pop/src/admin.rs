@@ -213,6 +213,8 @@ async fn ready(State(admin): State<Admin>) -> Response {
 
 async fn show_metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     admin.metrics.set_ready(!admin.node.is_stopping());
+    let Operations { reloader, log } = &admin.operations;
+    admin.metrics.observe_operations(reloader.last().await, log.suppressed());
     admin.metrics.observe_sessions(&admin.node.sessions().await);
     let exposition = Exposition::negotiate(headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default());
     ([(CONTENT_TYPE, exposition.content_type())], admin.metrics.encode(exposition)).into_response()

@@ -8,6 +8,7 @@ mod workers;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pop_session::SessionView;
@@ -24,6 +25,8 @@ use prometheus_client::registry::Registry;
 pub use dtls::DtlsCollector;
 pub use probe::ProbeCollector;
 pub use workers::WorkerCollector;
+
+use crate::reload::LastReload;
 
 /// How a scraper wants its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,9 @@ impl JoinSeconds {
 pub struct Metrics {
     registry: Registry,
     ready: Gauge,
+    reload_successful: Gauge,
+    reload_success_at: Gauge,
+    suppressed_lines: Counter,
     draining: Gauge,
     sessions: Gauge,
     participants: Family<Participants, Gauge>,
@@ -104,6 +110,9 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::default(),
             ready: Gauge::default(),
+            reload_successful: Gauge::default(),
+            reload_success_at: Gauge::default(),
+            suppressed_lines: Counter::default(),
             draining: Gauge::default(),
             sessions: Gauge::default(),
             participants: Family::default(),
@@ -122,6 +131,11 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register("pop_build", "What runs", build);
         registry.register("pop_ready", "1 while the node takes new clients", self.ready.clone());
+        let help = "1 when the last config file was taken whole, at the start or by a reload";
+        registry.register("pop_config_last_reload_successful", help, self.reload_successful.clone());
+        let help = "When a config file was last taken whole, in Unix seconds";
+        registry.register("pop_config_last_reload_success_timestamp_seconds", help, self.reload_success_at.clone());
+        registry.register("pop_log_suppressed_lines", "Log lines held back by the rate limit", self.suppressed_lines.clone());
         registry.register("pop_draining", "1 while the node lets its people go", self.draining.clone());
         registry.register("pop_sessions", "Rooms that have a participant", self.sessions.clone());
         registry.register("pop_participants", "Participants by kind; hidden ones are local too", self.participants.clone());
@@ -139,6 +153,13 @@ impl Metrics {
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
         self.draining.set(i64::from(!ready));
+    }
+
+    /// How the last reload went, and how many log lines were held back since the start.
+    pub fn observe_operations(&self, last: LastReload, suppressed_lines: u64) {
+        self.reload_successful.set(i64::from(last.successful));
+        self.reload_success_at.set(i64::try_from(last.success_at_s).unwrap_or(i64::MAX));
+        self.suppressed_lines.inner().store(suppressed_lines, Ordering::Relaxed);
     }
 
     /// A request for `route` (its pattern, never its path) was answered.

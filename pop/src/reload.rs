@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::logging::AUDIT;
 use crate::node;
 use crate::notify::Notifier;
+use crate::token::unix_now_s;
 
 /// Takes some keys of a new config while the node runs.
 #[async_trait]
@@ -47,13 +48,23 @@ pub trait Applier: Send + Sync {
 /// What an applier has got ready.
 pub struct Prepared {
     changes: Vec<String>,
-    apply: Pin<Box<dyn Future<Output = ()> + Send>>,
+    apply: Pin<Box<dyn Future<Output = Vec<String>> + Send>>,
 }
 
 impl Prepared {
     /// `changes`: a line for each thing that will be different, without secrets; what a changed key's value already tells need
     /// not be said. `apply` cannot fail.
     pub fn new(changes: Vec<String>, apply: impl Future<Output = ()> + Send + 'static) -> Self {
+        let apply = async move {
+            apply.await;
+            Vec::new()
+        };
+        Self { changes, apply: Box::pin(apply) }
+    }
+
+    /// As [`Self::new`], where only the attempt can tell: `apply` does what it can, and gives a sentence for each thing that
+    /// failed after all.
+    pub fn trying(changes: Vec<String>, apply: impl Future<Output = Vec<String>> + Send + 'static) -> Self {
         Self { changes, apply: Box::pin(apply) }
     }
 }
@@ -69,6 +80,17 @@ pub struct Report {
     pub restart: Vec<Change>,
     /// What else is different: API keys, certificates, routes.
     pub changes: Vec<String>,
+    /// What failed although nothing spoke against it: the rest of the new config is in force.
+    pub failed: Vec<String>,
+}
+
+/// How the last reload went; the start counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastReload {
+    /// All of the file is in force, but for what needs a restart.
+    pub successful: bool,
+    /// When a file was last taken whole, in Unix seconds.
+    pub success_at_s: u64,
 }
 
 /// Why nothing was reloaded, with the sentence for who asked.
@@ -90,6 +112,7 @@ struct Shared {
     file: Option<PathBuf>,
     appliers: Vec<Box<dyn Applier>>,
     notifier: Notifier,
+    last: Mutex<LastReload>,
     /// The values in force: the file as it was read, live keys as of the last reload, the others as of the start.
     running: Mutex<Table>,
 }
@@ -98,7 +121,13 @@ impl Reloader {
     /// For a node that was started with `file` and its `text`.
     pub fn new(file: Option<&Path>, text: &str, appliers: Vec<Box<dyn Applier>>, notifier: Notifier) -> Self {
         let running = Mutex::new(text.parse().expect("the node runs with it"));
-        Self { shared: Arc::new(Shared { file: file.map(Path::to_owned), appliers, notifier, running }) }
+        let last = Mutex::new(LastReload { successful: true, success_at_s: unix_now_s() });
+        Self { shared: Arc::new(Shared { file: file.map(Path::to_owned), appliers, notifier, last, running }) }
+    }
+
+    /// How the last one went.
+    pub async fn last(&self) -> LastReload {
+        *self.shared.last.lock().await
     }
 
     /// Reads the file again. `by` is who asked, for the audit line.
@@ -125,6 +154,10 @@ impl Shared {
         self.notifier.reloading();
         let outcome = self.take(file, &mut running).await;
         self.notifier.ready();
+        let successful = outcome.as_ref().is_ok_and(|report| report.failed.is_empty());
+        let mut last = self.last.lock().await;
+        *last = LastReload { successful, success_at_s: if successful { unix_now_s() } else { last.success_at_s } };
+        drop(last);
         match &outcome {
             Ok(report) => tell(by, report),
             Err(sentence) => {
@@ -142,11 +175,11 @@ impl Shared {
         for applier in &self.appliers {
             prepared.push(applier.prepare(&config).await?);
         }
-        // Nothing fails from here on.
-        let mut changes = Vec::new();
+        // The new config is taken from here on.
+        let (mut changes, mut failed) = (Vec::new(), Vec::new());
         for Prepared { changes: said, apply } in prepared {
             changes.extend(said);
-            apply.await;
+            failed.extend(apply.await);
         }
         let new: Table = text.parse().expect("it was read as a config above");
         let (applied, restart): (Vec<Change>, Vec<Change>) =
@@ -154,7 +187,7 @@ impl Shared {
         for change in &applied {
             diff::take_key(running, &new, &change.key);
         }
-        Ok(Report { file: file.to_owned(), applied, restart, changes })
+        Ok(Report { file: file.to_owned(), applied, restart, changes, failed })
     }
 
     fn is_live(&self, key: &str) -> bool {
@@ -167,6 +200,9 @@ fn tell(by: &str, report: &Report) {
     for Change { key, from, to } in &report.applied {
         tracing::info!(key, from, to, "changed");
     }
+    for sentence in &report.failed {
+        tracing::error!("not reloaded: {sentence}");
+    }
     for change in &report.changes {
         tracing::info!("{change}");
     }
@@ -175,7 +211,7 @@ fn tell(by: &str, report: &Report) {
     }
     let names = |changes: &[Change]| changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(",");
     let (applied, restart, file) = (names(&report.applied), names(&report.restart), report.file.display());
-    tracing::info!(target: AUDIT, by, %file, applied, restart, others = report.changes.len(), "reload");
+    tracing::info!(target: AUDIT, by, %file, applied, restart, others = report.changes.len(), failed = report.failed.len(), "reload");
 }
 
 #[cfg(test)]
@@ -227,10 +263,12 @@ mod tests {
         let refusal = refusing.reload("test").await.expect_err("the second refuses");
         assert_eq!(refusal, Refusal::Config("key.pem: it does not fit its certificate".to_owned()));
         assert_eq!(applied.load(Ordering::Relaxed), 0);
+        assert!(!refusing.last().await.successful);
         // The change is still to come.
         let (willing, applied) = reloader(Some(&file), "", &[false, false]);
         let report = willing.reload("test").await.expect("nobody refuses");
         assert_eq!((report.applied.len(), report.changes.len(), applied.load(Ordering::Relaxed)), (1, 2, 2));
+        assert!(willing.last().await.successful);
         assert!(willing.reload("test").await.expect("nobody refuses").applied.is_empty(), "it is in force");
         std::fs::remove_file(file).expect("it was made here");
     }

@@ -124,6 +124,14 @@ fn a_wrong_config_is_refused_whole_and_the_old_one_stays() {
     let output = reload();
     assert!(code(&output) == Some(2) && stderr(&output).contains("there is no such file"), "{output:?}");
     assert_eq!(http(changing.node.said("admin"), "GET", "/ready").0, 200);
+    let successful = || {
+        let metrics = http(changing.node.said("admin"), "GET", "/metrics").1;
+        metrics.lines().find_map(|line| line.strip_prefix("pop_config_last_reload_successful ")).map(str::to_owned)
+    };
+    assert_eq!(successful().as_deref(), Some("0"));
+    changing.folder.config();
+    changing.ask(&["reload"]);
+    assert_eq!(successful().as_deref(), Some("1"));
     changing.node.signal("TERM");
     let (_, _, log) = changing.node.end();
     assert!(log.contains("the new config is refused and the old one stays: ") && log.contains("18:1: there is no key"), "{log}");

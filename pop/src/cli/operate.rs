@@ -12,7 +12,10 @@ pub(super) async fn reload(args: &AskArgs) -> Result<(), Failure> {
     } else {
         print!("{}", reload_lines(&report));
     }
-    Ok(())
+    match report["failed"].as_array().and_then(|failed| failed.first()?.as_str()) {
+        None => Ok(()),
+        Some(sentence) => Err(Failure::Other(format!("the rest of the file is in force, but {sentence}"))),
+    }
 }
 
 fn reload_lines(report: &Value) -> String {
