@@ -19,20 +19,26 @@ use std::time::Duration;
 
 use pop_proto::control::{
     Command, Datagram, Extension, ExtensionIds, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys,
+    SubscriptionStats, TrackStats, TransportLoss,
 };
+use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
-use pop_proto::outbound::Outbound;
+use pop_proto::layers::LayerChooser;
+use pop_proto::outbound::{Outbound, Scratch};
+use pop_proto::picture::PicturePlaces;
 use pop_proto::probe::{IceProbe, ProbeResult};
 use pop_proto::protection::{Receiver, Sender};
+use pop_proto::remb::RembEstimator;
 use pop_proto::srtp::{KEY_OBJECT_LEN_MAX, STREAM_LEN, STREAMS_MAX};
 use pop_proto::twcc::TwccRecorder;
-use pop_proto::wire::{self, Protocol, dtls, rtp, stun};
+use pop_proto::wire::{self, Protocol, dtls, rtp, rtx, stun};
 use pop_proto::{DropReason, Event, codec};
 use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 use slab::Slab;
 
+use feedback::DownstreamFeedback;
 use route::RtpRoute;
 pub use transmit::Transmit;
 
@@ -58,13 +64,17 @@ pub const TRANSPORT_LEN: usize = size_of::<Transport>()
     + PATHS_MAX * (size_of::<Path>() + size_of::<(Path, usize)>())
     + 4 * KEY_OBJECT_LEN_MAX
     + STREAMS_MAX * STREAM_LEN
-    + (2 * TRACKS_PER_TRANSPORT_MAX + SUBSCRIPTIONS_PER_TRANSPORT_MAX) * size_of::<(u32, usize)>()
+    + STREAMS_PER_TRANSPORT_MAX * size_of::<Stream>()
+    + (TRACKS_PER_TRANSPORT_MAX + SUBSCRIPTIONS_PER_TRANSPORT_MAX) * size_of::<usize>()
     + TwccRecorder::LEN
     + TEXTS_LEN;
-/// Bytes of one track's own state, for the memory plan.
-pub const TRACK_LEN: usize = size_of::<Track>() + FRESH_MAX * size_of::<u64>();
+/// Bytes of one track's own state with one layer and without its history, for the memory plan.
+pub const TRACK_LEN: usize = size_of::<Track>() + size_of::<Layer>() - size_of::<Inbound>() + FRESH_MAX * size_of::<Fresh>();
 /// Bytes of one subscription's state, for the memory plan.
 pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>();
+
+/// Bound SSRCs of what one client publishes: each layer and its retransmissions.
+const STREAMS_PER_TRANSPORT_MAX: usize = 2 * TRACKS_PER_TRANSPORT_MAX;
 
 /// Ufrag (twice: it is a map's key, too), password and CNAME of one transport, generously.
 const TEXTS_LEN: usize = 256;
@@ -120,12 +130,17 @@ struct Transport {
     endpoint: Endpoint,
     keys: Option<Keys>,
     twcc: Option<Box<TwccRecorder>>,
+    remb: Option<RembEstimator>,
     extensions: ExtensionIds,
     reduced_size_rtcp: bool,
     rtcp_ssrc: u32,
     cname: Box<str>,
     /// Bound SSRCs of what the client publishes.
-    streams: Vec<(u32, usize)>,
+    streams: Vec<Stream>,
+    /// The next transport-wide number of what the client gets.
+    transport_sequence: u16,
+    /// What the client's transport-wide feedback told.
+    feedback: DownstreamFeedback,
     tracks: Vec<usize>,
     subscriptions: Vec<usize>,
     dtls_budget: u32,
@@ -149,11 +164,14 @@ impl Transport {
             endpoint,
             keys: None,
             twcc: None,
+            remb: None,
             extensions: ExtensionIds::default(),
             reduced_size_rtcp: false,
             rtcp_ssrc,
             cname: cname.into(),
-            streams: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
+            streams: Vec::with_capacity(STREAMS_PER_TRANSPORT_MAX),
+            transport_sequence: 0,
+            feedback: DownstreamFeedback::default(),
             tracks: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
             subscriptions: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
             dtls_budget: DTLS_PER_SECOND_MAX,
@@ -166,17 +184,65 @@ impl Transport {
     }
 }
 
+/// An SSRC that a client sends.
+#[derive(Clone, Copy)]
+struct Stream {
+    ssrc: u32,
+    track: usize,
+    layer: usize,
+    /// It carries the layer's retransmissions.
+    is_rtx: bool,
+}
+
+/// One simulcast layer of a track; a track without simulcast has one without RID.
+struct Layer {
+    rid: Box<str>,
+    inbound: Inbound,
+}
+
+/// A packet of this turn.
+#[derive(Clone, Copy)]
+struct Fresh {
+    layer: usize,
+    sequence: u64,
+}
+
 struct Track {
     id: TrackId,
     transport: usize,
     mid: Box<str>,
-    inbound: Inbound,
-    bound: bool,
+    layers: Vec<Layer>,
+    chooser: LayerChooser,
     subscribers: Vec<usize>,
-    /// Sequences that came in this turn, in the order of arrival.
-    fresh: Vec<u64>,
+    /// What came in this turn, in the order of arrival.
+    fresh: Vec<Fresh>,
     tap: Option<u32>,
     packets_reported: u64,
+}
+
+impl Track {
+    /// Totals of all layers; jitter and codec are those of the layer that is forwarded.
+    fn stats(&self) -> TrackStats {
+        let top = self.layers[self.chooser.top()].inbound.stats();
+        let mut stats = TrackStats { packets: 0, bytes: 0, lost: 0, nacked: 0, plis: 0, layer: self.chooser.top() as u8, ..top };
+        for layer in &self.layers {
+            let of_layer = layer.inbound.stats();
+            stats.packets += of_layer.packets;
+            stats.bytes += of_layer.bytes;
+            stats.lost += of_layer.lost;
+            stats.nacked += of_layer.nacked;
+            stats.plis += of_layer.plis;
+        }
+        stats
+    }
+
+    /// What to add to a timestamp of layer `to` to get the one of the same instant in layer `from`; `None` before both have told
+    /// their clocks.
+    fn align(&self, from: usize, to: usize) -> Option<u32> {
+        let clock = |layer: usize| self.layers[layer].inbound.clock();
+        let clock_rate = self.layers[from].inbound.stats().codec?.clock_rate();
+        Some(clock(from)?.ticks_ahead(&clock(to)?, clock_rate))
+    }
 }
 
 struct Subscription {
@@ -223,8 +289,10 @@ pub struct Core {
     routes: Vec<Option<usize>>,
     answers: VecDeque<Answer>,
     dtls_out: VecDeque<(Path, Box<[u8]>)>,
+    /// Goodbyes of what was closed, protected.
+    goodbyes: VecDeque<(Path, Box<[u8]>)>,
     events: VecDeque<Event>,
-    tapped: VecDeque<(u32, usize, u64, Time)>,
+    tapped: VecDeque<(u32, usize, Fresh, Time)>,
     /// Tracks with fresh packets in this turn.
     touched: Vec<usize>,
     /// Transports that take some of them.
@@ -232,6 +300,7 @@ pub struct Core {
     repairing: VecDeque<usize>,
     reporting: VecDeque<usize>,
     cursor: transmit::Cursor,
+    scratch: Box<Scratch>,
     next_tick: Time,
     tick: usize,
     counters: Counters,
@@ -258,6 +327,7 @@ impl Core {
             routes: Vec::new(),
             answers: VecDeque::with_capacity(STUN_ANSWERS_MAX),
             dtls_out: VecDeque::new(),
+            goodbyes: VecDeque::new(),
             events: VecDeque::with_capacity(crate::limits::EVENTS_MAX),
             tapped: VecDeque::with_capacity(FRESH_MAX),
             touched: Vec::with_capacity(tracks),
@@ -265,6 +335,7 @@ impl Core {
             repairing: VecDeque::with_capacity(transports),
             reporting: VecDeque::with_capacity(transports),
             cursor: transmit::Cursor::default(),
+            scratch: Box::default(),
             next_tick: Time::ZERO,
             tick: 0,
             counters: Counters::default(),
@@ -461,9 +532,9 @@ impl Core {
             timestamp: view.timestamp(),
             payload_type: view.payload_type(),
             marker: view.marker(),
-            keyframe_start: false,
             header_len: header_len as u16,
-            len: 0,
+            elements: CopiedElements::find(&view, &transport.extensions),
+            ..Meta::default()
         };
         let keys = transport.keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
         let opened = keys.receiver.unprotect_rtp(packet, header_len)?;
@@ -476,30 +547,67 @@ impl Core {
         if let (Some(twcc), Some(sequence)) = (&mut transport.twcc, sequence) {
             twcc.record(sequence, now);
         }
-        let track_index = match transport.streams.iter().find(|(s, _)| *s == ssrc) {
-            Some((_, track)) => *track,
+        if let Some(remb) = &mut transport.remb {
+            remb.record(now, opened.len);
+        }
+        let stream = match transport.streams.iter().find(|stream| stream.ssrc == ssrc) {
+            Some(stream) => *stream,
             None => self.bind_stream(index, plain)?,
         };
-        self.take_rtp(now, track_index, opened.index, plain, meta)
+        if stream.is_rtx { self.take_rtx(now, stream, plain, meta) } else { self.take_rtp(now, stream, opened.index, plain, meta) }
     }
 
-    /// Stores an authenticated packet of a track and marks whom it goes to; `plain` may end in padding.
+    /// Takes a retransmission (RFC 4588) in the place of what it repeats.
+    ///
+    /// Errors: [`DropReason::UnknownStream`] before the stream itself, [`DropReason::PayloadType`], [`DropReason::RtxMalformed`],
+    /// and those of [`Core::take_rtp`]: [`DropReason::Duplicate`] when the original came after all.
+    fn take_rtx(&mut self, now: Time, stream: Stream, plain: &mut [u8], mut meta: Meta) -> Result<(), DropReason> {
+        let track = &self.tracks[stream.track];
+        let inbound = &track.layers[stream.layer].inbound;
+        let original = inbound.repeated_by(meta.payload_type).ok_or(DropReason::PayloadType)?;
+        let streams = &self.transports[track.transport].streams;
+        let media = streams.iter().find(|s| s.track == stream.track && s.layer == stream.layer && !s.is_rtx);
+        let media = *media.ok_or(DropReason::UnknownStream)?;
+        let plain = &mut plain[..usize::from(meta.len)];
+        // Padding went with the cut; the restored header must not tell of it.
+        plain[0] &= !0x20;
+        let Some((sequence, plain)) = rtx::restore(plain, meta.header_len.into(), media.ssrc, original)? else {
+            self.counters.rtx_padding_in += 1;
+            return Ok(());
+        };
+        let sequence = inbound.extend_repeated(sequence)?;
+        (meta.payload_type, meta.repeated) = (original, true);
+        meta.len = plain.len() as u16;
+        self.counters.rtx_packets_in += 1;
+        self.store_rtp(now, media, sequence, plain, meta)
+    }
+
+    /// Stores an authenticated packet of a stream and marks whom it goes to; `plain` may end in padding.
     ///
     /// Errors: [`DropReason::PayloadType`] and those of [`Inbound::handle_packet`].
-    fn take_rtp(&mut self, now: Time, track_index: usize, index: u64, plain: &mut [u8], mut meta: Meta) -> Result<(), DropReason> {
-        let track = &mut self.tracks[track_index];
-        let codec = track.inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
+    fn take_rtp(&mut self, now: Time, stream: Stream, index: u64, plain: &mut [u8], meta: Meta) -> Result<(), DropReason> {
         // Padding is not stored, so its bit must not be either.
         plain[0] &= !0x20;
-        let plain = &plain[..usize::from(meta.len)];
+        self.store_rtp(now, stream, index, &plain[..usize::from(meta.len)], meta)
+    }
+
+    fn store_rtp(&mut self, now: Time, stream: Stream, index: u64, plain: &[u8], mut meta: Meta) -> Result<(), DropReason> {
+        let Stream { track: track_index, layer, .. } = stream;
+        let track = &mut self.tracks[track_index];
+        let inbound = &mut track.layers[layer].inbound;
+        let codec = inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
         let payload = &plain[usize::from(meta.header_len)..];
         meta.keyframe_start = codec::is_keyframe_start(codec, payload);
-        track.inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
-        if track.inbound.packets() == 1 {
+        meta.picture = PicturePlaces::find(codec, payload);
+        inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
+        if inbound.packets() == 1 && track.layers.iter().map(|layer| layer.inbound.packets()).sum::<u64>() == 1 {
             self.events.push_back(Event::TrackStarted { track: track.id });
         }
         self.counters.rtp_packets_in += 1;
         self.counters.rtp_bytes_in += payload.len() as u64;
+        if track.layers.len() > 1 && track.chooser.record(now, layer, plain.len(), meta.timestamp) {
+            follow_top(track, &mut self.subscriptions);
+        }
 
         if track.fresh.is_empty() {
             self.touched.push(track_index);
@@ -510,54 +618,72 @@ impl Core {
                 }
             }
         }
-        track.fresh.push(index);
+        let fresh = Fresh { layer, sequence: index };
+        track.fresh.push(fresh);
         if let Some(tap) = track.tap {
-            self.tapped.push_back((tap, track_index, index, now));
+            self.tapped.push_back((tap, track_index, fresh, now));
         }
         Ok(())
     }
 
-    /// The track of an authenticated packet whose SSRC is not known yet: by its MID, else by a payload type that only one track
-    /// without an SSRC has (RFC 9143 section 9.2). A MID of a track that has an SSRC means that the encoder began anew.
-    fn bind_stream(&mut self, index: usize, plain: &[u8]) -> Result<usize, DropReason> {
+    /// The stream of an authenticated packet whose SSRC is not known yet: by its MID and RID, else by a payload type that only one
+    /// layer without an SSRC has (RFC 9143 section 9.2, RFC 8852 section 3). A MID of a layer that has an SSRC means that the
+    /// encoder began anew.
+    fn bind_stream(&mut self, index: usize, plain: &[u8]) -> Result<Stream, DropReason> {
         let Core { transports, tracks, .. } = self;
         let transport = &mut transports[index];
         let view = rtp::RtpView::parse(plain)?;
-        let mid = transport.extensions.get(Extension::Mid).and_then(|id| view.extension(id));
-        // In both cases of a negotiated payload type: repair or redundancy streams carry the MID, too, and must not unseat the media.
-        let negotiated = |t: &usize| tracks[*t].inbound.codec(view.payload_type()).is_some();
-        let mut matching = transport.tracks.iter().copied().filter(negotiated).filter(|t| match mid {
-            Some(mid) => tracks[*t].mid.as_bytes() == mid,
-            None => !tracks[*t].bound,
+        let ssrc = view.ssrc();
+        let extension = |extension| transport.extensions.get(extension).and_then(|id| view.extension(id));
+        let mid = extension(Extension::Mid);
+        let mut matching = transport.tracks.iter().filter_map(|&track| {
+            let Track { mid: of_track, layers, .. } = &tracks[track];
+            if mid.is_some_and(|mid| of_track.as_bytes() != mid) {
+                return None;
+            }
+            // In each case of a negotiated payload type: redundancy streams carry the MID, too, and must not unseat the media.
+            let is_rtx = layers[0].inbound.repeated_by(view.payload_type()).is_some();
+            if !is_rtx && layers[0].inbound.codec(view.payload_type()).is_none() {
+                return None;
+            }
+            let rid = extension(if is_rtx { Extension::RepairedRid } else { Extension::Rid });
+            let layer = layers.iter().position(|layer| layer.rid.is_empty() || Some(layer.rid.as_bytes()) == rid)?;
+            let bound = transport.streams.iter().any(|s| s.track == track && s.layer == layer && s.is_rtx == is_rtx);
+            let is_free = !bound || (!is_rtx && layers[layer].inbound.is_ended());
+            (mid.is_some() || is_free).then_some(Stream { ssrc, track, layer, is_rtx })
         });
         let (Some(found), None) = (matching.next(), matching.next()) else {
             if let Some(keys) = &mut transport.keys {
-                keys.receiver.forget(view.ssrc());
+                keys.receiver.forget(ssrc);
             }
             return Err(DropReason::UnknownStream);
         };
-        let ssrc = view.ssrc();
-        self.bind(index, found, ssrc);
+        self.bind(index, found);
         Ok(found)
     }
 
-    /// Makes `ssrc` the stream of a track; one that had another begins anew.
-    fn bind(&mut self, index: usize, found: usize, ssrc: u32) {
+    /// Binds a stream's SSRC. A layer that had another begins anew.
+    fn bind(&mut self, index: usize, stream: Stream) {
         let Core { transports, tracks, subscriptions, pool, .. } = self;
-        let (transport, track) = (&mut transports[index], &mut tracks[found]);
-        if std::mem::replace(&mut track.bound, true) {
-            if let (Some(at), Some(keys)) = (transport.streams.iter().position(|(_, t)| *t == found), &mut transport.keys) {
-                let (before, _) = transport.streams.swap_remove(at);
-                keys.receiver.forget(before);
+        let (transport, track) = (&mut transports[index], &mut tracks[stream.track]);
+        let same = |s: &Stream| s.track == stream.track && s.layer == stream.layer && s.is_rtx == stream.is_rtx;
+        if let Some(at) = transport.streams.iter().position(same) {
+            let before = transport.streams.swap_remove(at);
+            if let Some(keys) = &mut transport.keys {
+                keys.receiver.forget(before.ssrc);
             }
-            track.inbound.restart(pool);
-            track.fresh.clear();
-            self.touched.retain(|t| *t != found);
-            for subscriber in &track.subscribers {
-                subscriptions[*subscriber].outbound.restart_source();
+            if !stream.is_rtx {
+                track.layers[stream.layer].inbound.restart(pool);
+                track.fresh.retain(|fresh| fresh.layer != stream.layer);
+                if track.fresh.is_empty() {
+                    self.touched.retain(|t| *t != stream.track);
+                }
+                for subscriber in &track.subscribers {
+                    subscriptions[*subscriber].outbound.end_layer(stream.layer);
+                }
             }
         }
-        transport.streams.push((ssrc, found));
+        transport.streams.push(stream);
     }
 
     /// Takes a command. Ids that are not known (any longer) are ignored: the control plane's view may be one turn old.
@@ -565,7 +691,10 @@ impl Core {
         match command {
             Command::OpenTransport(open) => self.open_transport(now, &open),
             Command::OpenRtp(open) => self.open_rtp(now, &open),
-            Command::CloseTransport { transport } => self.close_transport(transport),
+            Command::CloseTransport { transport } => {
+                self.say_goodbye(transport, None);
+                self.close_transport(transport);
+            }
             Command::SendDtls { transport, datagram } => self.send_dtls(transport, datagram),
             Command::InstallKeys { transport, keys } => self.install_keys(transport, &keys),
             Command::OpenTrack(open) => self.open_track(&open),
@@ -594,6 +723,7 @@ impl Core {
             Transport {
                 local_ufrag: local_ufrag.clone(),
                 twcc: open.transport_cc.then(|| Box::new(TwccRecorder::new())),
+                remb: open.remb.then(RembEstimator::new),
                 extensions: open.extensions,
                 reduced_size_rtcp: open.reduced_size_rtcp,
                 ..Transport::new(open.transport, Endpoint::Ice(ice), open.rtcp_ssrc, &open.cname)
@@ -648,33 +778,36 @@ impl Core {
         transport.keys = Some(Keys::new(Some(keys)));
         // A viewer that is ready now needs a picture now.
         for subscription in &transport.subscriptions {
-            if let Some(track) = self.subscriptions[*subscription].track {
-                self.tracks[track].inbound.request_keyframe();
-            }
+            request_keyframe(&mut self.tracks, &self.subscriptions[*subscription]);
         }
     }
 
     fn open_track(&mut self, open: &OpenTrack) {
         let Some(&transport_index) = self.transport_ids.get(&open.transport) else { return };
         let transport = &mut self.transports[transport_index];
+        let layers_of = |track: usize| self.tracks[track].layers.len();
+        let layers = open.layers.len().max(1);
         assert!(
-            transport.tracks.len() < TRACKS_PER_TRANSPORT_MAX && self.tracks.len() < self.limits.tracks as usize,
-            "the control plane opens no more tracks than the plan has"
+            transport.tracks.iter().map(|track| layers_of(*track)).sum::<usize>() + layers <= TRACKS_PER_TRANSPORT_MAX
+                && self.tracks.iter().map(|(track, _)| layers_of(track)).sum::<usize>() + layers <= self.limits.tracks as usize,
+            "the control plane opens no more layers than the plan has"
         );
+        let rids = if open.layers.is_empty() { &[Box::default()][..] } else { &open.layers };
         let index = self.tracks.insert(Track {
             id: open.track,
             transport: transport_index,
             mid: open.mid.clone(),
-            inbound: Inbound::new(open),
-            bound: open.ssrc.is_some(),
+            layers: rids.iter().map(|rid| Layer { rid: rid.clone(), inbound: Inbound::new(open) }).collect(),
+            chooser: LayerChooser::new(layers),
             subscribers: Vec::new(),
             fresh: Vec::with_capacity(FRESH_MAX),
             tap: None,
             packets_reported: 0,
         });
         transport.tracks.push(index);
-        if let Some(ssrc) = open.ssrc {
-            transport.streams.push((ssrc, index));
+        // Which layer an SSRC of the SDP belongs to would be a guess.
+        for (ssrc, is_rtx) in [(open.ssrc, false), (open.rtx_ssrc, true)] {
+            transport.streams.extend(ssrc.filter(|_| layers == 1).map(|ssrc| Stream { ssrc, track: index, layer: 0, is_rtx }));
         }
         self.track_ids.insert(open.track, index);
     }
@@ -684,25 +817,25 @@ impl Core {
         let transport = &mut self.transports[self.tracks[index].transport];
         transport.tracks.retain(|t| *t != index);
         if let Some(keys) = &mut transport.keys {
-            for (ssrc, _) in transport.streams.iter().filter(|(_, t)| *t == index) {
-                keys.receiver.forget(*ssrc);
+            for stream in transport.streams.iter().filter(|stream| stream.track == index) {
+                keys.receiver.forget(stream.ssrc);
             }
         }
-        transport.streams.retain(|(_, t)| *t != index);
+        transport.streams.retain(|stream| stream.track != index);
         self.forget_track(id, index);
     }
 
     /// Takes a track out of everything but its transport.
     fn forget_track(&mut self, id: TrackId, index: usize) {
         let mut track = self.tracks.remove(index);
-        track.inbound.close(&mut self.pool);
+        track.layers.iter_mut().for_each(|layer| layer.inbound.close(&mut self.pool));
         self.track_ids.remove(&id);
         self.touched.retain(|t| *t != index);
         self.tapped.retain(|(_, t, _, _)| *t != index);
         for subscriber in track.subscribers {
             let subscription = &mut self.subscriptions[subscriber];
             subscription.track = None;
-            subscription.outbound.switch_source(false, &[]);
+            subscription.outbound.switch_source(None, &[]);
         }
     }
 
@@ -731,6 +864,8 @@ impl Core {
 
     fn close_subscription(&mut self, id: SubscriptionId) {
         let Some(&index) = self.subscription_ids.get(&id) else { return };
+        let transport = self.transports[self.subscriptions[index].transport].id;
+        self.say_goodbye(transport, Some(index));
         self.transports[self.subscriptions[index].transport].subscriptions.retain(|s| *s != index);
         self.forget_subscription(id, index);
     }
@@ -752,10 +887,10 @@ impl Core {
             self.tracks[before].subscribers.retain(|s| *s != index);
         }
         subscription.track = track;
-        subscription.outbound.switch_source(track.is_some(), payload_types);
+        subscription.outbound.switch_source(track.map(|t| self.tracks[t].chooser.top()), payload_types);
         if let Some(track) = track {
             self.tracks[track].subscribers.push(index);
-            self.tracks[track].inbound.request_keyframe();
+            request_keyframe(&mut self.tracks, subscription);
         }
     }
 
@@ -767,15 +902,21 @@ impl Core {
         self.next_tick = now + TICK;
         self.tick = (self.tick + 1) % TICKS_PER_ROUND;
         for (_, track) in &mut self.tracks {
-            track.inbound.expire(&mut self.pool, now);
-            if track.inbound.nack_due(now) || track.inbound.pli_due(now) {
-                mark_reporting(&mut self.transports, &mut self.reporting, track.transport);
+            if track.layers.len() > 1 && track.chooser.handle_timeout(now) {
+                follow_top(track, &mut self.subscriptions);
+            }
+            for layer in &mut track.layers {
+                layer.inbound.expire(&mut self.pool, now);
+                if layer.inbound.nack_due(now) || layer.inbound.pli_due(now) {
+                    mark_reporting(&mut self.transports, &mut self.reporting, track.transport);
+                }
             }
         }
         for index in 0..self.transports.capacity() {
             let Some(transport) = self.transports.get(index) else { continue };
-            let feedback = transport.twcc.as_ref().is_some_and(|t| t.poll_timeout().is_some_and(|at| at <= now));
-            if feedback {
+            let feedback = transport.twcc.as_ref().and_then(|twcc| twcc.poll_timeout());
+            let estimate = transport.remb.as_ref().and_then(RembEstimator::poll_timeout);
+            if feedback.into_iter().chain(estimate).any(|at| at <= now) {
                 mark_reporting(&mut self.transports, &mut self.reporting, index);
             }
             if index % TICKS_PER_ROUND == self.tick {
@@ -801,15 +942,19 @@ impl Core {
         }
         let transport = &mut self.transports[index];
         transport.dtls_budget = DTLS_PER_SECOND_MAX;
-        if transport.keys.is_none() {
+        let Some(keys) = &transport.keys else { return };
+        if keys.sender.is_exhausted() || transport.subscriptions.iter().any(|s| self.subscriptions[*s].outbound.is_exhausted()) {
+            let id = transport.id;
+            self.close_transport(id);
+            self.events.push_back(Event::TransportLost { transport: id, loss: TransportLoss::KeyExhausted });
             return;
         }
         transport.report_due = true;
         for subscription in &transport.subscriptions {
             let subscription = &self.subscriptions[*subscription];
             // Its keyframe may have come and been dropped on the way out: a client that never got a packet asks for none.
-            if let Some(track) = subscription.track.filter(|_| subscription.outbound.wants_keyframe()) {
-                self.tracks[track].inbound.request_keyframe();
+            if subscription.outbound.wants_keyframe().is_some() {
+                request_keyframe(&mut self.tracks, subscription);
             }
         }
         self.report_stats(index);
@@ -822,7 +967,7 @@ impl Core {
         let transport = &self.transports[index];
         for track in &transport.tracks {
             let track = &mut self.tracks[*track];
-            let stats = track.inbound.stats();
+            let stats = track.stats();
             if stats.packets != track.packets_reported && room(&self.events) {
                 track.packets_reported = stats.packets;
                 self.events.push_back(Event::TrackStats { track: track.id, stats });
@@ -830,7 +975,8 @@ impl Core {
         }
         for subscription in &transport.subscriptions {
             let subscription = &mut self.subscriptions[*subscription];
-            let stats = subscription.outbound.stats();
+            let DownstreamFeedback { received, lost } = transport.feedback;
+            let stats = SubscriptionStats { transport_received: received, transport_lost: lost, ..subscription.outbound.stats() };
             if stats.packets != subscription.packets_reported && room(&self.events) {
                 subscription.packets_reported = stats.packets;
                 self.events.push_back(Event::SubscriptionStats { subscription: subscription.id, stats });
@@ -850,8 +996,8 @@ impl Core {
 
     /// The next packet that a tap wants.
     pub fn poll_tap(&mut self) -> Option<Tapped<'_>> {
-        while let Some((tap, track, sequence, at)) = self.tapped.pop_front() {
-            if let Lookup::Held(stored) = self.tracks[track].inbound.history().lookup(&self.pool, sequence) {
+        while let Some((tap, track, Fresh { layer, sequence }, at)) = self.tapped.pop_front() {
+            if let Lookup::Held(stored) = self.tracks[track].layers[layer].inbound.history().lookup(&self.pool, sequence) {
                 return Some(Tapped { tap, at, packet: stored.packet });
             }
             self.drops[DropReason::TapQueueFull as usize] += 1;
@@ -860,9 +1006,65 @@ impl Core {
     }
 }
 
+/// Gives every subscriber of a track the layer that is the top now. A choice for each of them would begin here.
+fn follow_top(track: &mut Track, subscriptions: &mut Slab<Subscription>) {
+    let top = track.chooser.top();
+    for subscriber in &track.subscribers {
+        subscriptions[*subscriber].outbound.want_layer(top);
+        track.layers[top].inbound.request_keyframe();
+    }
+}
+
+/// Asks for the picture that a subscriber needs: of the layer that it has, and of the one that it wants.
+fn request_keyframe(tracks: &mut Slab<Track>, subscription: &Subscription) {
+    let Some(track) = subscription.track else { return };
+    let outbound = &subscription.outbound;
+    for layer in [outbound.layer(), outbound.wants_keyframe()].into_iter().flatten() {
+        tracks[track].layers[layer].inbound.request_keyframe();
+    }
+}
+
 /// Puts a transport on the list of those that RTCP is written to, once.
 fn mark_reporting(transports: &mut Slab<Transport>, reporting: &mut VecDeque<usize>, index: usize) {
     if !std::mem::replace(&mut transports[index].is_reporting, true) {
         reporting.push_back(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pop_proto::control::{IceCredentials, MasterKey, SrtpProfile};
+
+    use super::*;
+
+    #[test]
+    fn a_transport_whose_key_is_used_up_ends() {
+        let mut core = Core::new(WorkerLimits { packets: 16, ..WorkerLimits::default() }, Duration::from_secs(15));
+        core.handle_command(
+            Time::ZERO,
+            Command::OpenTransport(Box::new(OpenTransport {
+                transport: TransportId(1),
+                ice: IceCredentials { local_ufrag: "l".into(), local_pwd: "p".into(), remote_ufrag: "r".into() },
+                extensions: ExtensionIds::NONE,
+                transport_cc: false,
+                remb: false,
+                reduced_size_rtcp: true,
+                rtcp_ssrc: 1,
+                cname: "c".into(),
+            })),
+        );
+        let key = MasterKey { key: [1; 32], salt: [2; 14] };
+        let keys = SrtpKeys { profile: SrtpProfile::AeadAes128Gcm, local: key.clone(), remote: key };
+        core.handle_command(Time::ZERO, Command::InstallKeys { transport: TransportId(1), keys: Box::new(keys) });
+        let pass_a_second = |core: &mut Core, from: u64| {
+            (0..101).for_each(|tick| core.handle_timeout(Time::from_millis(from + tick * 10)));
+            core.poll_event()
+        };
+        assert!(pass_a_second(&mut core, 10).is_none());
+        let Some(Keys { sender: Sender::Srtp(sender), .. }) = &mut core.transports[0].keys else { panic!("keys were installed") };
+        sender.rtcp_index = 1 << 31;
+        let event = pass_a_second(&mut core, 2_000);
+        assert!(matches!(event, Some(Event::TransportLost { loss: TransportLoss::KeyExhausted, .. })), "{event:?}");
+        assert_eq!(core.gauges(), Gauges::default());
     }
 }

@@ -44,6 +44,10 @@ counters! {
     rtp_bytes_out: "rtp_bytes_out",
     /// RTP packets sent again because a viewer asked.
     retransmitted_packets: "retransmitted_packets",
+    /// RTX packets of publishers that stood for a packet of their stream.
+    rtx_packets_in: "rtx_packets_in",
+    /// RTX packets of publishers without a payload: probes for bandwidth.
+    rtx_padding_in: "rtx_padding_in",
     /// RTCP datagrams received and authenticated.
     rtcp_packets_in: "rtcp_packets_in",
     /// RTCP datagrams sent.
@@ -58,6 +62,10 @@ counters! {
     rtcp_pli_out: "rtcp_pli_out",
     /// Transport-wide congestion control feedback datagrams sent to publishers.
     rtcp_twcc_out: "rtcp_twcc_out",
+    /// Transport-wide congestion control feedback received from viewers.
+    rtcp_twcc_in: "rtcp_twcc_in",
+    /// Bitrate estimates (REMB) sent to publishers.
+    rtcp_remb_out: "rtcp_remb_out",
     /// ICE connectivity checks answered with success.
     ice_checks_ok: "ice_checks_ok",
     /// ICE connectivity checks answered with an error.

@@ -4,7 +4,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PWD, Rig, vp8};
+use common::{PWD, Packet, Rig, protect, vp8};
+use pop_proto::Command;
+use pop_proto::control::{Codec, Extension, ExtensionIds, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap};
+use pop_schemas::{SubscriptionId, TrackId};
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
 
 #[global_allocator]
@@ -21,12 +24,24 @@ fn drain(rig: &mut Rig) -> usize {
     sent
 }
 
+/// Hands in one datagram a millisecond; returns the sends.
+fn run(rig: &mut Rig, datagrams: &mut [(Path, Vec<u8>)]) -> usize {
+    let mut sent = 0;
+    for (path, datagram) in datagrams {
+        rig.core.handle_datagram(rig.now, *path, datagram);
+        rig.now = rig.now + Duration::from_millis(1);
+        rig.core.handle_timeout(rig.now);
+        sent += drain(rig);
+    }
+    sent
+}
+
 #[test]
 fn media_repairs_reports_checks_and_drops_allocate_nothing() {
     let mut rig = Rig::new();
     let publisher = rig.publisher(1);
     let mut viewers: Vec<_> = (2..12).map(|id| rig.viewer(id, 1)).collect();
-    rig.command(pop_proto::Command::Tap { track: pop_schemas::TrackId(1), tap: Some(1) });
+    rig.command(Command::Tap { track: TrackId(1), tap: Some(1) });
 
     // Everything that a client would allocate is made first.
     let mut datagrams = Vec::new();
@@ -45,16 +60,6 @@ fn media_repairs_reports_checks_and_drops_allocate_nothing() {
             datagrams.push((publisher.path, vec![0; 30]));
         }
     }
-    let run = |rig: &mut Rig, datagrams: &mut [(pop_proto::control::Path, Vec<u8>)]| {
-        let mut sent = 0;
-        for (path, datagram) in datagrams {
-            rig.core.handle_datagram(rig.now, *path, datagram);
-            rig.now = rig.now + Duration::from_millis(1);
-            rig.core.handle_timeout(rig.now);
-            sent += drain(rig);
-        }
-        sent
-    };
     let half = datagrams.len() / 2;
     run(&mut rig, &mut datagrams[..half]);
     let before = thread_allocations();
@@ -65,4 +70,84 @@ fn media_repairs_reports_checks_and_drops_allocate_nothing() {
     assert_eq!(allocations, 0, "over {sent} sends");
     assert!(rig.core.counters().retransmitted_packets > 50, "{:?}", rig.core.counters());
     assert!(rig.core.counters().rtcp_nack_out > 30);
+}
+
+#[test]
+fn layers_rtx_extensions_and_estimates_allocate_nothing() {
+    let mut rig = Rig::new();
+    let ids = Extension::ALL.into_iter().enumerate().fold(ExtensionIds::NONE, |ids, (i, extension)| ids.with(extension, 1 + i as u8));
+    let id = |extension| ids.get(extension).expect("all are negotiated");
+    let mut publisher = rig.connect_with(OpenTransport { extensions: ids, transport_cc: false, remb: true, ..Rig::transport(1) });
+    rig.command(Command::OpenTrack(Box::new(OpenTrack {
+        ssrc: None,
+        layers: vec!["a".into(), "b".into()],
+        payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8, rtx: Some(97) }],
+        pli: false,
+        fir: true,
+        ..Rig::track(1)
+    })));
+    let mut viewers: Vec<_> = (2..6)
+        .map(|viewer| {
+            let client = rig.connect(viewer);
+            let rtx_ssrc = Some(100 + viewer as u32);
+            rig.command(Command::OpenSubscription(Box::new(OpenSubscription { rtx_ssrc, extensions: ids, ..Rig::subscription(viewer) })));
+            let payload_types = vec![PayloadTypeMap { from: 96, to: 102, rtx: Some(103), unwrap_red: false }];
+            rig.command(Command::Forward { subscription: SubscriptionId(viewer), track: Some(TrackId(1)), payload_types });
+            client
+        })
+        .collect();
+
+    let mut datagrams = Vec::new();
+    for index in 0..6_000u64 {
+        // The second layer is the top but for a pause in each half, and loses packets that come as RTX.
+        let pictures = [0x90, 0xc0, 0x80 | (index >> 8) as u8, index as u8, 9, u8::from(!index.is_multiple_of(40))];
+        for (layer, rid) in [&b"a"[..], b"b"].into_iter().enumerate().filter(|(layer, _)| *layer == 0 || index % 3_000 < 2_000) {
+            let payload = [&pictures[..], &vec![layer as u8; 300 + 600 * layer]].concat();
+            let elements: [(u8, &[u8]); 4] = [
+                (id(Extension::Mid), b"0"),
+                (id(Extension::Rid), rid),
+                (id(Extension::VideoOrientation), &[1]),
+                (id(Extension::DependencyDescriptor), &[0xc0, (index >> 8) as u8, index as u8]),
+            ];
+            let media = Packet {
+                ssrc: 50 + layer as u32,
+                payload_type: 96,
+                index,
+                timestamp: 900 * index as u32,
+                elements: &elements,
+                payload: &payload,
+            };
+            if layer == 0 || index % 50 != 7 {
+                datagrams.push((publisher.path, protect(&publisher, &media)));
+                continue;
+            }
+            let payload = [&(index as u16).to_be_bytes()[..], &payload].concat();
+            let elements: [(u8, &[u8]); 2] = [(id(Extension::Mid), b"0"), (id(Extension::RepairedRid), rid)];
+            let repair =
+                Packet { ssrc: 60, payload_type: 97, index, timestamp: 900 * index as u32, elements: &elements, payload: &payload };
+            datagrams.push((publisher.path, protect(&publisher, &repair)));
+        }
+        if index % 20 == 0 {
+            datagrams.push((publisher.path, publisher.check(PWD)));
+            let viewer = &mut viewers[(index / 20) as usize % 4];
+            let (path, ssrc) = (viewer.path, viewer.id as u32);
+            datagrams.push((path, viewer.check(PWD)));
+            datagrams.push((path, viewer.rtcp(|c| c.nack(0, ssrc, (0..20).map(|back| (index as u16).wrapping_sub(back))))));
+            datagrams.push((path, viewer.rtcp(|c| c.pli(0, ssrc))));
+        }
+        if index % 3_000 == 1_999 {
+            datagrams.push((publisher.path, publisher.rtcp(|c| c.receiver_report(51, &[])?.bye(&[51]))));
+        }
+    }
+    let half = datagrams.len() / 2;
+    run(&mut rig, &mut datagrams[..half]);
+    let before = (thread_allocations(), *rig.core.counters());
+    let sent = run(&mut rig, &mut datagrams[half..]);
+    let allocations = thread_allocations() - before.0;
+    assert!(sent > 10_000, "{sent} sends");
+    assert_eq!(allocations, 0, "over {sent} sends");
+    let (now, before) = (rig.core.counters(), before.1);
+    assert!(now.rtx_packets_in - before.rtx_packets_in > 30, "{now:?}");
+    assert!(now.retransmitted_packets - before.retransmitted_packets > 50, "{now:?}");
+    assert!(now.rtcp_remb_out > before.rtcp_remb_out && now.rtcp_pli_out > before.rtcp_pli_out, "{now:?}");
 }

@@ -647,6 +647,19 @@ fn an_offer_at_every_limit_is_answered_within_100_ms() {
     let offer = offer.replacen("v=0\r\n", &format!("v=0\r\na=group:BUNDLE{bundle}\r\n"), 1);
     let took = shortest(|| drop(answer(offer.as_bytes(), Role::Publish).unwrap()));
     assert!(took < Duration::from_millis(100), "{took:?}");
+    let parsed = parse(offer.as_bytes()).unwrap();
+    let claim = negotiate(&parsed, Role::Publish, DtlsRole::Auto).unwrap().claim();
+    assert_eq!(claim.tracks, 16, "what a worker takes of one transport; the other sections are rejected");
+}
+
+#[test]
+fn each_simulcast_layer_takes_a_place_of_the_workers_plan() {
+    let offer = corpus("chromium-simulcast");
+    let offer = parse(&offer).unwrap();
+    let negotiation = negotiate(&offer, Role::Publish, DtlsRole::Auto).unwrap();
+    let layers: usize = negotiation.accepted().map(|section| section.layers.len().max(1)).sum();
+    assert!(layers > negotiation.accepted().count());
+    assert_eq!(negotiation.claim().tracks, layers);
 }
 
 /// The shortest of five runs: what else the machine does lengthens some of them.

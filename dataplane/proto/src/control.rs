@@ -497,6 +497,8 @@ pub struct TrackStats {
     pub plis: u64,
     /// Codec of the last packet.
     pub codec: Option<Codec>,
+    /// The simulcast layer that is forwarded: its place in `OpenTrack::layers`.
+    pub layer: u8,
 }
 
 /// Counters of one subscription since its start.
@@ -512,6 +514,10 @@ pub struct SubscriptionStats {
     pub fraction_lost: u8,
     /// Round trip from the client's last report, in microseconds; 0 when unknown.
     pub rtt_us: u32,
+    /// Packets of the whole transport that the client's transport-wide feedback told as received, ...
+    pub transport_received: u64,
+    /// ... and as not received. One that came after it was told as lost counts in both.
+    pub transport_lost: u64,
 }
 
 /// From one worker to the control plane.

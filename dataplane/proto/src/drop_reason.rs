@@ -58,6 +58,10 @@ drop_reasons! {
     DtlsQueueFull = "dtls_queue_full",
     /// An RTP header, extension or padding that does not fit its packet.
     RtpMalformed = "rtp_malformed",
+    /// A retransmission (RFC 4588) without the sequence number of what it repeats.
+    RtxMalformed = "rtx_malformed",
+    /// Redundant audio (RFC 2198) whose blocks do not fit, for a subscriber that takes the primary alone.
+    RedMalformed = "red_malformed",
     /// An RTCP compound whose headers or counts do not fit its packet.
     RtcpMalformed = "rtcp_malformed",
     /// SRTP or SRTCP before the keys are there.

@@ -11,6 +11,8 @@ use std::time::Duration;
 use pop_schemas::Time;
 
 use crate::drop_reason::DropReason;
+use crate::header::CopiedElements;
+use crate::picture::PicturePlaces;
 
 /// Bytes of a slot: an Ethernet MTU's datagram fits whole.
 pub const SLOT_LEN: usize = 1_536;
@@ -60,7 +62,7 @@ impl PacketPool {
 }
 
 /// What is known of a stored packet without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
     /// RTP timestamp as published.
     pub timestamp: u32,
@@ -70,10 +72,16 @@ pub struct Meta {
     pub marker: bool,
     /// The payload starts a frame that decodes without others.
     pub keyframe_start: bool,
+    /// It came as a retransmission (RFC 4588).
+    pub repeated: bool,
     /// Bytes of the RTP header, extensions included; the payload follows, without padding.
     pub header_len: u16,
     /// Header and payload.
     pub len: u16,
+    /// Where the header keeps the extensions that pass to viewers.
+    pub elements: CopiedElements,
+    /// Where the payload keeps its picture numbers.
+    pub picture: PicturePlaces,
 }
 
 #[derive(Clone, Copy)]
@@ -90,7 +98,17 @@ const EMPTY: Entry = Entry {
     sequence: NO_SEQUENCE,
     received: Time::ZERO,
     slot: NO_SLOT,
-    meta: Meta { timestamp: 0, payload_type: 0, marker: false, keyframe_start: false, header_len: 0, len: 0 },
+    meta: Meta {
+        timestamp: 0,
+        payload_type: 0,
+        marker: false,
+        keyframe_start: false,
+        repeated: false,
+        header_len: 0,
+        len: 0,
+        elements: CopiedElements::NONE,
+        picture: PicturePlaces::NONE,
+    },
 };
 
 /// A stored packet.
@@ -261,7 +279,7 @@ mod tests {
     use super::*;
 
     fn meta(len: usize) -> Meta {
-        Meta { timestamp: 1, payload_type: 96, marker: false, keyframe_start: false, header_len: 12, len: len as u16 }
+        Meta { timestamp: 1, payload_type: 96, marker: false, keyframe_start: false, header_len: 12, len: len as u16, ..Meta::default() }
     }
 
     fn store(history: &mut History, pool: &mut PacketPool, now: Time, sequence: u64) -> Result<(), DropReason> {

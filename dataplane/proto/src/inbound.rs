@@ -7,6 +7,7 @@ use pop_schemas::Time;
 use crate::control::{ANY_PAYLOAD_TYPE, Codec, MediaKind, OpenTrack, PayloadType, TrackStats};
 use crate::drop_reason::DropReason;
 use crate::history::{History, Meta, PacketPool};
+use crate::remb::Received;
 
 /// Packets that a video track's history holds: 1 s of 10 Mb/s in 1,200-byte packets, as a power of two.
 pub const VIDEO_HISTORY_LEN: usize = 1_024;
@@ -50,6 +51,15 @@ pub struct SenderClock {
     pub at: Time,
 }
 
+impl SenderClock {
+    /// What to add to a timestamp of `other` to get the one of the same instant on this clock; both at `clock_rate`.
+    pub fn ticks_ahead(&self, other: &SenderClock, clock_rate: u32) -> u32 {
+        let between = i128::from(other.ntp.wrapping_sub(self.ntp) as i64);
+        let ticks = (between * i128::from(clock_rate)) >> 32;
+        self.rtp_timestamp.wrapping_sub(other.rtp_timestamp).wrapping_add(ticks as u32)
+    }
+}
+
 /// A report block's values (RFC 3550 section 6.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reception {
@@ -73,6 +83,7 @@ pub struct Inbound {
     payload_types: Vec<PayloadType>,
     nack: bool,
     pli: bool,
+    fir: bool,
     history: History,
     first: Option<u64>,
     highest: u64,
@@ -85,6 +96,11 @@ pub struct Inbound {
     keyframe_wanted: bool,
     last_pli: Option<Time>,
     plis_unanswered: u32,
+    fir_sequence: u8,
+    /// The publisher said goodbye; nothing is asked for until it sends again.
+    ended: bool,
+    /// Packets that came because they were asked for again.
+    repaired: u64,
     /// Packets of the streams before the last restart.
     packets_before: u64,
     stats: TrackStats,
@@ -98,6 +114,7 @@ impl Inbound {
             payload_types: open.payload_types.clone(),
             nack: open.nack,
             pli: open.pli,
+            fir: open.fir,
             history: History::new(history_len(open.kind)),
             first: None,
             highest: 0,
@@ -110,6 +127,9 @@ impl Inbound {
             keyframe_wanted: false,
             last_pli: None,
             plis_unanswered: 0,
+            fir_sequence: 0,
+            ended: false,
+            repaired: 0,
             packets_before: 0,
             stats: TrackStats::default(),
         }
@@ -128,6 +148,33 @@ impl Inbound {
     /// Whether it takes whatever comes ([`Codec::Raw`]).
     pub fn takes_any(&self) -> bool {
         self.payload_types.iter().any(|p| p.number == ANY_PAYLOAD_TYPE)
+    }
+
+    /// The payload type that `rtx` repeats (RFC 4588 section 8.6), when it is negotiated.
+    pub fn repeated_by(&self, rtx: u8) -> Option<u8> {
+        self.payload_types.iter().find(|p| p.rtx == Some(rtx)).map(|p| p.number)
+    }
+
+    /// The extended sequence number that a 16-bit one of a retransmission means: the nearest to the newest.
+    ///
+    /// Errors: [`DropReason::UnknownStream`] before the first packet, [`DropReason::TooOld`] before sequence 0.
+    pub fn extend_repeated(&self, sequence: u16) -> Result<u64, DropReason> {
+        self.first.ok_or(DropReason::UnknownStream)?;
+        let ahead = sequence.wrapping_sub(self.highest as u16) as i16;
+        self.highest.checked_add_signed(i64::from(ahead)).ok_or(DropReason::TooOld)
+    }
+
+    /// How many packets should have come, and how many came unasked.
+    pub fn received(&self) -> Received {
+        let expected = self.first.map_or(0, |first| self.highest - first + 1);
+        Received { expected, received: self.packets_of_stream().saturating_sub(self.repaired) }
+    }
+
+    /// The publisher said that the stream ends (RFC 3550 section 6.6). It may go on later under the same numbers.
+    pub fn end(&mut self) {
+        self.ended = true;
+        self.missing.clear();
+        self.keyframe_wanted = false;
     }
 
     /// The packets.
@@ -158,6 +205,7 @@ impl Inbound {
         // What never came of the old stream stays counted; the new one's numbers begin behind it.
         self.stats.lost = self.stats().lost;
         self.packets_before = self.stats.packets;
+        (self.repaired, self.ended) = (0, false);
         (self.first, self.highest) = (None, 0);
         self.missing.clear();
         (self.transit, self.clock) = (None, None);
@@ -181,8 +229,11 @@ impl Inbound {
         self.stats.packets += 1;
         self.stats.bytes += u64::from(meta.len - meta.header_len);
         self.stats.codec = Some(codec);
+        self.ended = false;
         self.track_sequence(now, sequence);
-        self.track_jitter(now, codec, meta.timestamp);
+        if !meta.repeated {
+            self.track_jitter(now, codec, meta.timestamp);
+        }
         if meta.keyframe_start {
             self.keyframe_wanted = false;
             self.plis_unanswered = 0;
@@ -206,7 +257,7 @@ impl Inbound {
                 hole.for_each(|sequence| self.miss(now, sequence));
             }
         } else if let Some(index) = self.missing.iter().position(|m| m.sequence == sequence) {
-            self.missing.swap_remove(index);
+            self.repaired += u64::from(self.missing.swap_remove(index).asks > 0);
         }
     }
 
@@ -243,9 +294,14 @@ impl Inbound {
         self.clock = Some(SenderClock { ntp, rtp_timestamp, at: now });
     }
 
+    /// The publisher said goodbye and has not sent since.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Asks for a keyframe at the next opportunity; many asks are one.
     pub fn request_keyframe(&mut self) {
-        self.keyframe_wanted = self.kind == MediaKind::Video && self.pli;
+        self.keyframe_wanted = self.kind == MediaKind::Video && (self.pli || self.fir);
     }
 
     /// Asks for a packet that never came, on behalf of a viewer that misses it.
@@ -288,13 +344,21 @@ impl Inbound {
     /// Whether a keyframe request is to be sent now.
     pub fn pli_due(&self, now: Time) -> bool {
         let interval = if self.plis_unanswered < PLIS_FAST { PLI_INTERVAL } else { PLI_INTERVAL_SLOW };
-        self.keyframe_wanted && self.first.is_some() && self.last_pli.is_none_or(|last| now.since(last) >= interval)
+        self.keyframe_wanted && !self.ended && self.first.is_some() && self.last_pli.is_none_or(|last| now.since(last) >= interval)
+    }
+
+    /// The keyframe request to send: a PLI where that was negotiated, else a FIR with this command number.
+    pub fn fir_sequence(&self) -> Option<u8> {
+        (!self.pli).then_some(self.fir_sequence)
     }
 
     /// Counts a keyframe request as sent.
     pub fn pli_sent(&mut self, now: Time) {
         self.last_pli = Some(now);
         self.plis_unanswered = self.plis_unanswered.saturating_add(1);
+        // RFC 5104 section 4.3.1.2: "increased by 1 modulo 256 for each new command". A request half a second later is new: the
+        // keyframe that answered the last one may be what was lost.
+        self.fir_sequence = self.fir_sequence.wrapping_add(1);
         self.stats.plis += 1;
     }
 
@@ -380,7 +444,7 @@ mod tests {
         }
 
         fn packet(&mut self, sequence: u64, keyframe_start: bool) -> Result<(), DropReason> {
-            let meta = Meta { timestamp: 0, payload_type: 96, marker: false, keyframe_start, header_len: 12, len: 112 };
+            let meta = Meta { timestamp: 0, payload_type: 96, marker: false, keyframe_start, header_len: 12, len: 112, ..Meta::default() };
             self.inbound.handle_packet(&mut self.pool, self.now, sequence, &[0; 112], meta, Codec::Vp8)
         }
 
@@ -461,6 +525,53 @@ mod tests {
         rig.inbound.request_repair(rig.now, 40);
         rig.now = rig.now + ASK_INTERVAL;
         assert_eq!(rig.asks(), [20]);
+    }
+
+    #[test]
+    fn two_clocks_tell_the_ticks_between_their_timestamps() {
+        let here = SenderClock { ntp: 10 << 32, rtp_timestamp: 1_000, at: Time::ZERO };
+        let there = SenderClock { ntp: (10 << 32) + (1 << 31), rtp_timestamp: 7_000, at: Time::ZERO };
+        // Its 7,000 is half a second after our 1,000, so it is our 46,000.
+        assert_eq!(7_000u32.wrapping_add(here.ticks_ahead(&there, 90_000)), 46_000);
+        assert_eq!(46_000u32.wrapping_add(there.ticks_ahead(&here, 90_000)), 7_000);
+    }
+
+    #[test]
+    fn after_a_goodbye_nothing_is_asked_for_until_the_stream_goes_on() {
+        let mut rig = Rig::new();
+        rig.packet(1, false).unwrap();
+        rig.packet(3, false).unwrap();
+        rig.inbound.end();
+        rig.inbound.request_keyframe();
+        assert!(!rig.inbound.nack_due(rig.now) && !rig.inbound.pli_due(rig.now));
+        rig.packet(4, false).unwrap();
+        assert!(!rig.inbound.is_ended());
+        rig.inbound.request_keyframe();
+        assert!(rig.inbound.pli_due(rig.now));
+    }
+
+    #[test]
+    fn a_retransmission_means_the_nearest_sequence_number() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.inbound.extend_repeated(5), Err(DropReason::UnknownStream));
+        rig.packet(10, false).unwrap();
+        assert_eq!(rig.inbound.extend_repeated(8), Ok(8));
+        assert_eq!(rig.inbound.extend_repeated(65_530), Err(DropReason::TooOld), "before sequence 0 there is nothing");
+        rig.packet(65_537, false).unwrap();
+        assert_eq!(rig.inbound.extend_repeated(65_530), Ok(65_530));
+        assert_eq!(rig.inbound.extend_repeated(2), Ok(65_538));
+    }
+
+    #[test]
+    fn what_came_because_it_was_asked_for_counts_as_lost_for_the_estimate() {
+        let mut rig = Rig::new();
+        for sequence in [1, 2, 5] {
+            rig.packet(sequence, false).unwrap();
+        }
+        rig.packet(3, false).unwrap();
+        assert_eq!(rig.asks(), [4]);
+        rig.packet(4, false).unwrap();
+        assert_eq!(rig.inbound.received(), Received { expected: 5, received: 4 }, "3 was late, 4 was repaired");
     }
 
     #[test]

@@ -5,12 +5,16 @@
 pub mod codec;
 pub mod control;
 pub mod drop_reason;
+pub mod header;
 pub mod history;
 pub mod ice;
 pub mod inbound;
+pub mod layers;
 pub mod outbound;
+pub mod picture;
 pub mod probe;
 pub mod protection;
+pub mod remb;
 pub mod sequence;
 pub mod srtp;
 pub mod twcc;

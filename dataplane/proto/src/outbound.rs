@@ -1,17 +1,22 @@
-//! One subscriber's media section: its own sequence numbers and timestamps over whatever track feeds it.
+//! One subscriber's media section: its own sequence numbers and timestamps over whatever track and layer feeds it.
 //!
 //! Within one source a packet's numbers are the published ones plus constants, so a repair needs no map: the published
-//! sequence is the outgoing one minus the offset, and the rewritten packet is the same to the last bit.
+//! sequence is the outgoing one minus the offset. Without RTX the repair is the same packet to the last bit; with RTX
+//! (RFC 4588) it goes on a stream of its own, whose numbers are never used twice.
 
 use std::time::Duration;
 
 use pop_schemas::Time;
 
-use crate::control::{ANY_PAYLOAD_TYPE, MediaKind, Numbering, OpenSubscription, PayloadTypeMap, SubscriptionStats};
+use crate::control::{ANY_PAYLOAD_TYPE, MediaKind, Numbering, OpenSubscription, PAYLOAD_TYPES_MAX, PayloadTypeMap, SubscriptionStats};
 use crate::drop_reason::DropReason;
-use crate::history::{Meta, Stored};
+use crate::header::{HEADER_LEN_MAX, HeaderLayout, Stamp};
+use crate::history::{Meta, SLOT_LEN, Stored};
 use crate::inbound::SenderClock;
-use crate::wire::rtp;
+use crate::picture::{PictureNumbers, PictureShift};
+use crate::srtp::RTP_INDEX_END;
+use crate::wire::rtx::OSN_LEN;
+use crate::wire::{red, rtp};
 
 const NO_PAYLOAD_TYPE: u8 = 0xff;
 
@@ -23,45 +28,97 @@ pub const REPAIRS_MAX: usize = 64;
 /// fresh media, so that no client can ask for more than twice its stream.
 const REPAIR_CREDIT_MAX: u32 = 128;
 
-/// The constants between a source's numbers and ours.
+/// The constants between a source's numbers and ours. A source is a layer of a track from one keyframe on.
 #[derive(Clone, Copy)]
 struct Source {
+    layer: usize,
     /// First published sequence that is forwarded; what is older belongs to nobody here.
     start: u64,
     /// First outgoing sequence of this source.
     first: u64,
     /// Added to the published timestamp.
     timestamp_offset: u32,
+    /// Added to the picture numbers in the payload.
+    picture: PictureShift,
+    /// Added to the dependency descriptor's frame number.
+    frame: u16,
 }
 
-/// A packet's place in the subscriber's stream.
+/// A packet as this subscriber gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rewritten {
-    /// 48-bit SRTP packet index: rollover counter and sequence number.
+pub struct Rewritten<'a> {
+    /// 48-bit SRTP packet index: rollover counter and sequence number. A retransmission with RTX gets its own when it is written.
     pub index: u64,
     /// RTP timestamp.
     pub timestamp: u32,
     /// Payload type.
     pub payload_type: u8,
+    /// It goes as RTX.
+    is_rtx: bool,
+    payload: &'a [u8],
+    picture: PictureShift,
+    frame: u16,
+}
+
+impl Rewritten<'_> {
+    /// Bytes of the payload that is sent.
+    #[inline]
+    pub fn payload_len(&self) -> usize {
+        self.payload.len() + if self.is_rtx { OSN_LEN } else { 0 }
+    }
+}
+
+/// Where a header, and a payload that has to differ from the stored one, are made.
+pub struct Scratch {
+    header: [u8; HEADER_LEN_MAX],
+    payload: [u8; SLOT_LEN + OSN_LEN],
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch { header: [0; HEADER_LEN_MAX], payload: [0; SLOT_LEN + OSN_LEN] }
+    }
+}
+
+/// A packet ready to be protected.
+#[derive(Clone, Copy, Debug)]
+pub struct Written<'a> {
+    /// 48-bit SRTP packet index.
+    pub index: u64,
+    /// RTP header with its extensions.
+    pub header: &'a [u8],
+    /// RTP payload.
+    pub payload: &'a [u8],
 }
 
 /// The state of one subscription.
 pub struct Outbound {
     ssrc: u32,
+    rtx_ssrc: Option<u32>,
     numbering: Numbering,
     kind: MediaKind,
-    payload_types: [u8; 128],
+    layout: HeaderLayout,
+    /// Index into `maps` by published payload type.
+    map_of: [u8; 128],
+    maps: [PayloadTypeMap; PAYLOAD_TYPES_MAX],
+    /// Layer of the track that this subscriber is to get.
+    wanted: usize,
     source: Option<Source>,
     /// A source was chosen and its first packet is awaited.
     waiting: bool,
     /// One past the highest sequence sent.
     next: u64,
+    /// Index of the next retransmission on `rtx_ssrc`.
+    rtx_next: u64,
     last_timestamp: Option<u32>,
+    last_picture: Option<PictureNumbers>,
+    last_frame: Option<u16>,
     last_sent: Time,
     clock_rate: u32,
     repairs: [u64; REPAIRS_MAX],
     repairs_len: usize,
     repair_credit: u32,
+    last_fir: Option<u8>,
     octets: u64,
     stats: SubscriptionStats,
     first_timestamp: u32,
@@ -72,13 +129,21 @@ impl Outbound {
     pub fn new(open: &OpenSubscription) -> Outbound {
         Outbound {
             ssrc: open.ssrc,
+            rtx_ssrc: open.rtx_ssrc,
             numbering: Numbering::Own,
             kind: open.kind,
-            payload_types: [NO_PAYLOAD_TYPE; 128],
+            layout: HeaderLayout::new(&open.extensions, &open.mid),
+            map_of: [NO_PAYLOAD_TYPE; 128],
+            maps: [PayloadTypeMap { from: 0, to: 0, rtx: None, unwrap_red: false }; PAYLOAD_TYPES_MAX],
+            wanted: 0,
             source: None,
             waiting: false,
             next: u64::from(open.first_sequence),
+            // Another SSRC: the same number in the lower half of the range serves both (RFC 3711 section 3.3.1).
+            rtx_next: u64::from(open.first_sequence),
             last_timestamp: None,
+            last_picture: None,
+            last_frame: None,
             last_sent: Time::ZERO,
             clock_rate: match open.kind {
                 MediaKind::Audio => 48_000,
@@ -87,6 +152,7 @@ impl Outbound {
             repairs: [0; REPAIRS_MAX],
             repairs_len: 0,
             repair_credit: REPAIR_CREDIT_MAX,
+            last_fir: None,
             octets: 0,
             stats: SubscriptionStats::default(),
             first_timestamp: open.first_timestamp,
@@ -103,57 +169,111 @@ impl Outbound {
         self.ssrc
     }
 
+    /// Our SSRC for retransmissions.
+    pub fn rtx_ssrc(&self) -> Option<u32> {
+        self.rtx_ssrc
+    }
+
     /// Counters since the start.
     pub fn stats(&self) -> SubscriptionStats {
         self.stats
     }
 
-    /// Takes packets from another track from now on, or from none. Numbers go on where they are.
-    pub fn switch_source(&mut self, connected: bool, payload_types: &[PayloadTypeMap]) {
+    /// Takes packets from another track from now on, beginning with `layer` of it, or from none. Numbers go on where they are.
+    pub fn switch_source(&mut self, layer: Option<usize>, payload_types: &[PayloadTypeMap]) {
         self.restart_source();
-        self.waiting = connected;
-        self.payload_types = [NO_PAYLOAD_TYPE; 128];
-        for map in payload_types {
+        self.waiting = layer.is_some();
+        self.wanted = layer.unwrap_or(0);
+        self.map_of = [NO_PAYLOAD_TYPE; 128];
+        for (index, map) in payload_types.iter().take(PAYLOAD_TYPES_MAX).enumerate() {
+            self.maps[index] = *map;
             if map.from == ANY_PAYLOAD_TYPE {
-                self.payload_types = std::array::from_fn(|from| if map.to == ANY_PAYLOAD_TYPE { from as u8 } else { map.to });
-            } else if let Some(entry) = self.payload_types.get_mut(usize::from(map.from)) {
-                *entry = if map.to == ANY_PAYLOAD_TYPE { map.from } else { map.to };
+                self.map_of = [index as u8; 128];
+            } else if let Some(entry) = self.map_of.get_mut(usize::from(map.from)) {
+                *entry = index as u8;
             }
         }
     }
 
-    /// The track's numbers begin anew: so does the source, from its next keyframe on.
-    pub fn restart_source(&mut self) {
+    /// Takes another layer of the track from its next keyframe on; until then the present one goes on.
+    pub fn want_layer(&mut self, layer: usize) {
+        self.wanted = layer;
+    }
+
+    /// The layer's numbers begin anew or end: so does the source if it is that one, from the next keyframe on.
+    pub fn end_layer(&mut self, layer: usize) {
+        if self.source.is_some_and(|source| source.layer == layer) {
+            self.restart_source();
+        }
+    }
+
+    fn restart_source(&mut self) {
         self.waiting = self.waiting || self.source.is_some();
         self.source = None;
         self.repairs_len = 0;
     }
 
-    /// Whether a keyframe would help this subscriber.
-    pub fn wants_keyframe(&self) -> bool {
-        self.waiting && self.kind == MediaKind::Video
+    /// No RTP may be sent under this key any longer on one of our SSRCs (RFC 3711 section 9.2).
+    pub fn is_exhausted(&self) -> bool {
+        self.next.max(self.rtx_next) >= RTP_INDEX_END
     }
 
-    /// Decides whether a fresh packet of the source goes out, and as what.
-    ///
-    /// Errors: [`DropReason::PayloadType`], [`DropReason::WaitingForKeyframe`].
+    /// The layer that is sent now.
+    pub fn layer(&self) -> Option<usize> {
+        self.source.map(|source| source.layer)
+    }
+
+    /// The layer of which a keyframe would help this subscriber.
+    pub fn wants_keyframe(&self) -> Option<usize> {
+        let elsewhere = self.source.is_some_and(|source| source.layer != self.wanted);
+        (self.kind == MediaKind::Video && (self.waiting || elsewhere)).then_some(self.wanted)
+    }
+
+    /// Whether a fresh packet of `layer` is any business of this subscriber: of the layer that it has, or the beginning of the one
+    /// that it wants.
     #[inline]
-    pub fn forward(&mut self, now: Time, sequence: u64, meta: &Meta) -> Result<Rewritten, DropReason> {
-        let payload_type = match self.payload_type(meta) {
-            Ok(payload_type) => payload_type,
+    pub fn takes(&self, layer: usize, meta: &Meta) -> bool {
+        match self.source {
+            Some(source) if source.layer == layer => true,
+            Some(_) => layer == self.wanted && meta.keyframe_start,
+            None => layer == self.wanted,
+        }
+    }
+
+    /// Decides whether a fresh packet that [`Outbound::takes`] goes out, and as what. The same packet again gives the same answer.
+    ///
+    /// `align` tells what to add to a timestamp of the second layer to get the first one's, when both clocks are known.
+    ///
+    /// Errors: [`DropReason::PayloadType`], [`DropReason::WaitingForKeyframe`], [`DropReason::RedMalformed`].
+    #[inline]
+    pub fn forward<'a>(
+        &mut self,
+        now: Time,
+        layer: usize,
+        sequence: u64,
+        stored: &Stored<'a>,
+        align: impl FnOnce(usize, usize) -> Option<u32>,
+    ) -> Result<Rewritten<'a>, DropReason> {
+        let meta = &stored.meta;
+        let (map, payload) = match self.select(stored) {
+            Ok(selected) => selected,
             Err(reason) => {
                 // The publisher went on in a codec that this client cannot take. Numbers must not run on meanwhile: after 2^15 of
                 // them the client could no longer guess the rollover counter.
-                if self.source.is_some_and(|s| sequence >= s.start + (self.next - s.first)) {
+                if self.source.is_some_and(|s| s.layer == layer && sequence >= s.start + (self.next - s.first)) {
                     self.restart_source();
                 }
                 return Err(reason);
             }
         };
         let source = match self.source {
-            Some(source) => source,
-            None if !self.waiting || (self.kind == MediaKind::Video && !meta.keyframe_start) => return Err(DropReason::WaitingForKeyframe),
-            None => self.start_source(now, sequence, meta),
+            Some(source) if source.layer == layer => source,
+            None if !self.waiting => return Err(DropReason::WaitingForKeyframe),
+            _ if self.kind == MediaKind::Video && !meta.keyframe_start => return Err(DropReason::WaitingForKeyframe),
+            before => {
+                let shift = before.and_then(|before| Some(before.timestamp_offset.wrapping_add(align(before.layer, layer)?)));
+                self.start_source(now, layer, sequence, stored, shift)
+            }
         };
         if sequence < source.start {
             return Err(DropReason::WaitingForKeyframe);
@@ -164,18 +284,32 @@ impl Outbound {
             self.next = index + 1;
             self.last_timestamp = Some(timestamp);
             self.last_sent = now;
+            if let Some(numbers) = meta.picture.read(stored.payload()) {
+                let id = numbers.id.wrapping_add(source.picture.id);
+                self.last_picture = Some(PictureNumbers { id, tl0: numbers.tl0.wrapping_add(source.picture.tl0) });
+            }
+            if let Some(frame) = meta.elements.frame_number(stored.packet) {
+                self.last_frame = Some(frame.wrapping_add(source.frame));
+            }
         }
-        Ok(Rewritten { index, timestamp, payload_type })
+        Ok(Rewritten { index, timestamp, payload_type: map.to, is_rtx: false, payload, picture: source.picture, frame: source.frame })
     }
 
-    fn payload_type(&self, meta: &Meta) -> Result<u8, DropReason> {
-        match self.payload_types[usize::from(meta.payload_type & 0x7f)] {
-            NO_PAYLOAD_TYPE => Err(DropReason::PayloadType),
-            payload_type => Ok(payload_type),
+    /// What the subscriber takes of a packet, if anything.
+    #[inline]
+    fn select<'a>(&self, stored: &Stored<'a>) -> Result<(PayloadTypeMap, &'a [u8]), DropReason> {
+        let map = self.map_of[usize::from(stored.meta.payload_type & 0x7f)];
+        let mut map = *self.maps.get(usize::from(map)).ok_or(DropReason::PayloadType)?;
+        if map.to == ANY_PAYLOAD_TYPE {
+            map.to = stored.meta.payload_type;
         }
+        let payload = if map.unwrap_red { red::primary(stored.payload())? } else { stored.payload() };
+        Ok((map, payload))
     }
 
-    fn start_source(&mut self, now: Time, sequence: u64, meta: &Meta) -> Source {
+    /// `shift` is the timestamp offset that keeps the media clock of the source before, when it is known.
+    fn start_source(&mut self, now: Time, layer: usize, sequence: u64, stored: &Stored<'_>, shift: Option<u32>) -> Source {
+        let meta = &stored.meta;
         if self.numbering == Numbering::Whole {
             self.next = sequence;
         }
@@ -184,34 +318,79 @@ impl Outbound {
             None => self.first_timestamp,
             Some(last) => {
                 // The media clock ran on while no source did; at least one tick, so that two frames never share a timestamp.
-                let ticks = now.since(self.last_sent).as_micros() * u128::from(self.clock_rate) / 1_000_000;
-                last.wrapping_add((ticks as u32).max(1))
+                let guess = ((now.since(self.last_sent).as_micros() * u128::from(self.clock_rate) / 1_000_000) as u32).max(1);
+                // What two clocks say counts if it is near that: frames of two layers are made within a second of each other.
+                let told = shift.map(|shift| meta.timestamp.wrapping_add(shift).wrapping_sub(last) as i32);
+                let near = |ticks: &i32| i64::from(*ticks).abs_diff(i64::from(guess)) <= u64::from(self.clock_rate);
+                last.wrapping_add(told.filter(near).map_or(guess, |ticks| ticks.max(1) as u32))
             }
         };
-        let source = Source { start: sequence, first: self.next, timestamp_offset: timestamp.wrapping_sub(meta.timestamp) };
+        let picture = self.last_picture.zip(meta.picture.read(stored.payload()));
+        let frame = self.last_frame.zip(meta.elements.frame_number(stored.packet));
+        let source = Source {
+            layer,
+            start: sequence,
+            first: self.next,
+            timestamp_offset: timestamp.wrapping_sub(meta.timestamp),
+            picture: picture.map_or_else(PictureShift::default, |(last, first)| last.shift_to(first)),
+            frame: frame.map_or(0, |(last, first)| last.wrapping_add(1).wrapping_sub(first)),
+        };
         self.source = Some(source);
         self.waiting = false;
+        // They name sequences of the source before.
+        self.repairs_len = 0;
         source
     }
 
     /// Bytes of header that a stored packet leaves with.
     #[inline]
     pub fn header_len(&self, meta: &Meta) -> usize {
-        if self.numbering == Numbering::Whole { usize::from(meta.header_len) } else { rtp::FIXED_HEADER_LEN }
+        if self.numbering == Numbering::Whole { usize::from(meta.header_len) } else { self.layout.len(&meta.elements) }
     }
 
-    /// The header of a packet that [`Outbound::forward`] or [`Outbound::repair`] let through: made in `out`, or the published one.
+    /// Each packet takes a transport-wide number: `Stamp::transport_sequence` moves on with it.
     #[inline]
-    pub fn header<'h>(&mut self, out: &'h mut [u8; rtp::FIXED_HEADER_LEN], stored: &Stored<'h>, rewritten: &Rewritten) -> &'h [u8] {
+    pub fn has_transport_sequence(&self) -> bool {
+        self.layout.has_transport_sequence()
+    }
+
+    /// Makes header and payload of a packet that [`Outbound::forward`] or [`Outbound::repair`] let through.
+    #[inline]
+    pub fn write<'a>(&mut self, rewritten: &Rewritten<'a>, stored: &Stored<'a>, stamp: Stamp, scratch: &'a mut Scratch) -> Written<'a> {
+        let meta = &stored.meta;
         if matches!(self.numbering, Numbering::TimestampsAndSsrc | Numbering::Whole) {
             self.ssrc = stored.ssrc();
         }
         if self.numbering == Numbering::Whole {
-            return &stored.packet[..usize::from(stored.meta.header_len)];
+            let header = &stored.packet[..usize::from(meta.header_len)];
+            return Written { index: rewritten.index, header, payload: rewritten.payload };
         }
-        let sequence = rewritten.index as u16;
-        rtp::write_header(out, stored.meta.marker, rewritten.payload_type, sequence, rewritten.timestamp, self.ssrc);
-        out
+        let (ssrc, index) = match self.rtx_ssrc.filter(|_| rewritten.is_rtx) {
+            None => (self.ssrc, rewritten.index),
+            Some(ssrc) => {
+                let index = self.rtx_next;
+                self.rtx_next += 1;
+                (ssrc, index)
+            }
+        };
+        let Scratch { header, payload } = scratch;
+        rtp::write_header(header, meta.marker, rewritten.payload_type, index as u16, rewritten.timestamp, ssrc);
+        let header_len = self.layout.write(header, stored.packet, &meta.elements, stamp, rewritten.frame);
+        let moves_picture = rewritten.picture != PictureShift::default() && meta.picture.any();
+        let payload = if rewritten.is_rtx || moves_picture {
+            // A copy, because what is sent differs from what all subscribers share: repairs, and VP8 or VP9 after a switch.
+            let start = if rewritten.is_rtx { OSN_LEN } else { 0 };
+            let len = start + rewritten.payload.len();
+            payload[..start].copy_from_slice(&(rewritten.index as u16).to_be_bytes()[..start]);
+            payload[start..len].copy_from_slice(rewritten.payload);
+            if moves_picture {
+                meta.picture.shift(&mut payload[start..len], rewritten.picture);
+            }
+            &payload[..len]
+        } else {
+            rewritten.payload
+        };
+        Written { index, header: &header[..header_len], payload }
     }
 
     /// Counts a packet that was written.
@@ -264,15 +443,31 @@ impl Outbound {
         self.repairs_len = self.repairs_len.saturating_sub(1);
     }
 
-    /// The same numbers as when `published` was first sent.
-    pub fn repair(&self, published: u64, stored: &Stored<'_>) -> Result<Rewritten, DropReason> {
-        let payload_type = self.payload_type(&stored.meta)?;
+    /// A published packet again: as RTX where that is negotiated, else with the same numbers as when it was first sent.
+    ///
+    /// Errors: those of [`Outbound::forward`]; [`DropReason::RepairMissing`] when another source sent it, and when the section has
+    /// no RTX and its header differs each time: one index must not protect two packets.
+    pub fn repair<'a>(&self, published: u64, stored: &Stored<'a>) -> Result<Rewritten<'a>, DropReason> {
+        let (map, payload) = self.select(stored)?;
         let source = self.source.filter(|s| published >= s.start).ok_or(DropReason::RepairMissing)?;
+        let rtx = map.rtx.filter(|_| self.rtx_ssrc.is_some());
+        if rtx.is_none() && self.layout.differs_each_time() {
+            return Err(DropReason::RepairMissing);
+        }
         Ok(Rewritten {
             index: published - source.start + source.first,
             timestamp: stored.meta.timestamp.wrapping_add(source.timestamp_offset),
-            payload_type,
+            payload_type: rtx.unwrap_or(map.to),
+            is_rtx: rtx.is_some(),
+            payload,
+            picture: source.picture,
+            frame: source.frame,
         })
+    }
+
+    /// Takes a full intra request's command number; true when it is a new command and no repetition (RFC 5104 section 4.3.1.2).
+    pub fn handle_fir(&mut self, sequence: u8) -> bool {
+        self.last_fir.replace(sequence) != Some(sequence)
     }
 
     /// What a sender report says now: the publisher's own clock, carried on to `now` and shifted to our timestamps, so that
@@ -326,10 +521,14 @@ mod tests {
     use pop_schemas::{SubscriptionId, TransportId};
 
     use super::*;
-    use crate::control::ExtensionIds;
+    use crate::control::{Codec, Extension, ExtensionIds};
+    use crate::header::CopiedElements;
+    use crate::picture::PicturePlaces;
 
-    fn outbound(kind: MediaKind) -> Outbound {
-        let mut outbound = Outbound::new(&OpenSubscription {
+    const PACKET: [u8; 112] = [0; 112];
+
+    fn open(kind: MediaKind) -> OpenSubscription {
+        OpenSubscription {
             subscription: SubscriptionId(1),
             transport: TransportId(1),
             kind,
@@ -339,34 +538,50 @@ mod tests {
             rtx_ssrc: None,
             extensions: ExtensionIds::NONE,
             mid: "0".into(),
-        });
-        outbound.switch_source(true, &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
+        }
+    }
+
+    fn outbound(kind: MediaKind) -> Outbound {
+        let mut outbound = Outbound::new(&open(kind));
+        outbound.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
         outbound
     }
 
     fn meta(timestamp: u32, keyframe_start: bool) -> Meta {
-        Meta { timestamp, payload_type: 96, marker: true, keyframe_start, header_len: 12, len: 112 }
+        Meta { timestamp, payload_type: 96, marker: true, keyframe_start, header_len: 12, len: 112, ..Meta::default() }
+    }
+
+    fn stored(meta: Meta, packet: &[u8]) -> Stored<'_> {
+        Stored { meta, packet }
+    }
+
+    fn forward(o: &mut Outbound, now: Time, sequence: u64, meta: Meta) -> Result<Rewritten<'static>, DropReason> {
+        o.forward(now, 0, sequence, &stored(meta, &PACKET), |_, _| None)
+    }
+
+    fn numbers(rewritten: Rewritten<'_>) -> (u64, u32, u8) {
+        (rewritten.index, rewritten.timestamp, rewritten.payload_type)
     }
 
     #[test]
     fn video_starts_at_a_keyframe_and_its_late_packets_keep_their_places() {
         let mut o = outbound(MediaKind::Video);
-        assert!(o.wants_keyframe());
-        assert_eq!(o.forward(Time::ZERO, 10, &meta(1, false)), Err(DropReason::WaitingForKeyframe));
-        assert_eq!(o.forward(Time::ZERO, 11, &meta(90, true)), Ok(Rewritten { index: 1_000, timestamp: 50_000, payload_type: 100 }));
-        assert!(!o.wants_keyframe());
-        assert_eq!(o.forward(Time::ZERO, 14, &meta(95, false)).map(|r| (r.index, r.timestamp)), Ok((1_003, 50_005)));
-        assert_eq!(o.forward(Time::ZERO, 12, &meta(90, false)).map(|r| (r.index, r.timestamp)), Ok((1_001, 50_000)));
-        assert_eq!(o.forward(Time::ZERO, 9, &meta(1, false)), Err(DropReason::WaitingForKeyframe));
+        assert_eq!(o.wants_keyframe(), Some(0));
+        assert_eq!(forward(&mut o, Time::ZERO, 10, meta(1, false)), Err(DropReason::WaitingForKeyframe));
+        assert_eq!(forward(&mut o, Time::ZERO, 11, meta(90, true)).map(numbers), Ok((1_000, 50_000, 100)));
+        assert_eq!(o.wants_keyframe(), None);
+        assert_eq!(forward(&mut o, Time::ZERO, 14, meta(95, false)).map(|r| (r.index, r.timestamp)), Ok((1_003, 50_005)));
+        assert_eq!(forward(&mut o, Time::ZERO, 12, meta(90, false)).map(|r| (r.index, r.timestamp)), Ok((1_001, 50_000)));
+        assert_eq!(forward(&mut o, Time::ZERO, 9, meta(1, false)), Err(DropReason::WaitingForKeyframe));
     }
 
     #[test]
     fn numbers_continue_when_the_publisher_restarts() {
         let mut o = outbound(MediaKind::Audio);
-        o.forward(Time::ZERO, 500, &meta(0, false)).unwrap();
-        o.forward(Time::from_millis(20), 501, &meta(960, false)).unwrap();
-        o.switch_source(true, &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
-        let r = o.forward(Time::from_millis(1_020), 30_000, &meta(777_777, false)).unwrap();
+        forward(&mut o, Time::ZERO, 500, meta(0, false)).unwrap();
+        forward(&mut o, Time::from_millis(20), 501, meta(960, false)).unwrap();
+        o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
+        let r = forward(&mut o, Time::from_millis(1_020), 30_000, meta(777_777, false)).unwrap();
         assert_eq!((r.index, r.timestamp), (1_002, 50_000 + 960 + 48_000));
     }
 
@@ -374,26 +589,24 @@ mod tests {
     fn a_payload_type_that_the_viewer_cannot_take_is_dropped() {
         let mut o = outbound(MediaKind::Audio);
         let other = Meta { payload_type: 97, ..meta(0, false) };
-        assert_eq!(o.forward(Time::ZERO, 1, &other), Err(DropReason::PayloadType));
+        assert_eq!(forward(&mut o, Time::ZERO, 1, other), Err(DropReason::PayloadType));
     }
 
     #[test]
     fn a_repair_has_the_numbers_of_the_first_sending() {
         let mut o = outbound(MediaKind::Video);
-        let first = o.forward(Time::ZERO, 70_000, &meta(5, true)).unwrap();
-        o.forward(Time::ZERO, 70_001, &meta(6, false)).unwrap();
+        let first = forward(&mut o, Time::ZERO, 70_000, meta(5, true)).unwrap();
+        forward(&mut o, Time::ZERO, 70_001, meta(6, false)).unwrap();
         assert_eq!(o.published_sequence(1_000), Some(70_000));
         assert_eq!(o.published_sequence(999), None, "sent by nobody, or by the source before");
-        let packet = [0; 112];
-        let stored = Stored { meta: meta(5, true), packet: &packet };
-        assert_eq!(o.repair(70_000, &stored), Ok(first));
+        assert_eq!(o.repair(70_000, &stored(meta(5, true), &PACKET)), Ok(first));
     }
 
     #[test]
     fn a_sequence_number_is_found_behind_a_rollover() {
         let mut o = outbound(MediaKind::Audio);
         for i in 0..70_000 {
-            o.forward(Time::ZERO, i, &meta(i as u32, false)).unwrap();
+            forward(&mut o, Time::ZERO, i, meta(i as u32, false)).unwrap();
         }
         // 1,000 + 69,999 = 70,999 is the newest index: 5,463 after one rollover.
         assert_eq!(o.published_sequence(5_463), Some(69_999));
@@ -421,7 +634,7 @@ mod tests {
         let mut o = outbound(MediaKind::Video);
         let mut sent = 0;
         for turn in 0..100 {
-            o.forward(Time::ZERO, turn, &meta(0, true)).unwrap();
+            forward(&mut o, Time::ZERO, turn, meta(0, true)).unwrap();
             o.count_sent(100, false);
             for sequence in 0..REPAIRS_MAX as u64 {
                 let _ = o.queue_repair(sequence);
@@ -441,14 +654,14 @@ mod tests {
     #[test]
     fn numbers_stand_still_while_the_publisher_sends_what_the_viewer_cannot_take() {
         let mut o = outbound(MediaKind::Audio);
-        assert_eq!(o.forward(Time::ZERO, 0, &meta(0, false)).map(|r| r.index), Ok(1_000));
+        assert_eq!(forward(&mut o, Time::ZERO, 0, meta(0, false)).map(|r| r.index), Ok(1_000));
         let other = Meta { payload_type: 97, ..meta(0, false) };
         for sequence in 1..40_000 {
-            assert_eq!(o.forward(Time::ZERO, sequence, &other), Err(DropReason::PayloadType));
+            assert_eq!(forward(&mut o, Time::ZERO, sequence, other), Err(DropReason::PayloadType));
         }
-        assert_eq!(o.forward(Time::ZERO, 40_000, &meta(0, false)).map(|r| r.index), Ok(1_001));
-        assert_eq!(o.forward(Time::ZERO, 39_000, &other), Err(DropReason::PayloadType));
-        assert_eq!(o.forward(Time::ZERO, 40_001, &meta(0, false)).map(|r| r.index), Ok(1_002), "a late one changes nothing");
+        assert_eq!(forward(&mut o, Time::ZERO, 40_000, meta(0, false)).map(|r| r.index), Ok(1_001));
+        assert_eq!(forward(&mut o, Time::ZERO, 39_000, other), Err(DropReason::PayloadType));
+        assert_eq!(forward(&mut o, Time::ZERO, 40_001, meta(0, false)).map(|r| r.index), Ok(1_002), "a late one changes nothing");
     }
 
     #[test]
@@ -456,9 +669,159 @@ mod tests {
         let mut o = outbound(MediaKind::Video);
         let clock = SenderClock { ntp: 10 << 32, rtp_timestamp: 900, at: Time::ZERO };
         assert_eq!(o.sender_report(Time::ZERO, &clock), None);
-        o.forward(Time::ZERO, 1, &meta(0, true)).unwrap();
+        forward(&mut o, Time::ZERO, 1, meta(0, true)).unwrap();
         let report = o.sender_report(Time::from_millis(500), &clock).unwrap();
         assert_eq!(report.ntp, (10 << 32) + (1 << 31));
         assert_eq!(report.rtp_timestamp, 50_000 + 900 + 45_000);
+    }
+    /// A VP8 packet of a layer: its descriptor's picture id and TL0PICIDX.
+    fn vp8(timestamp: u32, keyframe_start: bool, id: u16, tl0: u8) -> (Meta, Vec<u8>) {
+        let [high, low] = (id | 0x8000).to_be_bytes();
+        let packet = [&[0; 12][..], &[0x90, 0xc0, high, low, tl0, 9, 9, 9]].concat();
+        let picture = PicturePlaces::find(Codec::Vp8, &packet[12..]);
+        let len = packet.len() as u16;
+        (Meta { timestamp, payload_type: 96, keyframe_start, header_len: 12, len, picture, ..Meta::default() }, packet)
+    }
+
+    #[test]
+    fn a_layer_is_left_at_the_next_ones_keyframe_and_every_number_goes_on() {
+        let mut o = outbound(MediaKind::Video);
+        let mut scratch = Scratch::default();
+        let mut send = |o: &mut Outbound, at: u64, layer: usize, sequence: u64, (meta, packet): (Meta, Vec<u8>), align: Option<u32>| {
+            let stored = Stored { meta, packet: &packet };
+            if !o.takes(layer, &meta) {
+                return None;
+            }
+            let rewritten = o.forward(Time::from_millis(at), layer, sequence, &stored, |_, _| align).unwrap();
+            let written = o.write(&rewritten, &stored, Stamp::default(), &mut scratch);
+            Some((rewritten.index, rewritten.timestamp, written.payload[2..5].to_vec()))
+        };
+        assert_eq!(send(&mut o, 0, 0, 10, vp8(900, true, 0x7fff, 255), None), Some((1_000, 50_000, vec![0xff, 0xff, 255])));
+        o.want_layer(1);
+        assert_eq!(o.wants_keyframe(), Some(1));
+        assert_eq!(send(&mut o, 33, 1, 70, vp8(7_000, false, 5, 6), None), None, "not before its keyframe");
+        assert_eq!(send(&mut o, 33, 0, 11, vp8(3_900, false, 0, 0), None), Some((1_001, 53_000, vec![0x80, 0, 0])));
+        // Layer 1's clock is 3,100 ticks ahead: its 10,000 is layer 0's 6,900.
+        let first = send(&mut o, 70, 1, 71, vp8(10_000, true, 6, 7), Some(0u32.wrapping_sub(3_100)));
+        assert_eq!(first, Some((1_002, 56_000, vec![0x80, 1, 1])));
+        assert_eq!(o.wants_keyframe(), None);
+        assert_eq!(send(&mut o, 71, 0, 12, vp8(6_900, false, 1, 1), None), None, "the old layer is over");
+        assert_eq!(send(&mut o, 100, 1, 72, vp8(13_000, false, 7, 8), None), Some((1_003, 59_000, vec![0x80, 2, 2])));
+        assert_eq!(o.published_sequence(1_001), None, "the old layer's packets are nobody's");
+        assert_eq!(o.published_sequence(1_002), Some(71));
+    }
+
+    #[test]
+    fn without_clocks_a_layer_continues_at_the_time_that_passed() {
+        for told in [None, Some(5_000_000)] {
+            let mut o = outbound(MediaKind::Video);
+            forward(&mut o, Time::ZERO, 1, meta(900, true)).unwrap();
+            o.want_layer(1);
+            let next = o.forward(Time::from_millis(100), 1, 50, &stored(meta(7, true), &PACKET), |_, _| told).unwrap();
+            assert_eq!(next.timestamp, 50_000 + 9_000, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn two_layers_of_one_instant_do_not_share_a_timestamp() {
+        let mut o = outbound(MediaKind::Video);
+        forward(&mut o, Time::ZERO, 1, meta(900, true)).unwrap();
+        o.want_layer(1);
+        let next = o.forward(Time::ZERO, 1, 50, &stored(meta(900, true), &PACKET), |_, _| Some(0)).unwrap();
+        assert_eq!(next.timestamp, 50_001);
+    }
+
+    #[test]
+    fn frame_numbers_of_a_descriptor_go_on_when_the_publisher_restarts() {
+        let ids = ExtensionIds::NONE.with(Extension::DependencyDescriptor, 3);
+        let mut o = Outbound::new(&OpenSubscription { extensions: ids, ..open(MediaKind::Video) });
+        let maps = [PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }];
+        o.switch_source(Some(0), &maps);
+        let mut scratch = Scratch::default();
+        let mut send = |o: &mut Outbound, sequence: u64, frame: u16| {
+            let [high, low] = frame.to_be_bytes();
+            let packet = [&[0x90][..], &[0; 11], &[0xbe, 0xde, 0, 1, 0x32, 0xc0, high, low], &[7; 20]].concat();
+            let elements = CopiedElements::find(&rtp::RtpView::parse(&packet).unwrap(), &ids);
+            let len = packet.len() as u16;
+            let meta = Meta { payload_type: 96, keyframe_start: true, header_len: 20, len, elements, ..Meta::default() };
+            let stored = Stored { meta, packet: &packet };
+            let rewritten = o.forward(Time::ZERO, 0, sequence, &stored, |_, _| None).unwrap();
+            let written = o.write(&rewritten, &stored, Stamp::default(), &mut scratch);
+            rtp::RtpView::parse(written.header).unwrap().extension(3).unwrap().to_vec()
+        };
+        assert_eq!(send(&mut o, 1, 40_000), [0xc0, 0x9c, 0x40]);
+        o.switch_source(Some(0), &maps);
+        assert_eq!(send(&mut o, 500, 0), [0xc0, 0x9c, 0x41], "40,001: a decoder takes no older key picture");
+        assert_eq!(send(&mut o, 501, 1), [0xc0, 0x9c, 0x42]);
+    }
+
+    #[test]
+    fn a_repair_with_rtx_has_its_own_numbers_and_names_the_original() {
+        let mut o = Outbound::new(&OpenSubscription {
+            rtx_ssrc: Some(8),
+            extensions: ExtensionIds::NONE.with(Extension::TransportCc, 1),
+            ..open(MediaKind::Video)
+        });
+        o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: Some(101), unwrap_red: false }]);
+        let mut packet = PACKET;
+        packet[12..].fill(5);
+        let stored = stored(meta(5, true), &packet);
+        o.forward(Time::ZERO, 0, 70_000, &stored, |_, _| None).unwrap();
+        let mut scratch = Scratch::default();
+        for expected in 1_000..1_003 {
+            let repair = o.repair(70_000, &stored).unwrap();
+            assert_eq!(repair.payload_len(), 102);
+            let written = o.write(&repair, &stored, Stamp { send_time: 0, transport_sequence: expected as u16 }, &mut scratch);
+            let view = rtp::RtpView::parse(written.header).unwrap();
+            assert_eq!((written.index, view.sequence(), view.ssrc(), view.payload_type()), (expected, expected as u16, 8, 101));
+            assert_eq!(view.timestamp(), 50_000);
+            assert_eq!(written.payload, [&1_000u16.to_be_bytes()[..], &[5; 100]].concat());
+            assert_eq!(written.header.len(), o.header_len(&stored.meta));
+        }
+    }
+
+    #[test]
+    fn without_rtx_a_header_that_differs_each_time_is_never_sent_twice() {
+        for extension in [Extension::TransportCc, Extension::AbsSendTime] {
+            let mut o = Outbound::new(&OpenSubscription { extensions: ExtensionIds::NONE.with(extension, 1), ..open(MediaKind::Audio) });
+            o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: Some(101), unwrap_red: false }]);
+            forward(&mut o, Time::ZERO, 1, meta(0, false)).unwrap();
+            assert_eq!(o.repair(1, &stored(meta(0, false), &PACKET)), Err(DropReason::RepairMissing));
+        }
+    }
+
+    #[test]
+    fn a_subscriber_without_red_gets_the_primary_and_numbers_stand_still_over_malformed_blocks() {
+        let mut o = Outbound::new(&open(MediaKind::Audio));
+        o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 111, rtx: None, unwrap_red: true }]);
+        let good = [&[0; 12][..], &[0x80 | 96, 0, 0, 2, 96, 8, 9, 1, 2, 3]].concat();
+        let bad = [&[0; 12][..], &[0x80 | 96, 0, 3, 2, 96, 8, 9, 1, 2, 3]].concat();
+        let meta = Meta { len: good.len() as u16, ..meta(0, false) };
+        let mut scratch = Scratch::default();
+        let mut send = |o: &mut Outbound, sequence: u64, packet: &[u8]| {
+            let stored = Stored { meta, packet };
+            let rewritten = o.forward(Time::ZERO, 0, sequence, &stored, |_, _| None)?;
+            Ok((rewritten.index, o.write(&rewritten, &stored, Stamp::default(), &mut scratch).payload.to_vec()))
+        };
+        assert_eq!(send(&mut o, 0, &good), Ok((1_000, vec![1, 2, 3])));
+        for sequence in 1..40_000 {
+            assert_eq!(send(&mut o, sequence, &bad), Err(DropReason::RedMalformed));
+        }
+        assert_eq!(send(&mut o, 40_000, &good), Ok((1_001, vec![1, 2, 3])));
+    }
+
+    #[test]
+    fn after_the_last_index_of_a_key_a_section_says_so() {
+        let mut o = outbound(MediaKind::Audio);
+        o.next = RTP_INDEX_END - 1;
+        assert!(!o.is_exhausted());
+        assert_eq!(forward(&mut o, Time::ZERO, 1, meta(0, false)).map(|r| r.index), Ok(RTP_INDEX_END - 1));
+        assert!(o.is_exhausted());
+    }
+
+    #[test]
+    fn a_repeated_fir_is_one_command() {
+        let mut o = outbound(MediaKind::Video);
+        assert_eq!([5, 5, 5, 6, 6, 5].map(|sequence| o.handle_fir(sequence)), [true, false, false, true, false, true]);
     }
 }

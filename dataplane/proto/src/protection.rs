@@ -24,6 +24,11 @@ impl Sender {
         keys.map_or(Sender::Plain, |keys| Sender::Srtp(SrtpSender::new(keys.profile, &keys.local)))
     }
 
+    /// As [`SrtpSender::is_exhausted`].
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Sender::Srtp(sender) if sender.is_exhausted())
+    }
+
     /// Bytes that an RTP packet grows by.
     #[inline]
     pub fn overhead(&self) -> usize {

@@ -48,7 +48,7 @@ pub const STREAM_LEN: usize = 176;
 pub const KEY_OBJECT_LEN_MAX: usize = 608;
 
 /// First RTP packet index that no key may protect: 2^48 (RFC 3711 section 9.2).
-const RTP_INDEX_END: u64 = 1 << 48;
+pub const RTP_INDEX_END: u64 = 1 << 48;
 /// First SRTCP index that no key may protect: 2^31.
 const RTCP_INDEX_END: u32 = 1 << 31;
 /// Bytes of an RTP header without CSRCs and extensions.
@@ -61,7 +61,7 @@ pub struct SrtpSender {
     rtp: SessionKey,
     rtcp: SessionKey,
     /// Of the next SRTCP packet. One counter for all of the transport's SSRCs: it only has to grow for each of them.
-    rtcp_index: u32,
+    pub rtcp_index: u32,
 }
 
 impl SrtpSender {
@@ -73,6 +73,11 @@ impl SrtpSender {
             // As libsrtp, and so every browser, starts.
             rtcp_index: 1,
         }
+    }
+
+    /// No RTCP may be sent under this key any longer (RFC 3711 section 9.2): the transport has to end.
+    pub fn is_exhausted(&self) -> bool {
+        self.rtcp_index >= RTCP_INDEX_END
     }
 
     /// Bytes that an RTP packet grows by: its tag.

@@ -1,8 +1,10 @@
 //! Bounded views of what arrives. No byte reaches a machine, or a library, before its check here.
 
 pub mod dtls;
+pub mod red;
 pub mod rtcp;
 pub mod rtp;
+pub mod rtx;
 pub mod stamp;
 pub mod stun;
 

@@ -7,15 +7,17 @@ use pop_proto::codec::is_keyframe_start;
 use pop_proto::control::Codec;
 use pop_proto::wire::rtp::{RtpView, payload};
 
-const ALL: [(Codec, &str); 5] =
-    [(Codec::Vp8, "vp8"), (Codec::Vp9, "vp9"), (Codec::H264, "h264"), (Codec::Av1, "av1"), (Codec::Opus, "opus")];
+const ALL: [(Codec, &str); 6] =
+    [(Codec::Vp8, "vp8"), (Codec::Vp9, "vp9"), (Codec::H264, "h264"), (Codec::H265, "h265"), (Codec::Av1, "av1"), (Codec::Opus, "opus")];
 
 /// Longer heads than the captured encoders make: picture ids of both sizes, layers, aggregates, fragments.
-const HAND_MADE: [(Codec, &[u8]); 5] = [
+const HAND_MADE: [(Codec, &[u8]); 7] = [
     (Codec::Vp8, &[0x90, 0xf0, 0x92, 0x34, 0x01, 0x20, 0x50, 0x10, 0x00, 0x9d, 0x01, 0x2a]),
     (Codec::Vp9, &[0xa8, 0x92, 0x34, 0x00, 0x00, 0xa2, 0x49, 0x83, 0x42]),
     (Codec::H264, &[0x18, 0, 2, 0x09, 0x10, 0, 4, 0x68, 0x42, 0xe0, 0x1f, 0, 6, 0x65, 0x88, 1, 2, 3, 4]),
     (Codec::H264, &[0x7c, 0x85, 0x88, 1, 2, 3, 4]),
+    (Codec::H265, &[0x60, 0x01, 0, 3, 0x46, 0x01, 0x30, 0, 4, 0x44, 0x01, 0xc1, 0x72, 0, 4, 0x26, 0x01, 0xaf, 0x15]),
+    (Codec::H265, &[0x62, 0x01, 0x93, 0xaf, 1, 2, 3, 4]),
     (Codec::Av1, &[0x18, 0x0a, 0x0b, 0x00, 0x00]),
 ];
 
@@ -46,6 +48,8 @@ fn real_encoders_start_where_they_were_told_to() {
     // H.264: parameter sets and the first slice are apart in the first keyframe and together in the second; the many later
     // slices of both are no start.
     assert_eq!(starts(Codec::H264, "h264"), [(0, 2), (10, 1)]);
+    // H.265: the parameter sets in an aggregate, then the IDR slice in fragments, twice.
+    assert_eq!(starts(Codec::H265, "h265"), [(0, 2), (10, 2)]);
     let packets = captured("codec", "opus");
     assert!(packets.iter().all(|packet| is_keyframe_start(Codec::Opus, &packet[12..])), "audio starts anywhere");
 }
@@ -110,6 +114,31 @@ fn h264_starts_with_parameter_sets_or_the_first_idr_slice() {
     assert_no_start(Codec::H264, &[0x18, 0]);
     assert_no_start(Codec::H264, &[0x7c]);
     assert_no_start(Codec::H264, &[0x65]);
+}
+
+#[test]
+fn h265_starts_with_parameter_sets_or_the_first_slice_of_a_random_access_picture() {
+    assert_starts(Codec::H265, &[0x40, 0x01, 0x0c]); // VPS.
+    assert_starts(Codec::H265, &[0x42, 0x01, 0x01]); // SPS.
+    assert_starts(Codec::H265, &[0x26, 0x01, 0xaf]); // IDR_W_RADL.
+    assert_starts(Codec::H265, &[0x28, 0x01, 0xaf]); // IDR_N_LP.
+    assert_starts(Codec::H265, &[0x2a, 0x01, 0xaf]); // CRA.
+    assert_starts(Codec::H265, &[0x20, 0x01, 0xaf]); // BLA_W_LP.
+    assert_starts(Codec::H265, &[0x60, 0x01, 0, 3, 0x46, 0x01, 0x30, 0, 3, 0x40, 0x01, 0x0c]); // Aggregate: delimiter, VPS.
+    assert_starts(Codec::H265, &[0x62, 0x01, 0x94, 0xaf]); // Fragment, start, IDR_N_LP.
+    assert_no_start(Codec::H265, &[0x28, 0x01, 0x2f]); // first_slice_segment_in_pic_flag is not set.
+    assert_no_start(Codec::H265, &[0x02, 0x01, 0xd0]); // Trailing picture.
+    assert_no_start(Codec::H265, &[0x2c, 0x01, 0xd0]); // Reserved.
+    assert_no_start(Codec::H265, &[0x44, 0x01, 0xc1]); // PPS alone.
+    assert_no_start(Codec::H265, &[0x46, 0x01, 0x30]); // Delimiter.
+    assert_no_start(Codec::H265, &[0x62, 0x01, 0x14, 0xaf]); // Fragment, middle.
+    assert_no_start(Codec::H265, &[0x62, 0x01, 0x54, 0xaf]); // Fragment, end.
+    assert_no_start(Codec::H265, &[0x62, 0x01, 0x81, 0xd0]); // Fragment, start of a trailing picture.
+    assert_no_start(Codec::H265, &[0x60, 0x01, 0, 9, 0x40, 0x01]); // A unit longer than the packet.
+    assert_no_start(Codec::H265, &[0x60, 0x01, 0, 1, 0x40]); // A unit without its header.
+    assert_no_start(Codec::H265, &[0x60, 0x01, 0]);
+    assert_no_start(Codec::H265, &[0x62, 0x01]);
+    assert_no_start(Codec::H265, &[0x26]);
 }
 
 #[test]

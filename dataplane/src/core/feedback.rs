@@ -7,10 +7,11 @@ use pop_proto::control::Path;
 use pop_proto::history::Lookup;
 use pop_proto::inbound::SenderClock;
 use pop_proto::outbound::{REPAIRS_MAX, ntp_duration};
-use pop_proto::wire::rtcp::{ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo};
-use pop_schemas::Time;
+use pop_proto::remb::Received;
+use pop_proto::wire::rtcp::{FirEntry, ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo, TransportCc};
+use pop_schemas::{Time, TransportId};
 
-use super::{Core, Transmit, Transport};
+use super::{Core, STREAMS_PER_TRANSPORT_MAX, Stream, Transmit, Transport, request_keyframe};
 use crate::limits::{SUBSCRIPTIONS_PER_TRANSPORT_MAX, TRACKS_PER_TRANSPORT_MAX};
 
 /// RTCP datagrams that we make stay below the smallest path MTU that browsers assume for media.
@@ -36,8 +37,8 @@ impl Core {
         for packet in compound {
             match packet {
                 RtcpPacket::SenderReport { info, blocks } => {
-                    if let Some(track) = self.published_track(index, info.ssrc) {
-                        self.tracks[track].inbound.handle_sender_report(now, info.ntp, info.rtp_timestamp);
+                    if let Some(Stream { track, layer, .. }) = self.published_stream(index, info.ssrc) {
+                        self.tracks[track].layers[layer].inbound.handle_sender_report(now, info.ntp, info.rtp_timestamp);
                     }
                     blocks.iter().for_each(|block| self.handle_report_block(now, index, &block));
                 }
@@ -58,17 +59,27 @@ impl Core {
                     }
                 }
                 RtcpPacket::Pli { media, .. } => self.handle_keyframe_request(index, media),
-                RtcpPacket::Fir { entries, .. } => entries.iter().for_each(|entry| self.handle_keyframe_request(index, entry.ssrc)),
-                // Estimates of what the client can take have no taker before layers; a goodbye is said by signalling or by silence.
-                RtcpPacket::Remb { .. } | RtcpPacket::TransportCc(_) | RtcpPacket::Bye { .. } => {}
+                RtcpPacket::Fir { entries, .. } => entries.iter().for_each(|entry| self.handle_fir(index, entry)),
+                RtcpPacket::TransportCc(feedback) => self.handle_transport_feedback(index, &feedback),
+                RtcpPacket::Bye { sources } => sources.iter().for_each(|ssrc| self.handle_bye(index, ssrc)),
+                // An estimate of what the client can take has no taker before layers are chosen for each viewer.
+                RtcpPacket::Remb { .. } => {}
                 RtcpPacket::Sdes | RtcpPacket::Unknown { .. } => {}
             }
         }
         Ok(())
     }
 
-    fn published_track(&self, transport: usize, ssrc: u32) -> Option<usize> {
-        self.transports[transport].streams.iter().find(|(s, _)| *s == ssrc).map(|(_, track)| *track)
+    /// What this client publishes as `ssrc`, retransmissions excluded.
+    fn published_stream(&self, transport: usize, ssrc: u32) -> Option<Stream> {
+        self.transports[transport].streams.iter().copied().find(|stream| stream.ssrc == ssrc && !stream.is_rtx)
+    }
+
+    /// The clock of the layer that a section sends now.
+    fn clock_of(&self, subscription: usize) -> Option<SenderClock> {
+        let subscription = &self.subscriptions[subscription];
+        let (track, layer) = (subscription.track?, subscription.outbound.layer()?);
+        self.tracks[track].layers[layer].inbound.clock()
     }
 
     /// The section of this client that we send as `ssrc`. A client can only speak about its own.
@@ -78,9 +89,8 @@ impl Core {
 
     fn handle_report_block(&mut self, now: Time, transport: usize, block: &ReportBlock) {
         let Some(index) = self.subscription_of(transport, block.ssrc) else { return };
-        let subscription = &mut self.subscriptions[index];
-        let clock = subscription.track.and_then(|t| self.tracks[t].inbound.clock());
-        subscription.outbound.handle_report(block.fraction_lost, clock.and_then(|clock| round_trip(now, &clock, block)));
+        let clock = self.clock_of(index);
+        self.subscriptions[index].outbound.handle_report(block.fraction_lost, clock.and_then(|clock| round_trip(now, &clock, block)));
     }
 
     fn handle_nack(&mut self, now: Time, transport: usize, media: u32, sequence: u16) -> Result<(), DropReason> {
@@ -88,11 +98,12 @@ impl Core {
         let subscription = &mut self.subscriptions[index];
         let published = subscription.outbound.published_sequence(sequence).ok_or(DropReason::RepairMissing)?;
         let track = &mut self.tracks[subscription.track.ok_or(DropReason::RepairMissing)?];
-        match track.inbound.history().lookup(&self.pool, published) {
+        let inbound = &mut track.layers[subscription.outbound.layer().ok_or(DropReason::RepairMissing)?].inbound;
+        match inbound.history().lookup(&self.pool, published) {
             Lookup::Held(_) => subscription.outbound.queue_repair(published)?,
             Lookup::Gone => return Err(DropReason::RepairMissing),
             Lookup::Missing => {
-                track.inbound.request_repair(now, published);
+                inbound.request_repair(now, published);
                 return Ok(());
             }
         }
@@ -104,10 +115,74 @@ impl Core {
 
     fn handle_keyframe_request(&mut self, transport: usize, media: u32) {
         self.counters.rtcp_pli_in += 1;
-        let track = self.subscription_of(transport, media).and_then(|s| self.subscriptions[s].track);
-        match track {
-            Some(track) => self.tracks[track].inbound.request_keyframe(),
-            None => self.count_drops(DropReason::UnknownStream, 1),
+        match self.subscription_of(transport, media) {
+            Some(subscription) if self.subscriptions[subscription].track.is_some() => {
+                request_keyframe(&mut self.tracks, &self.subscriptions[subscription]);
+            }
+            _ => self.count_drops(DropReason::UnknownStream, 1),
+        }
+    }
+
+    fn handle_fir(&mut self, transport: usize, entry: FirEntry) {
+        let repeated = self
+            .subscription_of(transport, entry.ssrc)
+            .is_some_and(|subscription| !self.subscriptions[subscription].outbound.handle_fir(entry.sequence));
+        if !repeated {
+            self.handle_keyframe_request(transport, entry.ssrc);
+        }
+    }
+
+    fn handle_transport_feedback(&mut self, transport: usize, feedback: &TransportCc<'_>) {
+        let received = u64::from(feedback.received());
+        let lost = u64::from(feedback.status_count) - received;
+        let totals = &mut self.transports[transport].feedback;
+        totals.received += received;
+        totals.lost += lost;
+        self.counters.rtcp_twcc_in += 1;
+    }
+
+    /// RFC 3550 section 6.6. The SSRC stays known, because browsers say goodbye for a layer that they pause and go on with it
+    /// later; but another may take its place.
+    fn handle_bye(&mut self, transport: usize, ssrc: u32) {
+        let Some(Stream { track, layer, .. }) = self.published_stream(transport, ssrc) else { return };
+        let track = &mut self.tracks[track];
+        track.layers[layer].inbound.end();
+        track.chooser.end(layer);
+        for subscriber in &track.subscribers {
+            self.subscriptions[*subscriber].outbound.end_layer(layer);
+        }
+    }
+
+    /// Says goodbye for a section that is closed, or for everything that a transport sends. Before its keys go.
+    pub(super) fn say_goodbye(&mut self, id: TransportId, section: Option<usize>) {
+        let Some(&index) = self.transport_ids.get(&id) else { return };
+        let transport = &mut self.transports[index];
+        let (Some(path), Some(keys)) = (transport.endpoint.rtcp_path(), &mut transport.keys) else { return };
+        let mut sources = Vec::with_capacity(1 + 2 * SUBSCRIPTIONS_PER_TRANSPORT_MAX);
+        sources.extend(section.is_none().then_some(transport.rtcp_ssrc));
+        for subscription in transport.subscriptions.iter().filter(|subscription| section.is_none_or(|section| section == **subscription)) {
+            let outbound = &self.subscriptions[*subscription].outbound;
+            if outbound.stats().packets > 0 {
+                sources.push(outbound.ssrc());
+                sources.extend(outbound.rtx_ssrc());
+            }
+        }
+        let mut datagram = vec![0; RTCP_LEN_MAX];
+        let mut compound = RtcpWriter::new(&mut datagram[..RTCP_LEN_MAX - keys.sender.rtcp_overhead()]);
+        compound.receiver_report(transport.rtcp_ssrc, &[]);
+        compound.sdes_cname(transport.rtcp_ssrc, &transport.cname);
+        // A BYE counts its sources in 5 bits.
+        for sources in sources.chunks(31) {
+            compound.bye(sources);
+        }
+        let len = compound.len();
+        match keys.sender.protect_rtcp(&mut datagram, len) {
+            Ok(len) if !sources.is_empty() => {
+                datagram.truncate(len);
+                self.goodbyes.push_back((path, datagram.into()));
+            }
+            Ok(_) => {}
+            Err(reason) => self.count_drops(reason, 1),
         }
     }
 
@@ -119,6 +194,9 @@ impl Core {
         let mut len = self.write_reports(now, index, &mut out[..room]);
         if len == 0 {
             len = self.write_congestion_feedback(now, index, &mut out[..room]);
+        }
+        if len == 0 {
+            len = self.write_remb(now, index, &mut out[..room]);
         }
         if len == 0 {
             return None;
@@ -140,8 +218,8 @@ impl Core {
     /// The once-a-second report, NACKs and keyframe requests; returns the bytes written, 0 when none is due.
     fn write_reports(&mut self, now: Time, index: usize, out: &mut [u8]) -> usize {
         let transport = &mut self.transports[index];
-        let feedback = transport.tracks.iter().any(|t| {
-            let inbound = &self.tracks[*t].inbound;
+        let feedback = transport.streams.iter().filter(|stream| !stream.is_rtx).any(|stream| {
+            let inbound = &self.tracks[stream.track].layers[stream.layer].inbound;
             inbound.nack_due(now) || inbound.pli_due(now)
         });
         if !transport.report_due && !feedback {
@@ -154,16 +232,24 @@ impl Core {
             write_prefix(transport, &mut compound);
         }
         let transport = &self.transports[index];
-        for (ssrc, track) in &transport.streams {
-            let track = &mut self.tracks[*track];
+        for stream in transport.streams.iter().filter(|stream| !stream.is_rtx) {
+            let inbound = &mut self.tracks[stream.track].layers[stream.layer].inbound;
             let mut asks = [0; NACK_SEQUENCES_MAX];
-            let len = track.inbound.poll_nack(now, &mut asks);
-            if compound.nack(transport.rtcp_ssrc, *ssrc, asks[..len].iter().copied()).is_some() {
+            // What would not fit is not taken, so that it is still due for the next datagram.
+            let fitting = compound.nack_room().min(NACK_SEQUENCES_MAX);
+            let len = inbound.poll_nack(now, &mut asks[..fitting]);
+            if compound.nack(transport.rtcp_ssrc, stream.ssrc, asks[..len].iter().copied()).is_some() {
                 self.counters.rtcp_nack_out += len as u64;
             }
-            if track.inbound.pli_due(now) && compound.pli(transport.rtcp_ssrc, *ssrc).is_some() {
-                track.inbound.pli_sent(now);
-                self.counters.rtcp_pli_out += 1;
+            if inbound.pli_due(now) {
+                let asked = match inbound.fir_sequence() {
+                    None => compound.pli(transport.rtcp_ssrc, stream.ssrc),
+                    Some(sequence) => compound.fir(transport.rtcp_ssrc, FirEntry { ssrc: stream.ssrc, sequence }),
+                };
+                if asked.is_some() {
+                    inbound.pli_sent(now);
+                    self.counters.rtcp_pli_out += 1;
+                }
             }
         }
         compound.len()
@@ -174,10 +260,11 @@ impl Core {
         let transport = &self.transports[index];
         let mut blocks = [ReportBlock::default(); TRACKS_PER_TRANSPORT_MAX];
         let mut blocks_len = 0;
-        for (ssrc, track) in &transport.streams {
-            let Some(reception) = self.tracks[*track].inbound.poll_reception(now) else { continue };
+        for stream in transport.streams.iter().filter(|stream| !stream.is_rtx) {
+            let inbound = &mut self.tracks[stream.track].layers[stream.layer].inbound;
+            let Some(reception) = inbound.poll_reception(now) else { continue };
             blocks[blocks_len] = ReportBlock {
-                ssrc: *ssrc,
+                ssrc: stream.ssrc,
                 fraction_lost: reception.fraction_lost,
                 cumulative_lost: reception.cumulative_lost,
                 highest_sequence: reception.highest_sequence,
@@ -190,9 +277,9 @@ impl Core {
         let mut sources = [0; SUBSCRIPTIONS_PER_TRANSPORT_MAX];
         let mut sources_len = 0;
         for subscription in &transport.subscriptions {
-            let subscription = &self.subscriptions[*subscription];
-            let clock = subscription.track.and_then(|t| self.tracks[t].inbound.clock());
-            let Some(info) = clock.and_then(|clock| subscription.outbound.sender_report(now, &clock)) else { continue };
+            let clock = self.clock_of(*subscription);
+            let outbound = &self.subscriptions[*subscription].outbound;
+            let Some(info) = clock.and_then(|clock| outbound.sender_report(now, &clock)) else { continue };
             let info = SenderInfo {
                 ssrc: info.ssrc,
                 ntp: info.ntp,
@@ -217,7 +304,7 @@ impl Core {
     /// Transport-wide congestion control feedback; returns the bytes written, 0 when none is due.
     fn write_congestion_feedback(&mut self, now: Time, index: usize, out: &mut [u8]) -> usize {
         let transport = &mut self.transports[index];
-        let media_ssrc = transport.streams.first().map_or(0, |(ssrc, _)| *ssrc);
+        let media_ssrc = transport.streams.first().map_or(0, |stream| stream.ssrc);
         let mut len = 0;
         if !transport.reduced_size_rtcp {
             let mut compound = RtcpWriter::new(out);
@@ -233,6 +320,37 @@ impl Core {
             None => 0,
         }
     }
+
+    /// A REMB over all streams of a publisher; returns the bytes written, 0 when none is due.
+    fn write_remb(&mut self, now: Time, index: usize, out: &mut [u8]) -> usize {
+        let transport = &mut self.transports[index];
+        let Some(remb) = &mut transport.remb else { return 0 };
+        let (mut ssrcs, mut ssrcs_len, mut totals) = ([0; STREAMS_PER_TRANSPORT_MAX], 0, Received::default());
+        for stream in &transport.streams {
+            ssrcs[ssrcs_len] = stream.ssrc;
+            ssrcs_len += 1;
+            if !stream.is_rtx {
+                let received = self.tracks[stream.track].layers[stream.layer].inbound.received();
+                totals.expected += received.expected;
+                totals.received += received.received;
+            }
+        }
+        let Some(bitrate) = remb.poll(now, totals) else { return 0 };
+        let mut compound = RtcpWriter::new(out);
+        write_prefix(transport, &mut compound);
+        if compound.remb(transport.rtcp_ssrc, bitrate, &ssrcs[..ssrcs_len]).is_none() {
+            return 0;
+        }
+        self.counters.rtcp_remb_out += 1;
+        compound.len()
+    }
+}
+
+/// What a client's transport-wide feedback has told of the packets that it was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DownstreamFeedback {
+    pub(super) received: u64,
+    pub(super) lost: u64,
 }
 
 /// RFC 4585 section 3.1: a compound begins with a report and names its source, whatever the feedback behind it.

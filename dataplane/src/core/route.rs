@@ -14,7 +14,7 @@ use pop_proto::wire::{self, Protocol, rtp};
 use pop_proto::{DropReason, Event};
 use pop_schemas::Time;
 
-use super::{Core, Endpoint, Keys, Transport};
+use super::{Core, Endpoint, Keys, Stream, Transport};
 
 /// A route's stream may change its SSRC this often: an encoder that starts again goes on at once, two at a time do not take turns.
 const REBIND_INTERVAL: Duration = Duration::from_secs(1);
@@ -181,14 +181,13 @@ impl Core {
             timestamp: view.timestamp(),
             payload_type: view.payload_type(),
             marker: view.marker(),
-            keyframe_start: false,
             header_len: header_len as u16,
-            len: 0,
+            ..Meta::default()
         };
         // A route out takes RTCP alone.
         let track = *transport.tracks.first().ok_or(DropReason::UnknownStream)?;
         // Before a peer is learnt from it: a stray packet is rarely of this payload type, too.
-        self.tracks[track].inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
+        self.tracks[track].layers[0].inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
         let (len, index_of_packet) = self.open_route_packet(now, index, track, (ssrc, sequence), header_len, packet)?;
 
         let transport = &mut self.transports[index];
@@ -197,7 +196,7 @@ impl Core {
         }
         let plain = &mut packet[..len];
         meta.len = (header_len + rtp::payload(plain, header_len)?.len()) as u16;
-        self.take_rtp(now, track, index_of_packet, plain, meta)
+        self.take_rtp(now, Stream { ssrc, track, layer: 0, is_rtx: false }, index_of_packet, plain, meta)
     }
 
     /// Opens a packet and puts it into its stream; returns the plaintext's length and the extended sequence number.
@@ -210,14 +209,14 @@ impl Core {
         header_len: usize,
         packet: &mut [u8],
     ) -> Result<(usize, u64), DropReason> {
-        let is_raw = self.tracks[track].inbound.takes_any();
+        let is_raw = self.tracks[track].layers[0].inbound.takes_any();
         let transport = &mut self.transports[index];
         // A report of ours under the same key must not share its SSRC.
         if ssrc == transport.rtcp_ssrc {
             return Err(DropReason::UnknownStream);
         }
         let keys = transport.keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
-        let is_current = |transport: &Transport| transport.streams.iter().any(|(bound, _)| *bound == ssrc);
+        let is_current = |transport: &Transport| transport.streams.iter().any(|stream| stream.ssrc == ssrc);
         match &mut keys.receiver {
             Receiver::Plain(_) if is_raw => {
                 rtp::payload(packet, header_len)?;
@@ -256,7 +255,7 @@ impl Core {
             return Err(DropReason::UnknownStream);
         }
         route.rebound = Some(now);
-        self.bind(index, track, ssrc);
+        self.bind(index, Stream { ssrc, track, layer: 0, is_rtx: false });
         Ok(())
     }
 

@@ -2,13 +2,13 @@
 
 use pop_proto::DropReason;
 use pop_proto::control::Path;
+use pop_proto::header::Stamp;
 use pop_proto::history::{Lookup, Stored};
-use pop_proto::outbound::Rewritten;
+use pop_proto::outbound::{Outbound, Rewritten, Scratch};
 use pop_proto::protection::Sender;
-use pop_proto::wire::rtp::FIXED_HEADER_LEN;
 use pop_schemas::Time;
 
-use super::{Core, Subscription};
+use super::{Core, Fresh};
 use crate::counters::Counters;
 
 /// Segments that one GSO send takes (`UDP_MAX_SEGMENTS`, 64 before Linux 6.9).
@@ -82,8 +82,9 @@ impl Core {
         let transmit = self
             .poll_answer(train)
             .or_else(|| self.poll_dtls(train))
+            .or_else(|| self.poll_goodbye(train))
             .or_else(|| self.poll_rtcp(now, train))
-            .or_else(|| self.poll_repairs(train))
+            .or_else(|| self.poll_repairs(now, train))
             .or_else(|| self.poll_media(now, train))?;
         self.counters.trains_out += 1;
         self.counters.datagrams_out += transmit.segment.map_or(1, |s| transmit.len.div_ceil(usize::from(s)) as u64);
@@ -134,6 +135,13 @@ impl Core {
         Some(Transmit { path, len: datagram.len(), segment: None })
     }
 
+    fn poll_goodbye(&mut self, train: &mut [u8]) -> Option<Transmit> {
+        let (path, datagram) = self.goodbyes.pop_front()?;
+        self.counters.rtcp_packets_out += 1;
+        train[..datagram.len()].copy_from_slice(&datagram);
+        Some(Transmit { path, len: datagram.len(), segment: None })
+    }
+
     fn poll_rtcp(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
         while let Some(&index) = self.reporting.front() {
             if let Some(transmit) = self.write_rtcp(now, index, train) {
@@ -146,26 +154,30 @@ impl Core {
         None
     }
 
-    fn poll_repairs(&mut self, train: &mut [u8]) -> Option<Transmit> {
-        let Core { transports, tracks, subscriptions, pool, counters, drops, repairing, .. } = self;
+    fn poll_repairs(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
+        let Core { transports, tracks, subscriptions, pool, scratch, counters, drops, repairing, .. } = self;
         while let Some(&index) = repairing.front() {
             let transport = &mut transports[index];
             let mut train = Train::new(train);
             if let (Some(path), Some(keys)) = (transport.endpoint.selected(), &transport.keys) {
+                let mut sending =
+                    Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
                 'sections: for subscription in &transport.subscriptions {
                     let subscription = &mut subscriptions[*subscription];
                     while let Some(published) = subscription.outbound.next_repair() {
-                        let lookup = subscription.track.map(|t| tracks[t].inbound.history().lookup(pool, published));
-                        let Some(Lookup::Held(stored)) = lookup else {
-                            drops[DropReason::RepairMissing as usize] += 1;
-                            subscription.outbound.repair_done();
-                            continue;
+                        let source = subscription.track.zip(subscription.outbound.layer());
+                        let lookup = source.map(|(track, layer)| tracks[track].layers[layer].inbound.history().lookup(pool, published));
+                        let repair = match &lookup {
+                            Some(Lookup::Held(stored)) => subscription.outbound.repair(published, stored).map(|repair| (repair, stored)),
+                            _ => Err(DropReason::RepairMissing),
                         };
-                        if !train.takes(subscription.outbound.header_len(&stored.meta) + stored.payload().len() + keys.sender.overhead()) {
-                            break 'sections;
+                        let sent =
+                            repair.and_then(|(repair, stored)| sending.send(&mut train, &mut subscription.outbound, &repair, stored, true));
+                        match sent {
+                            Ok(true) => {}
+                            Ok(false) => break 'sections,
+                            Err(reason) => drops[reason as usize] += 1,
                         }
-                        let rewritten = subscription.outbound.repair(published, &stored);
-                        send(&mut train, subscription, &keys.sender, &stored, rewritten, true, counters, drops);
                         subscription.outbound.repair_done();
                     }
                 }
@@ -180,7 +192,7 @@ impl Core {
     }
 
     fn poll_media(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
-        let Core { transports, tracks, subscriptions, pool, counters, drops, dirty, cursor, .. } = self;
+        let Core { transports, tracks, subscriptions, pool, scratch, counters, drops, dirty, cursor, .. } = self;
         while let Some(&index) = dirty.get(cursor.transport) {
             let transport = &mut transports[index];
             let mut train = Train::new(train);
@@ -196,16 +208,23 @@ impl Core {
                     cursor.subscription += 1;
                     continue;
                 };
-                while let Some(&sequence) = track.fresh.get(cursor.fresh) {
+                let mut sending =
+                    Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
+                let outbound = &mut subscription.outbound;
+                while let Some(&Fresh { layer, sequence }) = track.fresh.get(cursor.fresh) {
                     // Evicted within its own turn: the pool is far too small, and the publisher's loss is counted there.
-                    if let Lookup::Held(stored) = track.inbound.history().lookup(pool, sequence) {
-                        if !train.takes(subscription.outbound.header_len(&stored.meta) + stored.payload().len() + keys.sender.overhead()) {
-                            return train.transmit(path);
-                        }
-                        let rewritten = subscription.outbound.forward(now, sequence, &stored.meta);
-                        send(&mut train, subscription, &keys.sender, &stored, rewritten, false, counters, drops);
-                    } else {
-                        drops[DropReason::PoolEmpty as usize] += 1;
+                    let sent = match track.layers[layer].inbound.history().lookup(pool, sequence) {
+                        // Another layer's packet ends nowhere: it goes to whoever has that layer.
+                        Lookup::Held(stored) if !outbound.takes(layer, &stored.meta) => Ok(true),
+                        Lookup::Held(stored) => outbound
+                            .forward(now, layer, sequence, &stored, |from, to| track.align(from, to))
+                            .and_then(|rewritten| sending.send(&mut train, outbound, &rewritten, &stored, false)),
+                        Lookup::Gone | Lookup::Missing => Err(DropReason::PoolEmpty),
+                    };
+                    match sent {
+                        Ok(true) => {}
+                        Ok(false) => return train.transmit(path),
+                        Err(reason) => drops[reason as usize] += 1,
                     }
                     cursor.fresh += 1;
                 }
@@ -224,32 +243,46 @@ impl Core {
     }
 }
 
-/// Puts one packet into the train, or counts why not.
-#[allow(clippy::too_many_arguments)] // Split borrows of `Core`'s fields; a struct for them would live for this one call.
-#[inline]
-fn send(
-    train: &mut Train<'_>,
-    subscription: &mut Subscription,
-    sender: &Sender,
-    stored: &Stored<'_>,
-    rewritten: Result<Rewritten, DropReason>,
-    repair: bool,
-    counters: &mut Counters,
-    drops: &mut crate::counters::Drops,
-) {
-    let payload = stored.payload();
-    let sent = rewritten.and_then(|rewritten| {
-        let mut header = [0; FIXED_HEADER_LEN];
-        let header = subscription.outbound.header(&mut header, stored, &rewritten);
-        train.append(sender, rewritten.index, header, payload)
-    });
-    match sent {
-        Ok(()) => {
-            subscription.outbound.count_sent(payload.len(), repair);
-            counters.rtp_packets_out += 1;
-            counters.rtp_bytes_out += payload.len() as u64;
-            counters.retransmitted_packets += u64::from(repair);
+/// What the packets of one train share.
+struct Sending<'a> {
+    sender: &'a Sender,
+    now: Time,
+    transport_sequence: &'a mut u16,
+    scratch: &'a mut Scratch,
+    counters: &'a mut Counters,
+}
+
+impl Sending<'_> {
+    /// Puts one packet into the train; false when it has to wait for the next one.
+    #[inline]
+    fn send(
+        &mut self,
+        train: &mut Train<'_>,
+        outbound: &mut Outbound,
+        rewritten: &Rewritten<'_>,
+        stored: &Stored<'_>,
+        repair: bool,
+    ) -> Result<bool, DropReason> {
+        let len = rewritten.payload_len();
+        if !train.takes(outbound.header_len(&stored.meta) + len + self.sender.overhead()) {
+            // Into an empty train everything goes that a slot of the history holds.
+            return if train.segments > 0 { Ok(false) } else { Err(DropReason::TooLarge) };
         }
-        Err(reason) => drops[reason as usize] += 1,
+        let stamp = Stamp { send_time: absolute_send_time(self.now), transport_sequence: *self.transport_sequence };
+        let written = outbound.write(rewritten, stored, stamp, self.scratch);
+        train.append(self.sender, written.index, written.header, written.payload)?;
+        *self.transport_sequence = self.transport_sequence.wrapping_add(u16::from(outbound.has_transport_sequence()));
+        outbound.count_sent(len, repair);
+        self.counters.rtp_packets_out += 1;
+        self.counters.rtp_bytes_out += len as u64;
+        self.counters.retransmitted_packets += u64::from(repair);
+        Ok(true)
     }
+}
+
+/// Seconds in 6.18 fixed point, of any epoch: receivers use differences alone.
+#[inline]
+fn absolute_send_time(now: Time) -> u32 {
+    // Microseconds wrap in half a million years, and times 2^18 in two.
+    ((now.as_micros() << 18) / 1_000_000) as u32 & 0xff_ffff
 }

@@ -120,6 +120,34 @@ impl Client {
     }
 }
 
+/// An RTP packet before protection.
+pub struct Packet<'a> {
+    pub ssrc: u32,
+    pub payload_type: u8,
+    pub index: u64,
+    pub timestamp: u32,
+    pub elements: &'a [(u8, &'a [u8])],
+    pub payload: &'a [u8],
+}
+
+/// The packet as `client` sends it.
+pub fn protect(client: &Client, packet: &Packet<'_>) -> Vec<u8> {
+    let mut header = vec![0; 16];
+    rtp::write_header(&mut header, true, packet.payload_type, packet.index as u16, packet.timestamp, packet.ssrc);
+    for (id, value) in packet.elements {
+        header.push(id << 4 | (value.len() - 1) as u8);
+        header.extend_from_slice(value);
+    }
+    header.resize(header.len().next_multiple_of(4), 0);
+    header[0] |= 0x10;
+    let words = (header.len() / 4 - 4) as u8;
+    header[12..16].copy_from_slice(&[0xbe, 0xde, 0, words]);
+    let mut out = vec![0; 1_500];
+    let len = client.sender.protect_rtp(packet.index, &header, packet.payload, &mut out).unwrap();
+    out.truncate(len);
+    out
+}
+
 /// A datagram that the core sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sent {
@@ -141,29 +169,23 @@ impl Rig {
         Rig { core: Core::new(limits(), CONSENT), now: Time::from_millis(1), profile: SrtpProfile::AeadAes128Gcm, train: vec![0; 65_535] }
     }
 
-    /// A client whose transport is open and nothing more.
-    pub fn open(&mut self, id: u64) -> Client {
-        self.command(Command::OpenTransport(Box::new(open_transport(id))));
-        Client::new(id, self.profile)
+    /// The transport that [`Rig::open`] opens.
+    pub fn transport(id: u64) -> OpenTransport {
+        OpenTransport {
+            transport: TransportId(id),
+            ice: IceCredentials { local_ufrag: format!("ufrag{id}").into(), local_pwd: PWD.into(), remote_ufrag: "remote".into() },
+            extensions: ExtensionIds::NONE.with(Extension::TransportCc, TWCC_EXTENSION).with(Extension::Mid, MID_EXTENSION),
+            transport_cc: true,
+            remb: false,
+            reduced_size_rtcp: true,
+            rtcp_ssrc: 0x1000 + id as u32,
+            cname: "pop".into(),
+        }
     }
 
-    /// A client that has passed ICE and has keys.
-    pub fn connect(&mut self, id: u64) -> Client {
-        let client = self.open(id);
-        self.receive(&client, client.check(PWD));
-        self.install_keys(id);
-        client
-    }
-
-    pub fn install_keys(&mut self, id: u64) {
-        let keys = SrtpKeys { profile: self.profile, local: key(!id as u8), remote: key(id as u8) };
-        self.command(Command::InstallKeys { transport: TransportId(id), keys: Box::new(keys) });
-    }
-
-    /// A connected publisher of one VP8 track: track id, SSRC and transport id are `id`.
-    pub fn publisher(&mut self, id: u64) -> Client {
-        let client = self.connect(id);
-        self.command(Command::OpenTrack(Box::new(OpenTrack {
+    /// The track that [`Rig::publisher`] publishes.
+    pub fn track(id: u64) -> OpenTrack {
+        OpenTrack {
             track: TrackId(id),
             transport: TransportId(id),
             kind: MediaKind::Video,
@@ -175,14 +197,12 @@ impl Rig {
             nack: true,
             pli: true,
             fir: false,
-        })));
-        client
+        }
     }
 
-    /// A connected viewer of `track`: subscription id, SSRC and transport id are `id`.
-    pub fn viewer(&mut self, id: u64, track: u64) -> Client {
-        let client = self.connect(id);
-        self.command(Command::OpenSubscription(Box::new(OpenSubscription {
+    /// The section that [`Rig::viewer`] has.
+    pub fn subscription(id: u64) -> OpenSubscription {
+        OpenSubscription {
             subscription: SubscriptionId(id),
             transport: TransportId(id),
             kind: MediaKind::Video,
@@ -192,7 +212,48 @@ impl Rig {
             rtx_ssrc: None,
             extensions: ExtensionIds::NONE,
             mid: "0".into(),
-        })));
+        }
+    }
+
+    /// A client whose transport is open and nothing more.
+    pub fn open(&mut self, id: u64) -> Client {
+        self.open_with(Self::transport(id))
+    }
+
+    pub fn open_with(&mut self, transport: OpenTransport) -> Client {
+        let id = transport.transport.0;
+        self.command(Command::OpenTransport(Box::new(transport)));
+        Client::new(id, self.profile)
+    }
+
+    /// A client that has passed ICE and has keys.
+    pub fn connect(&mut self, id: u64) -> Client {
+        self.connect_with(Self::transport(id))
+    }
+
+    pub fn connect_with(&mut self, transport: OpenTransport) -> Client {
+        let client = self.open_with(transport);
+        self.receive(&client, client.check(PWD));
+        self.install_keys(client.id);
+        client
+    }
+
+    pub fn install_keys(&mut self, id: u64) {
+        let keys = SrtpKeys { profile: self.profile, local: key(!id as u8), remote: key(id as u8) };
+        self.command(Command::InstallKeys { transport: TransportId(id), keys: Box::new(keys) });
+    }
+
+    /// A connected publisher of one VP8 track: track id, SSRC and transport id are `id`.
+    pub fn publisher(&mut self, id: u64) -> Client {
+        let client = self.connect(id);
+        self.command(Command::OpenTrack(Box::new(Self::track(id))));
+        client
+    }
+
+    /// A connected viewer of `track`: subscription id, SSRC and transport id are `id`.
+    pub fn viewer(&mut self, id: u64, track: u64) -> Client {
+        let client = self.connect(id);
+        self.command(Command::OpenSubscription(Box::new(Self::subscription(id))));
         self.forward(id, Some(track));
         client
     }

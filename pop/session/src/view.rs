@@ -91,6 +91,8 @@ pub struct TrackStatsView {
     pub nacked: u64,
     /// Keyframe requests sent.
     pub plis: u64,
+    /// The simulcast layer that is forwarded, from 0 in the order of the offer.
+    pub layer: u8,
 }
 
 /// A media section of a viewer.
@@ -121,6 +123,10 @@ pub struct SubscriptionStatsView {
     pub fraction_lost: f64,
     /// Round trip from the client's last report, in milliseconds; absent when unknown.
     pub rtt_ms: Option<f64>,
+    /// Packets of the viewer's whole transport that its transport-wide feedback told as received.
+    pub transport_received: u64,
+    /// The same, not received.
+    pub transport_lost: u64,
 }
 
 pub(crate) fn describe(
@@ -172,18 +178,18 @@ fn local(
 }
 
 fn track(track: &LocalTrack) -> TrackView {
-    let TrackStats { packets, bytes, lost, jitter, nacked, plis, codec } = track.stats;
+    let TrackStats { packets, bytes, lost, jitter, nacked, plis, codec, layer } = track.stats;
     let jitter_ms = codec.map_or(0.0, |codec| f64::from(jitter) * 1_000.0 / f64::from(codec.clock_rate()));
     TrackView {
         id: track.id.to_string(),
         kind: track.kind.name(),
         codec: codec.map(|codec| codec.name()),
-        stats: Some(TrackStatsView { packets, bytes, lost, jitter_ms, nacked, plis }),
+        stats: Some(TrackStatsView { packets, bytes, lost, jitter_ms, nacked, plis, layer }),
     }
 }
 
 fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> SubscriptionView {
-    let SubscriptionStats { packets, bytes, retransmitted, fraction_lost, rtt_us } = section.stats;
+    let SubscriptionStats { packets, bytes, retransmitted, fraction_lost, rtt_us, transport_received, transport_lost } = section.stats;
     let source = section.source.and_then(|id| tracks.get(&id));
     SubscriptionView {
         id: section.id.to_string(),
@@ -196,6 +202,8 @@ fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> Su
             retransmitted,
             fraction_lost: f64::from(fraction_lost) / 256.0,
             rtt_ms: (rtt_us != 0).then(|| f64::from(rtt_us) / 1_000.0),
+            transport_received,
+            transport_lost,
         },
     }
 }

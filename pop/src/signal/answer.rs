@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 
+use pop_dataplane::limits::TRACKS_PER_TRANSPORT_MAX;
 use pop_proto::control::{Extension, ExtensionIds};
 use pop_session::Role;
 use pop_session::placement::Claim;
@@ -83,8 +84,9 @@ pub struct LocalSource {
 /// what is malformed.
 pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role, dtls_role: DtlsRole) -> Result<Negotiation<'a>, SdpError> {
     let mut sections: Vec<_> = offer.media.iter().map(|media| (media, accept(offer, media, role))).collect();
-    if role == Role::Watch {
-        keep_first_of_each_kind(&mut sections);
+    match role {
+        Role::Watch => keep_first_of_each_kind(&mut sections),
+        Role::Publish => keep_what_a_transport_holds(&mut sections),
     }
     let accepted = || sections.iter().filter(|(_, accepted)| accepted.is_some()).map(|(media, _)| *media);
     let Some(first) = accepted().next() else { return Err(explain_nothing_accepted(offer, role)) };
@@ -158,6 +160,18 @@ fn keep_first_of_each_kind(sections: &mut [(&OfferedMedia<'_>, Option<Accepted<'
     }
 }
 
+/// A worker takes so many streams of one publisher, each simulcast layer one; sections beyond them are rejected.
+fn keep_what_a_transport_holds(sections: &mut [(&OfferedMedia<'_>, Option<Accepted<'_>>)]) {
+    let mut room = TRACKS_PER_TRANSPORT_MAX;
+    for (_, accepted) in sections {
+        let Some(streams) = accepted.as_ref().map(Accepted::streams) else { continue };
+        match room.checked_sub(streams) {
+            Some(left) => room = left,
+            None => *accepted = None,
+        }
+    }
+}
+
 /// The most useful sentence for somebody whose offer has nothing for us.
 fn explain_nothing_accepted(offer: &Offer<'_>, role: Role) -> SdpError {
     let open: Vec<_> = offer.media.iter().filter(|media| media.kind.is_some() && !media.disabled).collect();
@@ -184,10 +198,9 @@ fn explain_nothing_accepted(offer: &Offer<'_>, role: Role) -> SdpError {
 impl<'a> Negotiation<'a> {
     /// What the client takes of its worker's plan.
     pub fn claim(&self) -> Claim {
-        let sections = self.accepted().count();
         match self.role {
-            Role::Publish => Claim { transports: 1, tracks: sections, subscriptions: 0 },
-            Role::Watch => Claim { transports: 1, tracks: 0, subscriptions: sections },
+            Role::Publish => Claim { transports: 1, tracks: self.accepted().map(Accepted::streams).sum(), subscriptions: 0 },
+            Role::Watch => Claim { transports: 1, tracks: 0, subscriptions: self.accepted().count() },
         }
     }
 

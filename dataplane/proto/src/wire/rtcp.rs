@@ -270,6 +270,37 @@ impl<'a> TransportCc<'a> {
     }
 }
 
+impl TransportCc<'_> {
+    /// How many of the packets it tells as received. Work is bounded by the datagram's bytes.
+    pub fn received(&self) -> u16 {
+        let mut left = usize::from(self.status_count);
+        let mut received = 0;
+        for chunk in self.chunks {
+            let chunk = u16::from_be_bytes(*chunk);
+            received += match chunk >> 14 {
+                0b00 | 0b01 => {
+                    let run = usize::from(chunk & 0x1fff).min(left);
+                    left -= run;
+                    if chunk >> 13 & 3 == 0 { 0 } else { run }
+                }
+                0b10 => {
+                    let symbols = left.min(14);
+                    left -= symbols;
+                    ((chunk & 0x3fff) >> (14 - symbols)).count_ones() as usize
+                }
+                _ => {
+                    let symbols = left.min(7);
+                    left -= symbols;
+                    let used = (chunk & 0x3fff) >> (14 - 2 * symbols);
+                    // `parse` let no symbol 3 in, so that a received packet is one set bit.
+                    used.count_ones() as usize
+                }
+            };
+        }
+        received as u16
+    }
+}
+
 /// How many of the `left` packets a chunk covers and how many bytes of deltas it announces; `None` when it uses the reserved
 /// symbol 3.
 fn chunk_cost(chunk: u16, left: usize) -> Option<(usize, usize)> {
@@ -545,6 +576,39 @@ impl<'a> RtcpWriter<'a> {
             body.put_u32(sender)?;
             body.put_u32(media)
         })
+    }
+
+    /// A full intra request for one stream.
+    pub fn fir(&mut self, sender: u32, entry: FirEntry) -> Option<&mut Self> {
+        self.packet(FIR, PAYLOAD_FEEDBACK, |body| {
+            body.put_u32(sender)?;
+            // RFC 5104 section 4.3.1.2: "The SSRC of media source is not used and SHALL be set to 0."
+            body.put_u32(0)?;
+            body.put_u32(entry.ssrc)?;
+            body.put_u32(u32::from(entry.sequence) << 24)
+        })
+    }
+
+    /// An estimate of the bitrate that these streams together may have, in bit/s; the last bits of large numbers are lost. `None`
+    /// also for more than 255 sources.
+    pub fn remb(&mut self, sender: u32, bitrate: u64, sources: &[u32]) -> Option<&mut Self> {
+        let count = u8::try_from(sources.len()).ok()?;
+        // An 18-bit mantissa and 6 bits of exponent.
+        let exponent = (64 - bitrate.leading_zeros()).saturating_sub(18);
+        let mantissa = (bitrate >> exponent) as u32;
+        self.packet(APPLICATION_LAYER, PAYLOAD_FEEDBACK, |body| {
+            body.put_u32(sender)?;
+            body.put_u32(0)?;
+            body.put(b"REMB")?;
+            body.put_u32(u32::from(count) << 24 | exponent << 18 | mantissa)?;
+            sources.iter().try_for_each(|ssrc| body.put_u32(*ssrc))
+        })
+    }
+
+    /// Sequence numbers for which one more [`RtcpWriter::nack`] has room, however they lie.
+    pub fn nack_room(&self) -> usize {
+        // Header and two SSRCs, then at worst an item of 4 bytes for each number.
+        (self.out.len() - self.len).saturating_sub(12) / 4
     }
 
     /// A goodbye; `None` also for more than 31 sources.

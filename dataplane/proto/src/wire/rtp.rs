@@ -97,6 +97,15 @@ impl<'a> RtpView<'a> {
         self.extensions.elements()
     }
 
+    /// Every extension element as id, place in the packet and value.
+    #[inline]
+    pub fn extension_places(&self) -> impl Iterator<Item = (u8, usize, &'a [u8])> + use<'a> {
+        let end = self.header_len;
+        let mut elements = self.extensions.elements();
+        // The block ends where the header ends: what is left behind a value tells where the value is.
+        std::iter::from_fn(move || elements.next().map(|(id, value)| (id, end - elements.rest.len() - value.len(), value)))
+    }
+
     /// The transport-wide sequence number (draft-holmer-rmcat-transport-wide-cc-extensions-01 section 2) under this id.
     #[inline]
     pub fn transport_sequence(&self, id: u8) -> Option<u16> {

@@ -126,6 +126,11 @@ fn read_layers<'a>(media: &OfferedMedia<'a>, formats: &[PayloadFormat]) -> Vec<L
 }
 
 impl Accepted<'_> {
+    /// Streams that the section takes of the worker's plan: its layers.
+    pub fn streams(&self) -> usize {
+        self.layers.len().max(1)
+    }
+
     /// The client takes, or sends, retransmissions as a stream of their own.
     pub fn has_rtx(&self) -> bool {
         self.formats.iter().any(|format| format.rtx.is_some())
