@@ -18,7 +18,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use pop_proto::control::{
-    Command, Datagram, Extension, ExtensionIds, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys,
+    Command, Datagram, Extension, ExtensionIds, IceCredentials, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys,
     SubscriptionStats, TrackStats, TransportLoss,
 };
 use pop_proto::header::CopiedElements;
@@ -76,8 +76,8 @@ pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>();
 /// Bound SSRCs of what one client publishes: each layer and its retransmissions.
 const STREAMS_PER_TRANSPORT_MAX: usize = 2 * TRACKS_PER_TRANSPORT_MAX;
 
-/// Ufrag (twice: it is a map's key, too), password and CNAME of one transport, generously.
-const TEXTS_LEN: usize = 256;
+/// Ufrag (twice: it is a map's key, too), password and CNAME of one transport, and the texts of one restart, generously.
+const TEXTS_LEN: usize = 448;
 
 struct Keys {
     sender: Sender,
@@ -125,8 +125,6 @@ impl Endpoint {
 
 struct Transport {
     id: TransportId,
-    /// Empty for a route.
-    local_ufrag: Box<[u8]>,
     endpoint: Endpoint,
     keys: Option<Keys>,
     twcc: Option<Box<TwccRecorder>>,
@@ -144,6 +142,7 @@ struct Transport {
     tracks: Vec<usize>,
     subscriptions: Vec<usize>,
     dtls_budget: u32,
+    /// The control plane knows that the client's checks come.
     validated: bool,
     /// In `Core::dirty` for this turn.
     is_dirty: bool,
@@ -160,7 +159,6 @@ impl Transport {
     fn new(id: TransportId, endpoint: Endpoint, rtcp_ssrc: u32, cname: &str) -> Transport {
         Transport {
             id,
-            local_ufrag: Box::default(),
             endpoint,
             keys: None,
             twcc: None,
@@ -322,7 +320,8 @@ impl Core {
             transport_ids: HashMap::with_capacity(transports),
             track_ids: HashMap::with_capacity(tracks),
             subscription_ids: HashMap::with_capacity(subscriptions),
-            ufrags: HashMap::with_capacity(transports),
+            // Each twice while it restarts ICE.
+            ufrags: HashMap::with_capacity(2 * transports),
             paths: HashMap::with_capacity(PATHS_MAX * transports),
             routes: Vec::new(),
             answers: VecDeque::with_capacity(STUN_ANSWERS_MAX),
@@ -436,8 +435,11 @@ impl Core {
         // On every success, not only the first: when a 5-tuple changed hands (a client that came back from one port, a forged
         // source address), the next check of the right one heals the table.
         self.paths.insert(path, index);
+        if let Some(retired) = &outcome.retired {
+            self.ufrags.remove(retired.local_ufrag.as_bytes());
+        }
         let transport = &mut self.transports[index];
-        if !transport.validated {
+        if !transport.validated || outcome.retired.is_some() {
             transport.validated = true;
             self.events.push_back(Event::TransportValidated { transport: transport.id, remote: path.remote });
         }
@@ -695,6 +697,7 @@ impl Core {
                 self.say_goodbye(transport, None);
                 self.close_transport(transport);
             }
+            Command::RestartIce { transport, ice } => self.restart_ice(transport, *ice),
             Command::SendDtls { transport, datagram } => self.send_dtls(transport, datagram),
             Command::InstallKeys { transport, keys } => self.install_keys(transport, &keys),
             Command::OpenTrack(open) => self.open_track(&open),
@@ -716,12 +719,10 @@ impl Core {
     }
 
     fn open_transport(&mut self, now: Time, open: &OpenTransport) {
-        let local_ufrag: Box<[u8]> = open.ice.local_ufrag.as_bytes().into();
         let ice = IceLite::new(now, open.ice.clone(), self.consent);
         let index = self.insert_transport(
             now,
             Transport {
-                local_ufrag: local_ufrag.clone(),
                 twcc: open.transport_cc.then(|| Box::new(TwccRecorder::new())),
                 remb: open.remb.then(RembEstimator::new),
                 extensions: open.extensions,
@@ -729,7 +730,7 @@ impl Core {
                 ..Transport::new(open.transport, Endpoint::Ice(ice), open.rtcp_ssrc, &open.cname)
             },
         );
-        self.ufrags.insert(local_ufrag, index);
+        self.ufrags.insert(open.ice.local_ufrag.as_bytes().into(), index);
     }
 
     fn insert_transport(&mut self, now: Time, transport: Transport) -> usize {
@@ -743,12 +744,23 @@ impl Core {
         index
     }
 
+    fn restart_ice(&mut self, id: TransportId, ice: IceCredentials) {
+        let Some(&index) = self.transport_ids.get(&id) else { return };
+        let Endpoint::Ice(agent) = &mut self.transports[index].endpoint else { return };
+        self.ufrags.insert(ice.local_ufrag.as_bytes().into(), index);
+        if let Some(forgotten) = agent.restart(ice) {
+            self.ufrags.remove(forgotten.local_ufrag.as_bytes());
+        }
+    }
+
     fn close_transport(&mut self, id: TransportId) {
         let Some(index) = self.transport_ids.remove(&id) else { return };
         let transport = self.transports.remove(index);
-        self.ufrags.remove(&transport.local_ufrag);
         match &transport.endpoint {
-            Endpoint::Ice(ice) => ice.paths().iter().for_each(|path| self.forget_path(path, index)),
+            Endpoint::Ice(ice) => {
+                ice.local_ufrags().for_each(|ufrag| drop(self.ufrags.remove(ufrag.as_bytes())));
+                ice.paths().iter().for_each(|path| self.forget_path(path, index));
+            }
             Endpoint::Rtp(_) => self.routes.iter_mut().filter(|route| **route == Some(index)).for_each(|route| *route = None),
         }
         self.dirty.retain(|i| *i != index);

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use common::{PWD, Packet, Rig, protect, vp8};
 use pop_proto::Command;
-use pop_proto::control::{Codec, Extension, ExtensionIds, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap};
+use pop_proto::control::{
+    Codec, Extension, ExtensionIds, IceCredentials, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap,
+};
 use pop_schemas::{SubscriptionId, TrackId};
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
 
@@ -150,4 +152,20 @@ fn layers_rtx_extensions_and_estimates_allocate_nothing() {
     assert!(now.rtx_packets_in - before.rtx_packets_in > 30, "{now:?}");
     assert!(now.retransmitted_packets - before.retransmitted_packets > 50, "{now:?}");
     assert!(now.rtcp_remb_out > before.rtcp_remb_out && now.rtcp_pli_out > before.rtcp_pli_out, "{now:?}");
+}
+
+#[test]
+fn a_check_that_confirms_a_restart_allocates_nothing() {
+    let mut rig = Rig::new();
+    let client = rig.connect(1);
+    let ice = IceCredentials { local_ufrag: "fresh".into(), local_pwd: PWD.into(), remote_ufrag: "other".into() };
+    rig.command(pop_proto::Command::RestartIce { transport: pop_schemas::TransportId(1), ice: Box::new(ice) });
+    let (mut old, mut fresh) = (client.check(PWD), client.check_as("fresh:other", PWD));
+    drain(&mut rig);
+    let before = thread_allocations();
+    rig.core.handle_datagram(rig.now, client.path, &mut fresh);
+    assert_eq!(drain(&mut rig), 1, "the answer");
+    rig.core.handle_datagram(rig.now, client.path, &mut old);
+    assert_eq!(drain(&mut rig), 0, "the old credentials are dead");
+    assert_eq!(thread_allocations() - before, 0);
 }

@@ -309,7 +309,7 @@ impl ExtensionIds {
 }
 
 /// The ICE credentials of both ends (RFC 8445 section 5.3).
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct IceCredentials {
     /// Our fragment; unique on the worker. Checks arrive for `local_ufrag:remote_ufrag`.
     pub local_ufrag: Box<str>,
@@ -317,6 +317,12 @@ pub struct IceCredentials {
     pub local_pwd: Box<str>,
     /// The client's fragment.
     pub remote_ufrag: Box<str>,
+}
+
+impl std::fmt::Debug for IceCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IceCredentials({}:{})", self.local_ufrag, self.remote_ufrag)
+    }
 }
 
 /// A new transport.
@@ -419,6 +425,14 @@ pub enum Command {
     CloseTransport {
         /// Which.
         transport: TransportId,
+    },
+    /// Take checks under new credentials, too (RFC 8445 section 9). The first good one retires the old credentials; DTLS, SRTP
+    /// and media go on. A restart that no check has confirmed is replaced.
+    RestartIce {
+        /// Which.
+        transport: TransportId,
+        /// The new ones; both fragments differ from the current.
+        ice: Box<IceCredentials>,
     },
     /// Send a DTLS datagram on the transport's selected path.
     SendDtls {
@@ -526,7 +540,8 @@ pub struct SubscriptionStats {
 // size is a line of the memory plan.
 #[allow(clippy::large_enum_variant)]
 pub enum Event {
-    /// The first authenticated check came: DTLS may start. Of a route: a peer was learnt.
+    /// The first authenticated check came: DTLS may start. Again for the first one after an ICE restart. Of a route: a peer was
+    /// learnt.
     TransportValidated {
         /// Which.
         transport: TransportId,

@@ -7,6 +7,10 @@
 //!
 //! An address becomes known, and media moves to it, only by an authenticated check from it. The `generation` of a candidate
 //! and the absence of PRIORITY mean nothing here.
+//!
+//! A restart (RFC 8445 section 9) puts new credentials beside the current ones. The first check that is answered with success
+//! under them makes them the current ones, and from then on the old ones open nothing. Validated paths stay, because packets
+//! are still on their way there, and media stays on the selected one until the client nominates another.
 
 use std::time::Duration;
 
@@ -27,6 +31,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// One transport's agent.
 pub struct IceLite {
     credentials: IceCredentials,
+    /// Of a restart that no check has confirmed yet.
+    restarted: Option<IceCredentials>,
     /// A client whose checks stop for this long is gone (RFC 7675 section 5.1 allows at most 30 s; browsers check every 2.5 s).
     consent: Duration,
     opened_at: Time,
@@ -42,7 +48,7 @@ pub struct IceLite {
 }
 
 /// What an authenticated check did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckOutcome {
     /// Bytes of the answer; send it to where the check came from.
     pub response_len: usize,
@@ -54,6 +60,8 @@ pub struct CheckOutcome {
     pub replaced: Option<Path>,
     /// The answer is an error: the check validated nothing.
     pub refused: bool,
+    /// The check confirmed a restart: these credentials are dead.
+    pub retired: Option<IceCredentials>,
 }
 
 impl IceLite {
@@ -61,6 +69,7 @@ impl IceLite {
     pub fn new(now: Time, credentials: IceCredentials, consent: Duration) -> IceLite {
         IceLite {
             credentials,
+            restarted: None,
             consent,
             opened_at: now,
             heard_at: None,
@@ -70,10 +79,20 @@ impl IceLite {
         }
     }
 
+    /// Takes the credentials of a restart. Returns those of an earlier one that no check has confirmed: they are forgotten.
+    pub fn restart(&mut self, credentials: IceCredentials) -> Option<IceCredentials> {
+        self.restarted.replace(credentials)
+    }
+
+    /// Our fragments: the current one, and that of a restart that no check has confirmed.
+    pub fn local_ufrags(&self) -> impl Iterator<Item = &str> {
+        [Some(&self.credentials), self.restarted.as_ref()].into_iter().flatten().map(|credentials| &*credentials.local_ufrag)
+    }
+
     /// Judges a check that came over `path` and writes the answer, an error answer included, into `response`.
     ///
     /// Errors mean that there is no answer: [`DropReason::StunUnexpected`], [`DropReason::StunUnknownUser`],
-    /// [`DropReason::StunIntegrity`].
+    /// [`DropReason::StunIntegrity`]. Allocates nothing.
     pub fn handle_check(
         &mut self,
         now: Time,
@@ -84,11 +103,10 @@ impl IceLite {
         if check.kind() != Kind::BindingRequest {
             return Err(DropReason::StunUnexpected);
         }
-        let expected = (self.credentials.local_ufrag.as_bytes(), self.credentials.remote_ufrag.as_bytes());
-        if check.fragments() != Some(expected) {
-            return Err(DropReason::StunUnknownUser);
-        }
-        let password = self.credentials.local_pwd.as_bytes();
+        let restart = self.restarted.as_ref().filter(|restarted| is_for(check, restarted));
+        let confirms = restart.is_some();
+        let current = Some(&self.credentials).filter(|current| is_for(check, current));
+        let password = restart.or(current).ok_or(DropReason::StunUnknownUser)?.local_pwd.as_bytes();
         if !check.is_authentic(password) {
             return Err(DropReason::StunIntegrity);
         }
@@ -102,19 +120,21 @@ impl IceLite {
         }
         let response_len = stun::write_success(transaction, path.remote, password, response);
         self.heard_at = Some(now);
+        let retired = if confirms { self.restarted.take().map(|fresh| std::mem::replace(&mut self.credentials, fresh)) } else { None };
         let newly_validated = !self.is_validated(path);
         let replaced = if newly_validated { self.validate(path) } else { None };
         let is_better = match self.selected {
             None => true,
-            // RFC 6544 section 4.2: UDP is preferred to TCP when both work.
-            Some(selected) => selected.is_tcp() && !path.is_tcp() && !self.nominated,
+            // A client that does not nominate means the path of its first check, also that after a restart. RFC 6544 section 4.2:
+            // UDP is preferred to TCP when both work.
+            Some(selected) => !self.nominated && (retired.is_some() || (selected.is_tcp() && !path.is_tcp())),
         };
         let selected_changed = self.selected != Some(path) && (check.use_candidate() || is_better);
         if selected_changed {
             self.selected = Some(path);
         }
         self.nominated |= check.use_candidate();
-        Ok(CheckOutcome { response_len, newly_validated, selected_changed, replaced, refused: false })
+        Ok(CheckOutcome { response_len, newly_validated, selected_changed, replaced, refused: false, retired })
     }
 
     /// Adds a path; returns the one that made room for it.
@@ -179,9 +199,14 @@ impl IceLite {
     }
 }
 
+/// RFC 8445 section 7.2.2: the USERNAME of a check to us is our fragment, a colon, and the client's.
+fn is_for(check: &Message<'_>, credentials: &IceCredentials) -> bool {
+    check.fragments() == Some((credentials.local_ufrag.as_bytes(), credentials.remote_ufrag.as_bytes()))
+}
+
 /// An authenticated check that was answered with an error validates nothing.
 fn refused(response_len: usize) -> CheckOutcome {
-    CheckOutcome { response_len, newly_validated: false, selected_changed: false, replaced: None, refused: true }
+    CheckOutcome { response_len, newly_validated: false, selected_changed: false, replaced: None, refused: true, retired: None }
 }
 
 #[cfg(test)]
@@ -214,6 +239,19 @@ mod tests {
         let mut out = [0; MESSAGE_LEN_MAX];
         let len = write_request(request, password, &mut out).expect("it fits");
         out[..len].to_vec()
+    }
+
+    /// Credentials of a restart, by their number.
+    fn credentials(generation: u8) -> IceCredentials {
+        let text = |name: &str| format!("{name}{generation}").into();
+        IceCredentials { local_ufrag: text("lite"), local_pwd: text("password"), remote_ufrag: text("full") }
+    }
+
+    /// A check under the credentials of a restart.
+    fn check_restarted(ice: &mut IceLite, generation: u8, from: Path, request: &BindingRequest<'_>) -> Result<CheckOutcome, DropReason> {
+        let username = format!("lite{generation}:full{generation}");
+        let bytes = written(&BindingRequest { username: &username, ..*request }, format!("password{generation}").as_bytes());
+        ice.handle_check(Time::from_millis(5_000), from, &Message::parse(&bytes)?, &mut [0; RESPONSE_LEN_MAX])
     }
 
     /// The outcome and the error code of the answer.
@@ -385,6 +423,73 @@ mod tests {
         ice.forget(|_| true);
         assert_eq!((ice.selected(), ice.paths().len()), (None, 0));
         assert!(check(&mut ice, 2, path(4), &PLAIN).selected_changed, "the next check selects anew");
+    }
+
+    #[test]
+    fn old_credentials_work_until_a_check_confirms_the_new_ones() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &NOMINATING);
+        assert_eq!(ice.restart(credentials(2)), None);
+        assert_eq!(ice.local_ufrags().collect::<Vec<_>>(), ["lite", "lite2"]);
+        assert!(check(&mut ice, 2, path(2), &PLAIN).newly_validated, "until then the old ones open paths too");
+
+        let confirmed = check_restarted(&mut ice, 2, path(3), &PLAIN).expect("it is authentic");
+        assert_eq!(confirmed.retired.expect("the first ones are dead").local_ufrag.as_ref(), "lite");
+        assert!(confirmed.newly_validated && !confirmed.selected_changed, "media stays where it is until the client nominates");
+        assert_eq!((ice.selected(), ice.local_ufrags().collect::<Vec<_>>()), (Some(path(1)), vec!["lite2"]));
+        assert_eq!(handle(&mut ice, 3, path(1), &written(&NOMINATING, b"password")), Err(DropReason::StunUnknownUser));
+        assert!(ice.is_validated(path(1)), "what is on its way there still counts");
+
+        let nominated = check_restarted(&mut ice, 2, path(3), &NOMINATING).expect("it is authentic");
+        assert_eq!((nominated.selected_changed, nominated.retired), (true, None));
+        assert_eq!(ice.selected(), Some(path(3)));
+    }
+
+    #[test]
+    fn a_restart_is_confirmed_by_an_authentic_check_alone() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &NOMINATING);
+        ice.restart(credentials(2));
+        let old_password = written(&BindingRequest { username: "lite2:full2", ..NOMINATING }, b"password");
+        assert_eq!(handle(&mut ice, 2, path(9), &old_password), Err(DropReason::StunIntegrity));
+        for mixed in ["lite2:full", "lite:full2"] {
+            for password in [&b"password"[..], b"password2"] {
+                let bytes = written(&BindingRequest { username: mixed, ..NOMINATING }, password);
+                assert_eq!(handle(&mut ice, 2, path(9), &bytes), Err(DropReason::StunUnknownUser));
+            }
+        }
+        let controlled = BindingRequest { role: Some(Role::Controlled(1)), ..NOMINATING };
+        assert!(check_restarted(&mut ice, 2, path(9), &controlled).expect("it is authentic").refused);
+        assert_eq!(ice.local_ufrags().count(), 2);
+        assert!(!check(&mut ice, 3, path(1), &NOMINATING).selected_changed, "the first credentials still hold");
+    }
+
+    #[test]
+    fn a_restart_replaces_one_that_was_not_confirmed() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &NOMINATING);
+        ice.restart(credentials(2));
+        assert_eq!(ice.restart(credentials(3)).expect("the second is forgotten").local_ufrag.as_ref(), "lite2");
+        assert_eq!(check_restarted(&mut ice, 2, path(2), &NOMINATING), Err(DropReason::StunUnknownUser));
+        assert!(check_restarted(&mut ice, 3, path(2), &NOMINATING).expect("it is authentic").retired.is_some());
+    }
+
+    #[test]
+    fn a_client_that_never_nominates_moves_by_its_first_check_after_a_restart() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &PLAIN);
+        ice.restart(credentials(2));
+        assert!(check_restarted(&mut ice, 2, path(2), &PLAIN).expect("it is authentic").selected_changed);
+        assert!(!check_restarted(&mut ice, 2, path(3), &PLAIN).expect("it is authentic").selected_changed);
+        assert_eq!(ice.selected(), Some(path(2)));
+    }
+
+    #[test]
+    fn an_unconfirmed_restart_does_not_keep_a_silent_client() {
+        let mut ice = agent();
+        check(&mut ice, 10, path(1), &NOMINATING);
+        ice.restart(credentials(2));
+        assert_eq!(ice.expired(Time::from_millis(25_000)), Some(TransportLoss::ConsentExpired));
     }
 
     #[test]

@@ -47,10 +47,14 @@ pub fn open_transport(id: u64) -> OpenTransport {
 
 /// A nominating check of a client.
 pub fn check(id: u64, password: &str) -> Vec<u8> {
-    let username = format!("ufrag{id}:remote");
+    check_as(&format!("ufrag{id}:remote"), password)
+}
+
+/// The same under other credentials.
+pub fn check_as(username: &str, password: &str) -> Vec<u8> {
     let request = BindingRequest {
         transaction: TransactionId([7; 12]),
-        username: &username,
+        username,
         priority: Some(1),
         role: Some(Role::Controlling(1)),
         use_candidate: true,
@@ -83,6 +87,11 @@ impl Client {
     /// A nominating check.
     pub fn check(&self, password: &str) -> Vec<u8> {
         check(self.id, password)
+    }
+
+    /// A nominating check under other credentials.
+    pub fn check_as(&self, username: &str, password: &str) -> Vec<u8> {
+        check_as(username, password)
     }
 
     /// A protected packet of `ssrc` with a transport-wide sequence number.
