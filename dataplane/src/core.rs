@@ -758,7 +758,9 @@ impl Core {
         let transport = self.transports.remove(index);
         match &transport.endpoint {
             Endpoint::Ice(ice) => {
-                ice.local_ufrags().for_each(|ufrag| drop(self.ufrags.remove(ufrag.as_bytes())));
+                for ufrag in ice.local_ufrags() {
+                    self.ufrags.remove(ufrag.as_bytes());
+                }
                 ice.paths().iter().for_each(|path| self.forget_path(path, index));
             }
             Endpoint::Rtp(_) => self.routes.iter_mut().filter(|route| **route == Some(index)).for_each(|route| *route = None),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub use probe::{ProbeConfig, ReflectorPlace};
 pub(crate) use value::keys as keys_of_table;
-pub use value::{Cores, PublicUrl, Secret, parse_duration};
+pub use value::{Cores, IceServer, PublicUrl, Secret, parse_duration};
 
 /// Packet workers that one node may have: the bound of every per-worker table and of the media port range.
 pub const WORKERS_MAX: usize = 256;
@@ -67,8 +67,21 @@ pub struct HttpConfig {
     /// Address and port of WHIP, WHEP and the demo; port 0 takes any free one.
     #[serde(deserialize_with = "value::socket_address")]
     pub listen: SocketAddr,
-    /// How clients reach the listener, when a proxy or a name stands in front; `None` is `http://` and the bound address.
+    /// How clients reach the listener, when a proxy or a name stands in front; `None` is the scheme and the bound address.
     pub public_url: Option<PublicUrl>,
+    /// Certificate chain, PEM, the node's own first; with [`HttpConfig::tls_key`] the listener speaks TLS alone.
+    pub tls_cert: Option<PathBuf>,
+    /// The chain's private key, PEM.
+    pub tls_key: Option<PathBuf>,
+    /// STUN and TURN servers that clients are told of.
+    #[serde(deserialize_with = "value::ice_servers")]
+    pub ice_servers: Vec<IceServer>,
+    /// Open connections of one client address (of one /64 of IPv6); loopback has no bound.
+    #[serde(deserialize_with = "value::bounded::<_, _, 1, 4_096>")]
+    pub connections_per_address_max: usize,
+    /// Requests per second of one client address, over some seconds; loopback has no bound.
+    #[serde(deserialize_with = "value::bounded::<_, _, 1, 100_000>")]
+    pub requests_per_address_per_s_max: u32,
 }
 
 /// `[admin]`
@@ -220,7 +233,15 @@ impl Default for NodeConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7880)), public_url: None }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7880)),
+            public_url: None,
+            tls_cert: None,
+            tls_key: None,
+            ice_servers: Vec::new(),
+            connections_per_address_max: 256,
+            requests_per_address_per_s_max: 200,
+        }
     }
 }
 
@@ -269,8 +290,10 @@ impl Config {
     pub fn read(file: &Path) -> Result<(Self, String), ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|e| ConfigError::unreadable(file, &e))?;
         let mut config = Self::parse(&text, file)?;
-        if let (Some(keys_file), Some(folder)) = (&mut config.auth.keys_file, file.parent()) {
-            *keys_file = folder.join(&*keys_file);
+        if let Some(folder) = file.parent() {
+            for path in [&mut config.auth.keys_file, &mut config.http.tls_cert, &mut config.http.tls_key].into_iter().flatten() {
+                *path = folder.join(&*path);
+            }
         }
         Ok((config, text))
     }
@@ -299,6 +322,11 @@ impl Config {
             && let Err(message) = media.check_ports(cores.len())
         {
             return Err(("media.port", message));
+        }
+        match (&self.http.tls_cert, &self.http.tls_key) {
+            (Some(_), None) => return Err(("tls_cert", "http.tls_cert needs http.tls_key beside it: the chain's private key".to_owned())),
+            (None, Some(_)) => return Err(("tls_key", "http.tls_key needs http.tls_cert beside it: the key's chain".to_owned())),
+            _ => {}
         }
         if self.auth.keys_file.is_some() && !self.auth.keys.is_empty() {
             return Err(("auth.keys_file", "auth.keys_file and [auth.keys] are both set: keep one of them".to_owned()));

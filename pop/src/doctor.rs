@@ -16,6 +16,8 @@ use crate::cli::{DoctorArgs, Failure};
 use crate::config::{self, Backend, Config};
 use crate::keys::ApiKeys;
 use crate::node;
+use crate::tls::TlsIdentity;
+use crate::token::unix_now_s;
 use host::Host;
 
 /// How a finding is judged.
@@ -153,6 +155,7 @@ fn findings(config: &Config, host: &Host) -> Vec<Finding> {
     if host.is_live() {
         findings.extend(ports(config, workers.len().max(1)));
         findings.push(keys(config));
+        findings.extend(certificate(config));
     }
     findings.extend(system::clocks(host, host.is_live().then(pop_uring::clock_state).and_then(Result::ok)));
     findings.extend(system::governor(host, &workers));
@@ -279,6 +282,27 @@ fn keys(config: &Config) -> Finding {
     }
 }
 
+/// A certificate that ends within this long is worth a word: ACME clients renew 30 days before.
+const EXPIRY_WARNING_S: u64 = 14 * 86_400;
+
+fn certificate(config: &Config) -> Option<Finding> {
+    let (cert, key) = (config.http.tls_cert.as_ref()?, config.http.tls_key.as_ref()?);
+    Some(match TlsIdentity::load(cert, key) {
+        Err(sentence) => Finding::fail("certificate", "cannot be used", sentence),
+        Ok(identity) => judge_expiry(identity.expires_at_s(), unix_now_s()),
+    })
+}
+
+fn judge_expiry(expires_at_s: u64, now_s: u64) -> Finding {
+    let left_s = expires_at_s.saturating_sub(now_s);
+    let renew = "renew the files of http.tls_cert and http.tls_key, then: pop reload";
+    match left_s {
+        0 => Finding::warn("certificate", "has expired: clients refuse it", renew),
+        1..EXPIRY_WARNING_S => Finding::warn("certificate", format!("ends in {} days", left_s / 86_400), renew),
+        _ => Finding::ok("certificate", format!("valid for {} days", left_s / 86_400)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +336,13 @@ mod tests {
         let mut config = Config::default();
         config.dataplane.packet_pool = 4_194_304;
         assert_eq!(memory(&config, &Host::new(None), 256)[0].level, Level::Fail);
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_a_warning() {
+        assert_eq!(judge_expiry(100 * 86_400, 0), Finding::ok("certificate", "valid for 100 days"));
+        assert_eq!(judge_expiry(13 * 86_400, 0).level, Level::Warn);
+        assert!(judge_expiry(10, 10).found.starts_with("has expired"));
     }
 
     #[test]

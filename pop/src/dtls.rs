@@ -214,20 +214,24 @@ impl Dtls {
         self.0.certificate.fingerprint()
     }
 
-    /// Begins an association, on the runtime of the caller. It counts as half-open until it is established, has failed or its
-    /// peer is dropped; its time runs from [`DtlsPeer::start`].
+    /// Begins an association, on the runtime of the caller. From [`DtlsPeer::start`] on its time runs, and it counts as
+    /// half-open until it is established, has failed or its peer is dropped. Until then it holds nothing that others could need:
+    /// who signals and never comes keeps nobody out.
     ///
     /// # Errors
-    /// [`DtlsError::Full`] and [`DtlsError::NoFingerprint`].
+    /// [`DtlsError::NoFingerprint`], and [`DtlsError::Full`] when another handshake could not start now. Who starts in a full
+    /// moment hears the same by [`DtlsEvent::Failed`].
     pub fn open(&self, role: Role, remote: Vec<Fingerprint>) -> Result<(DtlsPeer, DtlsEvents), DtlsError> {
         if remote.is_empty() {
             return Err(DtlsError::NoFingerprint);
         }
-        let permit = Arc::clone(&self.0.half_open).try_acquire_owned().map_err(|_| DtlsError::Full)?;
+        if self.0.half_open.available_permits() == 0 {
+            return Err(DtlsError::Full);
+        }
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let association = Arc::new(Association::new(self.0.clone(), role, events.clone()));
         let (started, starts) = watch::channel(false);
-        tokio::spawn(association::run(Arc::clone(&association), remote, starts, events, permit));
+        tokio::spawn(association::run(Arc::clone(&association), remote, starts, events));
         Ok((DtlsPeer { association, started }, DtlsEvents { receiver }))
     }
 

@@ -25,7 +25,8 @@ pub fn router(signal: Router, metrics: Arc<Metrics>) -> Router {
         router = router.route(asset.path, get(move || async move { page(asset) }));
     }
     let router = router.fallback(|| async { (StatusCode::NOT_FOUND, "nothing is here: try /demo, /whip/{room} or /whep/{room}\n") });
-    serve::bounded(counted(router, metrics))
+    // Refusals of the bounds are answers, and counted.
+    counted(serve::bounded(router), metrics)
 }
 
 /// Counts every answer of `router` under the pattern of its route.

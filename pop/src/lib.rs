@@ -21,6 +21,7 @@ pub mod run;
 pub mod serve;
 pub mod signal;
 pub mod state;
+pub mod tls;
 pub mod token;
 pub mod tune;
 

@@ -1,6 +1,7 @@
 //! What Prometheus scrapes. Names have base units; labels have few values and never a user's.
 
 mod dtls;
+mod http;
 mod probe;
 mod process;
 mod workers;
@@ -23,6 +24,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use dtls::DtlsCollector;
+pub use http::HttpCollector;
 pub use probe::ProbeCollector;
 pub use workers::WorkerCollector;
 

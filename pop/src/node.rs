@@ -20,11 +20,12 @@ use std::time::Duration;
 use pop_dataplane::limits::{TCP_CONNECTIONS_MAX, WorkerLimits};
 use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::Command;
+use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
 use pop_schemas::SessionId;
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError};
-use pop_session::{Join, Refusal, SessionView};
+use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
 use pop_uring::BackendKind;
 use tokio::sync::oneshot;
 
@@ -40,7 +41,7 @@ use crate::token::unix_now_s;
 use directory::Directory;
 use room::RoomMessage;
 
-/// DTLS handshakes that may be open at once, those that ICE has not reached included: each takes at most about 150 KiB.
+/// DTLS handshakes that may be open at once, counted from a client's first good check on: each takes at most about 150 KiB.
 const HALF_OPEN_MAX: usize = 1_000;
 
 /// At shutdown, clients are told for at most this long.
@@ -61,6 +62,20 @@ pub enum JoinError {
     /// The node is stopping.
     #[error("this node is stopping")]
     Stopping,
+}
+
+/// What became of a [`Node::update_ice`].
+#[derive(Clone, Debug)]
+pub enum IceUpdated {
+    /// The ICE session goes on.
+    Kept,
+    /// Another one begins.
+    Restarted {
+        /// Its credentials.
+        credentials: IceCredentials,
+        /// The worker's candidates, as clients reach them; where the node serves TCP they are TCP candidates, too.
+        candidates: Vec<SocketAddr>,
+    },
 }
 
 /// A running node. Cheap to clone.
@@ -251,9 +266,28 @@ impl Node {
 
     /// Ends the participant behind an HTTP resource; false when there is none.
     pub async fn leave(&self, session: &SessionId, resource: &str) -> bool {
-        let Some(room) = self.shared.directory.find(session).await else { return false };
+        let Some((_, room)) = self.shared.directory.find(session).await else { return false };
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Leave { resource: resource.into(), reply }).is_ok() && answer.await.unwrap_or(false)
+    }
+
+    /// Compares a PATCH with the participant's ICE session, and restarts ICE when it brings a new fragment.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownResource`], [`Refusal::IceUnconditional`], [`Refusal::IceStale`]; the session is what it was then.
+    pub async fn update_ice(&self, session: &SessionId, update: IceUpdate) -> Result<IceUpdated, Refusal> {
+        let (worker, room) = self.shared.directory.find(session).await.ok_or(Refusal::UnknownResource)?;
+        let (reply, answer) = oneshot::channel();
+        let request = Request::UpdateIce(Box::new(update));
+        // A room that ends takes its resources with it.
+        room.send(RoomMessage::Ask { request, reply }).map_err(|_| Refusal::UnknownResource)?;
+        match answer.await.unwrap_or(Err(Refusal::UnknownResource))? {
+            Reply::IceRestarted(credentials) => {
+                Ok(IceUpdated::Restarted { credentials, candidates: self.shared.candidates[worker].clone() })
+            }
+            _ => Ok(IceUpdated::Kept),
+        }
     }
 
     /// Every session with its participants.

@@ -48,7 +48,7 @@ pub trait Applier: Send + Sync {
 /// What an applier has got ready.
 pub struct Prepared {
     changes: Vec<String>,
-    apply: Pin<Box<dyn Future<Output = Vec<String>> + Send>>,
+    pub(crate) apply: Pin<Box<dyn Future<Output = Vec<String>> + Send>>,
 }
 
 impl Prepared {

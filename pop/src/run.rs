@@ -11,15 +11,16 @@ use tokio::sync::watch;
 
 use crate::admin::{self, Admin, Operations};
 use crate::cli::{Failure, RunArgs};
-use crate::config::{Config, MediaConfig};
+use crate::config::{Config, HttpConfig, MediaConfig};
 use crate::keys::ApiKeys;
 use crate::logging::LogControl;
-use crate::metrics::{DtlsCollector, Metrics, ProbeCollector, WorkerCollector};
+use crate::metrics::{DtlsCollector, HttpCollector, Metrics, ProbeCollector, WorkerCollector};
 use crate::node::Node;
 use crate::notify::Notifier;
 use crate::probe::ProbeApplier;
 use crate::reload::{Applier, AuthApplier, LogApplier, Reloader};
-use crate::serve::{self, SocketFile};
+use crate::serve::{self, SocketFile, SourceLimits, Sources};
+use crate::tls::{Tls, TlsApplier, TlsIdentity};
 use crate::token::{TokenRequest, unix_now_s};
 use crate::{http, liveness, logging, node, panic, probe, signal as signalling, state};
 
@@ -48,6 +49,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let number = state::next_start(&config.node).map_err(Failure::Other)?;
     let available = node::available_cores();
     let workers = config.dataplane.cores.choose(&available).map_err(Failure::Usage)?.len();
+    let tls = load_tls(&config.http).map_err(Failure::Usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // As many as cores without a worker, so that control does not push workers aside; at least one.
         .worker_threads(available.len().saturating_sub(workers).max(1))
@@ -55,7 +57,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .thread_name("pop-control")
         .build();
     let runtime = runtime.map_err(|error| name_descriptor_limit(Failure::Other(format!("no control threads: {error}"))))?;
-    let outcome = runtime.block_on(serve(Start { args, config: &config, text: &text, keys, log, notifier, number }));
+    let outcome = runtime.block_on(serve(Start { args, config: &config, text: &text, keys, tls, log, notifier, number }));
     // Drops every task, and with the last handle of the node its workers, which are waited for.
     drop(runtime);
     outcome.map_err(name_descriptor_limit)?;
@@ -80,6 +82,7 @@ struct Start<'a> {
     /// Of the config file; empty without one.
     text: &'a str,
     keys: ApiKeys,
+    tls: Option<Tls>,
     log: LogControl,
     notifier: Notifier,
     /// Of this start of the node.
@@ -87,7 +90,7 @@ struct Start<'a> {
 }
 
 async fn serve(start: Start<'_>) -> Result<(), Failure> {
-    let Start { args, config, text, keys, log, notifier, number } = start;
+    let Start { args, config, text, keys, tls, log, notifier, number } = start;
     // Signals are taken from here on, so that one during the start is not the default's sudden end.
     let (mut signals, hangups) = Signals::take().map_err(|error| Failure::Other(format!("no signals: {error}")))?;
     let socket = SocketFile::bind(&config.admin.socket_path()).map_err(Failure::Other)?;
@@ -97,11 +100,17 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
 
     let public_address = bound(&public, config.http.listen);
     let operator_address = bound(&operator, config.admin.listen);
-    let url = config.http.public_url.as_ref().map_or_else(|| base_url(public_address), |url| url.as_str().to_owned());
-    let metrics = metrics_of(&node);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = config.http.public_url.as_ref().map_or_else(|| base_url(scheme, public_address), |url| url.as_str().to_owned());
+    let sources = Sources::new(SourceLimits {
+        connections: config.http.connections_per_address_max,
+        requests_per_s: config.http.requests_per_address_per_s_max,
+    });
+    let metrics = metrics_of(&node, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
     // Every live key of the config has its applier here.
-    let appliers: Vec<Box<dyn Applier>> =
+    let mut appliers: Vec<Box<dyn Applier>> =
         vec![Box::new(LogApplier(log.clone())), Box::new(AuthApplier(node.clone())), Box::new(ProbeApplier(node.clone()))];
+    appliers.extend(tls.clone().map(|tls| Box::new(TlsApplier(tls)) as Box<dyn Applier>));
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
     let operations = Operations { reloader: reloader.clone(), log: log.clone() };
     let admin = Admin::new(node.clone(), Arc::clone(&metrics), operations, number, &url);
@@ -109,16 +118,19 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
 
     let (stop_public, public_stopped) = watch::channel(false);
     let (stop_operator, operator_stopped) = watch::channel(false);
-    let public_router = http::router(signalling::routes(node.clone(), config.media.dtls_role).merge(probe::routes(node.clone())), metrics);
-    let public = tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, public_stopped));
+    let public_router = http::router(signalling::routes(node.clone(), config).merge(probe::routes(node.clone())), metrics);
+    let public = match &tls {
+        Some(tls) => tokio::spawn(serve::serve(tls.listen(public), public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
+        None => tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
+    };
     let operators = [
-        tokio::spawn(serve::serve(operator, admin.clone().listener_router(), admin::CONNECTIONS_MAX, operator_stopped.clone())),
-        tokio::spawn(serve::serve(socket, admin.socket_router(), admin::CONNECTIONS_MAX, operator_stopped)),
+        tokio::spawn(serve::serve(operator, admin.clone().listener_router(), admin::CONNECTIONS_MAX, None, operator_stopped.clone())),
+        tokio::spawn(serve::serve(socket, admin.socket_router(), admin::CONNECTIONS_MAX, None, operator_stopped)),
     ];
     let (first, last) = node.media_ports();
     let open_to_others = config.http.public_url.is_some() || !public_address.ip().is_loopback();
     let demo = demo_url(&url, open_to_others, &node.keys());
-    Ready { http: url, media: format!("{first}-{last}"), admin: base_url(operator_address), demo }.announce(args.json);
+    Ready { http: url, media: format!("{first}-{last}"), admin: base_url("http", operator_address), demo }.announce(args.json);
     notifier.ready();
     tokio::spawn(liveness::keep_told(node.clone(), notifier.clone()));
     tokio::spawn(reload_on_hangup(hangups, reloader));
@@ -200,13 +212,23 @@ async fn report_suppressed(log: LogControl) {
     }
 }
 
-fn metrics_of(node: &Node) -> Arc<Metrics> {
+/// The listener's TLS when the config names a certificate.
+fn load_tls(http: &HttpConfig) -> Result<Option<Tls>, String> {
+    let (Some(cert), Some(key)) = (&http.tls_cert, &http.tls_key) else { return Ok(None) };
+    let identity = TlsIdentity::load(cert, key)?;
+    if let Some(warning) = identity.warning() {
+        tracing::warn!("{warning}");
+    }
+    Ok(Some(Tls::new(identity)))
+}
+
+fn metrics_of(node: &Node, http: HttpCollector) -> Arc<Metrics> {
     let backend = node.workers().first().map_or("none", |worker| worker.backend);
     let (workers, dtls, probe) = (node.clone(), node.clone(), node.clone());
     let workers = WorkerCollector::new(move || workers.workers());
     let dtls = DtlsCollector::new(move || dtls.dtls_counters());
     let probe = ProbeCollector::new(move || probe.probe().requests(&probe.workers()));
-    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls), Box::new(probe)])
+    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls), Box::new(probe), Box::new(http)])
 }
 
 fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {
@@ -214,11 +236,11 @@ fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAd
 }
 
 /// How this host reaches `address`: a wildcard is no address to open.
-fn base_url(mut address: SocketAddr) -> String {
+fn base_url(scheme: &str, mut address: SocketAddr) -> String {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { Ipv6Addr::LOCALHOST.into() });
     }
-    format!("http://{address}")
+    format!("{scheme}://{address}")
 }
 
 /// The page with a fresh token; without one where others than this host's users reach the node, by its address or through the
@@ -245,9 +267,9 @@ mod tests {
 
     #[test]
     fn a_wildcard_is_reached_on_loopback() {
-        assert_eq!(base_url("0.0.0.0:80".parse().expect("an address")), "http://127.0.0.1:80");
-        assert_eq!(base_url("[::]:80".parse().expect("an address")), "http://[::1]:80");
-        assert_eq!(base_url("192.0.2.1:80".parse().expect("an address")), "http://192.0.2.1:80");
+        assert_eq!(base_url("http", "0.0.0.0:80".parse().expect("an address")), "http://127.0.0.1:80");
+        assert_eq!(base_url("http", "[::]:80".parse().expect("an address")), "http://[::1]:80");
+        assert_eq!(base_url("https", "192.0.2.1:80".parse().expect("an address")), "https://192.0.2.1:80");
     }
 
     #[test]

@@ -1,6 +1,10 @@
-//! HTTP connections with bounds: how many, how long a request may take to arrive and to be answered, and an orderly end.
+//! HTTP connections with bounds: how many, how long a handshake, a request and its answer may take, what one client address may
+//! take of them, and an orderly end.
 
-use std::future::Future;
+mod sources;
+mod stall;
+
+use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -11,22 +15,31 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
 use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, RETRY_AFTER};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+pub use sources::{Guest, SourceLimits, Sources};
 
 use crate::config;
+use stall::StallGuard;
 
 /// Largest request body, in bytes. Browsers' offers with every codec and 20 sections stay below 40 KB.
 pub const BODY_LEN_MAX: usize = 64 * 1_024;
 
 /// Largest request head that is buffered, in bytes. A token may have 8 KB.
 const HEAD_LEN_MAX: usize = 32 * 1_024;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a request head may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,14 +55,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where connections come from.
 pub trait Listen: Send + 'static {
-    /// A connection.
+    /// A connection as it comes.
+    type Accepted: Send + 'static;
+
+    /// A connection that HTTP is spoken on.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// The next connection, with its address when it has one.
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<SocketAddr>)>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Accepted, Option<SocketAddr>)>> + Send;
+
+    /// What comes before HTTP. Runs beside the other connections, for at most 10 s.
+    fn establish(&self, accepted: Self::Accepted) -> impl Future<Output = io::Result<Self::Stream>> + Send + 'static;
 }
 
 impl Listen for TcpListener {
+    type Accepted = TcpStream;
     type Stream = TcpStream;
 
     async fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
@@ -57,6 +77,10 @@ impl Listen for TcpListener {
         // An answer is one small write; waiting for more only delays it.
         stream.set_nodelay(true)?;
         Ok((stream, Some(remote)))
+    }
+
+    fn establish(&self, stream: TcpStream) -> impl Future<Output = io::Result<TcpStream>> + Send + 'static {
+        ready(Ok(stream))
     }
 }
 
@@ -128,6 +152,7 @@ impl Drop for SocketFile {
 }
 
 impl Listen for SocketFile {
+    type Accepted = UnixStream;
     type Stream = UnixStream;
 
     async fn accept(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
@@ -138,6 +163,10 @@ impl Listen for SocketFile {
                 return Ok((stream, None));
             }
         }
+    }
+
+    fn establish(&self, stream: UnixStream) -> impl Future<Output = io::Result<UnixStream>> + Send + 'static {
+        ready(Ok(stream))
     }
 }
 
@@ -166,12 +195,17 @@ fn check_private(folder: &Path) -> Result<(), String> {
     Err(format!("the socket's folder {shown} is not this user's alone: remove it, or set admin.socket to another path"))
 }
 
-/// Bounds on every request of `router`: the body's length, and the time to the answer.
+/// Bounds on every request of `router`: the body's length, the time to the answer, and how often one client address may ask.
 pub fn bounded(router: Router) -> Router {
     router.layer(DefaultBodyLimit::max(BODY_LEN_MAX)).layer(middleware::from_fn(in_time))
 }
 
 async fn in_time(request: Request, next: Next) -> Response {
+    let guest = request.extensions().get::<Arc<Guest>>();
+    if guest.is_some_and(|guest| !guest.may_ask(Instant::now())) {
+        let headers = [(RETRY_AFTER, "1"), (CONNECTION, "close")];
+        return (StatusCode::TOO_MANY_REQUESTS, headers, "too many requests from this address: try again in 1 s\n").into_response();
+    }
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took longer than 15 s\n").into_response(),
@@ -179,8 +213,14 @@ async fn in_time(request: Request, next: Next) -> Response {
 }
 
 /// Answers connections of `listener` with `router` until `stop` turns true, then gives open requests 2 s. At most
-/// `connections_max` connections are open; the next ones wait in the kernel's queue.
-pub async fn serve(listener: impl Listen, router: Router, connections_max: usize, mut stop: watch::Receiver<bool>) {
+/// `connections_max` connections are open; the next ones wait in the kernel's queue. What `sources` does not admit is closed at once.
+pub async fn serve(
+    listener: impl Listen,
+    router: Router,
+    connections_max: usize,
+    sources: Option<Arc<Sources>>,
+    mut stop: watch::Receiver<bool>,
+) {
     let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();
     loop {
@@ -195,10 +235,21 @@ pub async fn serve(listener: impl Listen, router: Router, connections_max: usize
             accepted = next => accepted,
         };
         match accepted {
-            Ok((stream, remote)) => {
-                let connection = answer(stream, remote, router.clone(), stop.clone());
+            Ok((accepted, remote)) => {
+                let guest = match (&sources, remote) {
+                    (Some(sources), Some(remote)) => match sources.admit(Instant::now(), remote) {
+                        Some(guest) => Some(Arc::new(guest)),
+                        None => continue,
+                    },
+                    _ => None,
+                };
+                let established = tokio::time::timeout(HANDSHAKE_TIMEOUT, listener.establish(accepted));
+                let (router, stop) = (router.clone(), stop.clone());
                 connections.spawn(async move {
-                    connection.await;
+                    // An error is the client's: noise, another protocol, or silence.
+                    if let Ok(Ok(stream)) = established.await {
+                        answer(stream, Client { remote, guest }, router, stop).await;
+                    }
                     drop(permit);
                 });
             }
@@ -217,19 +268,31 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stopped| *stopped).await;
 }
 
-async fn answer<S>(stream: S, remote: Option<SocketAddr>, router: Router, mut stop: watch::Receiver<bool>)
+/// Who is at the other end.
+struct Client {
+    remote: Option<SocketAddr>,
+    guest: Option<Arc<Guest>>,
+}
+
+async fn answer<S>(stream: S, client: Client, router: Router, mut stop: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let router = match remote {
-        Some(remote) => router.layer(axum::Extension(ConnectInfo(remote))),
-        None => router,
-    };
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request| {
+        if let Some(remote) = client.remote {
+            request.extensions_mut().insert(ConnectInfo(remote));
+        }
+        if let Some(guest) = &client.guest {
+            request.extensions_mut().insert(Arc::clone(guest));
+        }
+        router.call(request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_LEN_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(StallGuard::new(stream)), service);
     let mut connection = std::pin::pin!(connection);
     // An error is the client's: a broken head, a time-out, a lost connection. It has had its answer where there is one.
     tokio::select! {
@@ -258,7 +321,37 @@ mod tests {
         let listener = bind("http.listen", SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let (stop, stopped) = watch::channel(false);
-        (address, stop, tokio::spawn(serve(listener, bounded(router), connections_max, stopped)))
+        (address, stop, tokio::spawn(serve(listener, bounded(router), connections_max, None, stopped)))
+    }
+
+    /// A listener whose clients seem to come from 192.0.2.1: loopback itself has no bound.
+    struct Far(TcpListener);
+
+    impl Listen for Far {
+        type Accepted = TcpStream;
+        type Stream = TcpStream;
+
+        async fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+            let (stream, _) = Listen::accept(&self.0).await?;
+            Ok((stream, Some(SocketAddr::from(([192, 0, 2, 1], 1)))))
+        }
+
+        fn establish(&self, stream: TcpStream) -> impl Future<Output = io::Result<TcpStream>> + Send + 'static {
+            ready(Ok(stream))
+        }
+    }
+
+    async fn start_far(router: Router, limits: SourceLimits) -> (SocketAddr, watch::Sender<bool>, Arc<Sources>) {
+        let listener = bind("http.listen", SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let (stop, stopped) = watch::channel(false);
+        let sources = Sources::new(limits);
+        tokio::spawn(serve(Far(listener), bounded(router), 64, Some(Arc::clone(&sources)), stopped));
+        (address, stop, sources)
+    }
+
+    fn here() -> Router {
+        Router::new().route("/", get(|| async { "here" }))
     }
 
     async fn exchange(address: SocketAddr, request: &str) -> String {
@@ -335,7 +428,7 @@ mod tests {
         for (len, status) in [(BODY_LEN_MAX, "200"), (BODY_LEN_MAX + 1, "413")] {
             let request = format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n{}", "x".repeat(len));
             let answer = exchange(address, &request).await;
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{len} bytes: {answer}");
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{len} bytes: {answer}");
         }
     }
 
@@ -360,6 +453,98 @@ mod tests {
         finish.send(()).expect("the handler waits");
         assert!(open.await.expect("no panic").ends_with("done"));
         server.await.expect("no panic");
+    }
+
+    /// Everything that the server says on a connection until it closes.
+    async fn read_to_the_end(mut stream: TcpStream) -> String {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_take_every_connection() {
+        let (address, _stop, sources) = start_far(here(), SourceLimits { connections: 3, requests_per_s: 1_000 }).await;
+        let mut idle = Vec::new();
+        for _ in 0..3 {
+            idle.push(TcpStream::connect(address).await.expect("the listener is there"));
+        }
+        let fourth = TcpStream::connect(address).await.expect("the kernel takes it");
+        assert_eq!(read_to_the_end(fourth).await, "", "closed without a word");
+        assert_eq!(sources.refused_connections(), 1);
+        drop(idle.pop());
+        // The server hears of the end in its own time.
+        let request = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        while !exchange(address, request).await.ends_with("here") {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_beyond_the_rate_are_told_to_wait_and_pipelining_is_no_way_around() {
+        let (address, _stop, _sources) = start_far(here(), SourceLimits { connections: 3, requests_per_s: 2 }).await;
+        let answer = exchange(address, &"GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(500)).await;
+        let statuses: Vec<_> = answer.lines().filter(|line| line.contains("HTTP/1.1 ")).collect();
+        assert_eq!(statuses.iter().filter(|line| line.ends_with("200 OK")).count(), 10, "2 a second, saved up for 5 s");
+        assert!(statuses.len() == 11 && statuses[10].ends_with("429 Too Many Requests"), "and the connection ends: {statuses:?}");
+        assert!(answer.to_ascii_lowercase().contains("retry-after: 1\r\n"));
+    }
+
+    #[tokio::test]
+    async fn floods_of_header_and_noise_are_refused_within_bounds() {
+        let (address, _stop, _server) = start(here(), 8).await;
+        let head = "GET / HTTP/1.1\r\nhost: x\r\n";
+        let rows = [
+            (format!("{head}{}\r\n", "a: b\r\n".repeat(200)), "431"),
+            (format!("{head}cookie: {}\r\n\r\n", "x".repeat(4 * HEAD_LEN_MAX)), "431"),
+            (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(4 * HEAD_LEN_MAX)), "4"),
+            ("\0\u{1}\u{2}garbage\r\n\r\n".to_owned(), "400"),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), "400"),
+            (format!("{head}content-length: 1\r\ncontent-length: 2\r\n\r\n"), "400"),
+            (format!("{head}content-length: -1\r\n\r\n"), "400"),
+        ];
+        for (request, status) in rows {
+            let answer = exchange(address, &request).await;
+            let shown = &request[..request.len().min(60)];
+            assert!(answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")), "{shown:?}: {answer}");
+            assert!(!answer.contains("here"));
+        }
+        let answer = exchange(address, &format!("{head}connection: close\r\n\r\n")).await;
+        assert!(answer.ends_with("here"), "{answer}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_cut_after_15_s() {
+        let router = Router::new().route("/", post(|body: String| async move { body }));
+        let (address, _stop, _server) = start(router, 8).await;
+        let mut stream = TcpStream::connect(address).await.expect("the listener is there");
+        stream.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nab").await.expect("a few bytes");
+        let began = Instant::now();
+        let answer = read_to_the_end(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(began.elapsed() >= REQUEST_TIMEOUT && began.elapsed() < 2 * REQUEST_TIMEOUT, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_closed() {
+        let (address, _stop, _server) = start(here(), 8).await;
+        let mut stream = TcpStream::connect(address).await.expect("the listener is there");
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("a few bytes");
+        let began = Instant::now();
+        assert!(read_to_the_end(stream).await.ends_with("here"));
+        assert!(began.elapsed() <= 2 * HEAD_TIMEOUT, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_its_answers_is_cut() {
+        let router = Router::new().route("/", get(|| async { "x".repeat(1 << 20) }));
+        let (address, _stop, server) = start(router, 1).await;
+        let mut deaf = TcpStream::connect(address).await.expect("the listener is there");
+        deaf.write_all("GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100).as_bytes()).await.expect("a few bytes");
+        // The only place comes free although the deaf one stays.
+        let answer = exchange(address, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.ends_with('x'));
+        drop((deaf, server));
     }
 
     #[tokio::test(start_paused = true)]

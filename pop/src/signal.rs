@@ -8,6 +8,8 @@
 
 pub mod answer;
 mod endpoint;
+mod ice_servers;
+mod patch;
 pub mod sdp;
 mod whep;
 mod whip;

@@ -49,7 +49,7 @@ fn every_value_reaches_its_place() {
         node = { name = "fra1-2", region = "Frankfurt am Main", state_dir = "/var/lib/other" }
         probe = { stun = 3_479, stamp = "192.0.2.1:863", ice = false, http = false, prefix_requests_per_second = 9,
             requests_per_second = 10, pops = ["https://sin.pop.example"] }
-        http = { listen = "[::1]:0", public_url = "https://pop.example/" }
+        http = { listen = "[::1]:0", public_url = "https://pop.example/", tls_cert = "c.pem", tls_key = "k.pem", connections_per_address_max = 3, requests_per_address_per_s_max = 4, ice_servers = [{ url = "stun:stun.example:3478" }] }
         admin = { listen = "127.0.0.1:1", socket = "/run/pop/other.sock" }
         auth.keys.one = "0123456789abcdef0123456789abcdef"
         log = { format = "json", level = "trace" }
@@ -81,6 +81,9 @@ fn every_value_reaches_its_place() {
     assert_eq!((probe.ice, probe.http, probe.prefix_requests_per_second, probe.requests_per_second), (false, false, 9, 10));
     assert_eq!(probe.pops[0].as_str(), "https://sin.pop.example");
     assert_eq!(config.http.public_url.as_ref().map(|url| url.as_str()), Some("https://pop.example"));
+    assert_eq!((config.http.tls_cert.as_deref(), config.http.tls_key.as_deref()), (Some(Path::new("c.pem")), Some(Path::new("k.pem"))));
+    assert_eq!((config.http.connections_per_address_max, config.http.requests_per_address_per_s_max), (3, 4));
+    assert_eq!(config.http.ice_servers[0].url, "stun:stun.example:3478");
     assert_eq!(config.admin.socket_path(), Path::new("/run/pop/other.sock"));
     assert_eq!(config.media.advertised(1), "2001:db8::2".parse().ok());
     assert_eq!((config.media.port, config.media.dtls_role), (443, DtlsRole::Active));
@@ -96,11 +99,18 @@ fn every_value_reaches_its_place() {
 /// (text, line:column, what the sentence must contain)
 const REFUSED: &[(&str, &str, &str)] = &[
     ("[nod]\n", "1:2", "there is no key `nod` here; known here: `node`, `http`"),
-    ("\n[http]\n  lisen = \"x\"\n", "3:3", "there is no key `lisen` here; known here: `listen` or `public_url`"),
+    ("\n[http]\n  lisen = \"x\"\n", "3:3", "there is no key `lisen` here; known here: `listen`, `public_url`, `tls_cert`"),
     ("[http]\nlisten = 7880\n", "2:10", "listen must be an address and a port"),
     ("[http]\nlisten = \"localhost:1\"\n", "2:10", "not string \"localhost:1\""),
     ("[http]\npublic_url = \"pop.example\"\n", "2:14", "public_url must be a URL such as"),
     ("[http]\npublic_url = \"https://pop.example/media\"\n", "2:14", "with nothing after host and port"),
+    ("[http]\ntls_cert = \"c.pem\"\n", "2:1", "http.tls_cert needs http.tls_key beside it"),
+    ("[http]\ntls_key = \"k.pem\"\n", "2:1", "http.tls_key needs http.tls_cert beside it"),
+    ("[http]\nice_servers = [{ url = \"http://x\" }]\n", "2:24", "ice_servers must be a STUN or TURN URL"),
+    ("[http]\nice_servers = [{ url = \"stun:x>\\r\\n\" }]\n", "2:24", "ice_servers must be a STUN or TURN URL"),
+    ("[http]\nice_servers = [{ url = \"turn:x\" }]\n", "2:15", "turn:x needs username and credential"),
+    ("[http]\nice_servers = [{ url = \"turn:x\", username = \"u\", credential = \"\" }]\n", "2:63", "ice_servers must be 1 to 256"),
+    ("[http]\nconnections_per_address_max = 0\n", "2:31", "connections_per_address_max must be a whole number from 1 to 4096"),
     ("[node]\nname = \"\"\n", "2:8", "name must be \"auto\" or 1 to 63"),
     ("[node]\nstate_dir = \"state\"\n", "2:13", "state_dir must be \"auto\" or the path of a folder that starts with /"),
     ("[admin]\nsocket = \"\"\n", "2:10", "socket must be \"auto\" or a path"),

@@ -8,7 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use pop::config::{Config, DtlsRole};
+use pop::config::Config;
 use pop::keys::ApiKeys;
 use pop::node::Node;
 use pop::signal::{routes, sdp::SDP_LEN_MAX};
@@ -110,7 +110,7 @@ impl Host {
         let config = Config::parse(text, Path::new("test.toml")).unwrap();
         let node = Node::start(&config, ApiKeys::draw()).unwrap();
         let token = TokenRequest::new("stage", "ann").sign(&node.keys(), unix_now_s()).unwrap();
-        Host { router: routes(node.clone(), DtlsRole::Auto), node, token }
+        Host { router: routes(node.clone(), &config), node, token }
     }
 
     async fn publish(&self, offer: Vec<u8>) -> (StatusCode, String, Duration) {

@@ -15,7 +15,7 @@ pub mod view;
 pub use format::{Format, H264Profile, PayloadFormat};
 pub use participant::{Connection, Participant, Role};
 pub use session::{
-    Action, Audit, CloseReason, Join, Limits, Media, Opening, Output, Publication, Refusal, Reply, Request, RequestId, Section, Session,
-    TappedTrack, TransportFailure,
+    Action, Audit, CloseReason, IceCondition, IceUpdate, Join, Limits, Media, Opening, Output, Publication, Refusal, Reply, Request,
+    RequestId, Section, Session, TappedTrack, TransportFailure,
 };
 pub use view::SessionView;

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use pop_proto::control::{MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackStats};
+use pop_proto::control::{IceCredentials, MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackStats};
 use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::PayloadFormat;
@@ -99,6 +99,8 @@ pub struct LocalParticipant {
     pub(crate) role: Role,
     pub(crate) resource: Box<str>,
     pub(crate) transport: TransportId,
+    /// `None` for a route.
+    pub(crate) ice: Option<IceSession>,
     pub(crate) joined: Time,
     pub(crate) connection: Connection,
     /// Set by the first authenticated check; of a route: its peer.
@@ -114,6 +116,15 @@ impl LocalParticipant {
     pub(crate) fn is_routed(&self) -> bool {
         matches!(self.connection, Connection::Routed { .. })
     }
+}
+
+/// What a WebRTC client and this node have told each other of ICE.
+#[derive(Debug)]
+pub(crate) struct IceSession {
+    /// Those of the last restart, confirmed by a check or not.
+    pub(crate) credentials: IceCredentials,
+    /// They are not from the join.
+    pub(crate) restarted: bool,
 }
 
 /// A stream that a local participant publishes.

@@ -13,13 +13,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pop_proto::control::{
-    Codec, Command, Event, MediaKind, OpenRtp, OpenSubscription, OpenTrack, OpenTransport, RtpPeer, RtpPeerStats, SrtpProfile,
-    TransportLoss,
+    Codec, Command, Event, IceCredentials, MediaKind, OpenRtp, OpenSubscription, OpenTrack, OpenTransport, RtpPeer, RtpPeerStats,
+    SrtpProfile, TransportLoss,
 };
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::{PayloadFormat, map_payload_types};
-use crate::participant::{Connection, LocalParticipant, LocalSection, LocalTrack, Participant, Role};
+use crate::participant::{Connection, IceSession, LocalParticipant, LocalSection, LocalTrack, Participant, Role};
 use crate::presence::{Applied, Record, RemoteParticipants};
 use crate::subscribe::choose;
 use crate::view::{self, SessionView};
@@ -42,6 +42,8 @@ pub enum Request {
         /// As in [`Join::resource`].
         resource: Box<str>,
     },
+    /// Go on under the ICE credentials of a PATCH (RFC 9725 section 4.3).
+    UpdateIce(Box<IceUpdate>),
     /// Copy the packets of every track of `kind` (`None`: of both kinds), present and future, to a capture.
     Tap {
         /// The capture's number on the service thread.
@@ -54,6 +56,29 @@ pub enum Request {
         /// Its number.
         tap: u32,
     },
+}
+
+/// What a PATCH to an HTTP resource says of ICE.
+#[derive(Debug)]
+pub struct IceUpdate {
+    /// As in [`Join::resource`].
+    pub resource: Box<str>,
+    /// `If-Match`.
+    pub condition: IceCondition,
+    /// The client's fragment with what was drawn for the case that it is a new one; `None` when the body names no fragment.
+    pub credentials: Option<IceCredentials>,
+}
+
+/// Which ICE session a PATCH is for. Its entity-tag is our fragment (RFC 9725 section 4.3.1: "a unique strong entity-tag
+/// identifying the ICE session").
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IceCondition {
+    /// It does not say.
+    Missing,
+    /// `*`: the current one, whichever that is.
+    Any,
+    /// One of these.
+    OneOf(Vec<Box<str>>),
 }
 
 /// A client that was let in, with everything that the owner drew and negotiated for it.
@@ -128,6 +153,11 @@ pub enum Reply {
     Joined,
     /// It has left.
     Left,
+    /// The ICE session is the one that it was: there is nothing to do with candidates of the client, which an ICE-lite node
+    /// never checks.
+    IceKept,
+    /// Checks are taken under these credentials, and under the old ones until the first of them.
+    IceRestarted(IceCredentials),
     /// The capture runs; these tracks are there already.
     Tapped {
         /// May be empty: the capture waits for a publisher.
@@ -166,9 +196,18 @@ pub enum Refusal {
     /// An id or a resource name is in use: the owner must draw others.
     #[error("an id of the new participant is already in use")]
     Duplicate,
+    /// Too many clients of one identity have not connected yet: each keeps a place on the worker.
+    #[error("{0} clients of this identity are connecting already")]
+    Connecting(usize),
     /// Nobody has this resource.
     #[error("there is no such resource in this room")]
     UnknownResource,
+    /// The request does not say which ICE session it is for.
+    #[error("an If-Match header is needed: the ETag of the ICE session, or * to restart ICE")]
+    IceUnconditional,
+    /// The request is for another ICE session.
+    #[error("the ICE session of this ETag is over: a later request has restarted ICE")]
+    IceStale,
     /// Tracks of this kind are being captured already.
     #[error("this room is already being captured")]
     TapBusy,
@@ -184,12 +223,16 @@ pub struct Limits {
     pub participants_max: usize,
     /// Streams of one publisher.
     pub tracks_max: usize,
+    /// Clients of one identity that have not connected yet.
+    pub connecting_max: usize,
 }
 
 impl Default for Limits {
     /// A worker's plan is smaller than this many transports, so it refuses first; a publisher sends camera, screen and sound.
+    /// One token in a hall may bring a few hundred viewers within the second that a client needs to connect; who never connects
+    /// must not keep every place of a worker for the 40 s that it may try.
     fn default() -> Self {
-        Limits { participants_max: 16_384, tracks_max: 8 }
+        Limits { participants_max: 16_384, tracks_max: 8, connecting_max: 256 }
     }
 }
 
@@ -383,6 +426,7 @@ impl Session {
         let result = match request {
             Request::Join(join) => self.join(now, *join),
             Request::Leave { resource } => self.leave(now, &resource),
+            Request::UpdateIce(update) => self.update_ice(*update),
             Request::Tap { tap, kind } => self.open_tap(tap, kind),
             Request::Untap { tap } => self.close_tap(tap),
         };
@@ -470,9 +514,10 @@ impl Session {
             Media::Publish(_) => Role::Publish,
             Media::Watch(_) => Role::Watch,
         };
-        let (mut connection, mut address) = (Connection::Connecting, None);
+        let (mut connection, mut address, mut ice) = (Connection::Connecting, None, None);
         match transport {
             Opening::WebRtc(open) => {
+                ice = Some(IceSession { credentials: open.ice.clone(), restarted: false });
                 self.command(Command::OpenTransport(Box::new(open)));
                 self.connecting.insert((now + CONNECT_TIMEOUT, id));
             }
@@ -493,6 +538,7 @@ impl Session {
             role,
             resource,
             transport: transport_id,
+            ice,
             joined: now,
             connection,
             address,
@@ -547,6 +593,11 @@ impl Session {
             Media::Watch(sections) => {
                 if sections.is_empty() {
                     return Err(Refusal::NoMedia);
+                }
+                // Publishers of one identity replace each other and need no such bound.
+                let connecting = self.connecting.iter().filter_map(|(_, id)| self.participants.get(id));
+                if connecting.filter(|p| p.identity == join.identity).count() >= self.limits.connecting_max {
+                    return Err(Refusal::Connecting(self.limits.connecting_max));
                 }
                 let kinds: BTreeSet<_> = sections.iter().map(|s| s.open.kind).collect();
                 if kinds.len() != sections.len() {
@@ -609,6 +660,33 @@ impl Session {
         let id = *self.by_resource.get(resource).ok_or(Refusal::UnknownResource)?;
         self.remove(now, id, CloseReason::Left);
         Ok(Reply::Left)
+    }
+
+    /// The condition is judged and the session changed in one step: requests may overlap (RFC 9725 section 4.3.1).
+    fn update_ice(&mut self, update: IceUpdate) -> Result<Reply, Refusal> {
+        let id = self.by_resource.get(&update.resource).ok_or(Refusal::UnknownResource)?;
+        let participant = self.participants.get_mut(id).expect("a resource goes with its participant");
+        // A route has no ICE, and no HTTP client that could ask.
+        let session = participant.ice.as_mut().ok_or(Refusal::UnknownResource)?;
+        match &update.condition {
+            IceCondition::Missing => return Err(Refusal::IceUnconditional),
+            IceCondition::OneOf(tags) if !tags.contains(&session.credentials.local_ufrag) => return Err(Refusal::IceStale),
+            IceCondition::OneOf(_) | IceCondition::Any => {}
+        }
+        let Some(credentials) = update.credentials else { return Ok(Reply::IceKept) };
+        // "any WHIP session receiving an updated "ice-pwd" and "ice-ufrag" attributes MUST consider the request as performing an
+        // ICE restart".
+        if credentials.remote_ufrag != session.credentials.remote_ufrag {
+            *session = IceSession { credentials: credentials.clone(), restarted: true };
+            let (transport, ice) = (participant.transport, Box::new(credentials.clone()));
+            self.command(Command::RestartIce { transport, ice });
+            return Ok(Reply::IceRestarted(credentials));
+        }
+        // A restart whose answer was lost is asked for again, and gets the same answer.
+        if session.restarted && update.condition == IceCondition::Any {
+            return Ok(Reply::IceRestarted(session.credentials.clone()));
+        }
+        Ok(Reply::IceKept)
     }
 
     fn open_tap(&mut self, tap: u32, kind: Option<MediaKind>) -> Result<Reply, Refusal> {

@@ -11,8 +11,8 @@ use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, Trac
 use pop_session::presence::{Applied, Manifest, Record, RemoteKey, Version};
 use pop_session::session::CONNECT_TIMEOUT;
 use pop_session::{
-    Action, CloseReason, Format, H264Profile, Join, Limits, Media, Opening, Output, PayloadFormat, Publication, Refusal, Reply, Request,
-    RequestId, Role, Section, Session, TransportFailure,
+    Action, CloseReason, Format, H264Profile, IceCondition, IceUpdate, Join, Limits, Media, Opening, Output, PayloadFormat, Publication,
+    Refusal, Reply, Request, RequestId, Role, Section, Session, TransportFailure,
 };
 
 const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus, rtx: None };
@@ -55,6 +55,7 @@ impl Outcome {
             Command::OpenTransport(_) => "open transport",
             Command::OpenRtp(_) => "open rtp",
             Command::CloseTransport { .. } => "close transport",
+            Command::RestartIce { .. } => "restart ice",
             Command::OpenTrack(_) => "open track",
             Command::CloseTrack { .. } => "close track",
             Command::OpenSubscription(_) => "open subscription",
@@ -335,7 +336,7 @@ fn viewers_with_one_identity_do_not_replace_each_other() {
 
 #[test]
 fn a_full_room_refuses_and_changes_nothing() {
-    let mut room = Room::with(Limits { participants_max: 2, tracks_max: 1 });
+    let mut room = Room::with(Limits { participants_max: 2, tracks_max: 1, ..Limits::default() });
     let (_, too_many) = room.publish("ann", &[&[OPUS], &[VP8]]);
     assert_eq!(too_many.replies, [Err(Refusal::TooManyTracks(1))]);
     assert!(too_many.commands.is_empty() && room.session.is_empty());
@@ -517,6 +518,79 @@ fn the_looking_glass_shows_locals_and_remotes_with_one_shape() {
     assert_eq!(names[2], ("far".into(), true, Role::Watch));
 }
 
+fn update(room: &mut Room, resource: u64, condition: &IceCondition, remote: Option<&str>) -> (Reply, Vec<&'static str>) {
+    room.next += 1;
+    let local_ufrag: Box<str> = format!("l{}", room.next).into();
+    let credentials = remote.map(|remote| IceCredentials { local_pwd: local_ufrag.clone(), local_ufrag, remote_ufrag: remote.into() });
+    let resource = resource.to_string().into();
+    let outcome = room.request(Request::UpdateIce(Box::new(IceUpdate { resource, condition: condition.clone(), credentials })));
+    let names = outcome.names();
+    (outcome.replies.into_iter().next().unwrap().expect("it is taken"), names)
+}
+
+fn refused_update(room: &mut Room, resource: u64, condition: IceCondition) -> Refusal {
+    let credentials = Some(IceCredentials { local_ufrag: "x".into(), local_pwd: "x".into(), remote_ufrag: "new".into() });
+    let resource = resource.to_string().into();
+    let outcome = room.request(Request::UpdateIce(Box::new(IceUpdate { resource, condition, credentials })));
+    assert!(outcome.commands.is_empty(), "a refused request changes nothing");
+    outcome.replies[0].clone().expect_err("it is refused")
+}
+
+fn only(tag: &str) -> IceCondition {
+    IceCondition::OneOf(vec!["other".into(), tag.into()])
+}
+
+#[test]
+fn a_new_fragment_restarts_ice_and_the_same_one_does_not() {
+    let mut room = Room::new();
+    let (viewer, _) = room.watch(&[&[VP8]]);
+    assert_eq!(update(&mut room, viewer, &only("l"), Some("r")), (Reply::IceKept, vec![]));
+    assert_eq!(update(&mut room, viewer, &only("l"), None), (Reply::IceKept, vec![]), "candidates alone");
+    assert_eq!(update(&mut room, viewer, &IceCondition::Any, Some("r")), (Reply::IceKept, vec![]), "it has not restarted yet");
+    let (reply, commands) = update(&mut room, viewer, &IceCondition::Any, Some("new"));
+    let Reply::IceRestarted(first) = reply else { panic!("{reply:?}") };
+    assert_eq!((&*first.remote_ufrag, commands), ("new", vec!["restart ice"]));
+
+    // The answer was lost: the same request gets the same one, and the worker is left alone.
+    assert_eq!(update(&mut room, viewer, &IceCondition::Any, Some("new")), (Reply::IceRestarted(first.clone()), vec![]));
+    assert_eq!(update(&mut room, viewer, &only(&first.local_ufrag), Some("new")), (Reply::IceKept, vec![]));
+    let (reply, _) = update(&mut room, viewer, &only(&first.local_ufrag), Some("newer"));
+    let Reply::IceRestarted(second) = reply else { panic!("{reply:?}") };
+    assert_ne!(second.local_ufrag, first.local_ufrag);
+}
+
+#[test]
+fn an_update_for_another_ice_session_or_none_is_refused() {
+    let mut room = Room::new();
+    let (viewer, _) = room.watch(&[&[VP8]]);
+    assert_eq!(refused_update(&mut room, viewer, IceCondition::Missing), Refusal::IceUnconditional);
+    assert_eq!(refused_update(&mut room, viewer, only("m")), Refusal::IceStale);
+    assert_eq!(refused_update(&mut room, viewer, IceCondition::OneOf(Vec::new())), Refusal::IceStale);
+    assert_eq!(refused_update(&mut room, viewer + 100, IceCondition::Missing), Refusal::UnknownResource);
+    update(&mut room, viewer, &IceCondition::Any, Some("new"));
+    assert_eq!(refused_update(&mut room, viewer, only("l")), Refusal::IceStale, "the first session's tag is over");
+    room.leave(viewer);
+    assert_eq!(refused_update(&mut room, viewer, IceCondition::Any), Refusal::UnknownResource);
+}
+
+#[test]
+fn one_identity_cannot_keep_every_place_without_connecting() {
+    let mut room = Room::with(Limits { connecting_max: 2, ..Limits::default() });
+    let (first, _) = room.watch(&[&[VP8]]);
+    room.watch(&[&[VP8]]);
+    assert_eq!(room.watch(&[&[VP8]]).1.replies, [Err(Refusal::Connecting(2))]);
+    assert_eq!(room.publish("viewer", &[&[VP8]]).1.replies, [Ok(Reply::Joined)], "a publisher replaces only itself");
+    room.next += 1;
+    let other = join(room.next, "other", Media::Watch(vec![section(room.next, 900, &[VP8])]));
+    assert_eq!(room.request(Request::Join(Box::new(other))).replies, [Ok(Reply::Joined)]);
+    room.session.handle_transport_connected(room.now, TransportId(first), SrtpProfile::AeadAes128Gcm);
+    assert_eq!(room.watch(&[&[VP8]]).1.replies, [Err(Refusal::Connecting(2))], "the publisher of this identity is connecting, too");
+    room.now = room.now + CONNECT_TIMEOUT;
+    room.session.handle_timeout(room.now);
+    room.drain();
+    assert_eq!(room.watch(&[&[VP8]]).1.replies, [Ok(Reply::Joined)]);
+}
+
 /// Whatever comes in whatever order: ids that were closed stay closed, each transport is closed once, and a section is only
 /// ever fed by a track that is open.
 #[test]
@@ -528,7 +602,7 @@ fn random_lives_leave_no_dangling_reference() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % end
     };
-    let mut room = Room::with(Limits { participants_max: 12, tracks_max: 2 });
+    let mut room = Room::with(Limits { participants_max: 12, tracks_max: 2, ..Limits::default() });
     let mut open_tracks = std::collections::BTreeMap::<u64, u64>::new();
     let mut open_transports = std::collections::BTreeSet::<u64>::new();
     let formats: [&[PayloadFormat]; 4] = [&[VP8], &[H264], &[VP8, AV1], &[AV1, H264, VP8]];

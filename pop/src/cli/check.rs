@@ -1,13 +1,19 @@
-//! `pop check`: the config and its keys, without touching the host.
+//! `pop check`: the config, its keys and its certificate, without touching the host.
 
 use serde_json::{Value, json};
 
 use super::{CheckArgs, Failure};
 use crate::config::{Config, ConfigError};
 use crate::keys::ApiKeys;
+use crate::tls::TlsIdentity;
 
 pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
-    let checked = Config::load(&args.file).and_then(|config| Ok((ApiKeys::from_config(&config.auth)?, config)));
+    let checked = Config::load(&args.file).and_then(|config| {
+        if let (Some(cert), Some(key)) = (&config.http.tls_cert, &config.http.tls_key) {
+            TlsIdentity::load(cert, key).map_err(|sentence| ConfigError::whole_file(&args.file, sentence))?;
+        }
+        Ok((ApiKeys::from_config(&config.auth)?, config))
+    });
     let (keys, config) = checked.map_err(|error| {
         if args.json {
             println!("{}", refusal(&error));

@@ -23,6 +23,9 @@ const KEY_TEXT_LEN_MAX: usize = 256;
 /// Keys of one node.
 const KEYS_MAX: usize = 1_024;
 
+/// STUN and TURN servers that clients are told of: each is a header field of every answer.
+const ICE_SERVERS_MAX: usize = 16;
+
 /// Highest core number that is taken: the kernel's own limit (`CONFIG_NR_CPUS`) on amd64.
 const CORE_MAX: usize = 8_191;
 
@@ -109,6 +112,66 @@ impl PublicUrl {
 impl<'de> Deserialize<'de> for PublicUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text(deserializer, "a URL such as \"https://pop.example\", with nothing after host and port", Self::parse)
+    }
+}
+
+/// A STUN or TURN server that clients are told of.
+#[derive(Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IceServer {
+    /// `stun:`, `stuns:`, `turn:` or `turns:`, a host, perhaps a port and a transport (RFC 7064, RFC 7065).
+    #[serde(deserialize_with = "ice_server_url")]
+    pub url: String,
+    /// Of TURN; with `credential`.
+    #[serde(default, deserialize_with = "ice_server_text")]
+    pub username: Option<String>,
+    /// The password.
+    #[serde(default, deserialize_with = "ice_server_text")]
+    pub credential: Option<String>,
+}
+
+impl IceServer {
+    /// A TURN server takes nobody without name and password, a STUN server asks for neither.
+    fn is_complete(&self) -> bool {
+        let is_turn = self.url.starts_with("turn");
+        self.username.is_some() == is_turn && self.credential.is_some() == is_turn
+    }
+}
+
+impl fmt::Debug for IceServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IceServer({})", self.url)
+    }
+}
+
+fn ice_server_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    text(deserializer, "a STUN or TURN URL such as \"turn:turn.example:3478?transport=udp\"", |value| {
+        let (scheme, rest) = value.split_once(':')?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b".-:[]?=_".contains(&b);
+        let ok = matches!(scheme, "stun" | "stuns" | "turn" | "turns") && (1..=256).contains(&rest.len()) && rest.bytes().all(plain);
+        ok.then(|| value.to_owned())
+    })
+}
+
+fn ice_server_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    text(deserializer, "1 to 256 visible ASCII characters", |value| {
+        let ok = (1..=256).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+        ok.then(|| Some(value.to_owned()))
+    })
+}
+
+/// Up to [`ICE_SERVERS_MAX`] servers, each whole.
+pub(super) fn ice_servers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IceServer>, D::Error> {
+    let servers = Vec::<IceServer>::deserialize(deserializer)?;
+    if servers.len() > ICE_SERVERS_MAX {
+        return Err(de::Error::custom(format!("ice_servers must be at most {ICE_SERVERS_MAX} servers, not {}", servers.len())));
+    }
+    match servers.iter().find(|server| !server.is_complete()) {
+        Some(server) => Err(de::Error::custom(format!(
+            "ice_servers: {} needs username and credential if it is TURN, and neither if it is STUN",
+            server.url
+        ))),
+        None => Ok(servers),
     }
 }
 

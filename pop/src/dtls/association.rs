@@ -11,7 +11,7 @@ use std::task::Poll;
 
 use pop_proto::control::{DTLS_DATAGRAM_LEN_MAX, MasterKey, SrtpKeys, SrtpProfile};
 use pop_proto::drop_reason::DropReason;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use webrtc_dtls::cipher_suite::CipherSuiteId;
 use webrtc_dtls::config::{ClientAuthType, Config, ExtendedMasterSecretType};
@@ -110,9 +110,8 @@ pub(super) async fn run(
     remote: Vec<Fingerprint>,
     mut starts: watch::Receiver<bool>,
     events: mpsc::Sender<DtlsEvent>,
-    permit: OwnedSemaphorePermit,
 ) {
-    let end = drive(&association, remote, &mut starts, &events, permit).await;
+    let end = drive(&association, remote, &mut starts, &events).await;
     association.lock().events = None;
     let last = match end {
         End::Dropped => return,
@@ -131,13 +130,16 @@ async fn drive(
     remote: Vec<Fingerprint>,
     starts: &mut watch::Receiver<bool>,
     events: &mpsc::Sender<DtlsEvent>,
-    permit: OwnedSemaphorePermit,
 ) -> End {
     let (role, counters) = (association.role, &association.dtls.counters);
     if starts.wait_for(|started| *started).await.is_err() {
         counters.count_abandoned(role);
         return End::Dropped;
     }
+    let Ok(permit) = Arc::clone(&association.dtls.half_open).try_acquire_owned() else {
+        counters.count_failed(role, &DtlsError::Full);
+        return End::Failed(DtlsError::Full);
+    };
     let started_at = Instant::now();
     let handshake = tokio::select! {
         biased;

@@ -10,9 +10,10 @@ use super::{DtlsError, Role};
 pub const HANDSHAKE_BUCKETS_MS: [u64; 10] = [5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000];
 
 /// `established`, `abandoned` (the owner dropped the peer first), then every [`DtlsError`] that ends an association.
-const RESULTS: [&str; 13] = [
+const RESULTS: [&str; 14] = [
     "established",
     "abandoned",
+    "full",
     "timeout",
     "peer_alert",
     "version",
@@ -113,6 +114,7 @@ mod tests {
     #[test]
     fn every_error_has_its_result() {
         let errors = [
+            DtlsError::Full,
             DtlsError::Timeout,
             DtlsError::PeerAlert(40),
             DtlsError::Version,

@@ -130,6 +130,6 @@ pub(super) async fn stop_all(node: &Node) {
 async fn ask(room: &RoomSender, request: Request) -> Result<Reply, Refusal> {
     let (reply, answer) = oneshot::channel();
     // The hold keeps the room; only a node that ends loses it.
-    let _ = room.send(RoomMessage::Tap { request, reply });
+    let _ = room.send(RoomMessage::Ask { request, reply });
     answer.await.unwrap_or(Err(Refusal::UnknownTap))
 }

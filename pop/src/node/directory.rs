@@ -41,7 +41,7 @@ impl Drop for Slot {
 enum Request {
     Place { session: SessionId, claim: Claim, reply: oneshot::Sender<Result<Placed, Full>> },
     Release { session: SessionId, claim: Claim },
-    Find { session: SessionId, reply: oneshot::Sender<Option<RoomSender>> },
+    Find { session: SessionId, reply: oneshot::Sender<Option<(usize, RoomSender)>> },
     Rooms { reply: oneshot::Sender<Vec<RoomSender>> },
     Emptied { reply: oneshot::Sender<()> },
 }
@@ -80,7 +80,8 @@ impl Directory {
         answer.await.map_err(|_| Full)?
     }
 
-    pub(super) async fn find(&self, session: &SessionId) -> Option<RoomSender> {
+    /// The room and its worker.
+    pub(super) async fn find(&self, session: &SessionId) -> Option<(usize, RoomSender)> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Find { session: session.clone(), reply }).ok()?;
         answer.await.ok().flatten()
@@ -128,7 +129,7 @@ impl State {
                 }
                 Request::Release { session, claim } => self.release(&session, claim),
                 Request::Find { session, reply } => {
-                    let _ = reply.send(self.rooms.get(&session).map(|room| room.sender.clone()));
+                    let _ = reply.send(self.rooms.get(&session).map(|room| (room.worker, room.sender.clone())));
                 }
                 Request::Rooms { reply } => {
                     let _ = reply.send(self.rooms.values().map(|room| room.sender.clone()).collect());

@@ -29,7 +29,8 @@ pub(super) enum RoomMessage {
         resource: Box<str>,
         reply: oneshot::Sender<bool>,
     },
-    Tap {
+    /// A request whose reply has a content.
+    Ask {
         request: Request,
         reply: oneshot::Sender<Result<Reply, Refusal>>,
     },
@@ -60,7 +61,7 @@ pub(super) enum RoomMessage {
 enum Waiting {
     Join(oneshot::Sender<Result<(), Refusal>>, TransportId),
     Leave(oneshot::Sender<bool>),
-    Tap(oneshot::Sender<Result<Reply, Refusal>>),
+    Ask(oneshot::Sender<Result<Reply, Refusal>>),
 }
 
 /// Starts a room's task; it ends when the directory has dropped the sender and no placement holds a copy.
@@ -127,7 +128,7 @@ impl Room {
         match message {
             RoomMessage::Join { join, dtls, slot, reply } => self.join(shared, *join, dtls.map(|dtls| *dtls), slot, reply),
             RoomMessage::Leave { resource, reply } => self.request(shared, Request::Leave { resource }, Waiting::Leave(reply)),
-            RoomMessage::Tap { request, reply } => self.request(shared, request, Waiting::Tap(reply)),
+            RoomMessage::Ask { request, reply } => self.request(shared, request, Waiting::Ask(reply)),
             // Who asked may be gone.
             RoomMessage::Ping { reply } => drop(reply.send(())),
             RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
@@ -212,7 +213,7 @@ impl Room {
                 let _ = waiting.send(reply.map(|_| ()));
             }
             Some(Waiting::Leave(waiting)) => drop(waiting.send(reply.is_ok())),
-            Some(Waiting::Tap(waiting)) => drop(waiting.send(reply)),
+            Some(Waiting::Ask(waiting)) => drop(waiting.send(reply)),
             None => {}
         }
     }

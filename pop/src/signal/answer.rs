@@ -14,6 +14,7 @@ use super::sdp::{FingerprintLine, Offer, OfferedMedia, SdpError, Setup, Transpor
 use crate::config::DtlsRole;
 
 pub use self::section::Accepted;
+pub(super) use self::write::{ICE_OPTIONS, write_candidates};
 
 mod section;
 mod write;

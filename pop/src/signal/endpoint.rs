@@ -1,4 +1,4 @@
-//! The HTTP side that WHIP and WHEP share: one POST makes a resource, one DELETE ends it.
+//! The HTTP side that WHIP and WHEP share: one POST makes a resource, PATCH moves it, one DELETE ends it.
 
 use axum::Router;
 use axum::body::Bytes;
@@ -6,23 +6,26 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
-    ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, post};
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pop_proto::control::{IceCredentials, OpenTransport};
 use pop_schemas::{IdError, ParticipantId, SessionId, TransportId};
 use pop_session::token::{Access, GrantError, TokenError};
-use pop_session::{Join, Opening, Refusal, Role};
+use pop_session::{IceCondition, IceUpdate, Join, Opening, Refusal, Role};
 
 use super::answer::{Accepted, LocalMedia, LocalSource, LocalTransport, Negotiation, negotiate};
+use super::ice_servers::IceServers;
+use super::patch::{self, SDP_FRAGMENT, draw_credentials};
 use super::sdp::{self, SDP_LEN_MAX, SdpError};
 use super::{whep, whip};
-use crate::config::DtlsRole;
+use crate::config::{Config, DtlsRole};
 use crate::dtls::{self, DtlsError, Fingerprint};
 use crate::http::encode_component;
 use crate::node::{JoinError, Node};
@@ -32,21 +35,45 @@ const SDP: &str = "application/sdp";
 /// What the endpoint takes by POST (RFC 9725, W3C LDP section 7.1).
 const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 
+/// What a resource takes by PATCH (RFC 5789 section 3.1).
+const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
+
 /// How long a client should wait before it asks a full node again, in seconds.
 const RETRY_AFTER_S: &str = "5";
 
-/// `/whip/{room}` and `/whep/{room}` with their resources; `dtls_role` is what the node wants to be when a client leaves it the
-/// choice.
-pub fn routes(node: Node, dtls_role: DtlsRole) -> Router {
-    let endpoint = |role| -> MethodRouter<Node> {
-        post(move |State(node), path, request| create(node, role, dtls_role, path, request))
-            .options(|| async { preflight("POST, OPTIONS") })
+/// What the config says to every endpoint.
+#[derive(Clone)]
+struct Setup {
+    /// What the node wants to be when a client leaves it the choice.
+    dtls_role: DtlsRole,
+    ice_servers: IceServers,
+    /// Before the path of a `Location`. Empty without a public URL: a relative reference is right for whoever reached this node
+    /// directly. With one it must be absolute, because clients exist that resolve it against the URL that they were redirected from.
+    base: String,
+}
+
+/// `/whip/{room}` and `/whep/{room}` with their resources, and the same endpoints as `/{room}/whip` and `/{room}/whep`.
+pub fn routes(node: Node, config: &Config) -> Router {
+    let setup = Setup {
+        dtls_role: config.media.dtls_role,
+        ice_servers: IceServers::new(&config.http.ice_servers),
+        base: config.http.public_url.as_ref().map_or_else(String::new, |url| url.as_str().to_owned()),
     };
-    let resource = || -> MethodRouter<Node> { delete(remove).options(|| async { preflight("DELETE, OPTIONS") }) };
+    let endpoint = |role| -> MethodRouter<Node> {
+        let (create_setup, describe_setup) = (setup.clone(), setup.clone());
+        post(move |State(node), path, request| create(node, role, create_setup, path, request))
+            .get(move || async move { describe_endpoint(role) })
+            .options(move |State(node), headers, path| async move { answer_options(&node, role, &describe_setup, &headers, path) })
+    };
+    let resource = || -> MethodRouter<Node> {
+        delete(remove).patch(patch::update).get(describe_resource).options(|| async { preflight("GET, HEAD, PATCH, DELETE, OPTIONS") })
+    };
     Router::new()
         .route("/whip/{room}", endpoint(Role::Publish))
+        .route("/{room}/whip", endpoint(Role::Publish))
         .route("/whip/{room}/{resource}", resource())
         .route("/whep/{room}", endpoint(Role::Watch))
+        .route("/{room}/whep", endpoint(Role::Watch))
         .route("/whep/{room}/{resource}", resource())
         .route_layer(middleware::from_fn(open_to_all_origins))
         .layer(DefaultBodyLimit::max(SDP_LEN_MAX))
@@ -74,9 +101,12 @@ pub enum Problem {
     /// The body is said to be something else.
     #[error("the Content-Type must be application/sdp")]
     ContentType,
-    /// The body is longer than [`SDP_LEN_MAX`].
-    #[error("the offer is longer than {SDP_LEN_MAX} bytes")]
-    TooLarge,
+    /// The body of a PATCH is said to be something else.
+    #[error("the Content-Type must be {SDP_FRAGMENT}")]
+    PatchType,
+    /// The body is longer than this, in bytes.
+    #[error("the body is longer than {0} bytes")]
+    TooLarge(usize),
     /// The body did not arrive.
     #[error("the body could not be read")]
     Body,
@@ -104,13 +134,25 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// Why a body of at most `len_max` bytes did not come.
+    pub(super) fn of_body(rejection: &BytesRejection, len_max: usize) -> Problem {
+        match rejection {
+            BytesRejection::FailedToBufferBody(cause) if cause.status() == StatusCode::PAYLOAD_TOO_LARGE => Problem::TooLarge(len_max),
+            _ => Problem::Body,
+        }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Problem::Room(_) | Problem::Path | Problem::Body | Problem::Malformed(_) => StatusCode::BAD_REQUEST,
             Problem::NoToken | Problem::Token(_) => StatusCode::UNAUTHORIZED,
             Problem::Grant(_) => StatusCode::FORBIDDEN,
-            Problem::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Problem::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Problem::ContentType | Problem::PatchType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Problem::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            // RFC 9725 section 4.3.1: 428 for a missing entity-tag, 412 for one of another ICE session.
+            Problem::Refused(Refusal::IceUnconditional) => StatusCode::PRECONDITION_REQUIRED,
+            Problem::Refused(Refusal::IceStale) => StatusCode::PRECONDITION_FAILED,
+            Problem::Refused(Refusal::Connecting(_)) => StatusCode::TOO_MANY_REQUESTS,
             // RFC 9725 answers an offer whose number of tracks it does not support with 422 or 400, and one whose a=setup it does
             // not support with 422; every well-formed offer that cannot be served gets the same here.
             Problem::Unusable(_) | Problem::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -131,12 +173,22 @@ impl Problem {
     }
 }
 
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full(_) => Problem::Full,
+            Refusal::UnknownResource => Problem::NoResource,
+            Refusal::Duplicate => Problem::Ours(refusal.to_string()),
+            refusal => Problem::Refused(refusal),
+        }
+    }
+}
+
 impl From<JoinError> for Problem {
     fn from(error: JoinError) -> Self {
         match error {
-            JoinError::Refused(Refusal::Full(_)) | JoinError::Dtls(DtlsError::Full) => Problem::Full,
-            JoinError::Refused(Refusal::Duplicate) => Problem::Ours(Refusal::Duplicate.to_string()),
-            JoinError::Refused(refusal) => Problem::Refused(refusal),
+            JoinError::Dtls(DtlsError::Full) => Problem::Full,
+            JoinError::Refused(refusal) => refusal.into(),
             JoinError::Dtls(error) => Problem::Ours(error.to_string()),
             JoinError::Stopping => Problem::Stopping,
         }
@@ -151,11 +203,14 @@ impl IntoResponse for Problem {
         if let Some(challenge) = self.challenge() {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
         }
-        if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
-            headers.insert(ACCEPT_POST, HeaderValue::from_static(SDP));
+        // RFC 9110 section 15.5.16, RFC 5789 section 2.2.
+        match self {
+            Problem::ContentType => drop(headers.insert(ACCEPT_POST, HeaderValue::from_static(SDP))),
+            Problem::PatchType => drop(headers.insert(ACCEPT_PATCH, HeaderValue::from_static(SDP_FRAGMENT))),
+            _ => {}
         }
         response
     }
@@ -169,23 +224,16 @@ pub(super) fn draw<const N: usize>(node: &Node) -> [u8; N] {
 }
 
 type RoomPath = Result<Path<String>, axum::extract::rejection::PathRejection>;
-type ResourcePath = Result<Path<(String, String)>, axum::extract::rejection::PathRejection>;
+pub(super) type ResourcePath = Result<Path<(String, String)>, axum::extract::rejection::PathRejection>;
 
-async fn create(node: Node, role: Role, dtls_role: DtlsRole, path: RoomPath, request: Request) -> Result<Response, Problem> {
+async fn create(node: Node, role: Role, setup: Setup, path: RoomPath, request: Request) -> Result<Response, Problem> {
     let Path(room) = path.map_err(|_| Problem::Path)?;
     let room = SessionId::new(&room)?;
-    let access = verify_bearer(&node, request.headers())?;
-    match role {
-        Role::Publish => access.may_publish(&room)?,
-        Role::Watch => access.may_watch(&room)?,
-    }
-    check_content_type(request.headers())?;
-    let body = Bytes::from_request(request, &()).await.map_err(|rejection| match rejection {
-        BytesRejection::FailedToBufferBody(cause) if cause.status() == StatusCode::PAYLOAD_TOO_LARGE => Problem::TooLarge,
-        _ => Problem::Body,
-    })?;
+    let access = verify_access(&node, role, &room, request.headers())?;
+    check_content_type(request.headers(), SDP).map_err(|()| Problem::ContentType)?;
+    let body = Bytes::from_request(request, &()).await.map_err(|rejection| Problem::of_body(&rejection, SDP_LEN_MAX))?;
     let offer = sdp::parse(&body).map_err(Problem::Malformed)?;
-    let negotiation = negotiate(&offer, role, dtls_role).map_err(Problem::Unusable)?;
+    let negotiation = negotiate(&offer, role, setup.dtls_role).map_err(Problem::Unusable)?;
     let fingerprints = read_fingerprints(&negotiation)?;
 
     let placement = node.place(&room, negotiation.claim()).await.map_err(|_| Problem::Full)?;
@@ -193,13 +241,41 @@ async fn create(node: Node, role: Role, dtls_role: DtlsRole, path: RoomPath, req
     let answer = admission.write_answer(&node, &negotiation, &placement.candidates);
     let our_role = if negotiation.passive { dtls::Role::Server } else { dtls::Role::Client };
     let resource = admission.resource.clone();
-    let etag = format!("\"{}\"", admission.ufrag);
+    let etag = entity_tag(&admission.ice.local_ufrag);
     let join = admission.into_join(&node, &negotiation, &access);
     node.join(placement, our_role, fingerprints, join).await?;
 
-    let location = format!("/{}/{}/{resource}", if role == Role::Publish { "whip" } else { "whep" }, encode_component(room.as_str()));
+    let kind = if role == Role::Publish { "whip" } else { "whep" };
+    let location = format!("{}/{kind}/{}/{resource}", setup.base, encode_component(room.as_str()));
     let headers = [(CONTENT_TYPE, SDP.to_owned()), (LOCATION, location), (ETAG, etag), (CACHE_CONTROL, "no-store".to_owned())];
-    Ok((StatusCode::CREATED, headers, answer).into_response())
+    // The last is for clients of older drafts, which trickle only when they see it.
+    let mut response = (StatusCode::CREATED, headers, [(ACCEPT_PATCH, SDP_FRAGMENT)], answer).into_response();
+    setup.ice_servers.add_to(response.headers_mut(), true);
+    Ok(response)
+}
+
+/// The tag of the ICE session in which our fragment is this one.
+pub(super) fn entity_tag(local_ufrag: &str) -> String {
+    format!("\"{local_ufrag}\"")
+}
+
+/// "Those HTTP resources do not have any representation defined in this specification, so the WHIP endpoints and sessions MUST
+/// return a 2XX successful response with no content when a GET request is received." A player recognises a WHEP endpoint by its
+/// type.
+fn describe_endpoint(role: Role) -> Response {
+    match role {
+        Role::Publish => StatusCode::NO_CONTENT.into_response(),
+        Role::Watch => (StatusCode::OK, [(CONTENT_TYPE, SDP)]).into_response(),
+    }
+}
+
+async fn describe_resource(State(node): State<Node>, path: ResourcePath) -> Result<StatusCode, Problem> {
+    let Path((room, resource)) = path.map_err(|_| Problem::Path)?;
+    let room = SessionId::new(&room)?;
+    // An update that says nothing finds out whether it is there.
+    let look = IceUpdate { resource: resource.into(), condition: IceCondition::Any, credentials: None };
+    node.update_ice(&room, look).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Whoever knows the resource's name may end it: 128 random bits that only its maker was told. A token is not looked at. It would
@@ -210,24 +286,51 @@ async fn remove(State(node): State<Node>, path: ResourcePath) -> Result<StatusCo
     if node.leave(&room, &resource).await { Ok(StatusCode::OK) } else { Err(Problem::NoResource) }
 }
 
+/// OPTIONS of an endpoint. A client that wants the STUN and TURN servers before its offer asks with its token; a browser's preflight
+/// has none and gets none: "the WHIP endpoint SHOULD NOT return the STUN/TURN server configuration if the OPTIONS request is a preflight
+/// request for CORS".
+fn answer_options(node: &Node, role: Role, setup: &Setup, headers: &HeaderMap, path: RoomPath) -> Response {
+    let mut response = preflight("GET, HEAD, POST, OPTIONS");
+    if !headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+        let room = path.ok().and_then(|Path(room)| SessionId::new(&room).ok());
+        let trusted = room.is_some_and(|room| verify_access(node, role, &room, headers).is_ok());
+        setup.ice_servers.add_to(response.headers_mut(), trusted);
+    }
+    response
+}
+
 fn preflight(methods: &'static str) -> Response {
     let headers = [
         (ACCESS_CONTROL_ALLOW_METHODS, methods),
         (ACCESS_CONTROL_ALLOW_HEADERS, "Authorization, Content-Type, If-Match"),
         (ACCESS_CONTROL_MAX_AGE, "86400"),
         (ACCEPT_POST, SDP),
+        (ACCEPT_PATCH, SDP_FRAGMENT),
     ];
     // RFC 9725 wants 200 and Accept-Post for OPTIONS.
     (StatusCode::OK, headers).into_response()
 }
+
+/// What a page may read of an answer beside its type and length.
+const EXPOSED: &str = "Location, ETag, Link, Accept-Post, Accept-Patch, Allow, Retry-After, WWW-Authenticate";
 
 /// Any page may talk to this node: what protects a room is its token, which a browser never sends by itself.
 async fn open_to_all_origins(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Location, ETag, Link, Retry-After, WWW-Authenticate"));
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
     response
+}
+
+/// What the request's token allows, when it allows `role` in `room`.
+fn verify_access(node: &Node, role: Role, room: &SessionId, headers: &HeaderMap) -> Result<Access, Problem> {
+    let access = verify_bearer(node, headers)?;
+    match role {
+        Role::Publish => access.may_publish(room)?,
+        Role::Watch => access.may_watch(room)?,
+    }
+    Ok(access)
 }
 
 fn verify_bearer(node: &Node, headers: &HeaderMap) -> Result<Access, Problem> {
@@ -237,10 +340,10 @@ fn verify_bearer(node: &Node, headers: &HeaderMap) -> Result<Access, Problem> {
     Ok(node.verify_token(token.trim())?)
 }
 
-fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn check_content_type(headers: &HeaderMap, wanted: &str) -> Result<(), ()> {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case(SDP) { Ok(()) } else { Err(Problem::ContentType) }
+    if essence.eq_ignore_ascii_case(wanted) { Ok(()) } else { Err(()) }
 }
 
 /// Those that use a strong hash; aiortc sends three. At least one must remain.
@@ -265,8 +368,7 @@ fn read_fingerprints(negotiation: &Negotiation<'_>) -> Result<Vec<Fingerprint>, 
 struct Admission {
     transport: TransportId,
     resource: String,
-    ufrag: String,
-    pwd: String,
+    ice: IceCredentials,
     cname: String,
     rtcp_ssrc: u32,
     /// One per accepted section of a viewer.
@@ -283,10 +385,7 @@ impl Admission {
         Admission {
             transport: TransportId(node.next_id()),
             resource: draw::<16>(node).iter().map(|byte| format!("{byte:02x}")).collect(),
-            // The standard alphabet of base64 is exactly ice-char. 72 bits are unique on any worker; RFC 8839 asks for 24 of the
-            // fragment and 128 of the password.
-            ufrag: STANDARD_NO_PAD.encode(draw::<9>(node)),
-            pwd: STANDARD_NO_PAD.encode(draw::<24>(node)),
+            ice: draw_credentials(node, negotiation.remote_ufrag),
             cname: URL_SAFE_NO_PAD.encode(draw::<12>(node)),
             rtcp_ssrc,
             sources,
@@ -297,8 +396,8 @@ impl Admission {
         let fingerprint = node.fingerprint().attribute();
         let local = LocalTransport {
             session_id: node.next_id(),
-            ufrag: &self.ufrag,
-            pwd: &self.pwd,
+            ufrag: &self.ice.local_ufrag,
+            pwd: &self.ice.local_pwd,
             fingerprint: &fingerprint,
             candidates,
             tcp_candidates: if node.serves_tcp() { candidates } else { &[] },
@@ -321,11 +420,7 @@ impl Admission {
             resource: self.resource.into(),
             transport: Opening::WebRtc(OpenTransport {
                 transport: self.transport,
-                ice: IceCredentials {
-                    local_ufrag: self.ufrag.into(),
-                    local_pwd: self.pwd.into(),
-                    remote_ufrag: negotiation.remote_ufrag.into(),
-                },
+                ice: self.ice,
                 extensions: negotiation.extensions,
                 transport_cc: publishes && negotiation.transport_cc,
                 remb: publishes && negotiation.remb,

@@ -14,6 +14,7 @@ use self::reader::Reader;
 pub use self::simulcast::{LayerRid, OfferedLayer, OfferedRid};
 pub use self::source::{SourceGroup, SourceSemantics};
 
+pub mod fragment;
 mod line;
 mod payload;
 mod reader;

@@ -9,6 +9,10 @@ use pop_session::{Format, PayloadFormat, Role};
 use super::super::sdp::{Direction, OfferedMedia, OfferedPayload};
 use super::{Accepted, LocalMedia, LocalSource, LocalTransport, Negotiation};
 
+/// RFC 8445 section 10: an agent of that RFC says so by ice2. Trickled candidates are taken (RFC 8840 section 4.1); a lite agent
+/// needs none of them, because it answers checks and makes none.
+pub(in crate::signal) const ICE_OPTIONS: &str = "a=ice-options:trickle ice2\r\n";
+
 impl Negotiation<'_> {
     /// The answer. `media` is what a viewer gets; a publisher gets nothing.
     pub fn write(&self, local: &LocalTransport<'_>, media: Option<&LocalMedia<'_>>) -> String {
@@ -19,9 +23,7 @@ impl Negotiation<'_> {
 
     fn write_to(&self, out: &mut String, local: &LocalTransport<'_>, media: Option<&LocalMedia<'_>>) -> fmt::Result {
         write!(out, "v=0\r\no=- {} 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=ice-lite\r\n", local.session_id)?;
-        // RFC 8445 section 10: an agent of that RFC says so by ice2. Trickled candidates are taken (RFC 8840 section 4.1); a lite
-        // agent needs none of them, because it answers checks and makes none.
-        out.push_str("a=ice-options:trickle ice2\r\n");
+        out.push_str(ICE_OPTIONS);
         if self.bundled {
             out.push_str("a=group:BUNDLE");
             for accepted in self.accepted() {
@@ -44,7 +46,7 @@ impl Negotiation<'_> {
                 write_source(out, accepted.kind, media, source)?;
             }
             if std::mem::take(&mut first) {
-                write_candidates(out, local)?;
+                write_candidates(out, local.candidates, local.tcp_candidates)?;
             }
         }
         Ok(())
@@ -229,16 +231,15 @@ fn write_rejected(out: &mut String, offered: &OfferedMedia<'_>) -> fmt::Result {
 }
 
 /// RFC 8839 section 5.1 and RFC 6544 section 4.5; all of them, because a lite agent has no more to come.
-fn write_candidates(out: &mut String, local: &LocalTransport<'_>) -> fmt::Result {
-    let (udp, tcp) = (local.candidates.len(), local.tcp_candidates.len());
-    let places = (0..udp).zip(local.candidates).chain((0..tcp).zip(local.tcp_candidates));
+pub(in crate::signal) fn write_candidates(out: &mut String, udp: &[SocketAddr], tcp: &[SocketAddr]) -> fmt::Result {
+    let places = (0..udp.len()).zip(udp).chain((0..tcp.len()).zip(tcp));
     for (foundation, (place, address)) in (1..).zip(places) {
         // RFC 8445 section 5.1.2.1: 2^24 * type preference + 2^8 * local preference + 256 - component. The order that the
         // operator gave is the preference.
         let place = u32::try_from(place).unwrap_or(u32::MAX);
         let (address, port) = (address.ip(), address.port());
         write!(out, "a=candidate:{foundation} 1 ")?;
-        if foundation <= udp {
+        if foundation <= udp.len() {
             let priority = (126 << 24) + (65_535u32.saturating_sub(place) << 8) + 255;
             write!(out, "udp {priority} {address} {port} typ host\r\n")?;
         } else {

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use pop_proto::control::ICE_TEXT_LEN_MAX;
+
 use super::SdpError;
 
 /// Longest line, in bytes. The longest seen is an `a=fmtp` with H.264 parameter sets, below 1 KiB.
@@ -45,5 +47,26 @@ impl<'a> Line<'a> {
     /// Name and value of `a=name:value`.
     pub(super) fn attribute(&self) -> (&'a str, &'a str) {
         self.value.split_once(':').unwrap_or((self.value, ""))
+    }
+
+    /// The value of an `a=ice-ufrag`.
+    pub(super) fn ufrag(&self) -> Result<&'a str, SdpError> {
+        self.ice_text(4, "is not 4 to 256 letters, digits, '+' or '/'")
+    }
+
+    /// The value of an `a=ice-pwd`.
+    pub(super) fn pwd(&self) -> Result<&'a str, SdpError> {
+        self.ice_text(22, "is not 22 to 256 letters, digits, '+' or '/'")
+    }
+
+    /// RFC 8839 section 5.4: ice-char is a letter, a digit, '+' or '/'. Some clients use base64url, so '-', '_' and '=' are taken;
+    /// a colon never is, because it separates the two halves of a check's user name.
+    fn ice_text(&self, len_min: usize, reason: &'static str) -> Result<&'a str, SdpError> {
+        let ok = |b: u8| b.is_ascii_alphanumeric() || b"+/-_=".contains(&b);
+        let (_, value) = self.attribute();
+        if value.len() < len_min || value.len() > ICE_TEXT_LEN_MAX || !value.bytes().all(ok) {
+            return Err(self.error(reason));
+        }
+        Ok(value)
     }
 }
