@@ -138,20 +138,23 @@ fn findings(config: &Config, host: &Host) -> Vec<Finding> {
     let available = cores(host);
     let cores = config.dataplane.cores.choose(&available);
     let workers = cores.clone().unwrap_or_default();
-    let root = !host.is_live() || config::user_id() == 0;
+    // A recorded host is judged as the service's user would find it.
+    let forced = host.is_live() && config::user_id() == 0;
     let mut findings = vec![system::kernel(&host.read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()))];
     if host.is_live() {
         let probe = pop_uring::probe();
         findings.push(backend(config.dataplane.backend, &probe));
+        // Locked memory is among them, as the kernel counted it for a ring that was made.
         findings.extend(features(config, &probe));
+    } else {
+        findings.extend(system::locked_memory(host));
     }
     findings.extend(system::io_uring(host));
     findings.push(cores_of(&available, cores));
     findings.extend(system::siblings(host, &workers));
     findings.extend(memory(config, host, workers.len().max(1)));
-    // A recorded host is judged as the service's user would find it.
-    findings.extend(system::SYSCTLS.iter().map(|sysctl| system::sysctl(host, sysctl, root && host.is_live())));
-    findings.extend(system::limits(host, root));
+    findings.extend(system::SYSCTLS.iter().map(|sysctl| system::sysctl(host, sysctl, forced)));
+    findings.push(system::open_files(host));
     if host.is_live() {
         findings.extend(ports(config, workers.len().max(1)));
         findings.push(keys(config));

@@ -100,28 +100,31 @@ pub(super) fn io_uring(host: &Host) -> Option<Finding> {
     })
 }
 
-/// Soft limits of this process, as its children would have them.
-pub(super) fn limits(host: &Host, root: bool) -> Vec<Finding> {
-    let text = host.read("/proc/self/limits").unwrap_or_default();
-    let soft = |key: &str| text.lines().find_map(|line| line.strip_prefix(key))?.split_ascii_whitespace().next()?.parse::<u64>().ok();
-    let files = match soft("Max open files") {
-        Some(max) if max < OPEN_FILES_MIN => Finding::warn("open files", format!("{max} at most"), "LimitNOFILE=1048576 in the unit, or")
+/// A soft limit of this process, as its children would have it; `None` when there is none.
+fn soft_limit(host: &Host, key: &str) -> Option<u64> {
+    let text = host.read("/proc/self/limits")?;
+    text.lines().find_map(|line| line.strip_prefix(key))?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+pub(super) fn open_files(host: &Host) -> Finding {
+    match soft_limit(host, "Max open files") {
+        Some(max) if max < OPEN_FILES_MIN => Finding::warn("open files", format!("{max} at most"), "LimitNOFILE=262144 in the unit, or")
             .why("each HTTP connection is a file: at the limit no client gets in")
             .command(format!("ulimit -n {OPEN_FILES_MIN}")),
         Some(max) => Finding::ok("open files", format!("{max} at most")),
-        None => Finding::ok("open files", "no limit is known"),
-    };
-    let memory = match soft("Max locked memory") {
-        Some(max) if max < LOCKED_MEMORY_MIN && !root => {
-            Finding::warn("locked memory", format!("{} at most", mib(max)), "LimitMEMLOCK=infinity in the unit, or")
-                .why("the kernel counts rings and registered buffers against it")
-                .command("ulimit -l unlimited")
-        }
-        Some(max) if max < LOCKED_MEMORY_MIN => Finding::ok("locked memory", format!("{} at most, and root may exceed it", mib(max))),
-        Some(max) => Finding::ok("locked memory", format!("{} at most", mib(max))),
-        None => Finding::ok("locked memory", "no limit"),
-    };
-    vec![files, memory]
+        None => Finding::ok("open files", "no limit"),
+    }
+}
+
+pub(super) fn locked_memory(host: &Host) -> Option<Finding> {
+    let max = soft_limit(host, "Max locked memory")?;
+    let found = format!("{} at most", mib(max));
+    Some(match max {
+        LOCKED_MEMORY_MIN.. => Finding::ok("locked memory", found),
+        _ => Finding::warn("locked memory", found, "LimitMEMLOCK=infinity in the unit, or")
+            .why("older kernels count rings and registered buffers against it")
+            .command("ulimit -l unlimited"),
+    })
 }
 
 /// The clock that packets are timed by, and whether somebody keeps the wall clock right: tokens expire by it.
