@@ -234,6 +234,11 @@ impl Track {
         stats
     }
 
+    /// Packets of a layer that came in this turn.
+    fn fresh_of(&self, layer: usize) -> u64 {
+        self.fresh.iter().filter(|fresh| fresh.layer == layer).count() as u64
+    }
+
     /// What to add to a timestamp of layer `to` to get the one of the same instant in layer `from`; `None` before both have told
     /// their clocks.
     fn align(&self, from: usize, to: usize) -> Option<u32> {

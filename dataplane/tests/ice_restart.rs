@@ -125,6 +125,7 @@ fn a_confirmed_restart_keeps_consent_and_a_closed_transport_leaves_no_fragment()
     assert!(rig.events().iter().all(|event| !matches!(event, Event::TransportLost { transport: TransportId(2), .. })));
     restart(&mut rig, &viewer, 12);
     rig.command(Command::CloseTransport { transport: TransportId(2) });
+    assert_eq!(rig.sent().len(), 1, "the goodbye");
     for bytes in [viewer.check(PWD), check(&viewer, 11), check(&viewer, 12)] {
         assert_eq!(rig.exchange(viewer.path, bytes), []);
     }

@@ -640,6 +640,15 @@ fn each_layer_is_repaired_reported_and_retransmitted_for_itself() {
 }
 
 #[test]
+fn without_a_send_slot_a_viewer_loses_the_packets_of_its_own_layer() {
+    let mut call = Simulcast::new();
+    call.run(Duration::from_secs(4));
+    (0..3).for_each(|layer| call.send_frame(layer));
+    call.rig.core.drop_fresh();
+    assert_eq!(call.rig.drops(DropReason::SendQueueFull), 4, "four packets of 1,000 bytes; the other layers' two are nobody's");
+}
+
+#[test]
 fn a_layer_that_was_not_negotiated_and_one_without_a_name_are_unknown() {
     let mut call = Simulcast::new();
     let payload = vp8(true, 900);

@@ -223,6 +223,11 @@ impl Outbound {
         self.source.map(|source| source.layer)
     }
 
+    /// The layer whose packets are this subscriber's: the one that it has, before that the one that it wants.
+    pub fn own_layer(&self) -> usize {
+        self.source.map_or(self.wanted, |source| source.layer)
+    }
+
     /// The layer of which a keyframe would help this subscriber.
     pub fn wants_keyframe(&self) -> Option<usize> {
         let elsewhere = self.source.is_some_and(|source| source.layer != self.wanted);

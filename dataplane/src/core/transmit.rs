@@ -102,8 +102,8 @@ impl Core {
                 continue;
             }
             for subscription in &transport.subscriptions {
-                let track = self.subscriptions[*subscription].track.map(|t| &self.tracks[t]);
-                lost += track.map_or(0, |t| t.fresh.len() as u64);
+                let subscription = &self.subscriptions[*subscription];
+                lost += subscription.track.map_or(0, |track| self.tracks[track].fresh_of(subscription.outbound.own_layer()));
             }
         }
         for track in &self.touched {
@@ -204,7 +204,7 @@ impl Core {
                     continue;
                 };
                 let Some((path, keys)) = ready else {
-                    drops[DropReason::SubscriberNotReady as usize] += track.fresh.len() as u64;
+                    drops[DropReason::SubscriberNotReady as usize] += track.fresh_of(subscription.outbound.own_layer());
                     cursor.subscription += 1;
                     continue;
                 };
