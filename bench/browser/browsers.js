@@ -120,6 +120,7 @@ async function openClient(page, url) {
     watch: (options) => page.evaluate((o) => globalThis.popClient.watch(o), options),
     stats: () => page.evaluate(() => globalThis.popClient.stats()),
     stop: () => page.evaluate(() => globalThis.popClient.stop()),
+    extensions: () => page.evaluate(() => globalThis.popClient.extensions()),
     decodes: (codec) => page.evaluate((c) => globalThis.popClient.decodes(c), codec),
   };
 }

@@ -38,6 +38,12 @@ globalThis.popClient = (() => {
     return canvas.captureStream(30);
   }
 
+  /** Three layers, the smallest first, or one with its bound. */
+  function encodings({ simulcast, bitrateMax }) {
+    if (simulcast) return [{ rid: "q", scaleResolutionDownBy: 4 }, { rid: "h", scaleResolutionDownBy: 2 }, { rid: "f" }];
+    return bitrateMax ? [{ maxBitrate: bitrateMax }] : undefined;
+  }
+
   async function publish(options) {
     token = options.token;
     pc = new RTCPeerConnection();
@@ -45,12 +51,18 @@ globalThis.popClient = (() => {
     const video = { width, height, frameRate: 30 };
     const stream = options.noise ? noise(width, height) : await navigator.mediaDevices.getUserMedia({ audio: true, video });
     for (const track of stream.getTracks()) {
-      const sendEncodings = track.kind === "video" && options.bitrateMax ? [{ maxBitrate: options.bitrateMax }] : undefined;
+      const sendEncodings = track.kind === "video" ? encodings(options) : undefined;
       const transceiver = pc.addTransceiver(track, { direction: "sendonly", streams: [stream], ...(sendEncodings && { sendEncodings }) });
       if (track.kind === "video" && options.codec) {
         const wanted = RTCRtpSender.getCapabilities("video").codecs.filter((c) => c.mimeType.toLowerCase() === `video/${options.codec.toLowerCase()}`);
         if (wanted.length === 0) throw new Error(`this browser cannot send ${options.codec}`);
-        transceiver.setCodecPreferences(wanted);
+        // RTX is a codec of its own in this list; without it nothing is sent again as a stream of its own.
+        const repair = RTCRtpSender.getCapabilities("video").codecs.filter((c) => c.mimeType.toLowerCase() === "video/rtx");
+        transceiver.setCodecPreferences([...wanted, ...repair]);
+      }
+      if (track.kind === "audio" && options.red) {
+        const named = (name) => RTCRtpSender.getCapabilities("audio").codecs.filter((c) => c.mimeType === `audio/${name}`);
+        transceiver.setCodecPreferences([...named("red"), ...named("opus")]);
       }
     }
     await exchange(options.url);
@@ -87,6 +99,8 @@ globalThis.popClient = (() => {
       protocol: all.find((s) => s.id === pair?.remoteCandidateId)?.protocol,
       video: pick(direction, "video") ?? {},
       audio: pick(direction, "audio") ?? {},
+      layers: all.filter((s) => s.type === direction && s.kind === "video").map(({ rid, frameWidth, packetsSent }) => ({ rid, frameWidth, packetsSent })),
+      payloads: Object.fromEntries(all.filter((s) => s.type === "codec").map((s) => [s.payloadType, s.mimeType.split("/")[1]])),
       estimate: all.find((s) => s.type === "candidate-pair" && s.nominated)?.availableOutgoingBitrate,
       srtp: transport?.srtpCipher,
       atMs: performance.now(),
@@ -100,10 +114,20 @@ globalThis.popClient = (() => {
     return response.status;
   }
 
+  /** Header extensions of the answer. */
+  function extensions() {
+    const sections = pc.remoteDescription.sdp.split("\r\nm=").slice(1);
+    return sections.flatMap((section) => {
+      const mid = section.match(/a=mid:(\S+)/)[1];
+      const found = [...section.matchAll(/a=extmap:(\d+)\S* (\S+)/g)];
+      return found.map(([, id, uri]) => ({ kind: section.split(" ")[0], mid, id: Number(id), uri }));
+    });
+  }
+
   /** Whether this browser offers to receive `codec`. */
   function decodes(codec) {
     return RTCRtpReceiver.getCapabilities("video").codecs.some((c) => c.mimeType.toLowerCase() === `video/${codec.toLowerCase()}`);
   }
 
-  return { publish, watch, stats, stop, decodes };
+  return { publish, watch, stats, stop, extensions, decodes };
 })();

@@ -1,11 +1,12 @@
-// A viewer behind a link that loses one packet in twenty sees nearly every frame, because the node sends them again.
+// Behind a link that loses one packet in twenty a viewer sees nearly every frame, because the node sends packets again, and a
+// publisher is seen in nearly every frame, because the node asks it to. Both by RTX: as a stream of its own, to the last packet.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
 import { launchChromium, servePage } from "./browsers.js";
 import { sumOf, untilPlaying, watchFor } from "./expect.js";
-import { loseTowards, makeHost, removeHost } from "./netns.js";
+import { healPackets, losePackets, makeHost, removeHost } from "./netns.js";
 import { startNode } from "./node.js";
 
 const LOSS = 0.05;
@@ -39,8 +40,9 @@ test("a viewer that loses 5 % recovers by our retransmissions", async (t) => {
 
   const clean = await watchFor(5, publisher, viewer);
   const before = sumOf(await node.metrics(), RETRANSMITTED);
-  await loseTowards(host, LOSS);
+  await losePackets(host, "towards", LOSS);
   const seen = await watchFor(12, publisher, viewer);
+  await healPackets(host);
   const retransmitted = sumOf(await node.metrics(), RETRANSMITTED) - before;
   t.diagnostic(
     `clean ${clean.decoded}/${clean.encoded} frames; with ${LOSS * 100} % loss ${seen.decoded}/${seen.encoded} frames, ` +
@@ -48,7 +50,34 @@ test("a viewer that loses 5 % recovers by our retransmissions", async (t) => {
   );
   assert.ok(seen.nacks > 0, "the viewer asked for packets");
   assert.ok(retransmitted > 0, "the node sent packets again");
+  const { rtxSsrc, retransmittedPacketsReceived } = seen.seen.video;
+  t.diagnostic(`${retransmittedPacketsReceived} packets came by RTX, SSRC ${rtxSsrc}`);
+  assert.ok(rtxSsrc && retransmittedPacketsReceived > 0.9 * retransmitted, "retransmissions came by RTX");
   assert.ok(seen.decoded > 0.9 * seen.encoded, `${seen.decoded} of ${seen.encoded} frames were decoded`);
   // Each lost packet has two chances or more: a twentieth of a twentieth is left, and what is on its way at the end.
+  assert.ok(seen.lost < 0.02 * seen.packets, `${seen.lost} of ${seen.packets} packets stayed lost`);
+  await viewer.stop();
+  await publisher.stop();
+});
+
+test("a publisher that loses 5 % is seen whole by its retransmissions", async (t) => {
+  const room = "lossy-up";
+  const publisher = await far.open(`${node.http}/demo`);
+  await publisher.publish({ url: `${node.http}/whip/${room}`, token: await node.token(room, "camera"), codec: "VP8" });
+  const viewer = await near.open(site.url);
+  await viewer.watch({ url: `${node.http}/whep/${room}`, token: await node.token(room, "eye", "--no-publish") });
+  await untilPlaying(viewer);
+
+  await losePackets(host, "from", LOSS);
+  const seen = await watchFor(12, publisher, viewer);
+  await healPackets(host);
+  const { rtxSsrc, retransmittedPacketsSent, nackCount } = seen.sent.video;
+  t.diagnostic(
+    `${seen.decoded}/${seen.encoded} frames, ${nackCount} NACKs, ${retransmittedPacketsSent} packets sent again by SSRC ${rtxSsrc}, ` +
+      `${seen.lost} of ${seen.packets} packets never came to the viewer`,
+  );
+  assert.ok(nackCount > 0, "the node asked for packets");
+  assert.ok(rtxSsrc && retransmittedPacketsSent > 0, "the publisher sent packets again by RTX");
+  assert.ok(seen.decoded > 0.9 * seen.encoded, `${seen.decoded} of ${seen.encoded} frames were decoded`);
   assert.ok(seen.lost < 0.02 * seen.packets, `${seen.lost} of ${seen.packets} packets stayed lost`);
 });

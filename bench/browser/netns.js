@@ -36,12 +36,18 @@ export async function removeHost(host) {
   await ip("netns", "del", host.netns);
 }
 
-/** Loses `share` of all packets from here to the host. The kernel draws 32 random bits a packet and compares. */
-export async function loseTowards(host, share) {
+/** Loses `share` of all packets towards the host, or of those from it. The kernel draws 32 random bits a packet and compares. */
+export async function losePackets(host, way, share) {
+  const hook = { towards: "egress", from: "ingress" }[way];
   const threshold = Math.round((1 - share) * 2 ** 32);
-  await run("tc", ["qdisc", "add", "dev", host.device, "clsact"]);
+  await run("tc", ["qdisc", "replace", "dev", host.device, "clsact"]);
   const program = `4,32 0 0 4294963256,37 0 1 ${threshold},6 0 0 2,6 0 0 0`;
-  await run("tc", ["filter", "add", "dev", host.device, "egress", "bpf", "da", "bytecode", program]);
+  await run("tc", ["filter", "add", "dev", host.device, hook, "bpf", "da", "bytecode", program]);
+}
+
+/** Ends what losePackets began. */
+export async function healPackets(host) {
+  await run("tc", ["qdisc", "del", "dev", host.device, "clsact"]);
 }
 
 /** Drops every UDP datagram between here and the host, in both directions. */

@@ -78,7 +78,7 @@ ${extra}
   const [line] = await Promise.race([once(lines, "line"), ended]);
   ended.catch(() => {});
   const ready = JSON.parse(line);
-  const node = new Node({ name, child, exited, folder, keys, log, ready, ports: `${port}-${port + 1}` });
+  const node = new Node({ name, child, exited, folder, keys, log, ready, ports: `${port}-${port + 1}`, mediaPorts: [port, port + 1] });
   await mkdir(artifacts, { recursive: true });
   for (const it of interfaces) node.captures.push(await startCapture(it, port, path.join(artifacts, `${name}-${it}.pcap`)));
   return node;
