@@ -38,9 +38,16 @@ globalThis.popClient = (() => {
     return canvas.captureStream(30);
   }
 
-  /** Three layers, the smallest first, or one with its bound. */
+  /** Three layers, the smallest first, or one with its bound. Those below get so little that even a busy machine's estimate is
+   * soon enough for the top one. */
   function encodings({ simulcast, bitrateMax }) {
-    if (simulcast) return [{ rid: "q", scaleResolutionDownBy: 4 }, { rid: "h", scaleResolutionDownBy: 2 }, { rid: "f" }];
+    if (simulcast) {
+      return [
+        { rid: "q", scaleResolutionDownBy: 4, maxBitrate: 60_000 },
+        { rid: "h", scaleResolutionDownBy: 2, maxBitrate: 120_000 },
+        { rid: "f", maxBitrate: 800_000 },
+      ];
+    }
     return bitrateMax ? [{ maxBitrate: bitrateMax }] : undefined;
   }
 
@@ -48,7 +55,8 @@ globalThis.popClient = (() => {
     token = options.token;
     pc = new RTCPeerConnection();
     const { width = 640, height = 480 } = options;
-    const video = { width, height, frameRate: 30 };
+    // Chromium makes three layers of nothing smaller, and its fake camera gives that size only when it must.
+    const video = options.simulcast ? { width: { exact: 1280 }, height: { exact: 720 } } : { width, height, frameRate: 30 };
     const stream = options.noise ? noise(width, height) : await navigator.mediaDevices.getUserMedia({ audio: true, video });
     for (const track of stream.getTracks()) {
       const sendEncodings = track.kind === "video" ? encodings(options) : undefined;
@@ -93,14 +101,12 @@ globalThis.popClient = (() => {
     };
     const direction = all.some((s) => s.type === "outbound-rtp") ? "outbound-rtp" : "inbound-rtp";
     const transport = all.find((s) => s.type === "transport");
-    const pair = all.find((s) => s.id === transport?.selectedCandidatePairId);
     return {
       state: pc.connectionState,
-      protocol: all.find((s) => s.id === pair?.remoteCandidateId)?.protocol,
       video: pick(direction, "video") ?? {},
       audio: pick(direction, "audio") ?? {},
       layers: all.filter((s) => s.type === direction && s.kind === "video").map(({ rid, frameWidth, packetsSent }) => ({ rid, frameWidth, packetsSent })),
-      payloads: Object.fromEntries(all.filter((s) => s.type === "codec").map((s) => [s.payloadType, s.mimeType.split("/")[1]])),
+      payloads: Object.fromEntries([...pc.remoteDescription.sdp.matchAll(/a=rtpmap:(\d+) ([^/]+)/g)].map(([, type, name]) => [type, name])),
       estimate: all.find((s) => s.type === "candidate-pair" && s.nominated)?.availableOutgoingBitrate,
       srtp: transport?.srtpCipher,
       atMs: performance.now(),

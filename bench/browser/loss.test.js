@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
 import { launchChromium, servePage } from "./browsers.js";
-import { sumOf, untilPlaying, watchFor } from "./expect.js";
+import { sumOf, until, untilPlaying, watchFor } from "./expect.js";
 import { healPackets, losePackets, makeHost, removeHost } from "./netns.js";
 import { startNode } from "./node.js";
 
@@ -54,8 +54,9 @@ test("a viewer that loses 5 % recovers by our retransmissions", async (t) => {
   t.diagnostic(`${retransmittedPacketsReceived} packets came by RTX, SSRC ${rtxSsrc}`);
   assert.ok(rtxSsrc && retransmittedPacketsReceived > 0.9 * retransmitted, "retransmissions came by RTX");
   assert.ok(seen.decoded > 0.9 * seen.encoded, `${seen.decoded} of ${seen.encoded} frames were decoded`);
-  // Each lost packet has two chances or more: a twentieth of a twentieth is left, and what is on its way at the end.
-  assert.ok(seen.lost < 0.02 * seen.packets, `${seen.lost} of ${seen.packets} packets stayed lost`);
+  // Chromium counts what came by RTX as lost. Each lost packet has two chances or more: a twentieth of a twentieth is left, and
+  // what is on its way at the end.
+  assert.ok(seen.lost - retransmittedPacketsReceived < 0.02 * seen.packets, `${seen.lost} of ${seen.packets} packets were lost`);
   await viewer.stop();
   await publisher.stop();
 });
@@ -63,10 +64,12 @@ test("a viewer that loses 5 % recovers by our retransmissions", async (t) => {
 test("a publisher that loses 5 % is seen whole by its retransmissions", async (t) => {
   const room = "lossy-up";
   const publisher = await far.open(`${node.http}/demo`);
-  await publisher.publish({ url: `${node.http}/whip/${room}`, token: await node.token(room, "camera"), codec: "VP8" });
+  // Its page has no secure origin, so it may use no camera.
+  const token = await node.token(room, "camera");
+  await publisher.publish({ url: `${node.http}/whip/${room}`, token, codec: "VP8", noise: true, bitrateMax: 800_000 });
   const viewer = await near.open(site.url);
   await viewer.watch({ url: `${node.http}/whep/${room}`, token: await node.token(room, "eye", "--no-publish") });
-  await untilPlaying(viewer);
+  await until("frames", async () => (await viewer.stats()).video.framesDecoded > 5);
 
   await losePackets(host, "from", LOSS);
   const seen = await watchFor(12, publisher, viewer);

@@ -136,6 +136,8 @@ pub(crate) struct LocalTrack {
     pub(crate) publisher: Identity,
     pub(crate) kind: MediaKind,
     pub(crate) formats: Vec<PayloadFormat>,
+    /// RIDs of its simulcast layers; empty when it has one stream.
+    pub(crate) layers: Vec<Box<str>>,
     /// Place in the room's order of publishers; a publisher that restarts keeps its place.
     pub(crate) order: u64,
     /// Its first packet came, or it replaces a track whose first packet had come.

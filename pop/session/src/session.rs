@@ -625,8 +625,10 @@ impl Session {
             let nth = self.tracks_of(owner).filter(|track| track.kind == kind).count();
             let stands_for = replaced.and_then(|old| self.tracks_of(old).filter(|track| track.kind == kind).nth(nth));
             let (stands_for, started) = (stands_for.map(|track| track.id), stands_for.is_some_and(|track| track.started));
+            let layers = open.layers.clone();
             self.command(Command::OpenTrack(Box::new(open)));
-            let track = LocalTrack { id, owner, publisher: publisher.clone(), kind, formats, order, started, stats: Default::default() };
+            let publisher = publisher.clone();
+            let track = LocalTrack { id, owner, publisher, kind, formats, layers, order, started, stats: Default::default() };
             self.tracks.insert(id, track);
             if let Some(participant) = self.participants.get_mut(&owner) {
                 participant.tracks.push(id);

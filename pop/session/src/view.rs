@@ -71,9 +71,21 @@ pub struct TrackView {
     pub kind: &'static str,
     /// Codec of the last packet; absent before the first.
     pub codec: Option<&'static str>,
-    /// Since its start; absent for a remote one.
+    /// Its simulcast layers, in the publisher's order; absent when it has one stream.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerView>,
+    /// Since its start, all layers together; absent for a remote one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stats: Option<TrackStatsView>,
+}
+
+/// A simulcast layer of a published stream.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerView {
+    /// Its RID.
+    pub rid: String,
+    /// Viewers get this one.
+    pub forwarded: bool,
 }
 
 /// Counters of a published stream since its start.
@@ -91,8 +103,6 @@ pub struct TrackStatsView {
     pub nacked: u64,
     /// Keyframe requests sent.
     pub plis: u64,
-    /// The simulcast layer that is forwarded, from 0 in the order of the offer.
-    pub layer: u8,
 }
 
 /// A media section of a viewer.
@@ -179,12 +189,15 @@ fn local(
 
 fn track(track: &LocalTrack) -> TrackView {
     let TrackStats { packets, bytes, lost, jitter, nacked, plis, codec, layer } = track.stats;
+    let is_forwarded = |place| packets > 0 && place == layer;
+    let layers = (0..).zip(&track.layers).map(|(place, rid)| LayerView { rid: rid.to_string(), forwarded: is_forwarded(place) });
     let jitter_ms = codec.map_or(0.0, |codec| f64::from(jitter) * 1_000.0 / f64::from(codec.clock_rate()));
     TrackView {
         id: track.id.to_string(),
         kind: track.kind.name(),
         codec: codec.map(|codec| codec.name()),
-        stats: Some(TrackStatsView { packets, bytes, lost, jitter_ms, nacked, plis, layer }),
+        layers: layers.collect(),
+        stats: Some(TrackStatsView { packets, bytes, lost, jitter_ms, nacked, plis }),
     }
 }
 
@@ -214,6 +227,7 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
         id: track.track.to_string(),
         kind: track.kind.name(),
         codec: track.codec.map(|codec| codec.name()),
+        layers: Vec::new(),
         stats: None,
     });
     ParticipantView {

@@ -484,6 +484,24 @@ fn events_of_unknown_ids_are_counted_and_change_nothing() {
 }
 
 #[test]
+fn a_track_shows_its_layers_and_the_one_that_viewers_get() {
+    let mut room = Room::new();
+    let mut of_three = publication(7, 70, &[VP8]);
+    of_three.open.layers = ["q", "h", "f"].map(Into::into).to_vec();
+    room.request(Request::Join(Box::new(join(7, "camera", Media::Publish(vec![of_three])))));
+    let layers = |room: &Room| {
+        let view = serde_json::to_value(room.session.describe(room.now)).unwrap();
+        let layers = view["participants"][0]["tracks"][0]["layers"].as_array().unwrap().clone();
+        layers.iter().map(|layer| (layer["rid"].as_str().unwrap().to_owned(), layer["forwarded"] == true)).collect::<Vec<_>>()
+    };
+    let shown = |forwarded: &str| ["q", "h", "f"].map(|rid| (rid.to_owned(), rid == forwarded)).to_vec();
+    assert_eq!(layers(&room), shown(""), "no packet has come");
+    let stats = TrackStats { packets: 1, layer: 2, ..TrackStats::default() };
+    room.event(Event::TrackStats { track: TrackId(70), stats });
+    assert_eq!(layers(&room), shown("f"));
+}
+
+#[test]
 fn the_looking_glass_shows_locals_and_remotes_with_one_shape() {
     let mut room = Room::new();
     let (publisher, _) = room.publish("ann", &[&[VP8]]);
