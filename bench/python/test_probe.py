@@ -1,11 +1,14 @@
 """Latency probes by tools that nobody here wrote: coturn's STUN client, scapy's STAMP, curl; and a call under a flood of probes."""
 
 import asyncio
+import http.server
 import json
 import os
 import socket
+import ssl
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -53,6 +56,17 @@ def check():
     message.attributes["USERNAME"] = f"{pop['ice']['ufrag']}:x"
     message.add_message_integrity(pop["ice"]["pwd"].encode())
     return bytes(message)
+
+
+class NoContent(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
 
 
 class ForeignTools(unittest.TestCase):
@@ -106,6 +120,28 @@ class ForeignTools(unittest.TestCase):
         self.assertTrue(head.startswith("http/1.1 204 "), head)
         for line in ("cache-control: no-store", "timing-allow-origin: *", "access-control-allow-origin: *", "server-timing: node;"):
             self.assertIn(line, head)
+
+    def test_the_command_believes_a_certificate_of_a_known_authority_alone(self):
+        with tempfile.TemporaryDirectory(prefix="pop-e2e-") as folder:
+            cert, key, request = (os.path.join(folder, name) for name in ("cert.pem", "key.pem", "request.conf"))
+            with open(request, "w") as file:
+                file.write("[req]\nprompt = no\ndistinguished_name = dn\nx509_extensions = v3\n[dn]\nCN = localhost\n")
+                file.write("[v3]\nsubjectAltName = DNS:localhost\nbasicConstraints = CA:FALSE\n")
+            make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+            subprocess.run([*make, "-config", request, "-keyout", key, "-out", cert], check=True, capture_output=True)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(cert, key)
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NoContent)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            self.addCleanup(server.server_close)
+            self.addCleanup(server.shutdown)
+            for name, authorities, code in (("localhost", cert, 0), ("127.0.0.1", cert, 1), ("localhost", "", 1)):
+                words = [PROGRAMS / "pop", "probe", "-c", "2", "-i", "20ms", "--http", f"https://{name}:{server.server_port}/probe"]
+                environment = {k: v for k, v in os.environ.items() if k != "SSL_CERT_FILE"} | ({"SSL_CERT_FILE": authorities} if authorities else {})
+                said = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30)
+                self.assertEqual(said.returncode, code, said.stdout + said.stderr)
+                self.assertEqual(said.stdout.count(" time="), 2 * (code == 0), said.stdout)
 
     def test_the_command_agrees_with_the_kernel_about_loopback(self):
         for method in ("--stun", "--stamp", "--http", "--ice"):
