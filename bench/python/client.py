@@ -78,6 +78,7 @@ class Client:
         self.wrong_fingerprint = wrong_fingerprint
         self.sent = {"audio": [], "video": []}
         self.received = {"audio": [], "video": []}
+        self.decoded = {"audio": 0, "video": 0}
         self.media_datagrams = 0
         self.last_datagrams = {}
         self.before_dtls = None
@@ -99,7 +100,7 @@ class Client:
 
         @self.pc.on("track")
         def on_track(track):
-            self.sinks.append(asyncio.ensure_future(_swallow(track)))
+            self.sinks.append(asyncio.ensure_future(self._decode(track)))
 
         token = await asyncio.to_thread(node.token, room, identity, "--no-publish")
         await self._exchange(f"{node.http}/whep/{room}", token)
@@ -186,6 +187,14 @@ class Client:
                 kinds[int(line[9:].split()[0])] = kind
         return kinds
 
+    async def _decode(self, track):
+        try:
+            while True:
+                await track.recv()
+                self.decoded[track.kind] += 1
+        except MediaStreamError:
+            pass
+
     async def until_connected(self, seconds=15):
         await until("connected", lambda: self.pc.connectionState == "connected", seconds)
         return self
@@ -223,14 +232,6 @@ def assert_same_stream(test, sent, received, packets_min):
     test.assertEqual(len(piece), len(ordered))
     for i, (there, here) in enumerate(zip(shape(piece), shape(ordered))):
         test.assertEqual(there, here, f"packet {i} of {len(ordered)}")
-
-
-async def _swallow(track):
-    try:
-        while True:
-            await track.recv()
-    except MediaStreamError:
-        pass
 
 
 def _other_fingerprint(line):

@@ -20,6 +20,7 @@ use crate::logging::{AUDIT, LogControl};
 use crate::metrics::{Exposition, Metrics};
 use crate::node::{CaptureId, Node};
 use crate::reload::{Refusal, Reloader};
+use crate::rtp::{self, Routes};
 use crate::token::{TokenRequest, unix_now_s};
 use crate::{http, serve};
 
@@ -101,6 +102,7 @@ pub struct Admin {
     node: Node,
     metrics: Arc<Metrics>,
     captures: Captures,
+    rtp: Routes,
     operations: Operations,
     url: Arc<str>,
     started: Instant,
@@ -118,25 +120,23 @@ pub struct Operations {
 
 impl Admin {
     /// Over `node`; `start` is the number of this start, `url` the base of the URLs that clients use.
-    pub fn new(node: Node, metrics: Arc<Metrics>, operations: Operations, start: u64, url: &str) -> Self {
+    pub fn new(node: Node, metrics: Arc<Metrics>, rtp: Routes, operations: Operations, start: u64, url: &str) -> Self {
         let mut nonce = [0; 8];
         node.random(&mut nonce);
         let incarnation = Incarnation { start, nonce: u64::from_ne_bytes(nonce) };
         let captures = Captures::new(node.clone());
-        Self { node, metrics, captures, operations, url: url.into(), started: Instant::now(), incarnation }
+        Self { node, metrics, captures, rtp, operations, url: url.into(), started: Instant::now(), incarnation }
     }
 
     /// The routes of the admin listener: nothing that changes the node, nothing secret.
     pub fn listener_router(self) -> Router {
-        let socket_only = || async {
-            refuse(StatusCode::FORBIDDEN, "this is answered on the unix socket only (admin.socket): use the pop command on the host")
-        };
         let router = read_only()
             .route("/api/v1/tokens", post(socket_only))
             .route("/api/v1/reload", post(socket_only))
             .route("/api/v1/log", get(socket_only).put(socket_only))
             .route("/api/v1/captures", post(socket_only))
-            .route("/api/v1/captures/{id}", get(socket_only).delete(socket_only));
+            .route("/api/v1/captures/{id}", get(socket_only).delete(socket_only))
+            .merge(rtp::api::listener_router(self.rtp.clone()));
         self.finish(router)
     }
 
@@ -147,7 +147,8 @@ impl Admin {
             .route("/api/v1/reload", post(reload))
             .route("/api/v1/log", get(show_log).put(set_log))
             .route("/api/v1/captures", post(start_capture))
-            .route("/api/v1/captures/{id}", get(show_capture).delete(stop_capture));
+            .route("/api/v1/captures/{id}", get(show_capture).delete(stop_capture))
+            .merge(rtp::api::socket_router(self.rtp.clone()));
         self.finish(router)
     }
 
@@ -198,12 +199,17 @@ fn read_only() -> Router<Admin> {
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such route: see pop/README.md") })
 }
 
-fn refuse(code: StatusCode, sentence: impl Into<String>) -> Response {
+/// For the admin listener, in the place of what it does not do.
+pub(crate) async fn socket_only() -> Response {
+    refuse(StatusCode::FORBIDDEN, "this is answered on the unix socket only (admin.socket): use the pop command on the host")
+}
+
+pub(crate) fn refuse(code: StatusCode, sentence: impl Into<String>) -> Response {
     (code, Json(json!({ "error": sentence.into() }))).into_response()
 }
 
 /// For now: whoever asks again may get it.
-fn refuse_for_now(body: impl IntoResponse) -> Response {
+pub(crate) fn refuse_for_now(body: impl IntoResponse) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_AFTER_S)], body).into_response()
 }
 

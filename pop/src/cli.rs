@@ -6,6 +6,7 @@ mod client;
 mod complete;
 mod operate;
 mod probe;
+mod rtp;
 mod show;
 mod token;
 
@@ -177,6 +178,39 @@ pub struct TokenArgs {
 pub enum RtpCommand {
     /// Write what a room's tracks carry, decrypted, into a pcapng file.
     Capture(CaptureArgs),
+    /// Show the RTP routes: plain or SDES RTP into a room, out of one, or through the node.
+    List(AskArgs),
+    /// Open an RTP route until the node ends, and print its port and its SDP.
+    Add(RouteAddArgs),
+    /// End an RTP route.
+    Remove(RouteRemoveArgs),
+}
+
+/// `pop rtp add`
+#[derive(Debug, Args)]
+pub struct RouteAddArgs {
+    /// The keys of [[rtp.route]] in config/pop.toml, such as: direction=in room=stage codec=VP8
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    pub keys: Vec<String>,
+    /// The running node's unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop rtp remove`
+#[derive(Debug, Args)]
+pub struct RouteRemoveArgs {
+    /// The route's name.
+    pub name: String,
+    /// The running node's unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pop rtp capture`
@@ -351,6 +385,9 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
         Command::Token(TokenCommand::Create(args)) => token::create(&args).await,
         Command::Rtp(RtpCommand::Capture(args)) => capture::capture(&args).await,
         Command::Probe(args) => probe::probe(&args).await,
+        Command::Rtp(RtpCommand::List(args)) => rtp::show(&args).await,
+        Command::Rtp(RtpCommand::Add(args)) => rtp::add(&args).await,
+        Command::Rtp(RtpCommand::Remove(args)) => rtp::remove(&args).await,
         Command::Sessions(args) => show::sessions(&args).await,
         Command::Status(args) => show::status(&args).await,
         Command::Reload(args) => operate::reload(&args).await,

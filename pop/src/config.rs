@@ -2,6 +2,7 @@
 
 mod error;
 mod probe;
+mod rtp;
 mod value;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use probe::{ProbeConfig, ReflectorPlace};
+pub use rtp::{Direction, ROUTES_MAX, RouteCodec, RouteConfig, RouteRtcp, RtpConfig, SdesKey, Suite};
 pub(crate) use value::keys as keys_of_table;
 pub use value::{Cores, IceServer, PublicUrl, Secret, parse_duration};
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub media: MediaConfig,
     /// Latency probes of strangers.
     pub probe: ProbeConfig,
+    /// RTP without WebRTC.
+    pub rtp: RtpConfig,
     /// Workers and their memory.
     pub dataplane: DataplaneConfig,
     /// Who may sign tokens.
@@ -328,6 +332,7 @@ impl Config {
             (None, Some(_)) => return Err(("tls_key", "http.tls_key needs http.tls_cert beside it: the key's chain".to_owned())),
             _ => {}
         }
+        crate::rtp::check(&self.rtp, media).map_err(|message| ("rtp.route", message))?;
         if self.auth.keys_file.is_some() && !self.auth.keys.is_empty() {
             return Err(("auth.keys_file", "auth.keys_file and [auth.keys] are both set: keep one of them".to_owned()));
         }

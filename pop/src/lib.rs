@@ -17,6 +17,7 @@ pub mod notify;
 pub mod panic;
 pub mod probe;
 pub mod reload;
+pub mod rtp;
 pub mod run;
 pub mod serve;
 pub mod signal;

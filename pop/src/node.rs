@@ -11,6 +11,7 @@ mod capture;
 mod directory;
 mod pump;
 mod room;
+mod route;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +32,7 @@ use tokio::sync::oneshot;
 
 pub use capture::{CaptureError, CaptureId, CaptureRequest};
 pub use directory::Placement;
+pub use route::{OpenRoute, RouteError, RouteSockets};
 
 use crate::config::{Backend, Config};
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};

@@ -45,6 +45,11 @@ pub struct Probe {
 pub struct Bound(Vec<ReflectSocket>);
 
 impl Probe {
+    /// Ports of the reflectors.
+    pub fn reflector_ports(&self) -> impl Iterator<Item = u16> {
+        self.places.iter().map(|(_, place)| place.port())
+    }
+
     /// Draws the credentials and binds the reflectors.
     ///
     /// # Errors

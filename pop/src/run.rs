@@ -19,6 +19,7 @@ use crate::node::Node;
 use crate::notify::Notifier;
 use crate::probe::ProbeApplier;
 use crate::reload::{Applier, AuthApplier, LogApplier, Reloader};
+use crate::rtp::{OwnPort, RouteApplier, Routes};
 use crate::serve::{self, SocketFile, SourceLimits, Sources};
 use crate::tls::{Tls, TlsApplier, TlsIdentity};
 use crate::token::{TokenRequest, unix_now_s};
@@ -107,13 +108,22 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         requests_per_s: config.http.requests_per_address_per_s_max,
     });
     let metrics = metrics_of(&node, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
+    let own = [("the HTTP listener", public_address.port()), ("the admin listener", operator_address.port())];
+    let own = own.map(|(what, port)| OwnPort { what: what.to_owned(), port }).to_vec();
+    let routes = Routes::new(node.clone(), &config.media, own);
+    routes.start(&config.rtp.route).await?;
+    let route_applier = RouteApplier { routes: routes.clone(), media: config.media.clone() };
     // Every live key of the config has its applier here.
-    let mut appliers: Vec<Box<dyn Applier>> =
-        vec![Box::new(LogApplier(log.clone())), Box::new(AuthApplier(node.clone())), Box::new(ProbeApplier(node.clone()))];
+    let mut appliers: Vec<Box<dyn Applier>> = vec![
+        Box::new(LogApplier(log.clone())),
+        Box::new(AuthApplier(node.clone())),
+        Box::new(ProbeApplier(node.clone())),
+        Box::new(route_applier),
+    ];
     appliers.extend(tls.clone().map(|tls| Box::new(TlsApplier(tls)) as Box<dyn Applier>));
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
     let operations = Operations { reloader: reloader.clone(), log: log.clone() };
-    let admin = Admin::new(node.clone(), Arc::clone(&metrics), operations, number, &url);
+    let admin = Admin::new(node.clone(), Arc::clone(&metrics), routes, operations, number, &url);
     tracing::info!(node = node.name(), socket = %socket.path().display(), "unix socket for the pop command");
 
     let (stop_public, public_stopped) = watch::channel(false);

@@ -33,6 +33,26 @@ fn every_key_is_documented() {
     }
 }
 
+/// The routes have no default: a comment shows one with every key.
+#[test]
+fn every_key_of_a_route_is_documented_in_a_comment_that_parses() {
+    let shown: String = DOCUMENTED.lines().filter_map(|line| line.strip_prefix("#   ")).map(|line| format!("{line}\n")).collect();
+    let known = refusal("[[rtp.route]]\nnot_a_key = 1\n");
+    let known: Vec<_> = known.split_once("known here: ").expect("a list").1.split([',', ' ']).map(|key| key.trim_matches('`')).collect();
+    let keys: toml::Table = shown.parse().expect("it is TOML");
+    for key in known.iter().filter(|key| !key.is_empty() && **key != "or") {
+        assert!(keys.contains_key(*key), "config/pop.toml does not show rtp.route.{key}");
+    }
+    // Keys that exclude each other are in it, so it is no route as a whole.
+    let without = |left_out: &[&str]| {
+        let lines = shown.lines().filter(|line| !left_out.iter().any(|key| line.starts_with(&format!("{key} = "))));
+        parse(&format!("[[rtp.route]]\n{}", lines.collect::<Vec<_>>().join("\n")))
+    };
+    let route = without(&["from", "clock_rate", "key", "to", "to_suite", "to_key", "ssrc"]).expect("a route in").rtp.route.remove(0);
+    assert_eq!((route.name.as_deref(), route.peer_timeout, route.port), (Some("camera"), Duration::from_secs(30), 0));
+    assert!(refusal(&format!("[[rtp.route]]\n{shown}")).contains("base64"), "BASE64 is no key");
+}
+
 #[test]
 fn the_keys_without_a_default_work_when_their_line_is_uncommented() {
     for key in ["#public_url = ", "#keys_file = ", "#name = "] {
@@ -98,6 +118,14 @@ fn every_value_reaches_its_place() {
 
 /// (text, line:column, what the sentence must contain)
 const REFUSED: &[(&str, &str, &str)] = &[
+    ("[[rtp.route]]\ndirection = \"in\"\ncodec = \"VP8\"\nroom = \"r\"\n", "1:7", "each [[rtp.route]] needs a name"),
+    (
+        "[[rtp.route]]\nname = \"a\"\ndirection = \"out\"\ncodec = \"VP8\"\nroom = \"r\"\n",
+        "1:7",
+        "RTP route \"a\": a route out needs a peer",
+    ),
+    ("[[rtp.route]]\ncodec = \"MPEG\"\n", "2:9", "opus, VP8, VP9, H264, H265, AV1 or any"),
+    ("[[rtp.route]]\nport = 70000\n", "2:8", ""),
     ("[nod]\n", "1:2", "there is no key `nod` here; known here: `node`, `http`"),
     ("\n[http]\n  lisen = \"x\"\n", "3:3", "there is no key `lisen` here; known here: `listen`, `public_url`, `tls_cert`"),
     ("[http]\nlisten = 7880\n", "2:10", "listen must be an address and a port"),

@@ -279,7 +279,11 @@ fn whole_number<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
 }
 
 /// A string that `parse` takes.
-fn text<'de, D: Deserializer<'de>, T>(deserializer: D, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expected: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<T, D::Error> {
     struct TextVisitor<'a, T, F>(&'a str, F, PhantomData<T>);
     impl<T, F: Fn(&str) -> Option<T>> Visitor<'_> for TextVisitor<'_, T, F> {
         type Value = T;

@@ -1,0 +1,183 @@
+//! RTP routes: plain or SDES RTP into a room, out of one, or through the node.
+//!
+//! ```text
+//! [[rtp.route]], POST /api/v1/rtp/routes -> plan (checked) -> sockets -> Node::open_route (one leg, a forwarder two) -> table
+//! GET, DELETE  ---------------------------------------------------------------------------------------------------------^
+//! ```
+
+pub mod api;
+mod apply;
+mod open;
+mod plan;
+mod sdes;
+mod sdp;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pop_schemas::{ParticipantId, SessionId};
+use tokio::sync::Mutex;
+
+pub use apply::RouteApplier;
+pub use status::RouteStatus;
+
+use crate::config::{MediaConfig, ROUTES_MAX, RouteConfig, RtpConfig};
+use crate::node::{Node, OpenRoute};
+use plan::Plan;
+
+/// A port that is this node's own, and what for.
+#[derive(Clone, Debug)]
+pub struct OwnPort {
+    /// Such as "the HTTP listener".
+    pub what: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// Why a route is as it was, with the sentence for who asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteFailure {
+    /// The request is wrong.
+    Request(String),
+    /// It is in the way of another route, or of another program.
+    Conflict(String),
+    /// No room for one more.
+    Full(String),
+    /// There is no such route.
+    Unknown(String),
+}
+
+impl RouteFailure {
+    /// The sentence.
+    pub fn sentence(&self) -> &str {
+        match self {
+            Self::Request(sentence) | Self::Conflict(sentence) | Self::Full(sentence) | Self::Unknown(sentence) => sentence,
+        }
+    }
+}
+
+/// The routes of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Routes {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: Node,
+    media: MediaConfig,
+    own: Vec<OwnPort>,
+    /// Held over a change: changes come one after the other.
+    table: Mutex<BTreeMap<String, Entry>>,
+}
+
+/// A route that is served.
+struct Entry {
+    config: RouteConfig,
+    plan: Plan,
+    /// From the config file: a reload may end it.
+    is_configured: bool,
+    /// One; a forwarder has a way in and a way out.
+    legs: Vec<Leg>,
+}
+
+/// One participant.
+struct Leg {
+    open: OpenRoute,
+    room: SessionId,
+    participant: ParticipantId,
+    local: SocketAddr,
+    rtcp_port: Option<u16>,
+}
+
+impl Leg {
+    fn ports(&self) -> impl Iterator<Item = u16> {
+        [Some(self.local.port()), self.rtcp_port].into_iter().flatten()
+    }
+}
+
+impl Routes {
+    /// None yet. `own` are the ports of the node's listeners; those of media and probes are known.
+    pub fn new(node: Node, media: &MediaConfig, mut own: Vec<OwnPort>) -> Self {
+        let (first, last) = node.media_ports();
+        own.extend((first..=last).map(|port| OwnPort { what: "a media port".to_owned(), port }));
+        own.extend(node.probe().reflector_ports().map(|port| OwnPort { what: "a probe reflector".to_owned(), port }));
+        Self { shared: Arc::new(Shared { node, media: media.clone(), own, table: Mutex::default() }) }
+    }
+
+    /// Opens a route.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to change.
+    pub async fn add(&self, config: RouteConfig) -> Result<RouteStatus, RouteFailure> {
+        let routes = self.clone();
+        // In a task of its own: whoever asked may hang up half-way, and half a route would be nobody's to end.
+        let added = tokio::spawn(async move {
+            let mut table = routes.shared.table.lock().await;
+            let name = routes.open(&mut table, config, false).await?;
+            Ok(routes.describe(&table, Some(&name)).await.remove(0))
+        });
+        added.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    /// Ends a route, and tells how it was.
+    ///
+    /// # Errors
+    ///
+    /// There is none of this name.
+    pub async fn remove(&self, name: &str) -> Result<RouteStatus, RouteFailure> {
+        let (routes, name) = (self.clone(), name.to_owned());
+        let removed = tokio::spawn(async move {
+            let mut table = routes.shared.table.lock().await;
+            if !table.contains_key(&name) {
+                return Err(unknown(&name));
+            }
+            let status = routes.describe(&table, Some(&name)).await.remove(0);
+            routes.close(&mut table, &name).await;
+            Ok(status)
+        });
+        removed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    /// How one route is.
+    ///
+    /// # Errors
+    ///
+    /// There is none of this name.
+    pub async fn show(&self, name: &str) -> Result<RouteStatus, RouteFailure> {
+        let table = self.shared.table.lock().await;
+        if table.contains_key(name) { Ok(self.describe(&table, Some(name)).await.remove(0)) } else { Err(unknown(name)) }
+    }
+
+    /// How all routes are, by name.
+    pub async fn list(&self) -> Vec<RouteStatus> {
+        let table = self.shared.table.lock().await;
+        self.describe(&table, None).await
+    }
+}
+
+fn unknown(name: &str) -> RouteFailure {
+    RouteFailure::Unknown(format!("there is no RTP route {name:?}"))
+}
+
+/// Checks the routes of a config file as far as the file alone can tell.
+///
+/// # Errors
+///
+/// A sentence that names the route and what is wrong.
+pub fn check(config: &RtpConfig, media: &MediaConfig) -> Result<(), String> {
+    if config.route.len() > ROUTES_MAX {
+        return Err(format!("{} RTP routes are too many: a node takes {ROUTES_MAX}", config.route.len()));
+    }
+    let mut names = BTreeSet::new();
+    for route in &config.route {
+        let name = route.name.as_deref().ok_or("each [[rtp.route]] needs a name")?;
+        if !names.insert(name) {
+            return Err(format!("two RTP routes are named {name:?}"));
+        }
+        Plan::new(name, route, media, |_| {}).map_err(|error| format!("RTP route {name:?}: {error}"))?;
+    }
+    Ok(())
+}
