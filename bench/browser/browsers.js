@@ -118,6 +118,8 @@ async function openClient(page, url) {
     page,
     publish: (options) => page.evaluate((o) => globalThis.popClient.publish(o), options),
     watch: (options) => page.evaluate((o) => globalThis.popClient.watch(o), options),
+    trickle: () => page.evaluate(() => globalThis.popClient.trickle()),
+    restart: () => page.evaluate(() => globalThis.popClient.restart()),
     stats: () => page.evaluate(() => globalThis.popClient.stats()),
     stop: () => page.evaluate(() => globalThis.popClient.stop()),
     extensions: () => page.evaluate(() => globalThis.popClient.extensions()),

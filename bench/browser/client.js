@@ -4,6 +4,8 @@ globalThis.popClient = (() => {
   let pc;
   let resource;
   let token;
+  let etag;
+  let answer;
   let timer;
 
   async function exchange(url) {
@@ -18,6 +20,8 @@ globalThis.popClient = (() => {
     const location = response.headers.get("Location");
     if (!location) throw new Error("no Location, or CORS hides it");
     resource = new URL(location, response.url).href;
+    etag = response.headers.get("ETag");
+    answer = body;
     await pc.setRemoteDescription({ type: "answer", sdp: body });
   }
 
@@ -91,6 +95,42 @@ globalThis.popClient = (() => {
     await exchange(options.url);
   }
 
+  /** A PATCH with our ICE agent's fragment: its first section, which is the transport of all (RFC 9725 section 4.3). */
+  function patch(ifMatch) {
+    const [, section] = pc.localDescription.sdp.split(/^m=/m);
+    const wanted = /^a=(mid|ice-ufrag|ice-pwd|candidate|end-of-candidates)/;
+    const lines = section.split("\r\n").filter((line) => wanted.test(line));
+    const headers = { "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": ifMatch, Authorization: `Bearer ${token}` };
+    return fetch(resource, { method: "PATCH", headers, body: `m=${section.split("\r\n")[0]}\r\n${lines.join("\r\n")}\r\n` });
+  }
+
+  /** The status of a trickle PATCH with every candidate so far. */
+  async function trickle() {
+    return (await patch(etag)).status;
+  }
+
+  /** ICE restarts as a WHIP client does it: new credentials by PATCH, everything else as agreed in the beginning. */
+  async function restart() {
+    const ufrag = (text) => text.match(/^a=ice-ufrag:(.*)$/m)[1].trim();
+    pc.restartIce();
+    await pc.setLocalDescription();
+    const response = await patch("*");
+    const fragment = await response.text();
+    if (response.status !== 200) throw new Error(`PATCH answered ${response.status}: ${fragment}`);
+    const before = { etag, local: ufrag(answer) };
+    etag = response.headers.get("ETag");
+    const value = (name) => fragment.match(new RegExp(`^a=${name}:(.*)$`, "m"))[1].trim();
+    const candidates = fragment.split("\r\n").filter((line) => line.startsWith("a=candidate:"));
+    answer = answer
+      .split("\r\n")
+      .map((line) => line.replace(/^(a=ice-(ufrag|pwd)):.*/, (_, head, name) => `${head}:${value(`ice-${name}`)}`))
+      .filter((line) => !line.startsWith("a=candidate:"))
+      .flatMap((line) => (line === "a=end-of-candidates" ? [...candidates, line] : [line]))
+      .join("\r\n");
+    await pc.setRemoteDescription({ type: "answer", sdp: answer });
+    return { before, etag, node: ufrag(answer), client: ufrag(pc.localDescription.sdp) };
+  }
+
   /** Plain numbers: what was decoded, heard, lost and asked for. */
   async function stats() {
     const all = [...(await pc.getStats()).values()];
@@ -101,14 +141,17 @@ globalThis.popClient = (() => {
     };
     const direction = all.some((s) => s.type === "outbound-rtp") ? "outbound-rtp" : "inbound-rtp";
     const transport = all.find((s) => s.type === "transport");
+    const pair = all.find((s) => s.id === transport?.selectedCandidatePairId);
     return {
       state: pc.connectionState,
+      protocol: all.find((s) => s.id === pair?.remoteCandidateId)?.protocol,
       video: pick(direction, "video") ?? {},
       audio: pick(direction, "audio") ?? {},
       layers: all.filter((s) => s.type === direction && s.kind === "video").map(({ rid, frameWidth, packetsSent }) => ({ rid, frameWidth, packetsSent })),
       payloads: Object.fromEntries([...pc.remoteDescription.sdp.matchAll(/a=rtpmap:(\d+) ([^/]+)/g)].map(([, type, name]) => [type, name])),
       estimate: all.find((s) => s.type === "candidate-pair" && s.nominated)?.availableOutgoingBitrate,
       srtp: transport?.srtpCipher,
+      ice: { ufrag: transport?.iceLocalUsernameFragment, state: transport?.iceState, dtls: transport?.dtlsState },
       atMs: performance.now(),
     };
   }
@@ -135,5 +178,5 @@ globalThis.popClient = (() => {
     return RTCRtpReceiver.getCapabilities("video").codecs.some((c) => c.mimeType.toLowerCase() === `video/${codec.toLowerCase()}`);
   }
 
-  return { publish, watch, stats, stop, extensions, decodes };
+  return { publish, watch, trickle, restart, stats, stop, extensions, decodes };
 })();

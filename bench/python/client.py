@@ -7,6 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import aioice
 import aioice.ice
 import av
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack, rtcdtlstransport
@@ -86,7 +87,11 @@ class Client:
         self.resource = None
         self.token = None
         self.answer = None
+        self.etag = None
         self.sinks = []
+        self.connections = []
+        self.inbox = None
+        self.feeders = []
 
     async def publish(self, node, room, identity="publisher"):
         self.pc.addTransceiver(NoiseSound(), direction="sendonly")
@@ -116,7 +121,7 @@ class Client:
 
     def path(self):
         """Our address and the node's, as ICE chose them."""
-        pair = self.dtls.transport._connection._nominated[1]
+        pair = self.connections[-1]._nominated[1]
         return (pair.local_candidate.host, pair.local_candidate.port), pair.remote_addr
 
     async def _exchange(self, url, token):
@@ -132,6 +137,7 @@ class Client:
         if status != 201:
             raise AssertionError(f"{url} answered {status}: {self.answer}")
         self.resource = urllib.parse.urljoin(url, headers["Location"])
+        self.etag = headers["ETag"]
         await self.pc.setRemoteDescription(RTCSessionDescription(self.answer, "answer"))
 
     def _instrument(self):
@@ -139,7 +145,7 @@ class Client:
         if self.profiles:
             dtls._srtp_profiles = self.profiles
         send_rtp, handle_rtp, start = dtls._send_rtp, dtls._handle_rtp_data, dtls.start
-        send, receive = dtls.transport._send, dtls.transport._recv
+        self.connections.append(dtls.transport._connection)
 
         async def recorded_send_rtp(data):
             if self.hold:
@@ -155,10 +161,15 @@ class Client:
         async def recorded_send(data):
             if 128 <= data[0] < 192:
                 self.last_datagrams["rtcp" if is_rtcp(data) else "rtp"] = data
-            await send(data)
+            await self.connections[-1].send(data)
 
         async def recorded_receive():
-            data = await receive()
+            if self.inbox is None:
+                self.inbox = asyncio.Queue()
+                self._feed(self.connections[0])
+            data = await self.inbox.get()
+            if data is None:
+                raise ConnectionError
             self.media_datagrams += 128 <= data[0] < 192
             return data
 
@@ -169,6 +180,50 @@ class Client:
 
         dtls._send_rtp, dtls._handle_rtp_data, dtls.start = recorded_send_rtp, recorded_handle_rtp, started
         dtls.transport._send, dtls.transport._recv = recorded_send, recorded_receive
+
+    def _feed(self, connection):
+        """Brings what comes over one ICE connection to DTLS; the end of the last one is the end."""
+
+        async def feed():
+            try:
+                while True:
+                    self.inbox.put_nowait(await connection.recv())
+            except ConnectionError:
+                if connection is self.connections[-1]:
+                    self.inbox.put_nowait(None)
+
+        self.feeders.append(asyncio.ensure_future(feed()))
+
+    async def patch(self, body, if_match=None, kind="application/trickle-ice-sdpfrag"):
+        """Status, headers and body of the answer to a PATCH."""
+        more = {"If-Match": if_match} if if_match else {}
+        return await asyncio.to_thread(_request, "PATCH", self.resource, None, body, {"Content-Type": kind, **more})
+
+    async def restart_ice(self):
+        """New sockets and new credentials by PATCH (RFC 9725 section 4.3.3), with DTLS and SRTP as they are. The old sockets are
+        closed when the new ones work."""
+        old = self.connections[-1]
+        fresh = aioice.Connection(ice_controlling=True, stun_server=None)
+        await fresh.gather_candidates()
+        status, headers, fragment = await self.patch(sdp_fragment(fresh), "*")
+        if status != 200:
+            raise AssertionError(f"PATCH answered {status}: {fragment}")
+        self.etag = headers["ETag"]
+        lines = dict(line[2:].split(":", 1) for line in fragment.splitlines() if line.startswith("a=ice-") and ":" in line)
+        fresh.remote_is_lite = True
+        fresh.remote_username, fresh.remote_password = lines["ice-ufrag"], lines["ice-pwd"]
+        for line in fragment.splitlines():
+            if line.startswith("a=candidate:") and " udp " in line:
+                await fresh.add_remote_candidate(aioice.Candidate.from_sdp(line[len("a=candidate:") :]))
+        await fresh.add_remote_candidate(None)
+        await fresh.connect()
+        self._feed(fresh)
+        self.connections.append(fresh)
+        # What is on its way over the old path still counts.
+        await asyncio.sleep(0.2)
+        old._query_consent_task.cancel()
+        for protocol in old._protocols:
+            protocol.transport.close()
 
     def _note(self, book, data):
         packet = RtpPacket.parse(data)
@@ -205,6 +260,17 @@ class Client:
         if self.resource:
             await asyncio.to_thread(_request, "DELETE", self.resource, self.token, None)
         await self.pc.close()
+        for connection in self.connections[1:]:
+            await connection.close()
+        for feeder in self.feeders:
+            feeder.cancel()
+
+
+def sdp_fragment(connection):
+    """The application/trickle-ice-sdpfrag of an ICE agent."""
+    candidates = "".join(f"a=candidate:{candidate.to_sdp()}\r\n" for candidate in connection.local_candidates)
+    credentials = f"a=ice-ufrag:{connection.local_username}\r\na=ice-pwd:{connection.local_password}\r\n"
+    return f"m=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n{credentials}{candidates}a=end-of-candidates\r\n"
 
 
 async def until(what, look, seconds=20):
@@ -241,8 +307,10 @@ def _other_fingerprint(line):
     return f"{head} {'00' if digest[:2] != '00' else '11'}{digest[2:]}"
 
 
-def _request(method, url, token, body):
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/sdp"}
+def _request(method, url, token, body, headers=None):
+    headers = headers or {"Content-Type": "application/sdp"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(url, data=body and body.encode(), method=method, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:

@@ -10,8 +10,10 @@
 //! ```
 //! The file is read twice: a tap on loopback or veth sees GSO trains before the kernel cuts them and a pcap does not carry
 //! the segment size, so the first pass learns which SSRCs and payload types each flow has, and the second finds the cuts.
+//! The first pass also learns which clients moved (ICE restarts): a flow without a handshake, to which a sender goes on with an SSRC
+//! of a flow that has one, is that flow under another address, and its keys are the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::net::SocketAddr;
@@ -82,6 +84,7 @@ pub(crate) fn check_capture<R: Read>(mut open: impl FnMut() -> Result<R, String>
             oracle.learn_head(&datagram);
         }
     }
+    oracle.follow_moves();
     let mut pcap = Pcap::open(open()?)?;
     while let Some(record) = pcap.next()? {
         match record {
@@ -98,6 +101,10 @@ pub(crate) fn check_capture<R: Read>(mut open: impl FnMut() -> Result<R, String>
 struct Oracle {
     /// What the first pass learned: SSRCs at the head of a datagram, and the payload or packet types seen with each.
     heads: HashMap<Flow, HashMap<u32, [u64; 4]>>,
+    /// Flows that have DTLS, in either direction.
+    secured: HashSet<Flow>,
+    /// A flow of a client that moved, and the one on which it shook hands.
+    moved: HashMap<Flow, Flow>,
     streams: HashMap<(Flow, u32, Kind), Stream>,
     handshakes: HashMap<Flow, Handshake>,
     verdict: Verdict,
@@ -137,9 +144,33 @@ struct Head {
 
 impl Oracle {
     fn learn_head(&mut self, datagram: &Datagram<'_>) {
+        if let Some(20..=63) = datagram.payload.first() {
+            self.secured.extend([(datagram.source, datagram.destination), (datagram.destination, datagram.source)]);
+        }
         if let Some(head) = parse_head(datagram.payload) {
             let types = self.heads.entry((datagram.source, datagram.destination)).or_default().entry(head.ssrc).or_default();
             types[usize::from(head.packet_type >> 6)] |= 1 << (head.packet_type & 63);
+        }
+    }
+
+    /// A node draws its SSRCs from 32 bits for each client, so one that it sends to two addresses is one client's. What clients
+    /// draw is not looked at: browsers that only receive all report as SSRC 1.
+    fn follow_moves(&mut self) {
+        let mut origins: HashMap<(SocketAddr, u32), Flow> = HashMap::new();
+        for (flow, heads) in self.heads.iter().filter(|(flow, _)| self.secured.contains(*flow)) {
+            origins.extend(heads.keys().map(|ssrc| ((flow.0, *ssrc), *flow)));
+        }
+        for (flow, heads) in self.heads.iter().filter(|(flow, _)| !self.secured.contains(*flow)) {
+            if let Some(origin) = heads.keys().find_map(|ssrc| origins.get(&(flow.0, *ssrc))) {
+                self.moved.insert(*flow, *origin);
+                self.moved.insert((flow.1, flow.0), (origin.1, origin.0));
+            }
+        }
+        for (flow, origin) in &self.moved {
+            for (ssrc, types) in self.heads.get(flow).cloned().unwrap_or_default() {
+                let known = self.heads.entry(*origin).or_default().entry(ssrc).or_default();
+                known.iter_mut().zip(types).for_each(|(known, types)| *known |= types);
+            }
         }
     }
 
@@ -150,7 +181,7 @@ impl Oracle {
             Some(128..=191) if datagram.missing > 0 => {
                 return Err(format!("frame {} is cut off: capture whole packets with tcpdump -s 0", datagram.frame));
             }
-            Some(128..=191) => self.check_media(flow, datagram)?,
+            Some(128..=191) => self.check_media(self.moved.get(&flow).copied().unwrap_or(flow), datagram)?,
             // STUN, TURN channels, other programs: no nonce of ours.
             _ => {}
         }
@@ -457,6 +488,25 @@ mod tests {
         assert_eq!(old_and_new(vec![server_hello(2, 7)]), 2, "a handshake that did not end");
         assert_eq!(old_and_new(vec![server_hello(1, 7), finished()]), 2, "a retransmitted flight");
         assert_eq!(old_and_new(vec![]), 2);
+    }
+
+    #[test]
+    fn a_client_that_moved_keeps_its_keys_and_another_client_has_its_own() {
+        let moved = |(source, destination, payload): (SocketAddr, SocketAddr, Vec<u8>)| {
+            let elsewhere = |place: SocketAddr| if place == address(CLIENT) { address("127.0.0.1:40001") } else { place };
+            (elsewhere(source), elsewhere(destination), payload)
+        };
+        let call = [to_client(server_hello(1, 7)), to_client(finished()), to_client(rtp(7, 1, 0, 100)), to_server(rtcp(1, 1, 1, 0))];
+        let good = [moved(to_server(rtcp(1, 2, 1, 0))), moved(to_client(rtp(7, 2, 0, 100))), moved(to_client(rtp(7, 1, 0, 100)))];
+        let verdict = judge(&[&call[..], &good].concat());
+        assert_eq!((verdict.rtp, verdict.rtcp, verdict.rtcp_unchecked), (3, 2, 0));
+        assert_eq!((verdict.streams, verdict.repeats, verdict.violations), (2, 1, 0));
+        let bad = [moved(to_client(rtp(7, 1, 1, 100))), moved(to_server(rtcp(1, 1, 2, 0)))];
+        assert_eq!(judge(&[&call[..], &bad].concat()).violations, 2, "both directions");
+        // What is sent to another client has another SSRC; that both clients report as 1 means nothing.
+        let other = [moved(to_client(rtp(8, 1, 0, 100))), moved(to_server(rtcp(1, 1, 2, 0)))];
+        let verdict = judge(&[&call[..], &other].concat());
+        assert_eq!((verdict.rtcp_unchecked, verdict.violations), (1, 0));
     }
 
     #[test]

@@ -76,9 +76,12 @@ fn directed_help(name: &str) -> &'static str {
     match name {
         "rtp_packets" => "RTP packets received and authenticated (in), protected and handed to the kernel (out)",
         "rtp_bytes" => "RTP payload bytes received and authenticated (in), protected and handed to the kernel (out)",
+        "rtx_packets" => "Retransmissions on an RTX stream (RFC 4588) received and authenticated",
+        "rtx_padding" => "RTX packets without an original packet: what a publisher probes the way with",
         "rtcp_packets" => "RTCP datagrams received and authenticated (in), sent (out)",
         "rtcp_nack" => "Sequence numbers that viewers asked for again (in), that publishers were asked for (out)",
         "rtcp_pli" => "Keyframe requests from viewers (in), to publishers (out)",
+        "rtcp_remb" => "Receiver estimated maximum bitrate datagrams",
         "rtcp_twcc" => "Transport-wide congestion control feedback datagrams",
         "dtls_datagrams" => "DTLS datagrams handed to the control plane (in), sent (out)",
         "datagrams" => "UDP datagrams received (in), sent (out)",
