@@ -3,6 +3,7 @@
 //! A body takes any bytes, asserts what must hold whatever they are, and says whether they came past the first check: a fuzzer
 //! whose inputs all end there tests only that. [`BODIES`] lists them with the inputs to start from.
 
+mod core;
 mod machines;
 mod parsers;
 
@@ -47,6 +48,7 @@ pub const BODIES: &[Body] = &[
     Body { name: "twcc", run: machines::twcc, seeds: programs },
     Body { name: "ice", run: machines::ice, seeds: programs },
     Body { name: "srtp", run: machines::srtp, seeds: programs },
+    Body { name: "core", run: core::core, seeds: calls },
 ];
 
 /// The body called `name`, for a libFuzzer target.
@@ -134,6 +136,11 @@ fn programs() -> Vec<Vec<u8>> {
     let mut random = SplitMix64::new(0x0070_6f70);
     let mut bytes = |len: usize| (0..len).map(|_| random.next_u64() as u8).collect();
     [16, 64, 256, 1_024].into_iter().cycle().take(16).map(&mut bytes).collect()
+}
+
+/// Programs that begin with a call: its packets, reports and changes follow.
+fn calls() -> Vec<Vec<u8>> {
+    programs().into_iter().map(|program| [&[15, 0], program.as_slice()].concat()).collect()
 }
 
 /// The contents of every file of a folder of the repository, in the order of their names.

@@ -39,9 +39,10 @@ runs! {
     fuzz_twcc: "twcc", 20_000;
     fuzz_ice: "ice", 20_000;
     fuzz_srtp: "srtp", 20_000;
+    fuzz_core: "core", 20_000;
 }
 
 #[test]
 fn equal_seeds_make_equal_runs() {
-    assert_eq!(run_seeded(&body("srtp"), 3, 50), run_seeded(&body("srtp"), 3, 50));
+    assert_eq!(run_seeded(&body("core"), 3, 50), run_seeded(&body("core"), 3, 50));
 }
