@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use pop_proto::control::{
     Command, Datagram, Extension, ExtensionIds, IceCredentials, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys,
-    SubscriptionStats, TrackStats, TransportLoss,
+    SubscriptionStats, TCP_SOCKET_BASE, TrackStats, TransportLoss,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
@@ -75,6 +75,11 @@ pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>();
 
 /// Bound SSRCs of what one client publishes: each layer and its retransmissions.
 const STREAMS_PER_TRANSPORT_MAX: usize = 2 * TRACKS_PER_TRANSPORT_MAX;
+const _: () = assert!(STREAMS_PER_TRANSPORT_MAX <= STREAMS_MAX, "each bound stream has a replay window");
+
+/// SSRCs that a transport remembers of streams that others took the place of. An encoder begins anew this often within the life of a
+/// late packet at most.
+const RETIRED_MAX: usize = 8;
 
 /// Ufrag (twice: it is a map's key, too), password and CNAME of one transport, and the texts of one restart, generously.
 const TEXTS_LEN: usize = 448;
@@ -135,6 +140,9 @@ struct Transport {
     cname: Box<str>,
     /// Bound SSRCs of what the client publishes.
     streams: Vec<Stream>,
+    /// SSRCs that were bound before, newest first. Their windows are gone: a late or replayed packet of one is authentic, and must
+    /// not take the place (and the rollover counter) of the stream that lives.
+    retired: [Option<u32>; RETIRED_MAX],
     /// The next transport-wide number of what the client gets.
     transport_sequence: u16,
     /// What the client's transport-wide feedback told.
@@ -168,6 +176,7 @@ impl Transport {
             rtcp_ssrc,
             cname: cname.into(),
             streams: Vec::with_capacity(STREAMS_PER_TRANSPORT_MAX),
+            retired: [None; RETIRED_MAX],
             transport_sequence: 0,
             feedback: DownstreamFeedback::default(),
             tracks: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
@@ -179,6 +188,10 @@ impl Transport {
             is_reporting: false,
             report_due: false,
         }
+    }
+
+    fn is_retired(&self, ssrc: u32) -> bool {
+        self.retired.contains(&Some(ssrc))
     }
 }
 
@@ -288,8 +301,12 @@ pub struct Core {
     subscription_ids: HashMap<SubscriptionId, usize>,
     ufrags: HashMap<Box<[u8]>, usize>,
     paths: HashMap<Path, usize>,
+    /// Sockets below this index are the media port's; above it a datagram is a route's, or nobody's.
+    media_sockets: u16,
     /// The route that a socket belongs to, by the socket's index.
     routes: Vec<Option<usize>>,
+    /// Sockets that the back end did not take.
+    refused_sockets: Vec<u16>,
     answers: VecDeque<Answer>,
     dtls_out: VecDeque<(Path, Box<[u8]>)>,
     /// Goodbyes of what was closed, protected.
@@ -328,7 +345,9 @@ impl Core {
             // Each twice while it restarts ICE.
             ufrags: HashMap::with_capacity(2 * transports),
             paths: HashMap::with_capacity(PATHS_MAX * transports),
+            media_sockets: TCP_SOCKET_BASE,
             routes: Vec::new(),
+            refused_sockets: Vec::new(),
             answers: VecDeque::with_capacity(STUN_ANSWERS_MAX),
             dtls_out: VecDeque::new(),
             goodbyes: VecDeque::new(),
@@ -393,6 +412,10 @@ impl Core {
     pub fn handle_datagram(&mut self, now: Time, path: Path, datagram: &mut [u8]) {
         if let Some(Some(index)) = self.routes.get(usize::from(path.socket)) {
             return self.handle_route_datagram(now, *index, path, datagram);
+        }
+        if (self.media_sockets..TCP_SOCKET_BASE).contains(&path.socket) {
+            // Its route is not open yet, or any more.
+            return self.count_drops(DropReason::ForeignPeer, 1);
         }
         let result = match wire::demux(datagram) {
             // Nothing that is negotiated sends more than an Ethernet MTU, and the cost of a datagram is bounded by its length.
@@ -481,6 +504,16 @@ impl Core {
         self.probe = Some(probe);
     }
 
+    /// Takes the sockets from index `count` on for routes' alone from now on.
+    pub fn set_media_sockets(&mut self, count: u16) {
+        self.media_sockets = count;
+    }
+
+    /// The back end did not take an added socket: a route that is opened on it is lost at once.
+    pub fn refuse_socket(&mut self, socket: u16) {
+        self.refused_sockets.push(socket);
+    }
+
     /// Takes a path out of the table if it is still this transport's.
     fn forget_path(&mut self, path: &Path, owner: usize) {
         if self.paths.get(path) == Some(&owner) {
@@ -504,6 +537,7 @@ impl Core {
 
     /// A socket is gone: nothing comes or goes by its paths any more.
     pub fn remove_socket(&mut self, socket: u16) {
+        self.refused_sockets.retain(|refused| *refused != socket);
         self.paths.retain(|path, _| path.socket != socket);
         for (_, transport) in &mut self.transports {
             if let Endpoint::Ice(ice) = &mut transport.endpoint {
@@ -659,7 +693,11 @@ impl Core {
             let is_free = !bound || (!is_rtx && layers[layer].inbound.is_ended());
             (mid.is_some() || is_free).then_some(Stream { ssrc, track, layer, is_rtx })
         });
-        let (Some(found), None) = (matching.next(), matching.next()) else {
+        let found = match (matching.next(), matching.next()) {
+            (Some(found), None) if !transport.is_retired(ssrc) => Some(found),
+            _ => None,
+        };
+        let Some(found) = found else {
             if let Some(keys) = &mut transport.keys {
                 keys.receiver.forget(ssrc);
             }
@@ -679,12 +717,18 @@ impl Core {
             if let Some(keys) = &mut transport.keys {
                 keys.receiver.forget(before.ssrc);
             }
+            // A plain stream may begin anew under its own SSRC.
+            if before.ssrc != stream.ssrc {
+                transport.retired.rotate_right(1);
+                transport.retired[0] = Some(before.ssrc);
+            }
             if !stream.is_rtx {
                 track.layers[stream.layer].inbound.restart(pool);
                 track.fresh.retain(|fresh| fresh.layer != stream.layer);
                 if track.fresh.is_empty() {
                     self.touched.retain(|t| *t != stream.track);
                 }
+                self.tapped.retain(|(_, t, fresh, _)| *t != stream.track || fresh.layer != stream.layer);
                 for subscriber in &track.subscribers {
                     subscriptions[*subscriber].outbound.end_layer(stream.layer);
                 }
@@ -794,6 +838,10 @@ impl Core {
     fn install_keys(&mut self, id: TransportId, keys: &SrtpKeys) {
         let Some(index) = self.transport_ids.get(&id) else { return };
         let transport = &mut self.transports[*index];
+        // Once: the windows and the counters of those in use would begin anew, and with equal keys that is a second use of each index.
+        if transport.keys.is_some() {
+            return;
+        }
         transport.keys = Some(Keys::new(Some(keys)));
         // A viewer that is ready now needs a picture now.
         for subscription in &transport.subscriptions {

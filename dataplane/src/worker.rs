@@ -183,7 +183,8 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// [`ADDED_SOCKETS_MAX`] sockets were added; [`io::ErrorKind::WouldBlock`]: the worker's queue is full, try again.
+    /// [`ADDED_SOCKETS_MAX`] sockets were added; [`io::ErrorKind::WouldBlock`]: the worker's queue is full, try again, with a copy
+    /// kept for that (`try_clone`): an error closes `socket`.
     pub fn add_socket(&self, socket: UdpSocket) -> io::Result<u16> {
         // Nobody panics while holding it. It is held over the push, so that an index is free only after its removal was queued.
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -353,6 +354,7 @@ impl Seed {
             }
         };
         let mut core = Core::new(config.limits, config.consent);
+        core.set_media_sockets(config.addresses.len() as u16);
         if let Some(ProbeConfig { credentials, rates, seed }) = config.probe {
             core.set_probe(IceProbe::new(credentials, rates, seed));
         }
@@ -446,15 +448,18 @@ impl<B: Backend> Turning<B> {
                 Order::Command(command) => self.core.handle_command(now, command),
                 Order::AddSocket { index, socket } => {
                     if let Err(error) = self.io.add_socket(index, socket) {
-                        // Whoever counts on it finds that nothing comes; its sends are counted as failed.
                         tracing::error!(index, %error, "a socket could not be added");
+                        self.core.refuse_socket(index);
                     }
                 }
                 Order::RemoveSocket { index } => {
                     // Goodbyes of the commands before this one are still in the core.
                     self.drain(now)?;
                     self.core.remove_socket(index);
-                    self.io.remove_socket(index)?;
+                    if let Err(error) = self.io.remove_socket(index) {
+                        // Nothing comes from it any more; at worst the kernel keeps its port until another takes the index.
+                        tracing::error!(index, %error, "a socket could not be removed wholly");
+                    }
                 }
             }
         }
@@ -470,10 +475,12 @@ impl<B: Backend> Turning<B> {
         }
         self.receive_streams(now)?;
         self.core.handle_timeout(now);
-        self.drain(now)
+        self.drain(now)?;
+        self.tick_streams(now);
+        Ok(())
     }
 
-    /// What came over TCP connections, and which of them are whose.
+    /// What came over TCP connections.
     fn receive_streams(&mut self, now: Time) -> io::Result<()> {
         let Some(streams) = &mut self.streams else { return Ok(()) };
         if self.io.watched_is_ready() {
@@ -491,12 +498,17 @@ impl<B: Backend> Turning<B> {
                 self.drain(now)?;
             }
         }
-        let Some(streams) = &mut self.streams else { return Ok(()) };
+        Ok(())
+    }
+
+    /// Which TCP connections are whose: after the drain, so that the goodbyes of a transport that is closed leave before its
+    /// connection ends.
+    fn tick_streams(&mut self, now: Time) {
+        let Some(streams) = &mut self.streams else { return };
         streams.tick(elapsed(now), |listener, remote| self.core.owns_path(&tcp_path((listener, remote))));
         while let Some(key) = streams.poll_closed() {
             self.core.close_path(&tcp_path(key));
         }
-        Ok(())
     }
 
     /// Takes everything out of the core: events, taps, trains.

@@ -373,6 +373,56 @@ fn an_encoder_that_begins_anew_under_its_mid_plays_on_and_strangers_cost_no_plac
 }
 
 #[test]
+fn a_retired_ssrc_does_not_come_back_and_the_live_one_keeps_its_rollover_counter() {
+    let (mut rig, publisher, mut viewer) = call();
+    let late = publisher.packet_of_mid(1, b'0', 96, 11, &vp8(true, 900));
+    rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 96, 65_535, &vp8(true, 900)));
+    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 96, 65_536, &vp8(false, 900)));
+    media_to(&mut viewer, &sent);
+    for _ in 0..2 {
+        assert_eq!(rig.exchange(publisher.path, late.clone()), [], "late, or replayed");
+    }
+    assert_eq!(rig.drops(DropReason::UnknownStream), 2);
+    let sent = rig.exchange(publisher.path, publisher.packet_of_mid(77, b'0', 96, 65_537, &vp8(false, 900)));
+    assert_eq!(media_to(&mut viewer, &sent).len(), 1);
+    assert_eq!(rig.drops(DropReason::SrtpAuth), 0);
+}
+
+#[test]
+fn keys_that_are_installed_again_reset_neither_windows_nor_counters() {
+    let (mut rig, publisher, mut viewer) = call();
+    let first = rig.pass(Duration::from_secs(2));
+    rig.install_keys(1);
+    rig.install_keys(2);
+    assert_eq!(rig.exchange(publisher.path, publisher.packet(1, 10, &vp8(true, 900))), []);
+    assert_eq!(rig.drops(DropReason::SrtpReplay), 1);
+    let second = rig.pass(Duration::from_secs(2));
+    assert!(rtcp_to(&mut viewer, &first).len() * rtcp_to(&mut viewer, &second).len() > 0, "each opens: no SRTCP index came twice");
+}
+
+#[test]
+fn what_waits_for_a_tap_is_forgotten_when_the_encoder_begins_anew() {
+    let (mut rig, publisher, _) = call();
+    rig.command(Command::Tap { track: TrackId(1), tap: Some(5) });
+    rig.receive(&publisher, publisher.packet_of_mid(1, b'0', 96, 11, &vp8(false, 900)));
+    rig.receive(&publisher, publisher.packet_of_mid(77, b'0', 96, 11, &vp8(true, 700)));
+    let lens: Vec<usize> = std::iter::from_fn(|| rig.core.poll_tap().map(|tapped| tapped.packet.len())).collect();
+    assert_eq!((lens, rig.drops(DropReason::TapQueueFull)), (vec![720], 0));
+}
+
+#[test]
+fn an_added_socket_without_a_route_serves_nobody() {
+    let mut rig = Rig::new();
+    rig.core.set_media_sockets(1);
+    let client = rig.open(1);
+    assert_eq!(rig.exchange(Path { socket: 1, ..client.path }, client.check(PWD)), []);
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1);
+    for socket in [0, TCP_SOCKET_BASE] {
+        assert_eq!(rig.exchange(Path { socket, ..client.path }, client.check(PWD)).len(), 1);
+    }
+}
+
+#[test]
 fn a_datagram_longer_than_a_packet_may_be_is_dropped_before_anything_reads_it() {
     let (mut rig, publisher, _) = call();
     let mut nack = vec![0; 60_000];

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Rig, Sent, key, media_to, vp8};
 use pop_proto::control::{
     ANY_PAYLOAD_TYPE, Codec, ExtensionIds, MediaKind, Numbering, OpenRtp, OpenSubscription, OpenTrack, Path, PayloadType, PayloadTypeMap,
-    RtcpVia, RtpPeer, SrtpKeys, SrtpProfile,
+    RtcpVia, RtpPeer, SrtpKeys, SrtpProfile, TransportLoss,
 };
 use pop_proto::srtp::SrtpSender;
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, RtcpWriter, SenderInfo};
@@ -250,6 +250,115 @@ fn a_route_out_keeps_timestamps_and_ssrc_and_leaves_in_trains() {
         let kept = (view.timestamp(), view.ssrc(), view.payload_type(), view.sequence(), view.marker());
         assert_eq!(kept, (90 * (10 + i as u32), 1, 111, 1_000 + i as u16, true));
         assert_eq!(datagram.bytes[12..], vp8(i == 0, 500));
+    }
+}
+
+#[test]
+fn under_a_key_nothing_leaves_with_an_ssrc_that_may_come_again() {
+    for numbering in [Numbering::TimestampsAndSsrc, Numbering::Whole] {
+        let mut rig = Rig::new();
+        let publisher = rig.publisher(1);
+        let keys = SrtpKeys { profile: SrtpProfile::AeadAes128Gcm, local: key(1), remote: key(1) };
+        let open = OpenRtp { numbering, keys: Some(Box::new(keys)), ..open_rtp(2, learnt(), RtcpVia::Off) };
+        route_out(&mut rig, 2, 1, open, map(96, 111));
+        rig.sent();
+        let sent = rig.exchange(publisher.path, publisher.packet(1, 10, &vp8(true, 500)));
+        let view = rtp::RtpView::parse(&sent[0].bytes).unwrap();
+        assert_eq!((view.ssrc(), view.sequence(), view.timestamp()), (0xabc, 1_000, 900), "{numbering:?}");
+    }
+}
+
+/// A packet of `ssrc` under the route's key.
+fn protected(sender: &SrtpSender, ssrc: u32, index: u64) -> Vec<u8> {
+    let plain = packet(ssrc, index as u16, &vp8(true, 50));
+    let mut out = vec![0; 1_500];
+    let len = sender.protect_rtp(index, &plain[..12], &plain[12..], &mut out).unwrap();
+    out.truncate(len);
+    out
+}
+
+#[test]
+fn under_a_key_an_ssrc_that_was_left_is_refused_and_the_stream_plays_on_over_its_rollover() {
+    let mut rig = Rig::new();
+    let profile = SrtpProfile::AeadAes128Gcm;
+    let keys = SrtpKeys { profile, local: key(2), remote: key(1) };
+    route_in(&mut rig, 1, OpenRtp { keys: Some(Box::new(keys)), ..open_rtp(1, learnt(), RtcpVia::Mux) }, VP8);
+    let mut sender = SrtpSender::new(profile, &key(1));
+    let peer = "192.0.2.1:9000";
+    for (ssrc, index) in [(5, 1), (6, 65_535), (6, 65_536)] {
+        give(&mut rig, RTP, peer, protected(&sender, ssrc, index));
+    }
+    rig.pass(Duration::from_secs(5));
+    give(&mut rig, RTP, peer, protected(&sender, 5, 1));
+    assert_eq!(rig.drops(DropReason::UnknownStream), 1, "replayed");
+    give(&mut rig, RTP, peer, protected(&sender, 6, 65_537));
+    assert_eq!(rig.core.drops().iter().sum::<u64>(), 1);
+
+    // While its stream is paused the peer's authentic reports keep its place.
+    for _ in 0..10 {
+        rig.pass(SILENCE / 3);
+        let mut report = rtcp(|c| c.receiver_report(6, &[]));
+        let len = report.len();
+        report.resize(len + sender.rtcp_overhead(), 0);
+        sender.protect_rtcp(&mut report, len).unwrap();
+        give(&mut rig, RTP, peer, report);
+    }
+    give(&mut rig, RTP, "192.0.2.1:9001", protected(&sender, 6, 65_538));
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1);
+}
+
+#[test]
+fn reports_come_from_the_peer_or_one_port_up_and_a_stranger_on_its_host_keeps_nobody_out() {
+    let report = || rtcp(|c| c.receiver_report(3, &[]));
+    let mut rig = Rig::new();
+    route_in(&mut rig, 1, open_rtp(1, learnt(), RtcpVia::Mux), VP8);
+    give(&mut rig, RTP, "192.0.2.1:9000", packet(5, 1, &vp8(true, 50)));
+    give(&mut rig, RTP, "192.0.2.1:9777", report());
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1, "multiplexed is from the same port");
+    give(&mut rig, RTP, "192.0.2.1:9000", report());
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1);
+
+    let mut rig = Rig::new();
+    route_in(&mut rig, 1, open_rtp(1, learnt(), RtcpVia::Next { socket: RTCP }), VP8);
+    give(&mut rig, RTP, "192.0.2.1:9000", packet(5, 1, &vp8(true, 50)));
+    give(&mut rig, RTCP, "192.0.2.1:6666", report());
+    give(&mut rig, RTCP, "192.0.2.1:9001", report());
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 0, "the port after the RTP's is never kept out");
+    give(&mut rig, RTCP, "192.0.2.1:6666", report());
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1);
+    rig.pass(Duration::from_secs(15));
+    give(&mut rig, RTCP, "192.0.2.1:7777", report());
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1, "who was silent makes room");
+}
+
+#[test]
+fn two_senders_do_not_take_turns_however_short_the_silence() {
+    let mut rig = Rig::new();
+    let peer = RtpPeer::Learnt { silence: Duration::ZERO, never: None };
+    route_in(&mut rig, 1, open_rtp(1, peer, RtcpVia::Off), VP8);
+    give(&mut rig, RTP, "192.0.2.1:9000", packet(5, 1, &vp8(true, 50)));
+    rig.pass(Duration::from_millis(500));
+    give(&mut rig, RTP, "192.0.2.2:9000", packet(5, 2, &vp8(true, 50)));
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1);
+    rig.pass(Duration::from_millis(500));
+    give(&mut rig, RTP, "192.0.2.2:9000", packet(5, 3, &vp8(true, 50)));
+    assert_eq!(rig.drops(DropReason::ForeignPeer), 1);
+}
+
+#[test]
+fn a_route_whose_socket_was_refused_is_lost_at_once() {
+    for refused in [RTP, RTCP] {
+        let mut rig = Rig::new();
+        rig.core.refuse_socket(refused);
+        route_in(&mut rig, 1, open_rtp(1, learnt(), RtcpVia::Next { socket: RTCP }), VP8);
+        let events = rig.events();
+        assert!(
+            matches!(events[..], [Event::TransportLost { transport: TransportId(1), loss: TransportLoss::SocketRefused }]),
+            "{events:?}"
+        );
+        rig.core.remove_socket(refused);
+        route_in(&mut rig, 1, open_rtp(1, learnt(), RtcpVia::Next { socket: RTCP }), VP8);
+        assert_eq!((rig.events().len(), rig.core.gauges().transports), (0, 1));
     }
 }
 

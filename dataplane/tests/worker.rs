@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use pop_dataplane::limits::{ADDED_SOCKETS_MAX, WorkerLimits};
 use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
-use pop_proto::wire::stun;
-use pop_proto::{Command, DropReason};
+use pop_proto::control::{Numbering, OpenRtp, OpenTrack, RtcpVia, RtpPeer};
+use pop_proto::wire::{rtp, stun};
+use pop_proto::{Command, DropReason, Event};
 use pop_schemas::TransportId;
 use pop_uring::{BackendKind, bind_udp};
 
@@ -73,6 +74,37 @@ fn check(peer: &UdpSocket, to: SocketAddr) -> Option<SocketAddr> {
     Some(from)
 }
 
+/// Opens a route as transport 2 on the socket at `index`.
+fn open_route(worker: &Worker, socket: u16) {
+    let open = OpenRtp {
+        transport: TransportId(2),
+        socket,
+        rtcp: RtcpVia::Off,
+        peer: RtpPeer::Learnt { silence: PATIENCE, never: None },
+        keys: None,
+        numbering: Numbering::Own,
+        rtcp_ssrc: 9,
+        cname: "pop".into(),
+    };
+    worker.send(Command::OpenRtp(Box::new(open))).expect("there is room");
+    let track = OpenTrack { ssrc: None, ..common::Rig::track(2) };
+    worker.send(Command::OpenTrack(Box::new(track))).expect("there is room");
+}
+
+/// Sends RTP to the route of [`open_route`] at `to` until it has learnt its peer.
+fn wait_until_learnt(worker: &Worker, peer: &UdpSocket, to: SocketAddr) {
+    let from = peer.local_addr().expect("bound");
+    let learnt = |event| matches!(event, Event::TransportValidated { transport: TransportId(2), remote } if remote == from);
+    let mut packet = [7; 40];
+    rtp::write_header(&mut packet, true, 96, 1, 90, 5);
+    let start = Instant::now();
+    while !std::iter::from_fn(|| worker.poll_event()).any(learnt) {
+        assert!(start.elapsed() < PATIENCE, "the added socket takes nothing");
+        peer.send_to(&packet, to).expect("loopback");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn an_added_socket_is_found_by_the_command_behind_it_and_is_gone_after_its_removal(backend: BackendKind) {
     let worker = worker(backend);
     let media = worker.addresses()[0];
@@ -83,14 +115,16 @@ fn an_added_socket_is_found_by_the_command_behind_it_and_is_gone_after_its_remov
         let to = socket.local_addr().expect("bound");
         let index = worker.add_socket(socket).expect("there is room");
         worker.send(Command::OpenTransport(Box::new(common::open_transport(1)))).expect("there is room");
+        open_route(&worker, index);
+        wait_until_learnt(&worker, &peer, to);
+        assert_eq!(check(&peer, to), None, "a route's port answers no checks");
         let start = Instant::now();
-        while check(&peer, to) != Some(to) {
-            assert!(start.elapsed() < PATIENCE, "the added socket answers nothing");
-        }
         while check(&peer, media) != Some(media) {
             assert!(start.elapsed() < PATIENCE, "the first socket answers no more");
         }
-        worker.send(Command::CloseTransport { transport: TransportId(1) }).expect("there is room");
+        for id in [1, 2] {
+            worker.send(Command::CloseTransport { transport: TransportId(id) }).expect("there is room");
+        }
         worker.remove_socket(index).expect("it was added");
         let refused = worker.remove_socket(index).expect_err("it is gone");
         assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
@@ -115,11 +149,8 @@ fn no_more_sockets_than_the_plan_has_are_added(backend: BackendKind) {
     let socket = loopback();
     let to = socket.local_addr().expect("bound");
     assert_eq!(worker.add_socket(socket).expect("one place is free"), 17);
-    worker.send(Command::OpenTransport(Box::new(common::open_transport(1)))).expect("there is room");
-    let (peer, start) = (peer(), Instant::now());
-    while check(&peer, to) != Some(to) {
-        assert!(start.elapsed() < PATIENCE, "the socket in the freed place answers nothing");
-    }
+    open_route(&worker, 17);
+    wait_until_learnt(&worker, &peer(), to);
 }
 
 /// One check of transport `id` over a connection: the mapped address of its answer, `None` when the connection ends.
@@ -162,10 +193,14 @@ fn a_check_over_tcp_is_answered_in_a_frame_and_its_connection_ends_with_its_tran
         }
     }
     wait_for(&worker, |snapshot| snapshot.gauges.tcp_connections == 2 && snapshot.counters.ice_checks_ok == 6);
+    let goodbye = [21, 0xfe, 0xfd, 0, 0];
+    worker.send(Command::SendDtls { transport: TransportId(1), datagram: goodbye.into() }).expect("there is room");
     worker.send(Command::CloseTransport { transport: TransportId(1) }).expect("there is room");
+    let mut told = Vec::new();
     for stream in &mut streams {
-        assert_eq!(stream.read(&mut [0; 8]).expect("an orderly end"), 0);
+        stream.read_to_end(&mut told).expect("an orderly end");
     }
+    assert_eq!(told, [&[0, 5][..], &goodbye].concat(), "what was said last still leaves, by the path that is selected");
     let end = wait_for(&worker, |snapshot| snapshot.gauges.tcp_connections == 0);
     assert_eq!((end.counters.tcp_accepted, end.counters.tcp_unproven), (2, 0));
 }

@@ -492,6 +492,8 @@ pub enum TransportLoss {
     ConsentExpired,
     /// SRTP may not be sent under this key any longer.
     KeyExhausted,
+    /// The back end did not take the socket of a route.
+    SocketRefused,
 }
 
 /// Counters of one published stream since its start.

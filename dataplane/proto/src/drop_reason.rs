@@ -46,7 +46,7 @@ drop_reasons! {
     StampMalformed = "stamp_malformed",
     /// Media or DTLS from an address that no authenticated check has validated.
     UnknownAddress = "unknown_address",
-    /// A datagram on an RTP route's port from another address than its peer's.
+    /// A datagram on an RTP route's port from another address than its peer's, or while no route has the port.
     ForeignPeer = "foreign_peer",
     /// A DTLS record whose header or length does not hold.
     DtlsMalformed = "dtls_malformed",

@@ -28,6 +28,10 @@ pub const REPAIRS_MAX: usize = 64;
 /// fresh media, so that no client can ask for more than twice its stream.
 const REPAIR_CREDIT_MAX: u32 = 128;
 
+/// A jump of the published sequence by this many begins a source anew: after 2^15 the client could no longer guess the rollover
+/// counter, and its own losses add to ours.
+const JUMP_MAX: u64 = 1 << 14;
+
 /// The constants between a source's numbers and ours. A source is a layer of a track from one keyframe on.
 #[derive(Clone, Copy)]
 struct Source {
@@ -271,6 +275,9 @@ impl Outbound {
                 return Err(reason);
             }
         };
+        if self.source.is_some_and(|s| s.layer == layer && sequence.saturating_sub(s.start) + s.first >= self.next + JUMP_MAX) {
+            self.restart_source();
+        }
         let source = match self.source {
             Some(source) if source.layer == layer => source,
             None if !self.waiting => return Err(DropReason::WaitingForKeyframe),
@@ -667,6 +674,21 @@ mod tests {
         assert_eq!(forward(&mut o, Time::ZERO, 40_000, meta(0, false)).map(|r| r.index), Ok(1_001));
         assert_eq!(forward(&mut o, Time::ZERO, 39_000, other), Err(DropReason::PayloadType));
         assert_eq!(forward(&mut o, Time::ZERO, 40_001, meta(0, false)).map(|r| r.index), Ok(1_002), "a late one changes nothing");
+    }
+
+    #[test]
+    fn a_jump_of_the_publisher_is_none_of_the_viewers() {
+        let mut o = outbound(MediaKind::Video);
+        forward(&mut o, Time::ZERO, 10, meta(0, true)).unwrap();
+        assert_eq!(forward(&mut o, Time::ZERO, 10 + JUMP_MAX, meta(0, false)).map(|r| r.index), Ok(1_000 + JUMP_MAX), "bounded");
+        let far = 11 + 2 * JUMP_MAX;
+        assert_eq!(forward(&mut o, Time::ZERO, far, meta(0, false)), Err(DropReason::WaitingForKeyframe));
+        assert_eq!(o.wants_keyframe(), Some(0));
+        for _ in 0..2 {
+            let first = forward(&mut o, Time::ZERO, far + 1, meta(0, true)).map(|r| r.index);
+            assert_eq!(first, Ok(1_001 + JUMP_MAX), "also when it is asked again");
+        }
+        assert_eq!(forward(&mut o, Time::ZERO, 11, meta(0, false)), Err(DropReason::WaitingForKeyframe));
     }
 
     #[test]

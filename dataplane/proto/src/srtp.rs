@@ -20,9 +20,8 @@ use crate::{
 use key::{SessionKey, Usage};
 use window::ReplayWindow;
 
-/// Streams (SSRCs) that one transport's receiver keeps, RTP and RTCP counted apart: a camera and a screen in three layers
-/// each with their RTX, and two audio streams, with two to spare.
-pub const STREAMS_MAX: usize = 16;
+/// Streams (SSRCs) that one transport's receiver keeps, RTP and RTCP counted apart: sixteen layers, each with its RTX.
+pub const STREAMS_MAX: usize = 32;
 
 /// RTP packets that may arrive this much behind the newest one, in packets: over a second of a 5 Mb/s stream, since
 /// retransmissions come late.

@@ -146,6 +146,10 @@ impl Core {
     fn handle_bye(&mut self, transport: usize, ssrc: u32) {
         let Some(Stream { track, layer, .. }) = self.published_stream(transport, ssrc) else { return };
         let track = &mut self.tracks[track];
+        // Said already: a compound of goodbyes would cost sources times subscribers.
+        if track.layers[layer].inbound.is_ended() {
+            return;
+        }
         track.layers[layer].inbound.end();
         track.chooser.end(layer);
         for subscriber in &track.subscribers {

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pop_proto::control::{Numbering, OpenRtp, Path, RtcpVia, RtpPeer, RtpPeerStats};
+use pop_proto::control::{Numbering, OpenRtp, Path, RtcpVia, RtpPeer, RtpPeerStats, TransportLoss};
 use pop_proto::history::{Meta, SLOT_LEN};
 use pop_proto::protection::Receiver;
 use pop_proto::wire::{self, Protocol, rtp};
@@ -19,6 +19,13 @@ use super::{Core, Endpoint, Keys, Stream, Transport};
 /// A route's stream may change its SSRC this often: an encoder that starts again goes on at once, two at a time do not take turns.
 const REBIND_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A learnt peer keeps its place at least this long, whatever is configured: less, and two senders take turns packet by packet.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
+
+/// RTCP from one port of the peer's host keeps out the host's other ports for this long after its last: two intervals of RFC 3550
+/// section 6.2, with their randomization.
+const RTCP_SILENCE: Duration = Duration::from_secs(15);
+
 /// The address of a route's peer, and what its ports have refused.
 pub(super) struct RtpRoute {
     socket: u16,
@@ -29,6 +36,8 @@ pub(super) struct RtpRoute {
     remote: Option<SocketAddr>,
     /// Where the peer's RTCP comes from, once some came.
     rtcp_remote: Option<SocketAddr>,
+    /// When it came last.
+    rtcp_heard: Time,
     /// The peer's last valid packet.
     heard: Time,
     /// The stream's last change of SSRC.
@@ -44,13 +53,22 @@ impl RtpRoute {
         RtpRoute {
             socket: open.socket,
             rtcp: open.rtcp,
-            peer: open.peer,
-            numbering: open.numbering,
+            peer: match open.peer {
+                RtpPeer::Learnt { silence, never } => RtpPeer::Learnt { silence: silence.max(SILENCE_MIN), never },
+                fixed @ RtpPeer::Fixed(_) => fixed,
+            },
+            // One (key, SSRC, index) makes one ciphertext: a source's own SSRC comes again when its subscription or this route is opened
+            // again, and under a key of the operator's it would meet its indexes.
+            numbering: match open.numbering {
+                Numbering::TimestampsAndSsrc | Numbering::Whole if open.keys.is_some() => Numbering::Timestamps,
+                numbering => numbering,
+            },
             remote: match open.peer {
                 RtpPeer::Fixed(remote) => Some(remote),
                 RtpPeer::Learnt { .. } => None,
             },
             rtcp_remote: None,
+            rtcp_heard: Time::ZERO,
             heard: Time::ZERO,
             rebound: None,
             arrivals: 0,
@@ -74,11 +92,14 @@ impl RtpRoute {
         match self.rtcp {
             RtcpVia::Off => None,
             RtcpVia::Mux => self.media_path(),
-            RtcpVia::Next { socket } => {
-                let next = |rtp: SocketAddr| Some(SocketAddr::new(rtp.ip(), rtp.port().checked_add(1)?));
-                Some(Path { socket, remote: self.rtcp_remote.or_else(|| next(self.remote?))? })
-            }
+            RtcpVia::Next { socket } => Some(Path { socket, remote: self.rtcp_remote.or_else(|| self.next_port())? }),
         }
+    }
+
+    /// The port after the peer's RTP's.
+    fn next_port(&self) -> Option<SocketAddr> {
+        let rtp = self.remote?;
+        Some(SocketAddr::new(rtp.ip(), rtp.port().checked_add(1)?))
     }
 
     fn is_rtcp(&self, socket: u16, datagram: &[u8]) -> bool {
@@ -99,9 +120,14 @@ impl RtpRoute {
         }
     }
 
-    /// Whether RTCP may come from `from`: the peer's host, and one port of it once that has spoken.
-    fn admits_rtcp(&self, from: SocketAddr) -> bool {
-        self.remote.is_some_and(|peer| peer.ip() == from.ip()) && self.rtcp_remote.is_none_or(|known| known == from)
+    /// Whether RTCP may come from `from` now. Multiplexed: the peer. Else the port after its RTP's, or another of its host's while
+    /// no third one speaks: whoever comes first from an address behind which many live must not keep the others out for ever.
+    fn admits_rtcp(&self, now: Time, from: SocketAddr) -> bool {
+        if !matches!(self.rtcp, RtcpVia::Next { .. }) {
+            return self.remote == Some(from);
+        }
+        let is_open = self.rtcp_remote.is_none_or(|known| known == from || now.since(self.rtcp_heard) >= RTCP_SILENCE);
+        self.next_port() == Some(from) || (is_open && self.remote.is_some_and(|peer| peer.ip() == from.ip()))
     }
 
     /// A valid packet came from an address that was let in; tells whether it is a new peer's.
@@ -126,16 +152,21 @@ impl Transport {
 
 impl Core {
     pub(super) fn open_rtp(&mut self, now: Time, open: &OpenRtp) {
+        let rtcp_socket = match open.rtcp {
+            RtcpVia::Next { socket } => Some(socket),
+            RtcpVia::Off | RtcpVia::Mux => None,
+        };
+        let sockets = [Some(open.socket), rtcp_socket];
+        if sockets.into_iter().flatten().any(|socket| self.refused_sockets.contains(&socket)) {
+            self.events.push_back(Event::TransportLost { transport: open.transport, loss: TransportLoss::SocketRefused });
+            return;
+        }
         let transport = Transport {
             keys: Some(Keys::new(open.keys.as_deref())),
             ..Transport::new(open.transport, Endpoint::Rtp(RtpRoute::new(open)), open.rtcp_ssrc, &open.cname)
         };
         let index = self.insert_transport(now, transport);
-        let rtcp_socket = match open.rtcp {
-            RtcpVia::Next { socket } => Some(socket),
-            RtcpVia::Off | RtcpVia::Mux => None,
-        };
-        for socket in [Some(open.socket), rtcp_socket].into_iter().flatten().map(usize::from) {
+        for socket in sockets.into_iter().flatten().map(usize::from) {
             if self.routes.len() <= socket {
                 self.routes.resize(socket + 1, None);
             }
@@ -162,11 +193,18 @@ impl Core {
     }
 
     fn handle_route_rtcp(&mut self, now: Time, index: usize, from: SocketAddr, datagram: &mut [u8]) -> Result<(), DropReason> {
-        if !self.transports[index].route_mut().admits_rtcp(from) {
+        if !self.transports[index].route_mut().admits_rtcp(now, from) {
             return Err(DropReason::ForeignPeer);
         }
         self.handle_rtcp(now, index, datagram)?;
-        self.transports[index].route_mut().rtcp_remote = Some(from);
+        let transport = &mut self.transports[index];
+        let is_authentic = matches!(&transport.keys, Some(Keys { receiver: Receiver::Srtp(_), .. }));
+        let route = transport.route_mut();
+        (route.rtcp_remote, route.rtcp_heard) = (Some(from), now);
+        // A sender that pauses its stream is still there. Plain, that would be anybody's word who can forge the host's address.
+        if is_authentic {
+            route.heard = now;
+        }
         Ok(())
     }
 
@@ -248,8 +286,13 @@ impl Core {
         }
     }
 
-    /// Gives the track another stream, if the last change is long enough ago.
+    /// Gives the track another stream, if the last change is long enough ago and the stream is not one that was left: its packets,
+    /// late or replayed, are authentic, too. On a plain route nothing is, and two encoders may take over from each other.
     fn rebind_route(&mut self, now: Time, index: usize, track: usize, ssrc: u32) -> Result<(), DropReason> {
+        let transport = &self.transports[index];
+        if matches!(&transport.keys, Some(Keys { receiver: Receiver::Srtp(_), .. })) && transport.is_retired(ssrc) {
+            return Err(DropReason::UnknownStream);
+        }
         let route = self.transports[index].route_mut();
         if route.rebound.is_some_and(|last| now.since(last) < REBIND_INTERVAL) {
             return Err(DropReason::UnknownStream);

@@ -57,7 +57,8 @@ pub trait Backend {
     ///
     /// # Errors
     ///
-    /// Only what ends the worker, as of [`turn`](Self::turn). An index without a socket is none.
+    /// What the kernel refuses: the socket is out all the same, but may keep its port until another has the index. An index without
+    /// a socket is none.
     fn remove_socket(&mut self, index: u16) -> io::Result<()>;
 
     /// Ends every wait also when `fd` is readable. There is one; it stays.

@@ -35,8 +35,8 @@ const UNPROVEN_FRAMES_MAX: u8 = 4;
 /// Unproven connections at one time; one more evicts the oldest, which had the most time.
 const UNPROVEN_MAX: usize = 128;
 
-/// Unproven connections of one source. A browser opens one or two.
-const UNPROVEN_PER_SOURCE_MAX: usize = 8;
+/// Unproven connections of one source. A browser opens one or two, and an office behind one address comes at the full hour.
+const UNPROVEN_PER_SOURCE_MAX: usize = 32;
 
 /// Connections of one source: an office behind one address.
 const PER_SOURCE_MAX: usize = 128;

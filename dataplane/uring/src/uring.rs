@@ -31,6 +31,8 @@ const GROUP: u16 = 0;
 const WAKE_FILE: u32 = 0;
 const WATCH_FILE: u32 = 1;
 const FIRST_SOCKET_FILE: u32 = 2;
+/// Calls that may be needed to submit a full queue: each cut short by completions that a reap makes room for.
+const SUBMIT_TRIES: usize = 64;
 /// `io_uring_recvmsg_out`: four u32 (lengths of name, control and payload, flags) in front of a received datagram.
 const OUT_LEN: usize = 16;
 
@@ -178,6 +180,19 @@ impl UringBackend {
         }
     }
 
+    /// Submits all that is queued.
+    fn submit_all(&mut self) -> io::Result<()> {
+        for _ in 0..SUBMIT_TRIES {
+            self.enter(0, None)?;
+            if self.ring.submission().is_empty() {
+                return Ok(());
+            }
+            // Cut short: completions must be taken before the kernel takes more.
+            self.reap()?;
+        }
+        Err(io::Error::new(io::ErrorKind::WouldBlock, "io_uring_enter takes no submissions"))
+    }
+
     /// Whether entering the kernel would do anything: something to submit, or completions that it holds back.
     fn must_enter(&mut self) -> bool {
         let submission = self.ring.submission();
@@ -297,16 +312,11 @@ impl Backend for UringBackend {
         let Some(key) = self.sockets.key(index) else { return Ok(()) };
         // A request finds its socket at submission: what is queued goes out by this one, and not by the next one at the index.
         let cancel = opcode::AsyncCancel::new(Token::Receive(key).encode()).build();
-        self.push(cancel.user_data(Token::Cancel.encode()))?;
-        self.enter(0, None)?;
-        while !self.ring.submission().is_empty() {
-            // Cut short: completions must be taken before the kernel takes more.
-            self.reap()?;
-            self.enter(0, None)?;
-        }
+        let submitted = self.push(cancel.user_data(Token::Cancel.encode())).and_then(|()| self.submit_all());
+        // Whatever failed: the key is over, and what a receive that goes on brings is late.
         self.receiver.disarmed.retain(|disarmed| *disarmed != key);
         self.sockets.remove(index);
-        self.ring.submitter().register_files_update(file_of(index).0, &[-1]).map(drop)
+        submitted.and(self.ring.submitter().register_files_update(file_of(index).0, &[-1]).map(drop))
     }
 
     fn watch(&mut self, fd: OwnedFd) -> io::Result<()> {

@@ -254,22 +254,19 @@ fn a_connection_that_nobody_owns_any_more_is_closed() {
 #[test]
 fn a_source_has_few_unproven_connections_and_the_oldest_makes_room() {
     let mut rig = Rig::new(&CONFIG);
-    let mut streams: Vec<_> = (0..9).map(|_| TcpStream::connect(rig.address).expect("loopback")).collect();
-    rig.turn_until(|rig| rig.stats().accepted == 9);
-    assert_eq!((rig.stats().open, rig.stats().refused), (8, 1));
-    assert!(is_ended(&mut streams[8]));
-    // Others take all places, one after another; then the oldest goes for each that comes.
-    for source in 2..=8 {
-        rig.now += Duration::from_millis(1);
-        streams.extend((0..8).map(|_| connect_from([127, 0, 0, source], rig.address).expect("loopback")));
-        let accepted = 9 + 8 * u64::from(source - 1);
-        rig.turn_until(|rig| rig.stats().accepted == accepted);
-    }
+    let mut streams: Vec<_> = (0..33).map(|_| TcpStream::connect(rig.address).expect("loopback")).collect();
+    rig.turn_until(|rig| rig.stats().accepted == 33);
+    assert_eq!((rig.stats().open, rig.stats().refused), (32, 1));
+    assert!(is_ended(&mut streams[32]));
+    // Another takes the other places; then the oldest goes for each that comes.
+    rig.now += Duration::from_millis(1);
+    streams.extend((0..32).map(|_| connect_from([127, 0, 0, 2], rig.address).expect("loopback")));
+    rig.turn_until(|rig| rig.stats().accepted == 65);
     assert_eq!((rig.stats().open, rig.stats().refused, rig.stats().unproven), (64, 1, 0));
     streams.push(connect_from([127, 0, 0, 100], rig.address).expect("loopback"));
     rig.turn_until(|rig| rig.stats().accepted == 66);
     assert_eq!((rig.stats().open, rig.stats().unproven), (64, 1));
-    assert!(streams[..8].iter_mut().any(is_ended), "the first to come was the first to go");
+    assert!(streams[..32].iter_mut().any(is_ended), "the first to come was the first to go");
 }
 
 /// Whoever is there keeps its connection and is served while ten thousand strangers come from many addresses.

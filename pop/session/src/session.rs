@@ -274,6 +274,7 @@ impl CloseReason {
             CloseReason::Lost(TransportLoss::NeverConnected) => "never_connected",
             CloseReason::Lost(TransportLoss::ConsentExpired) => "consent_expired",
             CloseReason::Lost(TransportLoss::KeyExhausted) => "key_exhausted",
+            CloseReason::Lost(TransportLoss::SocketRefused) => "socket_refused",
             CloseReason::Failed(TransportFailure::Handshake) => "dtls_failed",
             CloseReason::Failed(TransportFailure::HandshakeTimeout) => "dtls_timeout",
             CloseReason::Failed(TransportFailure::Fingerprint) => "dtls_fingerprint",

@@ -17,7 +17,7 @@ pub enum RtpPeer {
     Fixed(SocketAddr),
     /// The source of the first valid packet (with SRTP: the first authentic one), and nobody else from then on.
     Learnt {
-        /// After so long without a valid packet another peer may be learnt: a sender that starts again has another port.
+        /// After so long without a valid packet, and a second at least, another peer may be learnt: a sender that starts again has another port.
         silence: Duration,
         /// What this route is forwarded to: never learnt, or its packets would go in a circle.
         never: Option<SocketAddr>,
@@ -46,10 +46,11 @@ pub enum Numbering {
     Own,
     /// The source's timestamps; sequence and SSRC are the subscription's own.
     Timestamps,
-    /// The source's timestamps and SSRC; the sequence is the subscription's own.
+    /// The source's timestamps and SSRC; the sequence is the subscription's own. Under a key it is [`Numbering::Timestamps`]: an SSRC
+    /// that comes again would meet an index of its first time.
     TimestampsAndSsrc,
-    /// The whole header, payload type and extensions included, as it came: a forwarder. Never under a key: a source that starts over repeats its
-    /// sequence numbers.
+    /// The whole header, payload type and extensions included, as it came: a forwarder. Under a key it is [`Numbering::Timestamps`]: a
+    /// source that starts over repeats its sequence numbers.
     Whole,
 }
 
@@ -64,7 +65,10 @@ pub struct OpenRtp {
     pub rtcp: RtcpVia,
     /// The other end.
     pub peer: RtpPeer,
-    /// SRTP, by keys that the operator gave (RFC 4568); `None`: plain RTP.
+    /// SRTP, by keys that the operator gave (RFC 4568); `None`: plain RTP. What comes in has to be heard from its stream's beginning:
+    /// nobody signals a rollover counter (RFC 3711 section 3.3.1), so a sender that has counted 65,536 packets under one SSRC before
+    /// the route was opened fails authentication until it begins anew. An SSRC that another took the place of is refused, so that
+    /// its packets cannot be replayed.
     pub keys: Option<Box<SrtpKeys>>,
     /// Of what is sent.
     pub numbering: Numbering,
