@@ -30,6 +30,9 @@ pub const CONNECTIONS_MAX: usize = 64;
 /// How long to wait before a node that is full or stopping is asked again, in seconds.
 const RETRY_AFTER_S: &str = "5";
 
+/// The description of everything below, for client generators; tests/openapi.rs holds it to the routes.
+const OPENAPI: &str = include_str!("../../config/openapi.json");
+
 /// `GET /api/v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct NodeStatus {
@@ -194,9 +197,10 @@ fn read_only() -> Router<Admin> {
         .route("/ready", get(ready))
         .route("/metrics", get(show_metrics))
         .route("/version", get(|| async { Json(json!({ "version": crate::VERSION, "commit": crate::COMMIT })) }))
+        .route("/api/v1/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], OPENAPI) }))
         .route("/api/v1/sessions", get(sessions))
         .route("/api/v1/status", get(|State(admin): State<Admin>| async move { Json(admin.status().await) }))
-        .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such route: see pop/README.md") })
+        .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such route: see /api/v1/openapi.json") })
 }
 
 /// For the admin listener, in the place of what it does not do.

@@ -91,7 +91,7 @@ pub struct DoctorArgs {
     /// Judge for this config file; default: the built-in defaults.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Raise the kernel settings that are too low, now and in /etc/sysctl.d/90-pop.conf.
+    /// Raise the kernel settings that are too low, now and in /etc/sysctl.d/91-pop-doctor.conf.
     #[arg(long)]
     pub fix: bool,
     /// Judge the tree of /proc and /sys below this folder, recorded from another host.

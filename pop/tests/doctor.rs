@@ -122,17 +122,18 @@ fn a_fix_raises_what_is_too_low_and_nothing_twice() {
     let report = json(&host.ask(&["doctor", "--fix", "--json"]));
     let fixed: Vec<&str> = report["fixed"].as_array().expect("a list").iter().map(|line| line.as_str().expect("a line")).collect();
     assert_eq!(fixed[0], "net.core.rmem_max = 33554432, formerly 212992");
-    assert_eq!(fixed.last(), Some(&"/etc/sysctl.d/90-pop.conf keeps it for the next boot"));
+    assert_eq!(fixed.last(), Some(&"/etc/sysctl.d/91-pop-doctor.conf keeps it for the next boot"));
     assert_eq!((host.read("proc/sys/net/core/rmem_max"), host.read("proc/sys/net/core/optmem_max")), ("33554432".into(), "131072".into()));
-    let kept = host.read("etc/sysctl.d/90-pop.conf");
+    let kept = host.read("etc/sysctl.d/91-pop-doctor.conf");
     assert!(kept.contains("\nnet.core.netdev_max_backlog = 16384"), "{kept}");
     assert_eq!(json(&host.ask(&["doctor", "--fix", "--json"]))["fixed"], serde_json::json!([]));
     // What the operator has added to the file stays, and a higher value is not lowered.
-    fs::write(host.folder.path("host/etc/sysctl.d/90-pop.conf"), "# ours\nvm.swappiness = 1\nnet.core.rmem_max = 1\n").expect("it is ours");
+    fs::write(host.folder.path("host/etc/sysctl.d/91-pop-doctor.conf"), "# ours\nvm.swappiness = 1\nnet.core.rmem_max = 1\n")
+        .expect("it is ours");
     fs::write(host.folder.path("host/proc/sys/net/core/rmem_max"), "1\n").expect("it is ours");
     fs::write(host.folder.path("host/proc/sys/net/core/wmem_max"), "99999999\n").expect("it is ours");
     host.ask(&["doctor", "--fix"]);
-    assert_eq!(host.read("etc/sysctl.d/90-pop.conf"), "# ours\nvm.swappiness = 1\nnet.core.rmem_max = 33554432");
+    assert_eq!(host.read("etc/sysctl.d/91-pop-doctor.conf"), "# ours\nvm.swappiness = 1\nnet.core.rmem_max = 33554432");
     assert_eq!(host.read("proc/sys/net/core/wmem_max"), "99999999");
 }
 

@@ -154,10 +154,10 @@ fn ice_server_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, 
 }
 
 fn ice_server_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    text(deserializer, "1 to 256 visible ASCII characters", |value| {
-        let ok = (1..=256).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-        ok.then(|| Some(value.to_owned()))
-    })
+    let value = String::deserialize(deserializer)?;
+    let ok = (1..=256).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    // Without the value: it may be a password, and the sentence goes to the log.
+    if ok { Ok(Some(value)) } else { Err(de::Error::custom("username and credential must be 1 to 256 visible ASCII characters")) }
 }
 
 /// Up to [`ICE_SERVERS_MAX`] servers, each whole.

@@ -235,8 +235,8 @@ pub(super) fn memory_bytes(host: &Host) -> Option<(u64, u64)> {
     Some((kib("MemTotal:")? << 10, kib("MemAvailable:")? << 10))
 }
 
-/// Where `--fix` keeps what it set.
-const SYSCTL_FILE: &str = "/etc/sysctl.d/90-pop.conf";
+/// Where `--fix` keeps what it set: behind the package's 90-pop.conf, which a file of the same name would hide.
+const SYSCTL_FILE: &str = "/etc/sysctl.d/91-pop-doctor.conf";
 
 /// Raises what is too low, now and for the next boot; a line for each thing that was done. The error says what could not be.
 pub(super) fn fix(host: &Host) -> Result<Vec<String>, String> {
