@@ -45,7 +45,8 @@ fn repeated(count: Option<usize>, line: impl Fn(usize) -> String) -> String {
 fn bombs() -> Vec<(String, Vec<u8>, &'static str)> {
     let mut bombs: Vec<(String, Vec<u8>, &'static str)> = Vec::new();
     let section = |n: usize| format!("m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:x{n}");
-    let rows: [(&str, &dyn Fn(usize) -> String, &'static str); 18] = [
+    type Line<'a> = &'a dyn Fn(usize) -> String;
+    let rows: [(&str, Line<'_>, &'static str); 18] = [
         ("sections", &section, "m= is one media section too many"),
         ("sections with one mid", &|_| section(0), "a=mid is given twice"),
         ("candidates", &|n| format!("a=candidate:{n}"), "has more than 2048 lines"),
