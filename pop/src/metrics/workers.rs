@@ -83,8 +83,6 @@ fn directed_help(name: &str) -> &'static str {
         "rtcp_pli" => "Keyframe requests from viewers (in), to publishers (out)",
         "rtcp_remb" => "Receiver estimated maximum bitrate datagrams",
         "rtcp_twcc" => "Transport-wide congestion control feedback datagrams",
-        "rtx_packets" => "RTX packets whose original was restored (in)",
-        "rtx_padding" => "RTX packets that probe the path and carry nothing (in)",
         "dtls_datagrams" => "DTLS datagrams handed to the control plane (in), sent (out)",
         "datagrams" => "UDP datagrams received (in), sent (out)",
         "trains" => "Sends handed to the kernel; one carries a whole train of datagrams",
