@@ -332,7 +332,7 @@ impl Config {
             (None, Some(_)) => return Err(("tls_key", "http.tls_key needs http.tls_cert beside it: the key's chain".to_owned())),
             _ => {}
         }
-        crate::rtp::check(&self.rtp, media).map_err(|message| ("rtp.route", message))?;
+        crate::rtp::check_file(self).map_err(|message| ("rtp.route", message))?;
         if self.auth.keys_file.is_some() && !self.auth.keys.is_empty() {
             return Err(("auth.keys_file", "auth.keys_file and [auth.keys] are both set: keep one of them".to_owned()));
         }

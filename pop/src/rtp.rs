@@ -13,8 +13,8 @@ mod sdes;
 mod sdp;
 mod status;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use pop_schemas::{ParticipantId, SessionId};
@@ -23,9 +23,9 @@ use tokio::sync::Mutex;
 pub use apply::RouteApplier;
 pub use status::RouteStatus;
 
-use crate::config::{MediaConfig, ROUTES_MAX, RouteConfig, RtpConfig};
+use crate::config::{Config, Cores, MediaConfig, ROUTES_MAX, RouteConfig, RtpConfig};
 use crate::node::{Node, OpenRoute};
-use plan::Plan;
+use plan::{IsOurs, Plan};
 
 /// A port that is this node's own, and what for.
 #[derive(Clone, Debug)]
@@ -167,17 +167,36 @@ fn unknown(name: &str) -> RouteFailure {
 /// # Errors
 ///
 /// A sentence that names the route and what is wrong.
-pub fn check(config: &RtpConfig, media: &MediaConfig) -> Result<(), String> {
+pub fn check_file(config: &Config) -> Result<(), String> {
+    let Config { http, admin, media, .. } = config;
+    let workers = if let Cores::List(cores) = &config.dataplane.cores { cores.len() } else { 1 };
+    // Ports that are drawn are checked at the start.
+    let media_ports = (media.port..=u16::MAX).take(if media.port == 0 { 0 } else { workers });
+    let listeners = [("the HTTP listener", http.listen.port()), ("the admin listener", admin.listen.port())];
+    let own = listeners.into_iter().filter(|(_, port)| *port != 0).chain(media_ports.map(|port| ("a media port", port)));
+    let own: Vec<OwnPort> = own.map(|(what, port)| OwnPort { what: what.to_owned(), port }).collect();
+    let is_ours = |ip: IpAddr| ip.is_loopback() || media.addresses.contains(&ip) || media.advertise.contains(&ip);
+    check(&config.rtp, media, &own, &is_ours)
+}
+
+/// Checks each route, and each beside those before it.
+fn check(config: &RtpConfig, media: &MediaConfig, own: &[OwnPort], is_ours: IsOurs<'_>) -> Result<(), String> {
     if config.route.len() > ROUTES_MAX {
         return Err(format!("{} RTP routes are too many: a node takes {ROUTES_MAX}", config.route.len()));
     }
-    let mut names = BTreeSet::new();
+    let mut plans: BTreeMap<&str, Plan> = BTreeMap::new();
     for route in &config.route {
         let name = route.name.as_deref().ok_or("each [[rtp.route]] needs a name")?;
-        if !names.insert(name) {
+        if plans.contains_key(name) {
             return Err(format!("two RTP routes are named {name:?}"));
         }
-        Plan::new(name, route, media, |_| {}).map_err(|error| format!("RTP route {name:?}: {error}"))?;
+        let refuse = |sentence: &str| format!("RTP route {name:?}: {sentence}");
+        let plan = Plan::new(name, route, media, |_| {}).map_err(|sentence| refuse(&sentence))?;
+        plan.check_own(own, is_ours).map_err(|sentence| refuse(&sentence))?;
+        for (other, theirs) in &plans {
+            plan.check_beside(other, theirs, &theirs.ports(), is_ours).map_err(|failure| refuse(failure.sentence()))?;
+        }
+        plans.insert(name, plan);
     }
     Ok(())
 }

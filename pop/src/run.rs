@@ -112,13 +112,12 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let own = own.map(|(what, port)| OwnPort { what: what.to_owned(), port }).to_vec();
     let routes = Routes::new(node.clone(), &config.media, own);
     routes.start(&config.rtp.route).await?;
-    let route_applier = RouteApplier { routes: routes.clone(), media: config.media.clone() };
     // Every live key of the config has its applier here.
     let mut appliers: Vec<Box<dyn Applier>> = vec![
         Box::new(LogApplier(log.clone())),
         Box::new(AuthApplier(node.clone())),
         Box::new(ProbeApplier(node.clone())),
-        Box::new(route_applier),
+        Box::new(RouteApplier(routes.clone())),
     ];
     appliers.extend(tls.clone().map(|tls| Box::new(TlsApplier(tls)) as Box<dyn Applier>));
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());

@@ -124,6 +124,14 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "1:7",
         "RTP route \"a\": a route out needs a peer",
     ),
+    // Behind a NAT what goes to its outer address comes back.
+    (
+        "[media]\naddresses = [\"10.0.0.1\"]\nadvertise = [\"198.51.100.7\"]\n\
+         [[rtp.route]]\nname = \"a\"\ndirection = \"in\"\ncodec = \"VP8\"\nroom = \"r\"\nport = 5004\n\
+         [[rtp.route]]\nname = \"b\"\ndirection = \"out\"\ncodec = \"VP8\"\nroom = \"r\"\npeer = \"198.51.100.7:5004\"\n",
+        "4:7",
+        "RTP route \"b\": peer 198.51.100.7:5004 is the RTP route \"a\" of this node",
+    ),
     ("[[rtp.route]]\ncodec = \"MPEG\"\n", "2:9", "opus, VP8, VP9, H264, H265, AV1 or any"),
     ("[[rtp.route]]\nport = 70000\n", "2:8", ""),
     ("[nod]\n", "1:2", "there is no key `nod` here; known here: `node`, `http`"),

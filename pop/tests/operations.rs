@@ -137,6 +137,80 @@ fn a_wrong_config_is_refused_whole_and_the_old_one_stays() {
     assert!(log.contains("the new config is refused and the old one stays: ") && log.contains("18:1: there is no key"), "{log}");
 }
 
+/// A route of a config file, into a room; `keys` are one to a line.
+fn route(name: &str, keys: &str) -> String {
+    format!("[[rtp.route]]\nname = \"{name}\"\ndirection = \"in\"\ncodec = \"VP8\"\nroom = \"stage\"\nrtcp = \"off\"\n{keys}\n")
+}
+
+#[test]
+fn a_reload_with_a_wrong_route_keeps_every_route_and_all_else() {
+    let changing = Changing::start();
+    let names = || {
+        let routes = changing.ask(&["rtp", "list"])["routes"].clone();
+        let name = |route: &serde_json::Value| route["name"].as_str().expect("a name").to_owned();
+        routes.as_array().expect("routes").iter().map(name).collect::<Vec<_>>()
+    };
+    changing.ask(&["rtp", "add", "name=asked", "direction=in", "codec=VP8", "room=other", "rtcp=off"]);
+    let asked = changing.ask(&["rtp", "list"])["routes"][0]["address"].as_str().expect("an address").rsplit(':').next().unwrap().to_owned();
+    changing.write(&route("kept", ""));
+    changing.ask(&["reload"]);
+    assert_eq!(names(), ["asked", "kept"]);
+    let media = changing.node.said("media").split('-').next().expect("a port").to_owned();
+    for (name, keys, said) in [
+        ("new", format!("peer = \"127.0.0.1:{media}\""), "is a media port of this node"),
+        ("new", "peer = \"127.255.255.255:5004\"".to_owned(), "is a broadcast address"),
+        ("new", format!("port = {asked}"), "is the RTP route \"asked\"'s already"),
+        ("asked", String::new(), "there is an RTP route \"asked\" already"),
+    ] {
+        changing.write(&format!("[log]\nlevel = \"debug\"\n{}", route(name, &keys)));
+        let output = run(&["reload", "--socket", shown(&changing.socket())]);
+        assert!(code(&output) == Some(2) && stderr(&output).contains(said), "{keys}: {output:?}");
+        assert_eq!((names(), &changing.ask(&["log-level"])["filter"]), (vec!["asked".into(), "kept".into()], &"info".into()), "{keys}");
+    }
+    // What only the attempt can tell is told, and the rest holds. No way to the peer is no reason to refuse.
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("it is bound").port();
+    changing.write(&format!(
+        "{}{}",
+        route("late", &format!("port = {port}")),
+        route("away", "address = \"127.0.0.1\"\npeer = \"192.0.2.1:5004\"")
+    ));
+    let output = run(&["reload", "--socket", shown(&changing.socket())]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("RTP route \"late\" is not open: cannot bind "), "{output:?}");
+    assert_eq!(names(), ["asked", "away"]);
+    changing.node.signal("TERM");
+    let (_, _, log) = changing.node.end();
+    for said in ["audit: route add ", "audit: route remove ", "peer 192.0.2.1:5004 cannot be reached from 127.0.0.1 now"] {
+        assert!(log.contains(said), "no {said:?} in:\n{log}");
+    }
+}
+
+#[test]
+fn routes_that_cannot_be_together_are_found_before_the_start() {
+    let folder = Folder::new();
+    folder.config();
+    let refused = |command: &[&str], listen: &str, routes: &str| {
+        let file = folder.write("pop.toml", &format!("{}{routes}", config(&folder.path("pop.sock"), listen)));
+        let output = run(&[command, &[shown(&file)]].concat());
+        (code(&output), stderr(&output))
+    };
+    for (second, said) in [
+        ("port = 21005", "port 21005 is the RTP route \"one\"'s already"),
+        ("peer = \"127.0.0.1:21004\"", "peer 127.0.0.1:21004 is the RTP route \"one\" of this node"),
+        ("port = 21010", "port 21010 is where one sends to"),
+        ("peer = \"127.0.0.1:7880\"", "peer 127.0.0.1:7880 is the HTTP listener of this node"),
+    ] {
+        let one = route("one", "port = 21004\npeer = \"127.0.0.1:21010\"").replace("\"off\"", "\"next\"");
+        let (code, log) = refused(&["check"], "127.0.0.1:7880", &format!("{one}{}", route("two", second)));
+        assert!(code == Some(2) && log.contains("pop.toml:") && log.contains(said), "{second}: {code:?} {log}");
+    }
+    // What only the host can tell.
+    let broadcast = route("one", "peer = \"127.255.255.255:5004\"");
+    let (code, log) = refused(&["run", "--config"], "127.0.0.1:0", &broadcast);
+    assert!(code == Some(2) && log.contains("pop: RTP route \"one\": peer 127.255.255.255:5004 is a broadcast address"), "{code:?} {log}");
+}
+
 #[test]
 fn sighup_is_a_reload_and_never_the_end() {
     let changing = Changing::start();

@@ -2,9 +2,10 @@
 
 use async_trait::async_trait;
 
-use super::{Routes, check};
+use super::plan::Plan;
+use super::{RouteFailure, Routes, check};
 use crate::cli::Failure;
-use crate::config::{Config, MediaConfig, RouteConfig};
+use crate::config::{Config, ROUTES_MAX, RouteConfig, RtpConfig};
 use crate::reload::{Applier, Prepared};
 
 impl Routes {
@@ -12,13 +13,16 @@ impl Routes {
     ///
     /// # Errors
     ///
-    /// The first that cannot be opened, with the sentence that says why.
+    /// The first that cannot be opened, with the sentence that says why: [`Failure::Usage`] when the config is to be changed.
     pub async fn start(&self, routes: &[RouteConfig]) -> Result<(), Failure> {
         let mut table = self.shared.table.lock().await;
         for route in routes {
             let name = route.name.as_deref().unwrap_or_default();
             let opened = self.open(&mut table, route.clone(), true).await;
-            opened.map_err(|failure| Failure::Other(format!("RTP route {name:?}: {}", failure.sentence())))?;
+            opened.map_err(|failure| {
+                let sentence = format!("RTP route {name:?}: {}", failure.sentence());
+                if matches!(failure, RouteFailure::Request(_)) { Failure::Usage(sentence) } else { Failure::Other(sentence) }
+            })?;
         }
         Ok(())
     }
@@ -40,10 +44,31 @@ impl Routes {
                 continue;
             }
             if let Err(failure) = self.open(&mut table, route.clone(), true).await {
-                failed.push(format!("RTP route {:?}: {}", route.name.as_deref().unwrap_or_default(), failure.sentence()));
+                failed.push(format!("RTP route {:?} is not open: {}", route.name.as_deref().unwrap_or_default(), failure.sentence()));
             }
         }
         failed
+    }
+
+    /// Checks the table that [`Routes::apply`] would make.
+    async fn check_future(&self, new: &RtpConfig) -> Result<(), String> {
+        // Against the addresses that are bound, which a reload does not change.
+        let media = &self.shared.media;
+        check(new, media, &self.shared.own, &|ip| self.is_ours(ip))?;
+        let table = self.shared.table.lock().await;
+        let stays = || table.iter().filter(|(_, entry)| !entry.is_configured || new.route.contains(&entry.config));
+        let is_open = |route: &RouteConfig| table.values().any(|entry| entry.is_configured && entry.config == *route);
+        let opens: Vec<&RouteConfig> = new.route.iter().filter(|route| !is_open(route)).collect();
+        if stays().count() + opens.len() > ROUTES_MAX {
+            return Err(format!("with those of the API there would be more than {ROUTES_MAX} RTP routes: remove one"));
+        }
+        for route in opens {
+            let name = route.name.as_deref().unwrap_or_default();
+            let plan = Plan::new(name, route, media, |_| {})?;
+            let checked = self.check_opening(name, &plan, stays());
+            checked.map_err(|failure| format!("RTP route {name:?}: {}", failure.sentence()))?;
+        }
+        Ok(())
     }
 
     /// A line for each configured route that [`Routes::apply`] would end or open.
@@ -58,12 +83,7 @@ impl Routes {
 }
 
 /// `[[rtp.route]]` at a reload.
-pub struct RouteApplier {
-    /// The node's routes.
-    pub routes: Routes,
-    /// As of the start.
-    pub media: MediaConfig,
-}
+pub struct RouteApplier(pub Routes);
 
 #[async_trait]
 impl Applier for RouteApplier {
@@ -72,9 +92,8 @@ impl Applier for RouteApplier {
     }
 
     async fn prepare(&self, new: &Config) -> Result<Prepared, String> {
-        // Against the addresses that are bound, which a reload does not change.
-        check(&new.rtp, &self.media)?;
-        let (routes, wanted) = (self.routes.clone(), new.rtp.route.clone());
+        let (routes, wanted) = (self.0.clone(), new.rtp.route.clone());
+        routes.check_future(&new.rtp).await?;
         let changes = routes.differences(&wanted).await;
         Ok(Prepared::trying(changes, async move { routes.apply(&wanted).await }))
     }

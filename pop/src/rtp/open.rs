@@ -16,6 +16,7 @@ use super::plan::{Plan, Way, is_of_this_host};
 use super::sdes::Crypto;
 use super::{Entry, Leg, RouteFailure, Routes};
 use crate::config::{ROUTES_MAX, RouteConfig, RouteRtcp};
+use crate::logging::AUDIT;
 use crate::node::{Node, RouteError, RouteSockets};
 
 /// Ports that are drawn before the host counts as full.
@@ -58,12 +59,10 @@ impl Routes {
             return Err(RouteFailure::Full(format!("{ROUTES_MAX} RTP routes are open already: remove one")));
         }
         let name = config.name.clone().unwrap_or_else(|| format!("route-{}", node.next_id()));
-        if table.contains_key(&name) {
-            return Err(RouteFailure::Conflict(format!("there is an RTP route {name:?} already")));
-        }
         let plan = Plan::new(&name, &config, &self.shared.media, |out| node.random(out)).map_err(RouteFailure::Request)?;
-        plan.check_host(&self.shared.media, &self.shared.own).map_err(RouteFailure::Request)?;
-        check_against(&plan, table)?;
+        for warning in self.check_opening(&name, &plan, table.iter())? {
+            tracing::warn!(route = name, "{warning}");
+        }
         let mut legs = Vec::new();
         for leg in leg_plans(node, &plan) {
             match self.open_leg(table, &plan, leg).await {
@@ -75,25 +74,48 @@ impl Routes {
             }
         }
         let told = legs.last().map(|leg| leg.local.to_string()).unwrap_or_default();
-        tracing::info!(route = name, codec = plan.codec.name(), address = told, "RTP route opened");
+        tracing::info!(target: AUDIT, route = name, codec = plan.codec.name(), address = told, configured = is_configured, "route add");
         table.insert(name.clone(), Entry { config, plan, is_configured, legs });
         Ok(name)
+    }
+
+    /// Checks a route against this host and the routes `others`, and returns warnings. What else may refuse it is a port that
+    /// another program has, and a node that is full.
+    pub(super) fn check_opening<'e>(
+        &self,
+        name: &str,
+        plan: &Plan,
+        others: impl Iterator<Item = (&'e String, &'e Entry)>,
+    ) -> Result<Vec<String>, RouteFailure> {
+        let is_ours = |ip| self.is_ours(ip);
+        plan.check_own(&self.shared.own, &is_ours).map_err(RouteFailure::Request)?;
+        for (other, entry) in others {
+            if other == name {
+                return Err(RouteFailure::Conflict(format!("there is an RTP route {name:?} already")));
+            }
+            let ports: Vec<u16> = entry.legs.iter().flat_map(Leg::ports).collect();
+            plan.check_beside(other, &entry.plan, &ports, &is_ours)?;
+        }
+        plan.check_networks().map_err(RouteFailure::Request)
+    }
+
+    /// Whether packets to this address come back to the node: behind a NAT those to its outer one do.
+    pub(super) fn is_ours(&self, ip: IpAddr) -> bool {
+        self.shared.media.advertise.contains(&ip) || is_of_this_host(ip)
     }
 
     /// Ends a route, if there is one of this name.
     pub(super) async fn close(&self, table: &mut BTreeMap<String, Entry>, name: &str) {
         if let Some(entry) = table.remove(name) {
             close_legs(&self.shared.node, entry.legs).await;
-            tracing::info!(route = name, "RTP route removed");
+            tracing::info!(target: AUDIT, route = name, configured = entry.is_configured, "route remove");
         }
     }
 
     async fn open_leg(&self, table: &BTreeMap<String, Entry>, plan: &Plan, leg: LegPlan<'_>) -> Result<Leg, RouteFailure> {
-        // A port that somebody is told to send to is taken, although nobody listens there yet.
-        let looping = |port: u16| {
-            let remotes = table.iter().map(|(name, entry)| (name.as_str(), &entry.plan)).chain([("this route", plan)]);
-            let mut reaching = remotes.flat_map(|(name, plan)| plan.remotes().map(move |(_, remote)| (name, plan, remote)));
-            reaching.find(|(_, plan, remote)| plan.reaches(*remote, port) && is_of_this_host(remote.ip())).map(|(name, ..)| name.to_owned())
+        let looping = |ports: &[u16]| {
+            let mut plans = table.values().map(|entry| &entry.plan).chain([plan]);
+            plans.any(|plan| plan.sends_to(ports, &|ip| self.is_ours(ip)).is_some())
         };
         let mut tries = 0;
         let (sockets, local, rtcp_port) = loop {
@@ -123,30 +145,6 @@ async fn close_legs(node: &Node, legs: Vec<Leg>) {
     for leg in legs {
         node.close_route(leg.open).await;
     }
-}
-
-/// What another route has already, or would get in a circle.
-fn check_against(plan: &Plan, table: &BTreeMap<String, Entry>) -> Result<(), RouteFailure> {
-    let ports = table.iter().flat_map(|(name, entry)| entry.legs.iter().flat_map(Leg::ports).map(move |port| (name, port)));
-    for (name, port) in ports {
-        let wanted = plan.port == port || (plan.rtcp == RouteRtcp::Next && plan.port != 0 && plan.port + 1 == port);
-        if wanted && table[name].plan.address == plan.address {
-            return Err(RouteFailure::Conflict(format!("port {port} is the RTP route {name:?}'s already")));
-        }
-        if let Some((key, remote)) = plan.remotes().find(|(_, remote)| plan.reaches(*remote, port) && is_of_this_host(remote.ip())) {
-            let sentence = format!("{key} {remote} is the RTP route {name:?} of this node: packets would go in a circle");
-            return Err(RouteFailure::Request(sentence));
-        }
-    }
-    if let Way::In { room, .. } = &plan.way {
-        let same =
-            |entry: &Entry| matches!(&entry.plan.way, Way::In { room: other, .. } if other == room) && entry.plan.identity == plan.identity;
-        if let Some((name, _)) = table.iter().find(|(_, entry)| same(entry)) {
-            let identity = &plan.identity;
-            return Err(RouteFailure::Conflict(format!("the RTP route {name:?} publishes as {identity:?} in this room already")));
-        }
-    }
-    Ok(())
 }
 
 fn leg_plans<'p>(node: &Node, plan: &'p Plan) -> Vec<LegPlan<'p>> {
@@ -243,7 +241,7 @@ fn bind(
     address: IpAddr,
     port: u16,
     rtcp: RouteRtcp,
-    looping: &impl Fn(u16) -> Option<String>,
+    looping: &impl Fn(&[u16]) -> bool,
 ) -> Result<(RouteSockets, SocketAddr, Option<u16>), RouteFailure> {
     let try_bind = |port| bind_udp(SocketAddr::new(address, port), SOCKET_BUFFER_LEN, SOCKET_BUFFER_LEN);
     let refuse =
@@ -256,12 +254,9 @@ fn bind(
             continue;
         }
         let next = needs_next.then(|| local.port() + 1);
-        if let Some(name) = [Some(local.port()), next].into_iter().flatten().find_map(looping) {
-            if port == 0 {
-                continue;
-            }
-            let sentence = format!("port {port} is where {name} sends to: packets would go in a circle");
-            return Err(RouteFailure::Request(sentence));
+        // A configured port was checked before.
+        if port == 0 && looping(&[Some(local.port()), next].into_iter().flatten().collect::<Vec<_>>()) {
+            continue;
         }
         let rtcp_socket = match next.map(try_bind).transpose() {
             Ok(rtcp_socket) => rtcp_socket,

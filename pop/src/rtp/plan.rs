@@ -7,8 +7,8 @@ use pop_proto::control::{ANY_PAYLOAD_TYPE, Numbering};
 use pop_schemas::{Identity, SessionId};
 use pop_session::{Format, H264Profile, PayloadFormat};
 
-use super::OwnPort;
 use super::sdes::Crypto;
+use super::{OwnPort, RouteFailure};
 use crate::config::{Direction, MediaConfig, RouteCodec, RouteConfig, RouteRtcp};
 
 /// Ports below need a privilege, and what listens on them never asked for media.
@@ -16,6 +16,9 @@ const PORT_MIN: u16 = 1_024;
 
 /// Clock rate of codec `any` when none is given, in Hz.
 const CLOCK_RATE_ANY: u32 = 90_000;
+
+/// Whether an address is this node's, as far as who checks can tell.
+pub(super) type IsOurs<'a> = &'a dyn Fn(IpAddr) -> bool;
 
 /// A checked route.
 #[derive(Clone)]
@@ -86,24 +89,73 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Checks what only this host can tell: its networks and its own ports.
-    pub(super) fn check_host(&self, media: &MediaConfig, own: &[OwnPort]) -> Result<(), String> {
-        for (key, remote) in self.remotes() {
-            if let Some(own) = own.iter().find(|own| self.reaches(remote, own.port))
-                && (is_of_this_host(remote.ip()) || media.advertise.contains(&remote.ip()))
-            {
-                return Err(format!("{key} {remote} is {} of this node: packets would go in a circle", own.what));
+    /// Checks its peers against the node's own ports and against its own.
+    pub(super) fn check_own(&self, own: &[OwnPort], is_ours: IsOurs<'_>) -> Result<(), String> {
+        for OwnPort { what, port } in own {
+            if let Some((key, remote, _)) = self.sends_to(&[*port], is_ours) {
+                return Err(format!("{key} {remote} is {what} of this node: packets would go in a circle"));
             }
-            // The kernel knows the networks: it connects no plain socket to their broadcast addresses.
-            match UdpSocket::bind((self.address, 0)).and_then(|socket| socket.connect(remote)) {
+        }
+        match self.sends_to(&self.ports(), is_ours) {
+            Some((.., port)) => Err(format!("port {port} is where this route sends to: packets would go in a circle")),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks what only the kernel can tell: its networks. The sentences that come back are warnings, since a way that is not
+    /// there yet may come.
+    pub(super) fn check_networks(&self) -> Result<Vec<String>, String> {
+        let mut warnings = Vec::new();
+        for (key, remote) in self.remotes() {
+            let socket = UdpSocket::bind((self.address, 0)).map_err(|error| format!("cannot bind {}/udp: {error}", self.address))?;
+            match socket.connect(remote) {
                 Ok(()) => {}
+                // It connects no plain socket to the broadcast address of a network.
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                     return Err(format!("{key} {remote} is a broadcast address: a route has one peer"));
                 }
-                Err(error) => return Err(format!("{key} {remote} cannot be reached from {}: {error}", self.address)),
+                Err(error) => warnings.push(format!("{key} {remote} cannot be reached from {} now: {error}", self.address)),
             }
         }
+        Ok(warnings)
+    }
+
+    /// Checks the route beside another of the node, which has `ports`: nothing twice, and no circle.
+    pub(super) fn check_beside(&self, name: &str, other: &Plan, ports: &[u16], is_ours: IsOurs<'_>) -> Result<(), RouteFailure> {
+        let own = self.ports();
+        if let Some(port) = own.iter().find(|port| ports.contains(port))
+            && self.address == other.address
+        {
+            return Err(RouteFailure::Conflict(format!("port {port} is the RTP route {name:?}'s already")));
+        }
+        if let Some((key, remote, _)) = self.sends_to(ports, is_ours) {
+            let sentence = format!("{key} {remote} is the RTP route {name:?} of this node: packets would go in a circle");
+            return Err(RouteFailure::Request(sentence));
+        }
+        // A port that somebody is told to send to is taken, although nobody listens there yet.
+        if let Some((.., port)) = other.sends_to(&own, is_ours) {
+            return Err(RouteFailure::Request(format!("port {port} is where {name} sends to: packets would go in a circle")));
+        }
+        if let (Way::In { room, .. }, Way::In { room: theirs, .. }) = (&self.way, &other.way)
+            && (room, &self.identity) == (theirs, &other.identity)
+        {
+            let identity = &self.identity;
+            return Err(RouteFailure::Conflict(format!("the RTP route {name:?} publishes as {identity:?} in this room already")));
+        }
         Ok(())
+    }
+
+    /// The configured ports: RTP's, and RTCP's when that is the next one. None when they are drawn.
+    pub(super) fn ports(&self) -> Vec<u16> {
+        let next = (self.rtcp == RouteRtcp::Next).then(|| self.port.saturating_add(1));
+        if self.port == 0 { Vec::new() } else { [Some(self.port), next].into_iter().flatten().collect() }
+    }
+
+    /// What it sends to that is one of `ports` of this node.
+    pub(super) fn sends_to(&self, ports: &[u16], is_ours: IsOurs<'_>) -> Option<(&'static str, SocketAddr, u16)> {
+        let reached = |remote| ports.iter().copied().find(|port| self.reaches(remote, *port));
+        let mut found = self.remotes().filter_map(|(key, remote)| Some((key, remote, reached(remote)?)));
+        found.find(|(_, remote, _)| is_ours(remote.ip()))
     }
 
     /// Addresses of others, and the keys that name them.
@@ -117,7 +169,7 @@ impl Plan {
     }
 
     /// Whether something is sent to `port` for `remote`: RTP, or its RTCP on the next one.
-    pub(super) fn reaches(&self, remote: SocketAddr, port: u16) -> bool {
+    fn reaches(&self, remote: SocketAddr, port: u16) -> bool {
         remote.port() == port || (self.rtcp == RouteRtcp::Next && remote.port().checked_add(1) == Some(port))
     }
 
@@ -301,7 +353,8 @@ mod tests {
         let own = [OwnPort { what: "a media port".into(), port: 10_000 }, OwnPort { what: "the HTTP listener".into(), port: 7_880 }];
         let media = MediaConfig::default();
         let plan = Plan::new("cam", &config, &media, |out| out.fill(7))?;
-        plan.check_host(&media, &own).map(|()| plan)
+        plan.check_own(&own, &is_of_this_host)?;
+        plan.check_networks().map(|_| plan)
     }
 
     const IN: &str = "direction = \"in\"\ncodec = \"VP8\"\nroom = \"stage\"\n";
@@ -331,6 +384,7 @@ mod tests {
             (IN, "address = \"192.0.2.1\"", "address 192.0.2.1 is not one of media.addresses: 127.0.0.1, ::1"),
             (IN, "port = 80", "privileged port 80"),
             (IN, "port = 65535", "has no next one for RTCP"),
+            (IN, "port = 5005\npeer = \"127.0.0.1:5004\"", "port 5005 is where this route sends to"),
             (IN, "to = \"127.0.0.1:5004\"", "room and to are both set"),
             (IN, "from = \"bob\"", "from chooses whom a route out follows"),
             (IN, "ssrc = 1", "ssrc is for a plain route out"),
@@ -349,6 +403,14 @@ mod tests {
             let refused = plan(&format!("{base}{line}")).err().unwrap_or_else(|| panic!("accepted: {line}"));
             assert!(refused.contains(said), "{line:?}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_peer_that_has_no_way_yet_is_a_warning() {
+        // From loopback the kernel lets nothing out.
+        let away = plan(&format!("{OUT}address = \"127.0.0.1\"\npeer = \"192.0.2.1:5004\"")).expect("it may come");
+        let warnings = away.check_networks().expect("no broadcast");
+        assert!(warnings.len() == 1 && warnings[0].starts_with("peer 192.0.2.1:5004 cannot be reached from 127.0.0.1 now"), "{warnings:?}");
     }
 
     #[test]
