@@ -145,7 +145,11 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[http]\nice_servers = [{ url = \"http://x\" }]\n", "2:24", "ice_servers must be a STUN or TURN URL"),
     ("[http]\nice_servers = [{ url = \"stun:x>\\r\\n\" }]\n", "2:24", "ice_servers must be a STUN or TURN URL"),
     ("[http]\nice_servers = [{ url = \"turn:x\" }]\n", "2:15", "turn:x needs username and credential"),
-    ("[http]\nice_servers = [{ url = \"turn:x\", username = \"u\", credential = \"\" }]\n", "2:63", "ice_servers must be 1 to 256"),
+    (
+        "[http]\nice_servers = [{ url = \"turn:x\", username = \"u\", credential = \"\" }]\n",
+        "2:63",
+        "username and credential must be 1 to 256",
+    ),
     ("[http]\nconnections_per_address_max = 0\n", "2:31", "connections_per_address_max must be a whole number from 1 to 4096"),
     ("[node]\nname = \"\"\n", "2:8", "name must be \"auto\" or 1 to 63"),
     ("[node]\nstate_dir = \"state\"\n", "2:13", "state_dir must be \"auto\" or the path of a folder that starts with /"),
