@@ -66,9 +66,9 @@ class Package(unittest.TestCase):
         process.stderr.close()
 
     def install(self, package):
-        place = self.root / "tmp" / package.name
+        place = self.root / "opt" / package.name
         place.write_bytes(package.read_bytes())
-        self.chroot("dpkg", "--install", f"/tmp/{package.name}")
+        self.chroot("dpkg", "--install", f"/opt/{package.name}")
 
     def test_it_installs_starts_upgrades_and_goes(self):
         self.install(self.first)
