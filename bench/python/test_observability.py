@@ -3,6 +3,7 @@ alerts name only metrics that exist, and that the API answers as config/openapi.
 
 import http.client
 import json
+import pathlib
 import re
 import socket
 import subprocess
@@ -116,6 +117,32 @@ class Api(unittest.IsolatedAsyncioTestCase):
         # /metrics has tests of its own.
         every = {f"{method} {path}" for path, item in self.api["paths"].items() for method in item}
         self.assertEqual(every - self.answered, {"get /metrics"})
+        await viewer.close()
+        await publisher.close()
+
+
+    async def test_a_full_disk_fails_the_capture_and_nothing_else(self):
+        disk = pathlib.Path(self.node.folder.name) / "disk"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+        self.addCleanup(subprocess.run, ["umount", disk], check=True)
+        viewer, publisher = Client(), Client()
+        await (await viewer.watch(self.node, "disk")).until_connected()
+        await (await publisher.publish(self.node, "disk")).until_connected()
+        await until("packets", lambda: min(len(p) for p in viewer.received.values()) >= 10, 30)
+
+        capture = {"room": "disk", "path": str(disk / "a.pcapng"), "duration": "3s"}
+        started = self.ask("POST", "/api/v1/captures", body=capture)[1]
+        where = f"/api/v1/captures/{started['id']}"
+        await until("the end", lambda: self.ask("GET", where, "/api/v1/captures/{id}")[1]["state"] != "running", 20)
+        ended = self.ask("GET", where, "/api/v1/captures/{id}")[1]
+        self.assertEqual(ended["state"], "failed", ended)
+        self.assertIn("No space left", ended["error"])
+        status, refused = self.ask("POST", "/api/v1/captures", body=capture | {"path": str(disk / "b.pcapng")})
+        self.assertEqual((status, "No space left" in refused["error"]), (507, True), refused)
+        # The call goes on.
+        before = min(len(p) for p in viewer.received.values())
+        await until("more packets", lambda: min(len(p) for p in viewer.received.values()) >= before + 50, 30)
         await viewer.close()
         await publisher.close()
 
