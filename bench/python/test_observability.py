@@ -47,11 +47,19 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self.path))
 
 
+def setUpModule():
+    global running
+    running = node.Node("observability")
+
+
+def tearDownModule():
+    running.stop()
+
+
 class Api(unittest.IsolatedAsyncioTestCase):
     @classmethod
     def setUpClass(cls):
-        cls.node = node.Node("openapi")
-        cls.addClassCleanup(cls.node.stop)
+        cls.node = running
         cls.api = json.loads((CONFIG / "openapi.json").read_text())
         cls.answered = set()
 
@@ -150,8 +158,7 @@ class Api(unittest.IsolatedAsyncioTestCase):
 class Observability(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.node = node.Node("observability")
-        cls.addClassCleanup(cls.node.stop)
+        cls.node = running
 
     def test_promtool_finds_nothing_to_say_of_the_metrics(self):
         kind, text = scrape(f"{self.node.admin}/metrics", "text/plain;version=0.0.4")
