@@ -36,6 +36,9 @@ class Package(unittest.TestCase):
         lists = [str(path) for path in [pathlib.Path("/etc/apt/sources.list"), *pathlib.Path("/etc/apt/sources.list.d").glob("*.sources")]]
         lists = [path for path in lists if os.path.exists(path)]
         run(["mmdebstrap", "--quiet", "--variant=minbase", "--include=adduser", "bookworm", str(cls.root), *lists])
+        # A node learns who it is from there.
+        run(["mount", "-t", "proc", "proc", str(cls.root / "proc")])
+        cls.addClassCleanup(run, ["umount", "--lazy", str(cls.root / "proc")])
         cls.first, cls.second = build("0.0.1"), build("0.0.2")
 
     def chroot(self, *words, **options):
