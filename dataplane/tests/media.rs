@@ -34,7 +34,7 @@ const OURS: ExtensionIds = ExtensionIds::NONE
     .with(Extension::DependencyDescriptor, 13);
 
 fn open_transport(id: u64) -> OpenTransport {
-    OpenTransport { extensions: THEIRS, ..Rig::transport(id) }
+    OpenTransport { extensions: THEIRS, ..common::open_transport(id) }
 }
 
 fn open_track(id: u64) -> OpenTrack {

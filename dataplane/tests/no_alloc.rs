@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PWD, Packet, Rig, protect, vp8};
+use common::{PWD, Packet, Rig, open_transport, protect, vp8};
 use pop_proto::Command;
 use pop_proto::control::{
     Codec, Extension, ExtensionIds, IceCredentials, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap,
@@ -79,7 +79,7 @@ fn layers_rtx_extensions_and_estimates_allocate_nothing() {
     let mut rig = Rig::new();
     let ids = Extension::ALL.into_iter().enumerate().fold(ExtensionIds::NONE, |ids, (i, extension)| ids.with(extension, 1 + i as u8));
     let id = |extension| ids.get(extension).expect("all are negotiated");
-    let mut publisher = rig.connect_with(OpenTransport { extensions: ids, transport_cc: false, remb: true, ..Rig::transport(1) });
+    let mut publisher = rig.connect_with(OpenTransport { extensions: ids, transport_cc: false, remb: true, ..open_transport(1) });
     rig.command(Command::OpenTrack(Box::new(OpenTrack {
         ssrc: None,
         layers: vec!["a".into(), "b".into()],

@@ -117,7 +117,7 @@ pub struct MediaConfig {
     pub advertise: Vec<IpAddr>,
     /// Which DTLS role the node takes when the client leaves it the choice.
     pub dtls_role: DtlsRole,
-    /// A client whose checks have stopped for so long is gone (RFC 7675 uses 30 s).
+    /// A client that has sent neither a check nor an authentic packet for so long is gone (RFC 7675 uses 30 s).
     #[serde(deserialize_with = "value::duration::<_, 2_000, 120_000>")]
     pub consent_timeout: Duration,
 }

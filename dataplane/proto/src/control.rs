@@ -488,7 +488,7 @@ pub enum Command {
 pub enum TransportLoss {
     /// No authenticated check came within the first 30 s.
     NeverConnected,
-    /// Checks stopped: the client is gone (RFC 7675).
+    /// Neither a check nor an authentic packet came for too long: the client is gone.
     ConsentExpired,
     /// SRTP may not be sent under this key any longer.
     KeyExhausted,

@@ -33,10 +33,10 @@ pub struct IceLite {
     credentials: IceCredentials,
     /// Of a restart that no check has confirmed yet.
     restarted: Option<IceCredentials>,
-    /// A client whose checks stop for this long is gone (RFC 7675 section 5.1 allows at most 30 s; browsers check every 2.5 s).
+    /// A client that is silent for this long is gone (RFC 7675 section 5.1 allows at most 30 s; browsers check every 2.5 s).
     consent: Duration,
     opened_at: Time,
-    /// Set by the first check that was answered with success, and by each later one.
+    /// Set by the first check that was answered with success, by each later one, and then by each authentic packet.
     heard_at: Option<Time>,
     /// Validated paths, the oldest first.
     paths: Vec<Path>,

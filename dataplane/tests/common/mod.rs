@@ -178,20 +178,6 @@ impl Rig {
         Rig { core: Core::new(limits(), CONSENT), now: Time::from_millis(1), profile: SrtpProfile::AeadAes128Gcm, train: vec![0; 65_535] }
     }
 
-    /// The transport that [`Rig::open`] opens.
-    pub fn transport(id: u64) -> OpenTransport {
-        OpenTransport {
-            transport: TransportId(id),
-            ice: IceCredentials { local_ufrag: format!("ufrag{id}").into(), local_pwd: PWD.into(), remote_ufrag: "remote".into() },
-            extensions: ExtensionIds::NONE.with(Extension::TransportCc, TWCC_EXTENSION).with(Extension::Mid, MID_EXTENSION),
-            transport_cc: true,
-            remb: false,
-            reduced_size_rtcp: true,
-            rtcp_ssrc: 0x1000 + id as u32,
-            cname: "pop".into(),
-        }
-    }
-
     /// The track that [`Rig::publisher`] publishes.
     pub fn track(id: u64) -> OpenTrack {
         OpenTrack {
@@ -226,7 +212,7 @@ impl Rig {
 
     /// A client whose transport is open and nothing more.
     pub fn open(&mut self, id: u64) -> Client {
-        self.open_with(Self::transport(id))
+        self.open_with(open_transport(id))
     }
 
     pub fn open_with(&mut self, transport: OpenTransport) -> Client {
@@ -237,7 +223,7 @@ impl Rig {
 
     /// A client that has passed ICE and has keys.
     pub fn connect(&mut self, id: u64) -> Client {
-        self.connect_with(Self::transport(id))
+        self.connect_with(open_transport(id))
     }
 
     pub fn connect_with(&mut self, transport: OpenTransport) -> Client {
