@@ -754,6 +754,7 @@ impl Core {
             Command::OpenSubscription(open) => self.open_subscription(&open),
             Command::CloseSubscription { subscription } => self.close_subscription(subscription),
             Command::Forward { subscription, track, payload_types } => self.forward(subscription, track, &payload_types),
+            Command::Wish { .. } | Command::SendData { .. } => {}
             Command::ProbeRates(rates) => {
                 if let Some(probe) = &mut self.probe {
                     probe.set_rates(rates);

@@ -83,6 +83,7 @@ fn layers_rtx_extensions_and_estimates_allocate_nothing() {
     rig.command(Command::OpenTrack(Box::new(OpenTrack {
         ssrc: None,
         layers: vec!["a".into(), "b".into()],
+        order: Vec::new(),
         payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8, rtx: Some(97) }],
         pli: false,
         fir: true,

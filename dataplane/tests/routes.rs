@@ -56,6 +56,7 @@ fn route_in(rig: &mut Rig, id: u64, open: OpenRtp, payload_type: PayloadType) {
         rtx_ssrc: None,
         mid: "".into(),
         layers: Vec::new(),
+        order: Vec::new(),
         payload_types: vec![payload_type],
         nack: feedback,
         pli: feedback,

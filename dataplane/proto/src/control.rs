@@ -1,12 +1,15 @@
 //! What crosses the queues: a [`Command`] goes down to a worker, an [`Event`] comes up from it.
 
+mod data;
 mod rtp;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+pub use data::{DATA_MESSAGE_LEN_MAX, DataMessage};
 pub use rtp::{ANY_PAYLOAD_TYPE, Numbering, OpenRtp, RtcpVia, RtpPeer, RtpPeerStats};
 
 use crate::probe::ProbeRates;
@@ -366,6 +369,8 @@ pub struct OpenTrack {
     /// Simulcast layers by RID, in the order of `a=simulcast` (RFC 8853 section 5.1): at most [`LAYERS_MAX`]. Empty: one layer
     /// without RID.
     pub layers: Vec<Box<str>>,
+    /// Places of `layers`, the lowest quality first, when the publisher told it. Empty: layers are ranked by what they bring.
+    pub order: Vec<u8>,
     /// Negotiated payload types.
     pub payload_types: Vec<PayloadType>,
     /// `a=rtcp-fb nack` was negotiated.
@@ -399,6 +404,26 @@ pub struct OpenSubscription {
     pub extensions: ExtensionIds,
     /// The section's mid: the value of [`Extension::Mid`]. At most [`MID_LEN_MAX`] bytes when that is negotiated.
     pub mid: Box<str>,
+}
+
+/// What a subscriber wants of the layers of its track. The worker gives less when the track or the client's network has less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerWish {
+    /// Nothing at all for now.
+    pub paused: bool,
+    /// The highest simulcast layer, counted from the lowest, or the highest spatial layer of a layered stream.
+    pub spatial_max: u8,
+    /// The highest temporal layer.
+    pub temporal_max: u8,
+    /// Who gets bandwidth first among the sections of one client: the lower the earlier.
+    pub priority: u8,
+}
+
+impl Default for LayerWish {
+    /// Everything that there is.
+    fn default() -> LayerWish {
+        LayerWish { paused: false, spatial_max: u8::MAX, temporal_max: u8::MAX, priority: u8::MAX }
+    }
 }
 
 /// Which payload type of the subscriber takes a payload type of the publisher.
@@ -472,6 +497,20 @@ pub enum Command {
         /// Payload types that the subscriber takes; the rest is dropped.
         payload_types: Vec<PayloadTypeMap>,
     },
+    /// How a section wants the layers of whatever is forwarded into it, from now on.
+    Wish {
+        /// Which.
+        subscription: SubscriptionId,
+        /// What.
+        wish: LayerWish,
+    },
+    /// Send a data message to a client. Its SCTP association is not on the worker: the owner of the queue takes this one out.
+    SendData {
+        /// Whose.
+        transport: TransportId,
+        /// What.
+        message: Arc<DataMessage>,
+    },
     /// Copy a track's decrypted packets to the service thread, or stop.
     Tap {
         /// Which.
@@ -513,7 +552,7 @@ pub struct TrackStats {
     pub plis: u64,
     /// Codec of the last packet.
     pub codec: Option<Codec>,
-    /// The simulcast layer that is forwarded: its place in `OpenTrack::layers`.
+    /// The best simulcast layer that comes now: its place in `OpenTrack::layers`.
     pub layer: u8,
 }
 
@@ -534,6 +573,12 @@ pub struct SubscriptionStats {
     pub transport_received: u64,
     /// ... and as not received. One that came after it was told as lost counts in both.
     pub transport_lost: u64,
+    /// What is sent now: the simulcast layer, counted from the lowest, or the spatial layer of a layered stream.
+    pub layer: u8,
+    /// The highest temporal layer that is sent.
+    pub temporal: u8,
+    /// The client's network has no room for any layer: nothing is sent.
+    pub congested: bool,
 }
 
 /// From one worker to the control plane.
@@ -575,6 +620,22 @@ pub enum Event {
     TrackStarted {
         /// Which.
         track: TrackId,
+    },
+    /// How loud a track was (RFC 6464), a few times a second while it is not silent, and once when it falls silent.
+    AudioLevel {
+        /// Which.
+        track: TrackId,
+        /// Of the loud packets of the interval, the loudest: 0 to 127, in -dBov, so that 0 is the loudest.
+        level: u8,
+        /// Share of the interval's packets that were loud, in percent.
+        active_percent: u8,
+    },
+    /// A client sent a data message.
+    Data {
+        /// Whose transport.
+        transport: TransportId,
+        /// As its receivers get it.
+        message: Arc<DataMessage>,
     },
     /// Once a second while packets flow.
     TrackStats {

@@ -435,6 +435,7 @@ mod tests {
                 rtx_ssrc: None,
                 mid: "0".into(),
                 layers: Vec::new(),
+                order: Vec::new(),
                 payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8, rtx: None }],
                 nack: true,
                 pli: true,

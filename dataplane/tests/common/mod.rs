@@ -188,6 +188,7 @@ impl Rig {
             rtx_ssrc: None,
             mid: "0".into(),
             layers: Vec::new(),
+            order: Vec::new(),
             payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8, rtx: None }],
             nack: true,
             pli: true,

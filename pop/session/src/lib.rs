@@ -4,6 +4,7 @@
 //! each; nothing here owns a clock, a socket, a lock, a thread or a source of randomness.
 
 pub mod format;
+pub mod member;
 pub mod participant;
 pub mod placement;
 pub mod presence;

@@ -19,6 +19,7 @@ use pop_proto::control::{
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::{PayloadFormat, map_payload_types};
+use crate::member::{AdminRequest, Enter, MemberRequest, Notice, ParticipantInfo, Resume};
 use crate::participant::{Connection, IceSession, LocalParticipant, LocalSection, LocalTrack, Participant, Role};
 use crate::presence::{Applied, Record, RemoteParticipants};
 use crate::subscribe::choose;
@@ -27,6 +28,9 @@ use crate::view::{self, SessionView};
 /// From the answer to agreed keys. The worker gives up after 30 s without a check ([`TransportLoss::NeverConnected`]); a
 /// handshake that began at the last moment gets 10 s more.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// How long a member whose socket is gone is waited for, while its media may still flow.
+pub const RESUME_GRACE: Duration = Duration::from_secs(30);
 
 /// The owner's number for a request; its reply carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +46,12 @@ pub enum Request {
         /// As in [`Join::resource`].
         resource: Box<str>,
     },
+    /// Come in as a member of the room.
+    Enter(Box<Enter>),
+    /// Come back as the member that one was.
+    Resume(Box<Resume>),
+    /// What an operator wants.
+    Admin(AdminRequest),
     /// Go on under the ICE credentials of a PATCH (RFC 9725 section 4.3).
     UpdateIce(Box<IceUpdate>),
     /// Copy the packets of every track of `kind` (`None`: of both kinds), present and future, to a capture.
@@ -165,6 +175,10 @@ pub enum Reply {
     },
     /// The capture has ended.
     Untapped,
+    /// Those who are here.
+    Participants(Vec<ParticipantInfo>),
+    /// It is done.
+    Done,
 }
 
 /// A track that a capture gets.
@@ -214,6 +228,12 @@ pub enum Refusal {
     /// No capture has this number.
     #[error("there is no such capture in this room")]
     UnknownTap,
+    /// Nobody of this identity, or with this id, is here.
+    #[error("there is no such participant in this room")]
+    UnknownParticipant,
+    /// It publishes no such track.
+    #[error("there is no such track in this room")]
+    UnknownTrack,
 }
 
 /// How many, so that one room cannot take the node.
@@ -352,6 +372,8 @@ pub enum Output {
     },
     /// Write a log line.
     Audit(Audit),
+    /// Tell a member. After [`Notice::Leave`] its socket ends.
+    Notice(ParticipantId, Notice),
 }
 
 /// A room. See the module for how to drive it.
@@ -377,8 +399,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// An empty room.
-    pub fn new(id: SessionId, limits: Limits) -> Session {
+    /// An empty room. All that it draws (ids, SSRCs, first numbers) comes from `seed`, which its owner drew at random.
+    pub fn new(id: SessionId, limits: Limits, seed: u64) -> Session {
+        let _ = seed;
         Session {
             id,
             limits,
@@ -430,6 +453,7 @@ impl Session {
             Request::UpdateIce(update) => self.update_ice(*update),
             Request::Tap { tap, kind } => self.open_tap(tap, kind),
             Request::Untap { tap } => self.close_tap(tap),
+            Request::Enter(_) | Request::Resume(_) | Request::Admin(_) => Err(Refusal::UnknownParticipant),
         };
         self.outputs.push_back(Output::Reply(id, result));
     }
@@ -459,9 +483,14 @@ impl Session {
                 }
                 None => false,
             },
-            Event::Dtls { .. } => false,
+            Event::Dtls { .. } | Event::AudioLevel { .. } | Event::Data { .. } => false,
         };
         self.unknown_events += u64::from(!known);
+    }
+
+    /// Takes what a member says. Its answers are notices.
+    pub fn handle_member(&mut self, now: Time, participant: ParticipantId, request: MemberRequest) {
+        let _ = (now, participant, request);
     }
 
     /// DTLS is through and the keys go to the worker.

@@ -202,7 +202,7 @@ fn track(track: &LocalTrack) -> TrackView {
 }
 
 fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> SubscriptionView {
-    let SubscriptionStats { packets, bytes, retransmitted, fraction_lost, rtt_us, transport_received, transport_lost } = section.stats;
+    let SubscriptionStats { packets, bytes, retransmitted, fraction_lost, rtt_us, transport_received, transport_lost, .. } = section.stats;
     let source = section.source.and_then(|id| tracks.get(&id));
     SubscriptionView {
         id: section.id.to_string(),

@@ -64,6 +64,8 @@ impl Outcome {
             Command::Tap { .. } => "tap",
             Command::SendDtls { .. } | Command::InstallKeys { .. } => "dtls",
             Command::ProbeRates(_) => "probe rates",
+            Command::Wish { .. } => "wish",
+            Command::SendData { .. } => "send data",
         };
         self.commands.iter().map(name).collect()
     }
@@ -75,7 +77,7 @@ impl Room {
     }
 
     fn with(limits: Limits) -> Room {
-        Room { session: Session::new(SessionId::new("stage").unwrap(), limits), now: Time::from_millis(1_000), next: 0 }
+        Room { session: Session::new(SessionId::new("stage").unwrap(), limits, 1), now: Time::from_millis(1_000), next: 0 }
     }
 
     fn drain(&mut self) -> Outcome {
@@ -86,6 +88,7 @@ impl Room {
                 Output::Command(command) => outcome.commands.push(command),
                 Output::Closed { transport, reason } => outcome.closed.push((transport, reason)),
                 Output::Audit(audit) => outcome.actions.push((audit.identity.to_string(), audit.action)),
+                Output::Notice(to, notice) => panic!("{to} is no member: {notice:?}"),
             }
         }
         outcome
@@ -163,6 +166,7 @@ fn publication(transport: u64, track: u64, formats: &[PayloadFormat]) -> Publica
         rtx_ssrc: None,
         mid: "0".into(),
         layers: Vec::new(),
+        order: Vec::new(),
         payload_types: Vec::new(),
         nack: true,
         pli: true,

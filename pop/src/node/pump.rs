@@ -135,8 +135,9 @@ impl Pump {
             Event::TransportValidated { transport, .. }
             | Event::Dtls { transport, .. }
             | Event::TransportLost { transport, .. }
-            | Event::RtpPeerStats { transport, .. } => Some(transport),
-            Event::TrackStarted { track } | Event::TrackStats { track, .. } => self.tracks.get(track),
+            | Event::RtpPeerStats { transport, .. }
+            | Event::Data { transport, .. } => Some(transport),
+            Event::TrackStarted { track } | Event::TrackStats { track, .. } | Event::AudioLevel { track, .. } => self.tracks.get(track),
             Event::SubscriptionStats { subscription, .. } => self.subscriptions.get(subscription),
         };
         // An event of what has just been closed.

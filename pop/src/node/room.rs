@@ -67,10 +67,13 @@ enum Waiting {
 /// Starts a room's task; it ends when the directory has dropped the sender and no placement holds a copy.
 pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomSender {
     let (sender, receiver) = mpsc::unbounded_channel();
+    let mut seed = [0; 8];
+    aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
+    let seed = u64::from_ne_bytes(seed);
     let room = Room {
         shared,
         worker,
-        session: Session::new(id, Limits::default()),
+        session: Session::new(id, Limits::default(), seed),
         mailbox: sender.downgrade(),
         waiting: HashMap::new(),
         resources: HashMap::new(),
@@ -193,6 +196,7 @@ impl Room {
                 Output::Closed { transport, .. } => self.forget(shared, transport),
                 Output::Reply(id, reply) => self.reply(shared, id, reply),
                 Output::Audit(audit) => self.audit(shared, &audit),
+                Output::Notice(..) => {}
             }
         }
     }

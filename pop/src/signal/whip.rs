@@ -18,6 +18,7 @@ pub(super) fn media(node: &Node, negotiation: &Negotiation<'_>, transport: Trans
             rtx_ssrc: section.rtx_ssrc,
             mid: section.mid.into(),
             layers: section.layers.iter().map(|layer| layer.id.into()).collect(),
+            order: Vec::new(),
             payload_types: Vec::new(),
             nack: section.nack,
             pli: section.pli,
