@@ -9,6 +9,7 @@ pub mod participant;
 pub mod placement;
 pub mod presence;
 pub mod session;
+pub mod sid;
 mod subscribe;
 pub mod token;
 pub mod view;

@@ -491,7 +491,14 @@ pub enum Notice {
         /// With its id.
         track: Box<TrackInfo>,
     },
-    /// Its track is no longer taken.
+    /// A track that it announced will not be taken.
+    AddTrackRefused {
+        /// The client's name for it.
+        cid: Box<str>,
+        /// Why.
+        refused: RequestRefusal,
+    },
+    /// Its track is no longer taken, although its client still sends it.
     TrackUnpublished(TrackId),
     /// Its track has its first subscriber.
     TrackSubscribed(TrackId),
