@@ -52,6 +52,10 @@ const TICK: Duration = Duration::from_millis(10);
 /// Each transport is looked after once in this many ticks: reports and consent once a second.
 const TICKS_PER_ROUND: usize = 100;
 
+/// Figures of tracks, and of sections, that one tick tells the control plane at most: 4,000 a second of each, which is a room of 50
+/// nearly every second. With more of them each waits its turn longer.
+const STATS_PER_TICK_MAX: usize = 40;
+
 /// DTLS datagrams that one transport may hand up per second: a handshake with every flight repeated five times.
 const DTLS_PER_SECOND_MAX: u32 = 64;
 
@@ -65,13 +69,13 @@ pub const TRANSPORT_LEN: usize = size_of::<Transport>()
     + 4 * KEY_OBJECT_LEN_MAX
     + STREAMS_MAX * STREAM_LEN
     + STREAMS_PER_TRANSPORT_MAX * size_of::<Stream>()
-    + (TRACKS_PER_TRANSPORT_MAX + SUBSCRIPTIONS_PER_TRANSPORT_MAX) * size_of::<usize>()
+    + TRACKS_PER_TRANSPORT_MAX * size_of::<usize>()
     + TwccRecorder::LEN
     + TEXTS_LEN;
 /// Bytes of one track's own state with one layer and without its history, for the memory plan.
 pub const TRACK_LEN: usize = size_of::<Track>() + size_of::<Layer>() - size_of::<Inbound>() + FRESH_MAX * size_of::<Fresh>();
-/// Bytes of one subscription's state, for the memory plan.
-pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>();
+/// Bytes of one subscription's state, for the memory plan: its places in its transport's lists, which double when they grow, too.
+pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>() + 2 * (2 * size_of::<usize>() + size_of::<(u32, u32)>());
 
 /// Bound SSRCs of what one client publishes: each layer and its retransmissions.
 const STREAMS_PER_TRANSPORT_MAX: usize = 2 * TRACKS_PER_TRANSPORT_MAX;
@@ -148,18 +152,23 @@ struct Transport {
     /// What the client's transport-wide feedback told.
     feedback: DownstreamFeedback,
     tracks: Vec<usize>,
+    /// In the order of opening.
     subscriptions: Vec<usize>,
+    /// The SSRC of each section and its place in the slab, by SSRC. Of a route, whose section may take its source's SSRC: empty.
+    sections: Vec<(u32, u32)>,
+    /// Sections whose track has fresh packets in this turn; room for all of them.
+    dirty: Vec<usize>,
     dtls_budget: u32,
     /// The control plane knows that the client's checks come.
     validated: bool,
     /// In `Core::dirty` for this turn.
     is_dirty: bool,
-    /// In `Core::repairing`.
-    is_repairing: bool,
     /// In `Core::reporting`: RTCP is to be written.
     is_reporting: bool,
-    /// The next RTCP carries the once-a-second report.
+    /// The next RTCP carries a page of the once-a-second report.
     report_due: bool,
+    /// Where in `subscriptions` the next page begins; `None` when every source was reported in this second.
+    report_from: Option<usize>,
 }
 
 impl Transport {
@@ -180,13 +189,15 @@ impl Transport {
             transport_sequence: 0,
             feedback: DownstreamFeedback::default(),
             tracks: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
-            subscriptions: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
+            subscriptions: Vec::new(),
+            sections: Vec::new(),
+            dirty: Vec::new(),
             dtls_budget: DTLS_PER_SECOND_MAX,
             validated: false,
             is_dirty: false,
-            is_repairing: false,
             is_reporting: false,
             report_due: false,
+            report_from: None,
         }
     }
 
@@ -267,6 +278,10 @@ struct Subscription {
     outbound: Outbound,
     track: Option<usize>,
     packets_reported: u64,
+    /// In its transport's `dirty`.
+    is_dirty: bool,
+    /// In `Core::repairing`.
+    is_repairing: bool,
 }
 
 struct Answer {
@@ -317,12 +332,16 @@ pub struct Core {
     touched: Vec<usize>,
     /// Transports that take some of them.
     dirty: Vec<usize>,
+    /// Subscriptions with queued repairs.
     repairing: VecDeque<usize>,
+    /// Transports that RTCP is to be written to.
     reporting: VecDeque<usize>,
     cursor: transmit::Cursor,
     scratch: Box<Scratch>,
     next_tick: Time,
     tick: usize,
+    track_stats: Walk,
+    subscription_stats: Walk,
     counters: Counters,
     drops: Drops,
 }
@@ -355,12 +374,14 @@ impl Core {
             tapped: VecDeque::with_capacity(FRESH_MAX),
             touched: Vec::with_capacity(tracks),
             dirty: Vec::with_capacity(transports),
-            repairing: VecDeque::with_capacity(transports),
+            repairing: VecDeque::with_capacity(subscriptions),
             reporting: VecDeque::with_capacity(transports),
             cursor: transmit::Cursor::default(),
             scratch: Box::default(),
             next_tick: Time::ZERO,
             tick: 0,
+            track_stats: Walk::default(),
+            subscription_stats: Walk::default(),
             counters: Counters::default(),
             drops: [0; DropReason::ALL.len()],
         }
@@ -653,9 +674,13 @@ impl Core {
         if track.fresh.is_empty() {
             self.touched.push(track_index);
             for subscriber in &track.subscribers {
-                let transport = self.subscriptions[*subscriber].transport;
-                if !std::mem::replace(&mut self.transports[transport].is_dirty, true) {
-                    self.dirty.push(transport);
+                let subscription = &mut self.subscriptions[*subscriber];
+                let transport = &mut self.transports[subscription.transport];
+                if !std::mem::replace(&mut subscription.is_dirty, true) {
+                    transport.dirty.push(*subscriber);
+                }
+                if !std::mem::replace(&mut transport.is_dirty, true) {
+                    self.dirty.push(subscription.transport);
                 }
             }
         }
@@ -816,7 +841,6 @@ impl Core {
             Endpoint::Rtp(_) => self.routes.iter_mut().filter(|route| **route == Some(index)).for_each(|route| *route = None),
         }
         self.dirty.retain(|i| *i != index);
-        self.repairing.retain(|i| *i != index);
         self.reporting.retain(|i| *i != index);
         for track in transport.tracks {
             let id = self.tracks[track].id;
@@ -925,8 +949,15 @@ impl Core {
             outbound,
             track: None,
             packets_reported: 0,
+            is_dirty: false,
+            is_repairing: false,
         });
         transport.subscriptions.push(index);
+        transport.dirty.reserve(transport.subscriptions.len() - transport.dirty.len());
+        if matches!(transport.endpoint, Endpoint::Ice(_)) {
+            let place = transport.sections.partition_point(|(ssrc, _)| *ssrc < open.ssrc);
+            transport.sections.insert(place, (open.ssrc, index as u32));
+        }
         self.subscription_ids.insert(open.subscription, index);
     }
 
@@ -934,7 +965,13 @@ impl Core {
         let Some(&index) = self.subscription_ids.get(&id) else { return };
         let transport = self.transports[self.subscriptions[index].transport].id;
         self.say_goodbye(transport, Some(index));
-        self.transports[self.subscriptions[index].transport].subscriptions.retain(|s| *s != index);
+        let transport = &mut self.transports[self.subscriptions[index].transport];
+        if let Some(at) = transport.subscriptions.iter().position(|s| *s == index) {
+            transport.subscriptions.remove(at);
+            transport.report_from = transport.report_from.map(|from| from - usize::from(at < from));
+        }
+        transport.sections.retain(|(_, s)| *s as usize != index);
+        transport.dirty.retain(|s| *s != index);
         self.forget_subscription(id, index);
     }
 
@@ -942,6 +979,9 @@ impl Core {
     fn forget_subscription(&mut self, id: SubscriptionId, index: usize) {
         let subscription = self.subscriptions.remove(index);
         self.subscription_ids.remove(&id);
+        if subscription.is_repairing {
+            self.repairing.retain(|s| *s != index);
+        }
         if let Some(track) = subscription.track {
             self.tracks[track].subscribers.retain(|s| *s != index);
         }
@@ -953,6 +993,10 @@ impl Core {
         let subscription = &mut self.subscriptions[index];
         if let Some(before) = subscription.track.take() {
             self.tracks[before].subscribers.retain(|s| *s != index);
+        }
+        // What the track before brought in this turn is not its business any more.
+        if std::mem::take(&mut subscription.is_dirty) {
+            self.transports[subscription.transport].dirty.retain(|s| *s != index);
         }
         subscription.track = track;
         subscription.outbound.switch_source(track.map(|t| self.tracks[t].chooser.top()), payload_types);
@@ -984,13 +1028,16 @@ impl Core {
             let Some(transport) = self.transports.get(index) else { continue };
             let feedback = transport.twcc.as_ref().and_then(|twcc| twcc.poll_timeout());
             let estimate = transport.remb.as_ref().and_then(RembEstimator::poll_timeout);
-            if feedback.into_iter().chain(estimate).any(|at| at <= now) {
+            let is_paging = transport.report_from.is_some();
+            if is_paging || feedback.into_iter().chain(estimate).any(|at| at <= now) {
+                self.transports[index].report_due |= is_paging;
                 mark_reporting(&mut self.transports, &mut self.reporting, index);
             }
             if index % TICKS_PER_ROUND == self.tick {
                 self.look_after(now, index);
             }
         }
+        self.report_stats();
     }
 
     /// The once-a-second work of one transport.
@@ -1017,7 +1064,7 @@ impl Core {
             self.events.push_back(Event::TransportLost { transport: id, loss: TransportLoss::KeyExhausted });
             return;
         }
-        transport.report_due = true;
+        (transport.report_due, transport.report_from) = (true, Some(0));
         for subscription in &transport.subscriptions {
             let subscription = &self.subscriptions[*subscription];
             // Its keyframe may have come and been dropped on the way out: a client that never got a packet asks for none.
@@ -1025,31 +1072,35 @@ impl Core {
                 request_keyframe(&mut self.tracks, subscription);
             }
         }
-        self.report_stats(index);
         mark_reporting(&mut self.transports, &mut self.reporting, index);
     }
 
-    fn report_stats(&mut self, index: usize) {
-        // Figures may wait a second; a DTLS datagram or a loss may not.
-        let room = |events: &VecDeque<Event>| events.len() < crate::limits::EVENTS_MAX / 4;
-        let transport = &self.transports[index];
-        for track in &transport.tracks {
-            let track = &mut self.tracks[*track];
+    /// Tells the figures of a hundredth of the tracks and sections, those that changed: each once a second, and no tick brings more
+    /// than [`STATS_PER_TICK_MAX`] of either. What finds no room goes first in the next tick, so that all are told in turn.
+    fn report_stats(&mut self) {
+        let Core { transports, tracks, subscriptions, events, limits, .. } = self;
+        self.track_stats.walk(limits.tracks as usize, |at| {
+            let Some(track) = tracks.get_mut(at) else { return Told::Nothing };
             let stats = track.stats();
-            if stats.packets != track.packets_reported && room(&self.events) {
-                track.packets_reported = stats.packets;
-                self.events.push_back(Event::TrackStats { track: track.id, stats });
+            if stats.packets == track.packets_reported {
+                return Told::Nothing;
             }
-        }
-        for subscription in &transport.subscriptions {
-            let subscription = &mut self.subscriptions[*subscription];
-            let DownstreamFeedback { received, lost } = transport.feedback;
-            let stats = SubscriptionStats { transport_received: received, transport_lost: lost, ..subscription.outbound.stats() };
-            if stats.packets != subscription.packets_reported && room(&self.events) {
-                subscription.packets_reported = stats.packets;
-                self.events.push_back(Event::SubscriptionStats { subscription: subscription.id, stats });
+            let told = push_figures(events, Event::TrackStats { track: track.id, stats });
+            track.packets_reported = if told == Told::Event { stats.packets } else { track.packets_reported };
+            told
+        });
+        self.subscription_stats.walk(limits.subscriptions as usize, |at| {
+            let Some(subscription) = subscriptions.get_mut(at) else { return Told::Nothing };
+            let stats = subscription.outbound.stats();
+            if stats.packets == subscription.packets_reported {
+                return Told::Nothing;
             }
-        }
+            let DownstreamFeedback { received, lost } = transports[subscription.transport].feedback;
+            let stats = SubscriptionStats { transport_received: received, transport_lost: lost, ..stats };
+            let told = push_figures(events, Event::SubscriptionStats { subscription: subscription.id, stats });
+            subscription.packets_reported = if told == Told::Event { stats.packets } else { subscription.packets_reported };
+            told
+        });
     }
 
     /// When [`Core::handle_timeout`] wants to be called; `None` while there is nobody.
@@ -1071,6 +1122,48 @@ impl Core {
             self.drops[DropReason::TapQueueFull as usize] += 1;
         }
         None
+    }
+}
+
+/// Figures may wait; a DTLS datagram or a loss may not.
+fn push_figures(events: &mut VecDeque<Event>, event: Event) -> Told {
+    if events.len() >= crate::limits::EVENTS_MAX / 4 {
+        return Told::Full;
+    }
+    events.push_back(event);
+    Told::Event
+}
+
+/// What became of one place of a [`Walk`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Event,
+    Full,
+}
+
+/// A walk over a slab that takes a second, a hundredth each tick.
+#[derive(Default)]
+struct Walk {
+    next: usize,
+}
+
+impl Walk {
+    /// Looks at the places of one tick.
+    fn walk(&mut self, places: usize, mut tell: impl FnMut(usize) -> Told) {
+        let per_tick = places.div_ceil(TICKS_PER_ROUND);
+        let mut events = 0;
+        for _ in 0..per_tick {
+            if events == STATS_PER_TICK_MAX {
+                return;
+            }
+            match tell(self.next) {
+                Told::Nothing => {}
+                Told::Event => events += 1,
+                Told::Full => return,
+            }
+            self.next = (self.next + 1) % (per_tick * TICKS_PER_ROUND);
+        }
     }
 }
 

@@ -33,8 +33,8 @@ pub const TAP_QUEUE_LEN: usize = 1_024;
 /// Streams that one transport may publish; each simulcast layer is one.
 pub const TRACKS_PER_TRANSPORT_MAX: usize = 16;
 
-/// Sections that one transport may subscribe.
-pub const SUBSCRIPTIONS_PER_TRANSPORT_MAX: usize = 16;
+/// Sections that one transport may subscribe: audio, video and screen of 85 others; a room of 50 needs 98.
+pub const SUBSCRIPTIONS_PER_TRANSPORT_MAX: usize = 256;
 
 /// STUN answers that one turn may make.
 pub const STUN_ANSWERS_MAX: usize = 256;
@@ -76,7 +76,8 @@ impl Default for WorkerLimits {
         WorkerLimits {
             transports: 2_000,
             tracks: 1_000,
-            subscriptions: 4_000,
+            // Two rooms of 50 with a microphone and a camera each.
+            subscriptions: 10_000,
             packets: 65_536,
             recv_buffers: 256,
             recv_buffer_len: 65_536,

@@ -275,7 +275,7 @@ impl Default for DataplaneConfig {
             backend: Backend::Auto,
             transports_max: 2_000,
             tracks_max: 1_000,
-            subscriptions_max: 4_000,
+            subscriptions_max: 10_000,
             packet_pool: 65_536,
             recv_buffers: 256,
             trains: 64,

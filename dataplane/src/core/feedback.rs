@@ -6,16 +6,22 @@ use pop_proto::DropReason;
 use pop_proto::control::Path;
 use pop_proto::history::Lookup;
 use pop_proto::inbound::SenderClock;
-use pop_proto::outbound::{REPAIRS_MAX, ntp_duration};
+use pop_proto::outbound::{REPAIRS_MAX, SenderReportInfo, ntp_duration};
 use pop_proto::remb::Received;
 use pop_proto::wire::rtcp::{FirEntry, ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo, TransportCc};
 use pop_schemas::{Time, TransportId};
 
-use super::{Core, STREAMS_PER_TRANSPORT_MAX, Stream, Transmit, Transport, request_keyframe};
-use crate::limits::{SUBSCRIPTIONS_PER_TRANSPORT_MAX, TRACKS_PER_TRANSPORT_MAX};
+use super::{Core, Endpoint, STREAMS_PER_TRANSPORT_MAX, Stream, Transmit, Transport, request_keyframe};
+use crate::limits::TRACKS_PER_TRANSPORT_MAX;
 
 /// RTCP datagrams that we make stay below the smallest path MTU that browsers assume for media.
 const RTCP_LEN_MAX: usize = 1_200;
+
+/// Sources that one datagram can report: an SR and the shortest SDES of each, behind 16 bytes and more of SRTCP.
+const SOURCES_PER_PAGE_MAX: usize = (RTCP_LEN_MAX - 16) / (RtcpWriter::SENDER_REPORT_LEN + RtcpWriter::sdes_cname_len(""));
+
+/// Sources that one datagram says goodbye for: six packets of 31, behind a report and the longest CNAME.
+const GOODBYES_PER_DATAGRAM: usize = 6 * 31;
 
 /// Sequence numbers that one NACK of ours asks for.
 const NACK_SEQUENCES_MAX: usize = 64;
@@ -84,7 +90,15 @@ impl Core {
 
     /// The section of this client that we send as `ssrc`. A client can only speak about its own.
     fn subscription_of(&self, transport: usize, ssrc: u32) -> Option<usize> {
-        self.transports[transport].subscriptions.iter().copied().find(|s| self.subscriptions[*s].outbound.ssrc() == ssrc)
+        let transport = &self.transports[transport];
+        match transport.endpoint {
+            Endpoint::Ice(_) => {
+                let at = transport.sections.binary_search_by_key(&ssrc, |(ssrc, _)| *ssrc).ok()?;
+                Some(transport.sections[at].1 as usize)
+            }
+            // It has one section, and that may take the SSRC of its source.
+            Endpoint::Rtp(_) => transport.subscriptions.iter().copied().find(|s| self.subscriptions[*s].outbound.ssrc() == ssrc),
+        }
     }
 
     fn handle_report_block(&mut self, now: Time, transport: usize, block: &ReportBlock) {
@@ -107,8 +121,8 @@ impl Core {
                 return Ok(());
             }
         }
-        if !std::mem::replace(&mut self.transports[transport].is_repairing, true) {
-            self.repairing.push_back(transport);
+        if !std::mem::replace(&mut subscription.is_repairing, true) {
+            self.repairing.push_back(index);
         }
         Ok(())
     }
@@ -162,7 +176,7 @@ impl Core {
         let Some(&index) = self.transport_ids.get(&id) else { return };
         let transport = &mut self.transports[index];
         let (Some(path), Some(keys)) = (transport.endpoint.rtcp_path(), &mut transport.keys) else { return };
-        let mut sources = Vec::with_capacity(1 + 2 * SUBSCRIPTIONS_PER_TRANSPORT_MAX);
+        let mut sources = Vec::new();
         sources.extend(section.is_none().then_some(transport.rtcp_ssrc));
         for subscription in transport.subscriptions.iter().filter(|subscription| section.is_none_or(|section| section == **subscription)) {
             let outbound = &self.subscriptions[*subscription].outbound;
@@ -171,22 +185,23 @@ impl Core {
                 sources.extend(outbound.rtx_ssrc());
             }
         }
-        let mut datagram = vec![0; RTCP_LEN_MAX];
-        let mut compound = RtcpWriter::new(&mut datagram[..RTCP_LEN_MAX - keys.sender.rtcp_overhead()]);
-        compound.receiver_report(transport.rtcp_ssrc, &[]);
-        compound.sdes_cname(transport.rtcp_ssrc, &transport.cname);
-        // A BYE counts its sources in 5 bits.
-        for sources in sources.chunks(31) {
-            compound.bye(sources);
-        }
-        let len = compound.len();
-        match keys.sender.protect_rtcp(&mut datagram, len) {
-            Ok(len) if !sources.is_empty() => {
-                datagram.truncate(len);
-                self.goodbyes.push_back((path, datagram.into()));
+        for sources in sources.chunks(GOODBYES_PER_DATAGRAM) {
+            let mut datagram = vec![0; RTCP_LEN_MAX];
+            let mut compound = RtcpWriter::new(&mut datagram[..RTCP_LEN_MAX - keys.sender.rtcp_overhead()]);
+            compound.receiver_report(transport.rtcp_ssrc, &[]);
+            compound.sdes_cname(transport.rtcp_ssrc, &transport.cname);
+            // A BYE counts its sources in 5 bits.
+            for sources in sources.chunks(31) {
+                compound.bye(sources);
             }
-            Ok(_) => {}
-            Err(reason) => self.count_drops(reason, 1),
+            let len = compound.len();
+            match keys.sender.protect_rtcp(&mut datagram, len) {
+                Ok(len) => {
+                    datagram.truncate(len);
+                    self.goodbyes.push_back((path, datagram.into()));
+                }
+                Err(reason) => self.drops[reason as usize] += 1,
+            }
         }
     }
 
@@ -231,8 +246,10 @@ impl Core {
         }
         let mut compound = RtcpWriter::new(out);
         if std::mem::take(&mut transport.report_due) {
-            self.write_periodic(now, index, &mut compound);
-        } else if !transport.reduced_size_rtcp {
+            self.write_report_page(now, index, &mut compound);
+        }
+        let transport = &self.transports[index];
+        if feedback && compound.is_empty() && !transport.reduced_size_rtcp {
             write_prefix(transport, &mut compound);
         }
         let transport = &self.transports[index];
@@ -259,15 +276,52 @@ impl Core {
         compound.len()
     }
 
-    /// RFC 3550 section 6.4: what we send is reported by SR, what we receive by RR, and each source has its CNAME.
-    fn write_periodic(&mut self, now: Time, index: usize, compound: &mut RtcpWriter<'_>) {
-        let transport = &self.transports[index];
+    /// RFC 3550 section 6.4: what we send is reported by SR, what we receive by RR, and each source has its CNAME. One datagram's
+    /// worth: what we receive goes into the first, and the sources that find no room are the next tick's.
+    fn write_report_page(&mut self, now: Time, index: usize, compound: &mut RtcpWriter<'_>) {
+        let Some(from) = self.transports[index].report_from.take() else { return };
         let mut blocks = [ReportBlock::default(); TRACKS_PER_TRANSPORT_MAX];
-        let mut blocks_len = 0;
-        for stream in transport.streams.iter().filter(|stream| !stream.is_rtx) {
+        let blocks_len = if from == 0 { self.take_report_blocks(now, index, &mut blocks) } else { 0 };
+        let blocks = &blocks[..blocks_len];
+        let transport = &self.transports[index];
+        let sdes_len = RtcpWriter::sdes_cname_len(&transport.cname);
+        let mut reserved = if blocks.is_empty() { 0 } else { RtcpWriter::receiver_report_len(blocks.len()) + sdes_len };
+        let mut sources = [0; SOURCES_PER_PAGE_MAX];
+        let mut sources_len = 0;
+        let mut next = None;
+        for (at, subscription) in transport.subscriptions.iter().enumerate().skip(from) {
+            let clock = self.clock_of(*subscription);
+            let outbound = &self.subscriptions[*subscription].outbound;
+            let Some(info) = clock.and_then(|clock| outbound.sender_report(now, &clock)) else { continue };
+            let fits = compound.room() >= RtcpWriter::SENDER_REPORT_LEN + reserved + sdes_len;
+            if sources_len == sources.len() || !fits {
+                next = Some(at);
+                break;
+            }
+            let SenderReportInfo { ssrc, ntp, rtp_timestamp, packets, octets } = info;
+            compound.sender_report(&SenderInfo { ssrc, ntp, rtp_timestamp, packets, octets }, &[]);
+            reserved += sdes_len;
+            sources[sources_len] = ssrc;
+            sources_len += 1;
+        }
+        // RFC 3550 section 6.1: a report comes first, whatever there is to tell.
+        if !blocks.is_empty() || (sources_len == 0 && from == 0) {
+            compound.receiver_report(transport.rtcp_ssrc, blocks);
+            compound.sdes_cname(transport.rtcp_ssrc, &transport.cname);
+        }
+        for ssrc in &sources[..sources_len] {
+            compound.sdes_cname(*ssrc, &transport.cname);
+        }
+        self.transports[index].report_from = next;
+    }
+
+    /// What a client is told of the streams that it publishes; returns how many blocks.
+    fn take_report_blocks(&mut self, now: Time, index: usize, blocks: &mut [ReportBlock; TRACKS_PER_TRANSPORT_MAX]) -> usize {
+        let mut len = 0;
+        for stream in self.transports[index].streams.iter().filter(|stream| !stream.is_rtx) {
             let inbound = &mut self.tracks[stream.track].layers[stream.layer].inbound;
             let Some(reception) = inbound.poll_reception(now) else { continue };
-            blocks[blocks_len] = ReportBlock {
+            blocks[len] = ReportBlock {
                 ssrc: stream.ssrc,
                 fraction_lost: reception.fraction_lost,
                 cumulative_lost: reception.cumulative_lost,
@@ -276,33 +330,9 @@ impl Core {
                 last_sr: reception.last_sender_report,
                 delay_since_last_sr: reception.delay_since_sender_report,
             };
-            blocks_len += 1;
+            len += 1;
         }
-        let mut sources = [0; SUBSCRIPTIONS_PER_TRANSPORT_MAX];
-        let mut sources_len = 0;
-        for subscription in &transport.subscriptions {
-            let clock = self.clock_of(*subscription);
-            let outbound = &self.subscriptions[*subscription].outbound;
-            let Some(info) = clock.and_then(|clock| outbound.sender_report(now, &clock)) else { continue };
-            let info = SenderInfo {
-                ssrc: info.ssrc,
-                ntp: info.ntp,
-                rtp_timestamp: info.rtp_timestamp,
-                packets: info.packets,
-                octets: info.octets,
-            };
-            if compound.sender_report(&info, &[]).is_some() {
-                sources[sources_len] = info.ssrc;
-                sources_len += 1;
-            }
-        }
-        if blocks_len > 0 || sources_len == 0 {
-            compound.receiver_report(transport.rtcp_ssrc, &blocks[..blocks_len]);
-            compound.sdes_cname(transport.rtcp_ssrc, &transport.cname);
-        }
-        for ssrc in &sources[..sources_len] {
-            compound.sdes_cname(*ssrc, &transport.cname);
-        }
+        len
     }
 
     /// Transport-wide congestion control feedback; returns the bytes written, 0 when none is due.

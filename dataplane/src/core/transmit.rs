@@ -98,11 +98,12 @@ impl Core {
         for (at, index) in self.dirty.drain(..).enumerate() {
             let transport = &mut self.transports[index];
             transport.is_dirty = false;
-            if at < self.cursor.transport {
-                continue;
-            }
-            for subscription in &transport.subscriptions {
-                let subscription = &self.subscriptions[*subscription];
+            for subscription in transport.dirty.drain(..) {
+                let subscription = &mut self.subscriptions[subscription];
+                subscription.is_dirty = false;
+                if at < self.cursor.transport {
+                    continue;
+                }
                 lost += subscription.track.map_or(0, |track| self.tracks[track].fresh_of(subscription.outbound.own_layer()));
             }
         }
@@ -156,37 +157,43 @@ impl Core {
 
     fn poll_repairs(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
         let Core { transports, tracks, subscriptions, pool, scratch, counters, drops, repairing, .. } = self;
-        while let Some(&index) = repairing.front() {
+        while let Some(&first) = repairing.front() {
+            let index = subscriptions[first].transport;
             let transport = &mut transports[index];
             let mut train = Train::new(train);
-            if let (Some(path), Some(keys)) = (transport.endpoint.selected(), &transport.keys) {
-                let mut sending =
-                    Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
-                'sections: for subscription in &transport.subscriptions {
-                    let subscription = &mut subscriptions[*subscription];
-                    while let Some(published) = subscription.outbound.next_repair() {
-                        let source = subscription.track.zip(subscription.outbound.layer());
-                        let lookup = source.map(|(track, layer)| tracks[track].layers[layer].inbound.history().lookup(pool, published));
-                        let repair = match &lookup {
-                            Some(Lookup::Held(stored)) => subscription.outbound.repair(published, stored).map(|repair| (repair, stored)),
-                            _ => Err(DropReason::RepairMissing),
-                        };
-                        let sent =
-                            repair.and_then(|(repair, stored)| sending.send(&mut train, &mut subscription.outbound, &repair, stored, true));
-                        match sent {
-                            Ok(true) => {}
-                            Ok(false) => break 'sections,
-                            Err(reason) => drops[reason as usize] += 1,
-                        }
-                        subscription.outbound.repair_done();
+            let Some((path, keys)) = transport.endpoint.selected().zip(transport.keys.as_ref()) else {
+                subscriptions[first].is_repairing = false;
+                repairing.pop_front();
+                continue;
+            };
+            let mut sending =
+                Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
+            'sections: while let Some(subscription) = repairing.front().map(|at| &mut subscriptions[*at]) {
+                if subscription.transport != index {
+                    break;
+                }
+                while let Some(published) = subscription.outbound.next_repair() {
+                    let source = subscription.track.zip(subscription.outbound.layer());
+                    let lookup = source.map(|(track, layer)| tracks[track].layers[layer].inbound.history().lookup(pool, published));
+                    let repair = match &lookup {
+                        Some(Lookup::Held(stored)) => subscription.outbound.repair(published, stored).map(|repair| (repair, stored)),
+                        _ => Err(DropReason::RepairMissing),
+                    };
+                    let sent =
+                        repair.and_then(|(repair, stored)| sending.send(&mut train, &mut subscription.outbound, &repair, stored, true));
+                    match sent {
+                        Ok(true) => {}
+                        Ok(false) => break 'sections,
+                        Err(reason) => drops[reason as usize] += 1,
                     }
+                    subscription.outbound.repair_done();
                 }
-                if let Some(transmit) = train.transmit(path) {
-                    return Some(transmit);
-                }
+                subscription.is_repairing = false;
+                repairing.pop_front();
             }
-            transport.is_repairing = false;
-            repairing.pop_front();
+            if let Some(transmit) = train.transmit(path) {
+                return Some(transmit);
+            }
         }
         None
     }
@@ -197,7 +204,7 @@ impl Core {
             let transport = &mut transports[index];
             let mut train = Train::new(train);
             let ready = transport.endpoint.selected().zip(transport.keys.as_ref());
-            while let Some(&subscription) = transport.subscriptions.get(cursor.subscription) {
+            while let Some(&subscription) = transport.dirty.get(cursor.subscription) {
                 let subscription = &mut subscriptions[subscription];
                 let Some(track) = subscription.track.map(|t| &tracks[t]) else {
                     cursor.subscription += 1;
@@ -232,6 +239,7 @@ impl Core {
                 cursor.subscription += 1;
             }
             transport.is_dirty = false;
+            transport.dirty.drain(..).for_each(|subscription| subscriptions[subscription].is_dirty = false);
             *cursor = Cursor { transport: cursor.transport + 1, ..Cursor::default() };
             if let Some(transmit) = ready.and_then(|(path, _)| train.transmit(path)) {
                 return Some(transmit);

@@ -535,6 +535,25 @@ impl<'a> RtcpWriter<'a> {
         }
     }
 
+    /// Bytes that are left.
+    pub fn room(&self) -> usize {
+        self.out.len() - self.len
+    }
+
+    /// Bytes of a sender report without blocks.
+    pub const SENDER_REPORT_LEN: usize = 28;
+
+    /// Bytes of a receiver report with `blocks` blocks, at most 31.
+    pub const fn receiver_report_len(blocks: usize) -> usize {
+        8 + blocks * ReportBlock::LEN
+    }
+
+    /// Bytes of a source description with this CNAME.
+    pub const fn sdes_cname_len(cname: &str) -> usize {
+        // Header, SSRC, item head and text, then one to four null octets.
+        (4 + 4 + 2 + cname.len()) / 4 * 4 + 4
+    }
+
     /// A source description with one CNAME; `None` also when it is longer than 255 bytes.
     pub fn sdes_cname(&mut self, ssrc: u32, cname: &str) -> Option<&mut Self> {
         const CNAME: u8 = 1;
@@ -608,7 +627,7 @@ impl<'a> RtcpWriter<'a> {
     /// Sequence numbers for which one more [`RtcpWriter::nack`] has room, however they lie.
     pub fn nack_room(&self) -> usize {
         // Header and two SSRCs, then at worst an item of 4 bytes for each number.
-        (self.out.len() - self.len).saturating_sub(12) / 4
+        self.room().saturating_sub(12) / 4
     }
 
     /// A goodbye; `None` also for more than 31 sources.
