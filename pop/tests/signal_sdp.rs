@@ -44,6 +44,7 @@ fn answer_as(offer: &[u8], role: Role, dtls_role: DtlsRole) -> Result<String, Sd
     let candidates = ["192.0.2.1:10000".parse().unwrap(), "[2001:db8::1]:10000".parse().unwrap()];
     let local = LocalTransport {
         session_id: 42,
+        session_version: 1,
         ufrag: "abcdefgh",
         pwd: "0123456789abcdef0123456789abcdef",
         fingerprint: FINGERPRINT,
@@ -428,6 +429,7 @@ fn tcp_candidates_come_after_all_udp_candidates() {
     let (udp, tcp) = (["192.0.2.1:10000".parse().unwrap()], ["192.0.2.1:10000".parse().unwrap(), "[2001:db8::1]:10000".parse().unwrap()]);
     let local = LocalTransport {
         session_id: 1,
+        session_version: 1,
         ufrag: "abcd",
         pwd: "0123456789abcdef012345",
         fingerprint: FINGERPRINT,

@@ -10,13 +10,17 @@ use pop_session::Role;
 use pop_session::placement::Claim;
 
 use self::section::{accept, agree_on_extensions, flows, is_bundled, is_secure_rtp};
-use super::sdp::{FingerprintLine, Offer, OfferedMedia, SdpError, Setup, TransportAttributes};
+use self::transport::OfferedTransport;
+use super::sdp::{FingerprintLine, Offer, OfferedMedia, SdpError};
 use crate::config::DtlsRole;
 
+pub use self::member::{Agreed, FeedText, MemberNegotiation, MemberSection, negotiate_member};
 pub use self::section::Accepted;
 pub(super) use self::write::{ICE_OPTIONS, write_candidates};
 
+mod member;
 mod section;
+mod transport;
 mod write;
 
 /// What is taken of an offer.
@@ -49,6 +53,8 @@ pub struct Negotiation<'a> {
 pub struct LocalTransport<'a> {
     /// For `o=`: unique, below 2^62.
     pub session_id: u64,
+    /// For `o=`: raised by each answer of one session.
+    pub session_version: u64,
     /// ICE fragment.
     pub ufrag: &'a str,
     /// ICE password.
@@ -94,23 +100,10 @@ pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role, dtls_role: DtlsRole) -> R
     if offer.bundle.is_none() && accepted().count() > 1 {
         return Err(SdpError::whole("a=group:BUNDLE", "is missing: all media must share one transport"));
     }
-    if let Some(media) = accepted().find(|media| !media.rtcp_mux) {
-        return Err(SdpError { line: media.line, field: "m=".into(), reason: "is without a=rtcp-mux: RTP and RTCP must share one port" });
-    }
-    let transport = |has: fn(&TransportAttributes<'a>) -> bool| {
-        // BUNDLE: the first section's transport is everybody's; some clients tell it once for the whole session.
-        [&first.transport, &offer.transport].into_iter().find(|attributes| has(attributes))
-    };
-    let missing = |field, reason| move || SdpError::whole(field, reason);
-    let ice = transport(|t| t.ice_ufrag.is_some()).ok_or_else(missing("a=ice-ufrag", "is missing"))?;
-    let remote_ufrag = ice.ice_ufrag.ok_or_else(missing("a=ice-ufrag", "is missing"))?;
-    transport(|t| t.ice_pwd.is_some()).ok_or_else(missing("a=ice-pwd", "is missing"))?;
-    let fingerprints = transport(|t| !t.fingerprints.is_empty()).ok_or_else(missing("a=fingerprint", "is missing"))?;
-    let setup = transport(|t| t.setup.is_some()).and_then(|t| t.setup).unwrap_or(Setup::ActPass);
-    let passive = answer_setup(setup, dtls_role)?;
+    let OfferedTransport { remote_ufrag, fingerprints, passive } = OfferedTransport::read(offer, first, accepted(), dtls_role)?;
     let reduced_size_rtcp = accepted().all(|media| media.rtcp_rsize);
 
-    let mut extensions = agree_on_extensions(sections.iter_mut().filter_map(|(_, accepted)| accepted.as_mut()));
+    let mut extensions = agree_on_extensions(ExtensionIds::NONE, sections.iter_mut().filter_map(|(_, accepted)| accepted.as_mut()));
     let any = |has: &dyn Fn(&Accepted<'_>) -> bool| sections.iter().filter_map(|(_, accepted)| accepted.as_ref()).any(has);
     let transport_cc = any(&|accepted| accepted.has_transport_cc());
     let remb = !transport_cc && any(&|accepted| accepted.offers_remb());
@@ -124,7 +117,7 @@ pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role, dtls_role: DtlsRole) -> R
     let negotiation = Negotiation {
         role,
         remote_ufrag,
-        fingerprints: &fingerprints.fingerprints,
+        fingerprints,
         passive,
         extensions,
         transport_cc,
@@ -136,17 +129,6 @@ pub fn negotiate<'a>(offer: &'a Offer<'a>, role: Role, dtls_role: DtlsRole) -> R
     };
     negotiation.check_sources()?;
     Ok(negotiation)
-}
-
-/// Whether we answer `passive`.
-fn answer_setup(offered: Setup, wanted: DtlsRole) -> Result<bool, SdpError> {
-    match (offered, wanted) {
-        (Setup::Active, _) | (Setup::ActPass, DtlsRole::Auto | DtlsRole::Passive) => Ok(true),
-        (Setup::ActPass, DtlsRole::Active) | (Setup::Passive, DtlsRole::Auto | DtlsRole::Active) => Ok(false),
-        (Setup::Passive, DtlsRole::Passive) => {
-            Err(SdpError::whole("a=setup", "is passive: this node is a DTLS server alone (media.dtls_role), so offer actpass or active"))
-        }
-    }
 }
 
 /// A viewer is fed by one source of each kind, so its further sections are rejected.
@@ -210,16 +192,20 @@ impl<'a> Negotiation<'a> {
         self.sections.iter().filter_map(|(_, accepted)| accepted.as_ref())
     }
 
-    /// A packet's SSRC chooses its track, so no two streams of a publisher may share one.
     fn check_sources(&self) -> Result<(), SdpError> {
         if self.role == Role::Watch {
             return Ok(());
         }
-        let mut ssrcs: Vec<_> = self.accepted().flat_map(|accepted| [accepted.ssrc, accepted.rtx_ssrc]).flatten().collect();
-        ssrcs.sort_unstable();
-        if ssrcs.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(SdpError::whole("a=ssrc", "gives one source to two streams"));
-        }
-        Ok(())
+        check_sources(self.accepted())
     }
+}
+
+/// A packet's SSRC chooses its track, so no two streams of a publisher may share one.
+fn check_sources<'s, 'a: 's>(accepted: impl Iterator<Item = &'s Accepted<'a>>) -> Result<(), SdpError> {
+    let mut ssrcs: Vec<_> = accepted.flat_map(|accepted| [accepted.ssrc, accepted.rtx_ssrc]).flatten().collect();
+    ssrcs.sort_unstable();
+    if ssrcs.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(SdpError::whole("a=ssrc", "gives one source to two streams"));
+    }
+    Ok(())
 }

@@ -396,6 +396,7 @@ impl Admission {
         let fingerprint = node.fingerprint().attribute();
         let local = LocalTransport {
             session_id: node.next_id(),
+            session_version: 1,
             ufrag: &self.ice.local_ufrag,
             pwd: &self.ice.local_pwd,
             fingerprint: &fingerprint,

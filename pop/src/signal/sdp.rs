@@ -21,14 +21,30 @@ mod reader;
 mod simulcast;
 mod source;
 
-/// Longest offer, in bytes. A browser's with camera, screen and every codec has 8 to 16 KiB.
+/// Longest offer of WHIP and WHEP, in bytes. A browser's with camera, screen and every codec has 8 to 16 KiB.
 pub const SDP_LEN_MAX: usize = 64 * 1_024;
 
-/// Most lines. Browsers write 40 bytes a line, so 64 KiB of theirs are 1,600.
-const LINES_MAX: usize = 2_048;
-
-/// Most media sections: more than any client publishes, few enough that an answer to them stays small.
+/// Most media sections of WHIP and WHEP: more than any client publishes, few enough that an answer to them stays small.
 pub const MEDIA_MAX: usize = 64;
+
+/// How much of an offer is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes.
+    pub len: usize,
+    /// Lines.
+    pub lines: usize,
+    /// Media sections.
+    pub media: usize,
+}
+
+impl Bounds {
+    /// Of one who publishes or watches one stream. Browsers write 40 bytes a line, so 64 KiB of theirs are 1,600 lines.
+    pub const STREAM: Bounds = Bounds { len: SDP_LEN_MAX, lines: 2_048, media: MEDIA_MAX };
+    /// Of a member of a room, which has a section for each track that it takes. Chromium's video section has 4 KB and its audio
+    /// section 1 KB, so fifty people with camera and microphone make 250 KB.
+    pub const MEMBER: Bounds = Bounds { len: 512 * 1_024, lines: 16_384, media: 256 };
+}
 
 /// Most `a=ssrc`, `a=extmap`, `a=rid` or `a=fingerprint` lines that one section keeps.
 const ATTRIBUTES_MAX: usize = 64;
@@ -83,6 +99,26 @@ impl Direction {
             "recvonly" => Some(Direction::RecvOnly),
             "inactive" => Some(Direction::Inactive),
             _ => None,
+        }
+    }
+
+    /// As an attribute.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Direction::SendRecv => "sendrecv",
+            Direction::SendOnly => "sendonly",
+            Direction::RecvOnly => "recvonly",
+            Direction::Inactive => "inactive",
+        }
+    }
+
+    /// The direction in which one end sends, receives, or both.
+    pub const fn of(sends: bool, receives: bool) -> Direction {
+        match (sends, receives) {
+            (true, true) => Direction::SendRecv,
+            (true, false) => Direction::SendOnly,
+            (false, true) => Direction::RecvOnly,
+            (false, false) => Direction::Inactive,
         }
     }
 
@@ -180,6 +216,12 @@ pub struct OfferedMedia<'a> {
     pub rids: Vec<OfferedRid<'a>>,
     /// The list of `a=simulcast:send`, in order; empty without one.
     pub layers: Vec<OfferedLayer<'a>>,
+    /// The track of the first `a=msid` (RFC 8830): its second word.
+    pub track: Option<&'a str>,
+    /// `a=sctp-port` (RFC 8841), of a section of data channels.
+    pub sctp_port: Option<u16>,
+    /// `a=max-message-size` (RFC 8841), in bytes; 0 is no limit.
+    pub message_len_max: Option<u64>,
     /// Its own transport attributes.
     pub transport: TransportAttributes<'a>,
 }
@@ -212,16 +254,23 @@ pub struct OfferedExtension<'a> {
     pub uri: &'a str,
 }
 
-/// Reads an offer.
+/// Reads an offer of one stream.
 pub fn parse(text: &[u8]) -> Result<Offer<'_>, SdpError> {
-    if text.len() > SDP_LEN_MAX {
-        return Err(SdpError::whole("the offer", "is longer than 64 KiB"));
+    parse_within(Bounds::STREAM, text)
+}
+
+/// Reads an offer of at most `bounds`.
+pub fn parse_within(bounds: Bounds, text: &[u8]) -> Result<Offer<'_>, SdpError> {
+    if text.len() > bounds.len {
+        let reason = if bounds == Bounds::MEMBER { "is longer than 512 KiB" } else { "is longer than 64 KiB" };
+        return Err(SdpError::whole("the offer", reason));
     }
     let text = std::str::from_utf8(text).map_err(|_| SdpError::whole("the offer", "is not UTF-8 text"))?;
-    let mut reader = Reader::default();
+    let mut reader = Reader::new(bounds.media);
     for (index, raw) in text.split('\n').enumerate() {
-        if index >= LINES_MAX {
-            return Err(SdpError::whole("the offer", "has more than 2048 lines"));
+        if index >= bounds.lines {
+            let reason = if bounds == Bounds::MEMBER { "has more than 16384 lines" } else { "has more than 2048 lines" };
+            return Err(SdpError::whole("the offer", reason));
         }
         let line = Line::read(index + 1, raw.strip_suffix('\r').unwrap_or(raw))?;
         if let Some(line) = line {

@@ -40,8 +40,13 @@ pub struct Accepted<'a> {
 
 /// `None` when nothing of the section can be served.
 pub(super) fn accept<'a>(offer: &'a Offer<'a>, media: &'a OfferedMedia<'a>, role: Role) -> Option<Accepted<'a>> {
+    if flows(media, role) { read_section(offer, media, role) } else { None }
+}
+
+/// What could be served of the section if media went the way of `role`.
+pub(super) fn read_section<'a>(offer: &'a Offer<'a>, media: &'a OfferedMedia<'a>, role: Role) -> Option<Accepted<'a>> {
     let kind = media.kind?;
-    if media.disabled || !flows(media, role) || !is_bundled(offer, media) || !is_secure_rtp(media.protocol) {
+    if media.disabled || !is_bundled(offer, media) || !is_secure_rtp(media.protocol) {
         return None;
     }
     let known = media.payloads.iter().filter_map(|payload| Some((payload, read_format(media, payload)?)));
@@ -168,10 +173,12 @@ impl Accepted<'_> {
     }
 }
 
-/// One transport has one numbering: a section that numbers an extension otherwise goes without it, and without what depends on
-/// it.
-pub(super) fn agree_on_extensions<'s, 'a: 's>(sections: impl Iterator<Item = &'s mut Accepted<'a>>) -> ExtensionIds {
-    let mut all = ExtensionIds::NONE;
+/// One transport has one numbering, which begins with `all`: a section that numbers an extension otherwise goes without it, and
+/// without what depends on it.
+pub(super) fn agree_on_extensions<'s, 'a: 's>(
+    mut all: ExtensionIds,
+    sections: impl Iterator<Item = &'s mut Accepted<'a>>,
+) -> ExtensionIds {
     for accepted in sections {
         let mut own = ExtensionIds::NONE;
         for extension in Extension::ALL {

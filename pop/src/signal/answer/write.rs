@@ -3,11 +3,14 @@
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
 
-use pop_proto::control::{Extension, MediaKind};
+use pop_proto::control::{DATA_MESSAGE_LEN_MAX, Extension, ExtensionIds, MediaKind};
 use pop_session::{Format, PayloadFormat, Role};
 
 use super::super::sdp::{Direction, OfferedMedia, OfferedPayload};
 use super::{Accepted, LocalMedia, LocalSource, LocalTransport, Negotiation};
+
+/// RFC 8831 section 5 leaves it open; every browser uses this one.
+const SCTP_PORT: u16 = 5_000;
 
 /// RFC 8445 section 10: an agent of that RFC says so by ice2. Trickled candidates are taken (RFC 8840 section 4.1); a lite agent
 /// needs none of them, because it answers checks and makes none.
@@ -22,18 +25,18 @@ impl Negotiation<'_> {
     }
 
     fn write_to(&self, out: &mut String, local: &LocalTransport<'_>, media: Option<&LocalMedia<'_>>) -> fmt::Result {
-        write!(out, "v=0\r\no=- {} 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=ice-lite\r\n", local.session_id)?;
-        out.push_str(ICE_OPTIONS);
-        if self.bundled {
-            out.push_str("a=group:BUNDLE");
-            for accepted in self.accepted() {
-                write!(out, " {}", accepted.mid)?;
-            }
-            out.push_str("\r\n");
-        }
-        if self.mixed_extensions {
-            out.push_str("a=extmap-allow-mixed\r\n");
-        }
+        let writer = SectionWriter {
+            local,
+            passive: self.passive,
+            reduced_size_rtcp: self.reduced_size_rtcp,
+            mixed_extensions: self.mixed_extensions,
+            remb: self.remb,
+        };
+        write_session(out, local, self.mixed_extensions, self.bundled.then(|| self.accepted().map(|accepted| accepted.mid)))?;
+        let direction = match self.role {
+            Role::Publish => Direction::RecvOnly,
+            Role::Watch => Direction::SendOnly,
+        };
         let mut sources = media.map(|media| media.sources).unwrap_or_default().iter();
         let mut first = true;
         for (offered, accepted) in &self.sections {
@@ -41,9 +44,11 @@ impl Negotiation<'_> {
                 write_rejected(out, offered)?;
                 continue;
             };
-            self.write_section(out, accepted, offered, local)?;
+            writer.write_section(out, accepted, accepted.extensions, offered, direction)?;
+            write_layers(out, accepted, offered)?;
             if let (Some(media), Some(source)) = (media, sources.next()) {
-                write_source(out, accepted.kind, media, source)?;
+                let track = format!("{}-{}", media.stream, accepted.kind.name());
+                write_source(out, media.stream, &track, media.cname, source)?;
             }
             if std::mem::take(&mut first) {
                 write_candidates(out, local.candidates, local.tcp_candidates)?;
@@ -51,50 +56,97 @@ impl Negotiation<'_> {
         }
         Ok(())
     }
+}
 
-    fn write_section(
+/// What stands before the first section. `bundle` names the sections that share the transport.
+pub(super) fn write_session<'m>(
+    out: &mut String,
+    local: &LocalTransport<'_>,
+    mixed_extensions: bool,
+    bundle: Option<impl Iterator<Item = &'m str>>,
+) -> fmt::Result {
+    let LocalTransport { session_id, session_version, .. } = local;
+    write!(out, "v=0\r\no=- {session_id} {session_version} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=ice-lite\r\n")?;
+    out.push_str(ICE_OPTIONS);
+    if let Some(bundle) = bundle {
+        out.push_str("a=group:BUNDLE");
+        for mid in bundle {
+            write!(out, " {mid}")?;
+        }
+        out.push_str("\r\n");
+    }
+    if mixed_extensions {
+        out.push_str("a=extmap-allow-mixed\r\n");
+    }
+    Ok(())
+}
+
+/// What all sections of one answer have in common.
+pub(super) struct SectionWriter<'a> {
+    pub(super) local: &'a LocalTransport<'a>,
+    pub(super) passive: bool,
+    pub(super) reduced_size_rtcp: bool,
+    pub(super) mixed_extensions: bool,
+    pub(super) remb: bool,
+}
+
+impl SectionWriter<'_> {
+    /// A section of RTP up to its payload types; `direction` is ours.
+    pub(super) fn write_section(
         &self,
         out: &mut String,
         accepted: &Accepted<'_>,
+        extensions: ExtensionIds,
         offered: &OfferedMedia<'_>,
-        local: &LocalTransport<'_>,
+        direction: Direction,
     ) -> fmt::Result {
-        let default = local.candidates.first().copied();
-        let port = default.map_or(9, |address| address.port());
-        write!(out, "m={} {port} {}", accepted.kind.name(), offered.protocol)?;
+        write!(out, "m={} {} {}", accepted.kind.name(), self.port(), offered.protocol)?;
         for format in &accepted.formats {
             write!(out, " {}", format.number)?;
             if let Some(rtx) = format.rtx {
                 write!(out, " {rtx}")?;
             }
         }
-        match default {
-            Some(SocketAddr::V4(v4)) => write!(out, "\r\nc=IN IP4 {}\r\n", v4.ip())?,
-            Some(SocketAddr::V6(v6)) => write!(out, "\r\nc=IN IP6 {}\r\n", v6.ip())?,
-            None => out.push_str("\r\nc=IN IP4 0.0.0.0\r\n"),
-        }
-        // The transport is written into every section although BUNDLE needs it once: ffmpeg, GStreamer and aiortc read it there.
-        write!(out, "a=ice-ufrag:{}\r\na=ice-pwd:{}\r\na=fingerprint:{}\r\n", local.ufrag, local.pwd, local.fingerprint)?;
-        write!(out, "a=setup:{}\r\n", if self.passive { "passive" } else { "active" })?;
-        if !accepted.mid.is_empty() {
-            write!(out, "a=mid:{}\r\n", accepted.mid)?;
-        }
-        out.push_str(match self.role {
-            Role::Publish => "a=recvonly\r\n",
-            Role::Watch => "a=sendonly\r\n",
-        });
-        out.push_str("a=rtcp-mux\r\n");
+        self.write_transport(out, accepted.mid)?;
+        write!(out, "a={}\r\na=rtcp-mux\r\n", direction.name())?;
         if self.reduced_size_rtcp {
             out.push_str("a=rtcp-rsize\r\n");
         }
         if offered.mixed_extensions && !self.mixed_extensions {
             out.push_str("a=extmap-allow-mixed\r\n");
         }
-        write_extensions(out, accepted, offered)?;
+        write_extensions(out, extensions, offered)?;
         for (payload, format) in accepted.payloads.iter().zip(&accepted.formats) {
             self.write_payload(out, accepted, payload, *format)?;
         }
-        write_layers(out, accepted, offered)
+        Ok(())
+    }
+
+    /// A section of data channels (RFC 8841).
+    pub(super) fn write_data(&self, out: &mut String, offered: &OfferedMedia<'_>) -> fmt::Result {
+        write!(out, "m={} {} {} {}", offered.media, self.port(), offered.protocol, offered.formats)?;
+        self.write_transport(out, offered.mid.unwrap_or_default())?;
+        write!(out, "a=sctp-port:{SCTP_PORT}\r\na=max-message-size:{DATA_MESSAGE_LEN_MAX}\r\n")
+    }
+
+    fn port(&self) -> u16 {
+        self.local.candidates.first().map_or(9, SocketAddr::port)
+    }
+
+    /// The transport is written into every section although BUNDLE needs it once: ffmpeg, GStreamer and aiortc read it there.
+    fn write_transport(&self, out: &mut String, mid: &str) -> fmt::Result {
+        let local = self.local;
+        match local.candidates.first() {
+            Some(SocketAddr::V4(v4)) => write!(out, "\r\nc=IN IP4 {}\r\n", v4.ip())?,
+            Some(SocketAddr::V6(v6)) => write!(out, "\r\nc=IN IP6 {}\r\n", v6.ip())?,
+            None => out.push_str("\r\nc=IN IP4 0.0.0.0\r\n"),
+        }
+        write!(out, "a=ice-ufrag:{}\r\na=ice-pwd:{}\r\na=fingerprint:{}\r\n", local.ufrag, local.pwd, local.fingerprint)?;
+        write!(out, "a=setup:{}\r\n", if self.passive { "passive" } else { "active" })?;
+        if !mid.is_empty() {
+            write!(out, "a=mid:{mid}\r\n")?;
+        }
+        Ok(())
     }
 
     fn write_payload(
@@ -137,9 +189,9 @@ impl Negotiation<'_> {
     }
 }
 
-fn write_extensions(out: &mut String, accepted: &Accepted<'_>, offered: &OfferedMedia<'_>) -> fmt::Result {
+fn write_extensions(out: &mut String, extensions: ExtensionIds, offered: &OfferedMedia<'_>) -> fmt::Result {
     for extension in Extension::ALL {
-        let Some(id) = accepted.extensions.get(extension) else { continue };
+        let Some(id) = extensions.get(extension) else { continue };
         let offered = offered.extensions.iter().find(|offered| offered.id == id);
         // RFC 8285 section 5: an extension that the offerer only sends is one that the answerer only receives, and the reverse.
         let direction = match offered.map_or(Direction::SendRecv, |offered| offered.direction) {
@@ -153,7 +205,7 @@ fn write_extensions(out: &mut String, accepted: &Accepted<'_>, offered: &Offered
 }
 
 /// RFC 8851 section 6.3 and RFC 8853 section 5.3.2: the same RIDs in the same order, the direction turned round.
-fn write_layers(out: &mut String, accepted: &Accepted<'_>, offered: &OfferedMedia<'_>) -> fmt::Result {
+pub(super) fn write_layers(out: &mut String, accepted: &Accepted<'_>, offered: &OfferedMedia<'_>) -> fmt::Result {
     for layer in &accepted.layers {
         write!(out, "a=rid:{} recv", layer.id)?;
         let mut separator = ' ';
@@ -180,14 +232,15 @@ fn write_layers(out: &mut String, accepted: &Accepted<'_>, offered: &OfferedMedi
     Ok(())
 }
 
-fn write_source(out: &mut String, kind: MediaKind, media: &LocalMedia<'_>, source: &LocalSource) -> fmt::Result {
-    let (kind, stream, LocalSource { ssrc, rtx_ssrc }) = (kind.name(), media.stream, source);
-    write!(out, "a=msid:{stream} {stream}-{kind}\r\n")?;
+/// What a section of ours is fed with: `track` of `stream`, as the client names them.
+pub(super) fn write_source(out: &mut String, stream: &str, track: &str, cname: &str, source: &LocalSource) -> fmt::Result {
+    let LocalSource { ssrc, rtx_ssrc } = source;
+    write!(out, "a=msid:{stream} {track}\r\n")?;
     if let Some(rtx) = rtx_ssrc {
         write!(out, "a=ssrc-group:FID {ssrc} {rtx}\r\n")?;
     }
     for ssrc in [Some(*ssrc), *rtx_ssrc].into_iter().flatten() {
-        write!(out, "a=ssrc:{ssrc} cname:{}\r\na=ssrc:{ssrc} msid:{stream} {stream}-{kind}\r\n", media.cname)?;
+        write!(out, "a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{stream} {track}\r\n")?;
     }
     Ok(())
 }
@@ -219,7 +272,7 @@ fn is_echoed(format: Format, name: &str) -> bool {
 
 /// RFC 3264 section 6: "To reject an offered stream, the port number in the corresponding stream in the answer MUST be set to
 /// zero."
-fn write_rejected(out: &mut String, offered: &OfferedMedia<'_>) -> fmt::Result {
+pub(super) fn write_rejected(out: &mut String, offered: &OfferedMedia<'_>) -> fmt::Result {
     // A stream has at least one format, and the answer to a rejected one may carry any of the offer's.
     let format = offered.formats.split(' ').find(|format| !format.is_empty()).unwrap_or("0");
     write!(out, "m={} 0 {} {format}\r\nc=IN IP4 0.0.0.0\r\n", offered.media, offered.protocol)?;

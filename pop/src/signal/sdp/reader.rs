@@ -14,8 +14,9 @@ use super::{
 const FEEDBACK_MAX: usize = 512;
 
 /// State between lines.
-#[derive(Default)]
 pub(super) struct Reader<'a> {
+    /// Most media sections.
+    media_max: usize,
     /// `v=0` came.
     versioned: bool,
     transport: TransportAttributes<'a>,
@@ -38,6 +39,18 @@ struct PartialMedia<'a> {
 }
 
 impl<'a> Reader<'a> {
+    pub(super) fn new(media_max: usize) -> Reader<'a> {
+        Reader {
+            media_max,
+            versioned: false,
+            transport: TransportAttributes::default(),
+            direction: None,
+            bundle: None,
+            mixed_extensions: false,
+            media: Vec::new(),
+        }
+    }
+
     pub(super) fn take(&mut self, line: Line<'a>) -> Result<(), SdpError> {
         if !self.versioned {
             // RFC 8866 section 5: the description starts with its version.
@@ -55,8 +68,12 @@ impl<'a> Reader<'a> {
     }
 
     fn open_media(&mut self, line: Line<'a>) -> Result<(), SdpError> {
-        if self.media.len() >= MEDIA_MAX {
-            return Err(line.error("is one media section too many: at most 64 are taken"));
+        if self.media.len() >= self.media_max {
+            return Err(line.error(if self.media_max == MEDIA_MAX {
+                "is one media section too many: at most 64 are taken"
+            } else {
+                "is one media section too many: at most 256 are taken"
+            }));
         }
         let mut words = line.value.splitn(4, ' ');
         let (Some(media), Some(port), Some(protocol), Some(formats)) = (words.next(), words.next(), words.next(), words.next()) else {
@@ -92,6 +109,9 @@ impl<'a> Reader<'a> {
                 groups: Vec::new(),
                 rids: Vec::new(),
                 layers: Vec::new(),
+                track: None,
+                sctp_port: None,
+                message_len_max: None,
                 transport: TransportAttributes::default(),
             },
             direction: None,
@@ -135,6 +155,11 @@ impl<'a> Reader<'a> {
             "extmap" => take_extmap(media, line, value)?,
             "extmap-allow-mixed" => media.mixed_extensions = true,
             "ssrc" => take_ssrc(media, line, value)?,
+            // RFC 8830 section 2: a stream and a track; without a track it is about the stream alone.
+            "msid" if media.track.is_none() => media.track = value.split(' ').nth(1).filter(|track| !track.is_empty()),
+            "msid" => {}
+            "sctp-port" => media.sctp_port = Some(value.parse().map_err(|_| line.error("is not a number below 65536"))?),
+            "max-message-size" => media.message_len_max = Some(value.parse().map_err(|_| line.error("is not a number below 2^64"))?),
             "ssrc-group" => take_ssrc_group(media, line, value)?,
             "rid" => take_rid(media, line, value)?,
             // RFC 8853 section 5.1: "There MUST be at most one "a=simulcast" attribute per media description".
@@ -164,9 +189,13 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         // A mid that no section has is harmless: ffmpeg names both sections even when it sends one.
-        let mids: Vec<_> = words.take(MEDIA_MAX + 1).collect();
-        if mids.len() > MEDIA_MAX {
-            return Err(line.error("names more than 64 sections"));
+        let mids: Vec<_> = words.take(self.media_max + 1).collect();
+        if mids.len() > self.media_max {
+            return Err(line.error(if self.media_max == MEDIA_MAX {
+                "names more than 64 sections"
+            } else {
+                "names more than 256 sections"
+            }));
         }
         self.bundle = Some(mids);
         Ok(())
