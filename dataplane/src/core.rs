@@ -767,6 +767,9 @@ impl Core {
         match command {
             Command::OpenTransport(open) => self.open_transport(now, &open),
             Command::OpenRtp(open) => self.open_rtp(now, &open),
+            Command::UpdateTransport { transport, extensions, transport_cc, remb } => {
+                self.update_transport(transport, extensions, transport_cc, remb);
+            }
             Command::CloseTransport { transport } => {
                 self.say_goodbye(transport, None);
                 self.close_transport(transport);
@@ -806,6 +809,19 @@ impl Core {
             },
         );
         self.ufrags.insert(open.ice.local_ufrag.as_bytes().into(), index);
+    }
+
+    /// What is measured goes on: an estimator that is there keeps what it knows.
+    fn update_transport(&mut self, id: TransportId, extensions: ExtensionIds, transport_cc: bool, remb: bool) {
+        let Some(index) = self.transport_ids.get(&id) else { return };
+        let transport = &mut self.transports[*index];
+        transport.extensions = extensions;
+        if transport_cc {
+            transport.twcc.get_or_insert_with(|| Box::new(TwccRecorder::new()));
+            transport.remb = None;
+        } else if remb {
+            transport.remb.get_or_insert_with(RembEstimator::new);
+        }
     }
 
     fn insert_transport(&mut self, now: Time, transport: Transport) -> usize {

@@ -446,6 +446,17 @@ pub enum Command {
     OpenTransport(Box<OpenTransport>),
     /// Open a transport that needs neither checks nor DTLS; its sockets were added before.
     OpenRtp(Box<OpenRtp>),
+    /// What a later offer of the transport's client has added.
+    UpdateTransport {
+        /// Which.
+        transport: TransportId,
+        /// As in [`OpenTransport`]; an id that it had stays what it was.
+        extensions: ExtensionIds,
+        /// As in [`OpenTransport`].
+        transport_cc: bool,
+        /// As in [`OpenTransport`].
+        remb: bool,
+    },
     /// Forget the transport and everything in it. What was commanded to be sent before still leaves.
     CloseTransport {
         /// Which.

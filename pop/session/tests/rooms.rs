@@ -54,6 +54,7 @@ impl Outcome {
         let name = |command: &Command| match command {
             Command::OpenTransport(_) => "open transport",
             Command::OpenRtp(_) => "open rtp",
+            Command::UpdateTransport { .. } => "update transport",
             Command::CloseTransport { .. } => "close transport",
             Command::RestartIce { .. } => "restart ice",
             Command::OpenTrack(_) => "open track",

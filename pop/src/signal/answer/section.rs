@@ -175,10 +175,7 @@ impl Accepted<'_> {
 
 /// One transport has one numbering, which begins with `all`: a section that numbers an extension otherwise goes without it, and
 /// without what depends on it.
-pub(super) fn agree_on_extensions<'s, 'a: 's>(
-    mut all: ExtensionIds,
-    sections: impl Iterator<Item = &'s mut Accepted<'a>>,
-) -> ExtensionIds {
+pub(super) fn agree_on_extensions<'s, 'a: 's>(mut all: ExtensionIds, sections: impl Iterator<Item = &'s mut Accepted<'a>>) -> ExtensionIds {
     for accepted in sections {
         let mut own = ExtensionIds::NONE;
         for extension in Extension::ALL {

@@ -20,7 +20,11 @@ impl<'a> OfferedTransport<'a> {
     ) -> Result<OfferedTransport<'a>, SdpError> {
         // Data channels have no RTCP.
         if let Some(media) = accepted.find(|media| media.kind.is_some() && !media.rtcp_mux) {
-            return Err(SdpError { line: media.line, field: "m=".into(), reason: "is without a=rtcp-mux: RTP and RTCP must share one port" });
+            return Err(SdpError {
+                line: media.line,
+                field: "m=".into(),
+                reason: "is without a=rtcp-mux: RTP and RTCP must share one port",
+            });
         }
         let transport = |has: fn(&TransportAttributes<'a>) -> bool| {
             // BUNDLE: the first section's transport is everybody's; some clients tell it once for the whole session.
