@@ -9,6 +9,7 @@
 
 mod capture;
 mod directory;
+mod member;
 mod pump;
 mod room;
 mod route;
@@ -24,6 +25,7 @@ use pop_proto::Command;
 use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
 use pop_schemas::SessionId;
+use pop_session::member::{AdminRequest, Enter, Resume};
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError};
 use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
@@ -32,6 +34,7 @@ use tokio::sync::oneshot;
 
 pub use capture::{CaptureError, CaptureId, CaptureRequest};
 pub use directory::Placement;
+pub use member::{EnterError, Line, Seat, TransportStart};
 pub use route::{OpenRoute, RouteError, RouteSockets};
 
 use crate::config::{Backend, Config};
@@ -104,6 +107,7 @@ struct Shared {
     stopping: AtomicBool,
     join_seconds: JoinSeconds,
     consent: Duration,
+    slow_readers: AtomicU64,
 }
 
 /// The bounds of one worker, from the config.
@@ -184,6 +188,7 @@ impl Node {
                 stopping: AtomicBool::new(false),
                 join_seconds: JoinSeconds::default(),
                 consent: config.media.consent_timeout,
+                slow_readers: AtomicU64::new(0),
             }),
         };
         for (worker, (wake, requests)) in wakes.into_iter().zip(route_requests).enumerate() {
@@ -264,6 +269,65 @@ impl Node {
         let message = RoomMessage::Join { join: Box::new(join), dtls: Some(Box::new(dtls)), slot: placement.slot, reply };
         room.send(message).map_err(|_| JoinError::Stopping)?;
         answer.await.map_err(|_| JoinError::Stopping)?.map_err(JoinError::Refused)
+    }
+
+    /// Lets a client in as a member of a room. [`pop_session::member::Notice::Welcome`] is the seat's first notice.
+    ///
+    /// # Errors
+    ///
+    /// See [`EnterError`]; nothing of the client is left then.
+    pub async fn enter(&self, session: &SessionId, enter: Enter) -> Result<Seat, EnterError> {
+        if self.is_stopping() {
+            return Err(EnterError::Stopping);
+        }
+        let claim = Claim { transports: 1, ..Claim::default() };
+        let Placement { worker, room, slot, .. } = self.shared.directory.place(session, claim).await.map_err(|Full| EnterError::Full)?;
+        let (_, _, hold) = self.shared.directory.hold(session).await.map_err(|Full| EnterError::Full)?;
+        let line = Arc::default();
+        let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), enter.participant, Arc::clone(&line), hold);
+        let (reply, answer) = oneshot::channel();
+        let message = RoomMessage::Enter { enter: Box::new(enter), socket, line, slot, reply };
+        room.send(message).map_err(|_| EnterError::Stopping)?;
+        answer.await.map_err(|_| EnterError::Stopping)??;
+        Ok(seat)
+    }
+
+    /// Gives a member that is back a new seat. [`pop_session::member::Notice::Resumed`] is its first notice.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownParticipant`]: it is not here, or somebody else.
+    pub async fn resume(&self, session: &SessionId, resume: Resume) -> Result<Seat, Refusal> {
+        let unknown = Refusal::UnknownParticipant;
+        let (worker, room) = self.shared.directory.find(session).await.ok_or(unknown)?;
+        let participant = resume.participant;
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::FindMember { participant, reply }).map_err(|_| unknown)?;
+        let line = answer.await.ok().flatten().ok_or(unknown)?;
+        let (_, _, hold) = self.shared.directory.hold(session).await.map_err(|Full| unknown)?;
+        let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), participant, line, hold);
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::Resume { resume: Box::new(resume), socket, reply }).map_err(|_| unknown)?;
+        answer.await.unwrap_or(Err(unknown))?;
+        Ok(seat)
+    }
+
+    /// What an operator wants of a room.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownParticipant`] where there is no such room, and what the session says.
+    pub async fn admin(&self, session: &SessionId, request: AdminRequest) -> Result<Reply, Refusal> {
+        let unknown = Refusal::UnknownParticipant;
+        let (_, room) = self.shared.directory.find(session).await.ok_or(unknown)?;
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::Ask { request: Request::Admin(request), reply }).map_err(|_| unknown)?;
+        answer.await.unwrap_or(Err(unknown))
+    }
+
+    /// Sockets that were cut because their clients did not read what they were told.
+    pub fn slow_readers(&self) -> u64 {
+        self.shared.slow_readers.load(Ordering::Relaxed)
     }
 
     /// Ends the participant behind an HTTP resource; false when there is none.

@@ -74,6 +74,12 @@ impl Directory {
         self.claim(session, Claim::default()).await
     }
 
+    /// A further claim of somebody who is in the room; it keeps the room, too.
+    pub(super) async fn grow(&self, session: &SessionId, growth: Claim) -> Result<Slot, Full> {
+        let (_, _, slot) = self.claim(session, growth).await?;
+        Ok(slot)
+    }
+
     async fn claim(&self, session: &SessionId, claim: Claim) -> Result<Placed, Full> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Place { session: session.clone(), claim, reply }).map_err(|_| Full)?;

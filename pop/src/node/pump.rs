@@ -6,7 +6,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pop_dataplane::Drops;
-use pop_proto::{DropReason, Event};
+use pop_proto::{Command, DropReason, Event};
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use pop_uring::{AsyncWake, WakeReceiver};
 use tokio::sync::mpsc;
@@ -21,13 +21,16 @@ pub(super) struct Route {
     pub(super) room: RoomSender,
     /// `None` for an RTP route.
     pub(super) peer: Option<DtlsPeer>,
-    pub(super) tracks: Vec<TrackId>,
-    pub(super) subscriptions: Vec<SubscriptionId>,
 }
 
-pub(super) enum Change {
+/// The rooms tell of each thing before its worker hears of it, so no event comes for something unknown.
+enum Change {
     Add(TransportId, Box<Route>),
     Remove(TransportId),
+    AddTrack(TransportId, TrackId),
+    RemoveTrack(TrackId),
+    AddSubscription(TransportId, SubscriptionId),
+    RemoveSubscription(SubscriptionId),
 }
 
 /// The rooms' end of a pump's table.
@@ -36,9 +39,9 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    pub(super) fn new() -> (Routes, mpsc::UnboundedReceiver<Change>) {
+    pub(super) fn new() -> (Routes, Changes) {
         let (changes, received) = mpsc::unbounded_channel();
-        (Routes { changes }, received)
+        (Routes { changes }, Changes(received))
     }
 
     pub(super) fn add(&self, transport: TransportId, route: Route) {
@@ -49,7 +52,22 @@ impl Routes {
     pub(super) fn remove(&self, transport: TransportId) {
         let _ = self.changes.send(Change::Remove(transport));
     }
+
+    /// Learns from a command what it opens and closes.
+    pub(super) fn note(&self, command: &Command) {
+        let change = match command {
+            Command::OpenTrack(open) => Change::AddTrack(open.transport, open.track),
+            Command::CloseTrack { track } => Change::RemoveTrack(*track),
+            Command::OpenSubscription(open) => Change::AddSubscription(open.transport, open.subscription),
+            Command::CloseSubscription { subscription } => Change::RemoveSubscription(*subscription),
+            _ => return,
+        };
+        let _ = self.changes.send(change);
+    }
 }
+
+/// The pump's end of its table.
+pub(super) struct Changes(mpsc::UnboundedReceiver<Change>);
 
 /// Datagrams that DTLS refused, by reason; the pump is the one writer.
 pub(super) struct Refused([AtomicU64; DropReason::ALL.len()]);
@@ -71,8 +89,8 @@ impl Refused {
 }
 
 /// Starts the pump of one worker.
-pub(super) fn start(shared: Weak<Shared>, worker: usize, wake: WakeReceiver, changes: mpsc::UnboundedReceiver<Change>) -> io::Result<()> {
-    let pump = Pump { shared, worker, changes, routes: HashMap::new(), tracks: HashMap::new(), subscriptions: HashMap::new() };
+pub(super) fn start(shared: Weak<Shared>, worker: usize, wake: WakeReceiver, changes: Changes) -> io::Result<()> {
+    let pump = Pump { shared, worker, changes: changes.0, routes: HashMap::new(), tracks: HashMap::new(), subscriptions: HashMap::new() };
     tokio::spawn(pump.run(AsyncWake::new(wake)?));
     Ok(())
 }
@@ -112,21 +130,16 @@ impl Pump {
 
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Add(transport, route) => {
-                self.tracks.extend(route.tracks.iter().map(|t| (*t, transport)));
-                self.subscriptions.extend(route.subscriptions.iter().map(|s| (*s, transport)));
-                self.routes.insert(transport, *route);
-            }
+            Change::Add(transport, route) => drop(self.routes.insert(transport, *route)),
             Change::Remove(transport) => {
-                if let Some(route) = self.routes.remove(&transport) {
-                    for track in &route.tracks {
-                        self.tracks.remove(track);
-                    }
-                    for subscription in &route.subscriptions {
-                        self.subscriptions.remove(subscription);
-                    }
-                }
+                self.routes.remove(&transport);
+                self.tracks.retain(|_, of| *of != transport);
+                self.subscriptions.retain(|_, of| *of != transport);
             }
+            Change::AddTrack(transport, track) => drop(self.tracks.insert(track, transport)),
+            Change::RemoveTrack(track) => drop(self.tracks.remove(&track)),
+            Change::AddSubscription(transport, subscription) => drop(self.subscriptions.insert(subscription, transport)),
+            Change::RemoveSubscription(subscription) => drop(self.subscriptions.remove(&subscription)),
         }
     }
 

@@ -1,16 +1,18 @@
 //! One session's task: the only one that touches its [`Session`].
 
 use std::collections::HashMap;
-use std::sync::Weak;
+use std::sync::{Arc, Mutex, Weak};
 
-use pop_proto::control::SrtpProfile;
+use pop_proto::control::{OpenTransport, SrtpProfile};
 use pop_proto::{Command, Event};
-use pop_schemas::{SessionId, TransportId};
+use pop_schemas::{ParticipantId, SessionId, Time, TransportId};
+use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume, TransportOffer};
 use pop_session::session::{Action, Audit};
-use pop_session::{Join, Limits, Media, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
-use tokio::sync::{mpsc, oneshot};
+use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::directory::{RoomSender, Slot};
+use super::member::{Line, Member, MemberTransport, Order, Socket, TransportStart};
 use super::pump::Route;
 use super::{EndsProcess, Shared};
 use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
@@ -33,6 +35,50 @@ pub(super) enum RoomMessage {
     Ask {
         request: Request,
         reply: oneshot::Sender<Result<Reply, Refusal>>,
+    },
+    /// A client comes in as a member.
+    Enter {
+        enter: Box<Enter>,
+        socket: Socket,
+        line: Arc<Mutex<Line>>,
+        slot: Slot,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// A member's client is back.
+    Resume {
+        resume: Box<Resume>,
+        socket: Socket,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// What is remembered of a member.
+    FindMember {
+        participant: ParticipantId,
+        reply: oneshot::Sender<Option<Arc<Mutex<Line>>>>,
+    },
+    /// A member says something on its socket of this number.
+    Member {
+        participant: ParticipantId,
+        socket: u64,
+        request: MemberRequest,
+        permit: OwnedSemaphorePermit,
+    },
+    /// A member offers its transport.
+    Offer {
+        participant: ParticipantId,
+        socket: u64,
+        offer: Box<Offer>,
+        start: TransportStart,
+        permit: OwnedSemaphorePermit,
+    },
+    /// More was claimed for a member.
+    Claimed {
+        participant: ParticipantId,
+        slot: Slot,
+    },
+    /// The socket of this number is gone.
+    SocketClosed {
+        participant: ParticipantId,
+        socket: u64,
     },
     Describe {
         reply: oneshot::Sender<SessionView>,
@@ -62,6 +108,9 @@ enum Waiting {
     Join(oneshot::Sender<Result<(), Refusal>>, TransportId),
     Leave(oneshot::Sender<bool>),
     Ask(oneshot::Sender<Result<Reply, Refusal>>),
+    Enter(oneshot::Sender<Result<(), Refusal>>, ParticipantId),
+    /// With the socket that the new one took the place of.
+    Resume(oneshot::Sender<Result<(), Refusal>>, ParticipantId, Option<Socket>),
 }
 
 /// Starts a room's task; it ends when the directory has dropped the sender and no placement holds a copy.
@@ -78,6 +127,9 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
         waiting: HashMap::new(),
         resources: HashMap::new(),
         routed: HashMap::new(),
+        members: HashMap::new(),
+        opening: None,
+        updates: Vec::new(),
         requests: 0,
     };
     tokio::spawn(room.run(receiver));
@@ -95,6 +147,11 @@ struct Room {
     resources: HashMap<TransportId, Box<str>>,
     /// What the RTP routes of this room claim.
     routed: HashMap<TransportId, Slot>,
+    members: HashMap<ParticipantId, Member>,
+    /// What the transport of the offer that is being handled begins with.
+    opening: Option<(ParticipantId, TransportStart)>,
+    /// Commands of the room's own, which go before those of the session.
+    updates: Vec<Command>,
     requests: u64,
 }
 
@@ -132,6 +189,37 @@ impl Room {
             RoomMessage::Join { join, dtls, slot, reply } => self.join(shared, *join, dtls.map(|dtls| *dtls), slot, reply),
             RoomMessage::Leave { resource, reply } => self.request(shared, Request::Leave { resource }, Waiting::Leave(reply)),
             RoomMessage::Ask { request, reply } => self.request(shared, request, Waiting::Ask(reply)),
+            RoomMessage::Enter { enter, socket, line, slot, reply } => {
+                let participant = enter.participant;
+                self.members.insert(participant, Member::new(socket, line, slot));
+                self.request(shared, Request::Enter(enter), Waiting::Enter(reply, participant));
+            }
+            RoomMessage::Resume { resume, socket, reply } => self.resume(shared, resume, socket, reply),
+            RoomMessage::FindMember { participant, reply } => {
+                drop(reply.send(self.members.get(&participant).map(|member| Arc::clone(&member.line))));
+            }
+            RoomMessage::Member { participant, socket, request, permit: _permit } => {
+                if self.is_current(participant, socket) {
+                    self.session.handle_member(now, participant, request);
+                }
+            }
+            RoomMessage::Offer { participant, socket, offer, start, permit: _permit } => {
+                if self.is_current(participant, socket) {
+                    self.update_transport(participant, &offer.transport);
+                    self.opening = Some((participant, start));
+                    self.session.handle_member(now, participant, MemberRequest::Offer(offer));
+                }
+            }
+            RoomMessage::Claimed { participant, slot } => {
+                if let Some(member) = self.members.get_mut(&participant) {
+                    member.keep(slot);
+                }
+            }
+            RoomMessage::SocketClosed { participant, socket } => {
+                if self.is_current(participant, socket) {
+                    self.cut_socket(now, participant);
+                }
+            }
             // Who asked may be gone.
             RoomMessage::Ping { reply } => drop(reply.send(())),
             RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
@@ -163,42 +251,127 @@ impl Room {
         reply: oneshot::Sender<Result<(), Refusal>>,
     ) {
         let transport = join.transport.id();
-        let (tracks, subscriptions) = match &join.media {
-            Media::Publish(publications) => (publications.iter().map(|p| p.open.track).collect(), Vec::new()),
-            Media::Watch(sections) => (Vec::new(), sections.iter().map(|s| s.open.subscription).collect()),
-        };
         self.resources.insert(transport, join.resource.clone());
         let (peer, events) = dtls.unzip();
         // Before the worker hears of the transport, so that no event of it comes to an unknown address.
         if let Some(room) = self.mailbox.upgrade() {
-            shared.routes[self.worker].add(transport, Route { room, peer, tracks, subscriptions });
+            shared.routes[self.worker].add(transport, Route { room, peer });
         }
         match events {
-            Some(events) => {
-                let (shared, room) = (self.shared.clone(), self.mailbox.clone());
-                tokio::spawn(Transport { shared, worker: self.worker, id: transport, room, _slot: slot }.run(events));
-            }
+            Some(events) => drop(self.start_transport(transport, events, vec![slot])),
             None => drop(self.routed.insert(transport, slot)),
         }
         self.request(shared, Request::Join(Box::new(join)), Waiting::Join(reply, transport));
     }
 
+    /// Starts the task of a transport, which keeps `slots`.
+    fn start_transport(&self, id: TransportId, events: DtlsEvents, slots: Vec<Slot>) -> mpsc::UnboundedSender<Order> {
+        let (orders, received) = mpsc::unbounded_channel();
+        let (shared, room) = (self.shared.clone(), self.mailbox.clone());
+        tokio::spawn(Transport { shared, worker: self.worker, id, room, slots }.run(events, received));
+        orders
+    }
+
+    fn resume(&mut self, shared: &Shared, resume: Box<Resume>, socket: Socket, reply: oneshot::Sender<Result<(), Refusal>>) {
+        let participant = resume.participant;
+        let Some(member) = self.members.get_mut(&participant) else {
+            let _ = reply.send(Err(Refusal::UnknownParticipant));
+            return;
+        };
+        let old = member.socket.replace(socket);
+        self.request(shared, Request::Resume(resume), Waiting::Resume(reply, participant, old));
+    }
+
+    /// What comes on a socket that another one has replaced is late.
+    fn is_current(&self, participant: ParticipantId, socket: u64) -> bool {
+        let current = self.members.get(&participant).and_then(|member| member.socket.as_ref());
+        current.is_some_and(|current| current.number == socket)
+    }
+
+    fn cut_socket(&mut self, now: Time, participant: ParticipantId) {
+        if let Some(member) = self.members.get_mut(&participant) {
+            member.socket = None;
+        }
+        self.session.handle_member(now, participant, MemberRequest::SocketClosed);
+    }
+
+    /// Tells the worker what an offer adds to a transport that it has.
+    fn update_transport(&mut self, participant: ParticipantId, offer: &TransportOffer) {
+        let Some(member) = self.members.get(&participant) else { return };
+        let before = member.line.lock().expect("nothing panics while it is held").transport.replace(offer.clone());
+        let (Some(before), Some(transport)) = (before, &member.transport) else { return };
+        let TransportOffer { extensions, transport_cc, remb, .. } = *offer;
+        if (before.extensions, before.transport_cc, before.remb) != (extensions, transport_cc, remb) {
+            self.updates.push(Command::UpdateTransport { transport: transport.id, extensions, transport_cc, remb });
+        }
+    }
+
+    /// A member's transport begins. Its DTLS may be refused; then it ends at once.
+    async fn open_transport(&mut self, shared: &Shared, open: Box<OpenTransport>, participant: ParticipantId, start: TransportStart) {
+        let id = open.transport;
+        match shared.dtls.open(start.role, start.fingerprints) {
+            Ok((peer, events)) => {
+                if let Some(room) = self.mailbox.upgrade() {
+                    shared.routes[self.worker].add(id, Route { room, peer: Some(peer) });
+                }
+                let slots = self.members.get_mut(&participant).map(|member| std::mem::take(&mut member.slots));
+                let orders = self.start_transport(id, events, slots.unwrap_or_default());
+                if let Some(member) = self.members.get_mut(&participant) {
+                    member.transport = Some(MemberTransport { id, orders });
+                }
+                shared.command(self.worker, Command::OpenTransport(open)).await;
+            }
+            Err(error) => {
+                tracing::debug!(transport = %id, %error, "DTLS cannot begin");
+                self.session.handle_transport_failed(shared.clock.now(), id, failure(&error));
+            }
+        }
+    }
+
+    fn tell(&mut self, shared: &Shared, participant: ParticipantId, notice: Notice) {
+        let Some(member) = self.members.get_mut(&participant) else { return };
+        let is_last = matches!(notice, Notice::Leave { .. });
+        let taken = member.socket.as_ref().is_none_or(|socket| socket.tell(notice));
+        if is_last {
+            member.socket = None;
+        } else if !taken {
+            shared.count_slow_reader();
+            self.cut_socket(shared.clock.now(), participant);
+        }
+    }
+
     async fn drain(&mut self, shared: &Shared) {
+        for update in self.updates.drain(..) {
+            shared.command(self.worker, update).await;
+        }
         while let Some(output) = self.session.poll() {
             match output {
+                Output::Command(Command::OpenTransport(open)) if self.opening.is_some() => {
+                    let (participant, start) = self.opening.take().expect("it is there");
+                    self.open_transport(shared, open, participant, start).await;
+                }
                 // The transport's task tells the worker, after the client was told. A route has no task, and nobody to tell.
                 Output::Command(Command::CloseTransport { transport }) => {
                     if let Some(_slot) = self.routed.remove(&transport) {
                         shared.command(self.worker, Command::CloseTransport { transport }).await;
                     }
                 }
-                Output::Command(command) => shared.command(self.worker, command).await,
+                Output::Command(command) => {
+                    shared.routes[self.worker].note(&command);
+                    shared.command(self.worker, command).await;
+                }
                 Output::Closed { transport, .. } => self.forget(shared, transport),
                 Output::Reply(id, reply) => self.reply(shared, id, reply),
-                Output::Audit(audit) => self.audit(shared, &audit),
-                Output::Notice(..) => {}
+                Output::Audit(audit) => {
+                    self.audit(shared, &audit);
+                    if let Action::Left { .. } = audit.action {
+                        self.members.remove(&audit.participant);
+                    }
+                }
+                Output::Notice(participant, notice) => self.tell(shared, participant, notice),
             }
         }
+        self.opening = None;
     }
 
     fn forget(&mut self, shared: &Shared, transport: TransportId) {
@@ -213,6 +386,18 @@ impl Room {
             Some(Waiting::Join(waiting, transport)) => {
                 if reply.is_err() {
                     self.forget(shared, transport);
+                }
+                let _ = waiting.send(reply.map(|_| ()));
+            }
+            Some(Waiting::Enter(waiting, participant)) => {
+                if reply.is_err() {
+                    self.members.remove(&participant);
+                }
+                let _ = waiting.send(reply.map(|_| ()));
+            }
+            Some(Waiting::Resume(waiting, participant, old)) => {
+                if let Some(member) = self.members.get_mut(&participant).filter(|_| reply.is_err()) {
+                    member.socket = old;
                 }
                 let _ = waiting.send(reply.map(|_| ()));
             }
@@ -250,13 +435,21 @@ struct Transport {
     worker: usize,
     id: TransportId,
     room: mpsc::WeakUnboundedSender<RoomMessage>,
-    _slot: Slot,
+    slots: Vec<Slot>,
 }
 
 impl Transport {
-    async fn run(self, mut events: DtlsEvents) {
-        // The events end when the peer is dropped by the pump, after the close_notify is out.
-        while let Some(event) = events.recv().await {
+    async fn run(mut self, mut events: DtlsEvents, mut orders: mpsc::UnboundedReceiver<Order>) {
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                Some(order) = orders.recv() => {
+                    self.obey(order);
+                    continue;
+                }
+            };
+            // The events end when the peer is dropped by the pump, after the close_notify is out.
+            let Some(event) = event else { break };
             let Some(shared) = self.shared.upgrade() else { return };
             let message = match event {
                 DtlsEvent::Send(datagram) => {
@@ -281,6 +474,12 @@ impl Transport {
         }
         if let Some(shared) = self.shared.upgrade() {
             shared.command(self.worker, Command::CloseTransport { transport: self.id }).await;
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Keep(slot) => self.slots.push(slot),
         }
     }
 }

@@ -1,0 +1,260 @@
+//! Members of rooms: the seat that a client's socket has, and what a room keeps of a member between its sockets.
+//!
+//! ```text
+//! socket --Seat::say, offer--> room task (owns the Session) --Notice--> Seat::next --> socket
+//! ```
+//! Both ways are bounded: a socket has a few requests on their way at most and waits, a room waits for nobody: it cuts the socket of
+//! who does not read.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use pop_proto::control::ExtensionIds;
+use pop_schemas::{ParticipantId, SessionId, TransportId};
+use pop_session::Refusal;
+use pop_session::member::{MemberRequest, Notice, Offer, TransportOffer};
+use pop_session::placement::Claim;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::directory::{RoomSender, Slot};
+use super::room::RoomMessage;
+use super::{Node, Shared};
+use crate::dtls::{Fingerprint, Role};
+
+/// Requests of one socket that may wait for its room.
+const REQUESTS_MAX: usize = 16;
+
+/// Notices that may wait for one socket. A thousand people who come at once make so many.
+const NOTICES_MAX: usize = 1_024;
+
+/// Bytes that these notices may have, as [`weigh`] counts them.
+const NOTICES_LEN_MAX: usize = 8 << 20;
+
+/// What a participant with its tracks counts for in [`weigh`], in bytes: more than a client of the room protocol is usually told of one.
+const PARTICIPANT_WEIGHT: usize = 1_024;
+
+/// Why a client could not become a member.
+#[derive(Debug, thiserror::Error)]
+pub enum EnterError {
+    /// No worker has room.
+    #[error("this node is full")]
+    Full,
+    /// The session said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The node is stopping.
+    #[error("this node is stopping")]
+    Stopping,
+}
+
+/// What the offers of a member's transport have settled; it outlives sockets.
+#[derive(Debug, Default)]
+pub struct Line {
+    /// One numbering of header extensions for both directions.
+    pub numbering: ExtensionIds,
+    /// As of the last offer; `None` before the first.
+    pub transport: Option<TransportOffer>,
+    /// The client's certificate is one of these.
+    pub fingerprints: Vec<Fingerprint>,
+    /// Answers so far.
+    pub answers: u64,
+    /// What is claimed of the worker's plan for it, beside its transport.
+    claimed: Claim,
+}
+
+/// An offer with what its transport needs to begin.
+#[derive(Debug)]
+pub struct TransportStart {
+    /// Our end of DTLS.
+    pub role: Role,
+    /// The client's certificate is one of these.
+    pub fingerprints: Vec<Fingerprint>,
+}
+
+/// The place of a client's socket in a room. Dropping it tells the room that the socket is gone.
+pub struct Seat {
+    participant: ParticipantId,
+    session: SessionId,
+    worker: usize,
+    socket: u64,
+    room: RoomSender,
+    notices: mpsc::Receiver<Notice>,
+    queued_len: Arc<AtomicUsize>,
+    permits: Arc<Semaphore>,
+    line: Arc<Mutex<Line>>,
+    node: Node,
+    /// The room outlives the goodbye.
+    _hold: Slot,
+}
+
+impl Seat {
+    /// Whose it is.
+    pub fn participant(&self) -> ParticipantId {
+        self.participant
+    }
+
+    /// Of which room.
+    pub fn session(&self) -> &SessionId {
+        &self.session
+    }
+
+    /// Which worker has the room.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
+    /// What its offers have settled.
+    pub fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().expect("nothing panics while it is held")
+    }
+
+    /// The next notice; `None` when the room has nothing more to say on this socket. Losing the future loses no notice.
+    pub async fn next(&mut self) -> Option<Notice> {
+        let notice = self.notices.recv().await?;
+        self.queued_len.fetch_sub(weigh(&notice), Ordering::Relaxed);
+        Some(notice)
+    }
+
+    /// Hands a request to the room; waits while too many are on their way.
+    pub async fn say(&self, request: MemberRequest) {
+        let Some(permit) = self.permit().await else { return };
+        let (participant, socket) = (self.participant, self.socket);
+        // A room that has ended says so by its last notice.
+        let _ = self.room.send(RoomMessage::Member { participant, socket, request, permit });
+    }
+
+    /// Claims what an offer needs beyond what its member has: the most that the member may use now.
+    pub async fn claim(&self, wanted: Claim) -> Claim {
+        let claimed = self.line().claimed;
+        let growth = Claim {
+            transports: 0,
+            tracks: wanted.tracks.saturating_sub(claimed.tracks),
+            subscriptions: wanted.subscriptions.saturating_sub(claimed.subscriptions),
+        };
+        if growth == Claim::default() {
+            return claimed;
+        }
+        let Ok(slot) = self.node.shared.directory.grow(&self.session, growth).await else { return claimed };
+        let mut line = self.line();
+        line.claimed += growth;
+        let _ = self.room.send(RoomMessage::Claimed { participant: self.participant, slot });
+        line.claimed
+    }
+
+    /// Hands an offer to the room.
+    pub async fn offer(&self, offer: Offer, start: TransportStart) {
+        let Some(permit) = self.permit().await else { return };
+        let (participant, socket) = (self.participant, self.socket);
+        let _ = self.room.send(RoomMessage::Offer { participant, socket, offer: Box::new(offer), start, permit });
+    }
+
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).acquire_owned().await.ok()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // A room that has ended knows.
+        let _ = self.room.send(RoomMessage::SocketClosed { participant: self.participant, socket: self.socket });
+    }
+}
+
+/// The room's end of a socket.
+pub(super) struct Socket {
+    /// Unique in this process.
+    pub(super) number: u64,
+    notices: mpsc::Sender<Notice>,
+    queued_len: Arc<AtomicUsize>,
+}
+
+impl Socket {
+    /// False: it does not read, or is gone.
+    pub(super) fn tell(&self, notice: Notice) -> bool {
+        let weight = weigh(&notice);
+        if self.queued_len.fetch_add(weight, Ordering::Relaxed) + weight > NOTICES_LEN_MAX {
+            return false;
+        }
+        self.notices.try_send(notice).is_ok()
+    }
+}
+
+/// What a room keeps of a member.
+pub(super) struct Member {
+    /// `None` while its client is away.
+    pub(super) socket: Option<Socket>,
+    pub(super) line: Arc<Mutex<Line>>,
+    /// What it claims, until it has a transport: then that one's task keeps them.
+    pub(super) slots: Vec<Slot>,
+    pub(super) transport: Option<MemberTransport>,
+}
+
+/// A member's transport.
+pub(super) struct MemberTransport {
+    pub(super) id: TransportId,
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+}
+
+/// What a room tells the task of a transport.
+pub(super) enum Order {
+    /// Keep this until the worker has forgotten the transport.
+    Keep(Slot),
+}
+
+impl Member {
+    pub(super) fn new(socket: Socket, line: Arc<Mutex<Line>>, slot: Slot) -> Member {
+        Member { socket: Some(socket), line, slots: vec![slot], transport: None }
+    }
+
+    /// Keeps a slot for as long as the worker has what it is for.
+    pub(super) fn keep(&mut self, slot: Slot) {
+        let Some(transport) = &self.transport else { return self.slots.push(slot) };
+        // A task that has ended has been told to close everything.
+        let _ = transport.orders.send(Order::Keep(slot));
+    }
+}
+
+/// Roughly what a notice keeps in memory while it waits, in bytes. Shared ones count for each who waits: what counts is that a room of
+/// people who do not read stays bounded.
+fn weigh(notice: &Notice) -> usize {
+    let participants = match notice {
+        Notice::Welcome(welcome) => 1 + welcome.others.len(),
+        Notice::Participants(participants) => participants.len(),
+        _ => 0,
+    };
+    256 + participants * PARTICIPANT_WEIGHT
+}
+
+/// Both ends of a new socket.
+pub(super) fn new_seat(
+    node: &Node,
+    (session, worker, room): (&SessionId, usize, RoomSender),
+    participant: ParticipantId,
+    line: Arc<Mutex<Line>>,
+    hold: Slot,
+) -> (Seat, Socket) {
+    let (sender, notices) = mpsc::channel(NOTICES_MAX);
+    let (queued_len, number) = (Arc::new(AtomicUsize::new(0)), node.next_id());
+    let socket = Socket { number, notices: sender, queued_len: Arc::clone(&queued_len) };
+    let seat = Seat {
+        participant,
+        session: session.clone(),
+        worker,
+        socket: number,
+        room,
+        notices,
+        queued_len,
+        permits: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        line,
+        node: node.clone(),
+        _hold: hold,
+    };
+    (seat, socket)
+}
+
+impl Shared {
+    /// Counts a socket that was cut because its client did not read.
+    pub(super) fn count_slow_reader(&self) {
+        self.slow_readers.fetch_add(1, Ordering::Relaxed);
+    }
+}
