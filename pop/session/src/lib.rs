@@ -3,6 +3,7 @@
 //! A [`Session`] is one room on one worker. Its owner hands it requests and worker events and drains [`Session::poll`] after
 //! each; nothing here owns a clock, a socket, a lock, a thread or a source of randomness.
 
+mod draw;
 pub mod format;
 pub mod member;
 pub mod participant;
@@ -15,7 +16,7 @@ pub mod token;
 pub mod view;
 
 pub use format::{Format, H264Profile, PayloadFormat};
-pub use participant::{Connection, Participant, Role};
+pub use participant::{Connection, Kind, Participant, Role};
 pub use session::{
     Action, Audit, CloseReason, IceCondition, IceUpdate, Join, Limits, Media, Opening, Output, Publication, Refusal, Reply, Request,
     RequestId, Section, Session, TappedTrack, TransportFailure,

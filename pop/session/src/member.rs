@@ -293,7 +293,7 @@ pub struct Offer {
 }
 
 /// What a first offer says of the transport as a whole.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportOffer {
     /// Ids of the header extensions that the client sends.
     pub extensions: ExtensionIds,
@@ -379,6 +379,8 @@ pub struct Feed {
     pub track: TrackId,
     /// Whose.
     pub publisher: ParticipantId,
+    /// See [`TrackInfo::stream`].
+    pub stream: Box<str>,
     /// SSRC of what we send.
     pub ssrc: u32,
     /// SSRC of its retransmissions.

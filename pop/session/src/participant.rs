@@ -1,15 +1,18 @@
 //! Participants. One that is connected here is a [`LocalParticipant`] and only its [`crate::Session`] writes it; one that another
 //! node owns is a [`crate::presence::RemoteParticipant`] and is replaced as a whole by its owner's newer record, never edited.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use pop_proto::control::{IceCredentials, MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackStats};
 use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::PayloadFormat;
+use crate::member::TrackInfo;
 use crate::presence::RemoteParticipant;
+use crate::session::Member;
 
-/// What a participant came for.
+/// What a client of WHIP or WHEP comes for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// It sends media into the room.
@@ -24,6 +27,28 @@ impl Role {
         match self {
             Role::Publish => "publish",
             Role::Watch => "watch",
+        }
+    }
+}
+
+/// What a participant is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// It sends media into the room: a client of WHIP, or a route in.
+    Publisher,
+    /// It takes media from the room: a client of WHEP, or a route out.
+    Viewer,
+    /// It does both, as it likes: a client of the room protocol.
+    Member,
+}
+
+impl Kind {
+    /// `publish`, `watch` or `member`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Publisher => "publish",
+            Kind::Viewer => "watch",
+            Kind::Member => "member",
         }
     }
 }
@@ -81,11 +106,11 @@ impl Participant<'_> {
         }
     }
 
-    /// What it came for.
-    pub fn role(&self) -> Role {
+    /// What it is.
+    pub fn kind(&self) -> Kind {
         match self {
-            Participant::Local(local) => local.role,
-            Participant::Remote(remote) => remote.manifest().role,
+            Participant::Local(local) => local.kind,
+            Participant::Remote(remote) => remote.manifest().kind,
         }
     }
 }
@@ -96,12 +121,16 @@ pub struct LocalParticipant {
     pub(crate) id: ParticipantId,
     pub(crate) identity: Identity,
     pub(crate) hidden: bool,
-    pub(crate) role: Role,
-    pub(crate) resource: Box<str>,
-    pub(crate) transport: TransportId,
-    /// `None` for a route.
+    pub(crate) kind: Kind,
+    /// `None` for a member.
+    pub(crate) resource: Option<Box<str>>,
+    /// `None` for a member that has made no offer yet.
+    pub(crate) transport: Option<TransportId>,
+    /// `None` for a route, and without a transport.
     pub(crate) ice: Option<IceSession>,
     pub(crate) joined: Time,
+    /// When its transport was opened: the deadline of [`Connection::Connecting`] counts from here.
+    pub(crate) opened: Time,
     pub(crate) connection: Connection,
     /// Set by the first authenticated check; of a route: its peer.
     pub(crate) address: Option<SocketAddr>,
@@ -109,12 +138,31 @@ pub struct LocalParticipant {
     pub(crate) tracks: Vec<TrackId>,
     /// Empty for a publisher.
     pub(crate) sections: Vec<SubscriptionId>,
+    /// What it wants to be shown.
+    pub(crate) texts: Texts,
+    /// Raised by each change that others may see.
+    pub(crate) counter: u32,
+    /// Of a member alone.
+    pub(crate) member: Option<Box<Member>>,
+}
+
+/// What a participant wants to be shown of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Texts {
+    pub(crate) name: Box<str>,
+    pub(crate) metadata: Box<str>,
+    pub(crate) attributes: BTreeMap<Box<str>, Box<str>>,
 }
 
 impl LocalParticipant {
     /// It is an RTP route.
     pub(crate) fn is_routed(&self) -> bool {
         matches!(self.connection, Connection::Routed { .. })
+    }
+
+    /// Others see it: a viewer of WHEP is an audience, and may share its identity with others.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.kind != Kind::Viewer && !self.hidden
     }
 }
 
@@ -142,18 +190,34 @@ pub(crate) struct LocalTrack {
     pub(crate) order: u64,
     /// Its first packet came, or it replaces a track whose first packet had come.
     pub(crate) started: bool,
+    /// What everybody may know of it.
+    pub(crate) info: TrackInfo,
+    /// Sections that it is forwarded into.
+    pub(crate) takers: BTreeSet<SubscriptionId>,
     pub(crate) stats: TrackStats,
 }
 
-/// A media section of a local viewer.
+/// A media section that tracks are sent into.
 #[derive(Debug)]
 pub(crate) struct LocalSection {
     pub(crate) id: SubscriptionId,
+    pub(crate) owner: ParticipantId,
     pub(crate) kind: MediaKind,
     pub(crate) formats: Vec<PayloadFormat>,
-    /// The only one that it takes tracks of; `None`: of everybody.
-    pub(crate) publisher: Option<Identity>,
+    pub(crate) choice: Choice,
     /// What is forwarded into it; `None` while nothing fits.
     pub(crate) source: Option<TrackId>,
     pub(crate) stats: SubscriptionStats,
+}
+
+/// Who chooses what feeds a section.
+#[derive(Debug)]
+pub(crate) enum Choice {
+    /// The session, by age.
+    Oldest {
+        /// The only one whose tracks are taken; `None`: of everybody.
+        publisher: Option<Identity>,
+    },
+    /// The member whose section it is, by its subscriptions.
+    Member,
 }

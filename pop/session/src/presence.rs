@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use pop_proto::control::{Codec, MediaKind};
 use pop_schemas::{Identity, ParticipantId, TrackId};
 
-use crate::participant::Role;
+use crate::participant::Kind;
 
 /// Remote participants that one session remembers, tombstones included; a peer cannot grow it without end.
 pub const REMOTE_PARTICIPANTS_MAX: usize = 65_536;
@@ -38,8 +38,8 @@ pub struct Manifest {
     pub identity: Identity,
     /// It is not shown to the others.
     pub hidden: bool,
-    /// What it came for.
-    pub role: Role,
+    /// What it is.
+    pub kind: Kind,
     /// What it publishes.
     pub tracks: Vec<RemoteTrack>,
 }
@@ -149,7 +149,7 @@ mod tests {
             manifest: identity.map(|name| Manifest {
                 identity: Identity::new(name).unwrap(),
                 hidden: false,
-                role: Role::Publish,
+                kind: Kind::Publisher,
                 tracks: Vec::new(),
             }),
         }

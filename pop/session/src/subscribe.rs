@@ -7,7 +7,7 @@ use pop_proto::control::Codec;
 use pop_schemas::TrackId;
 
 use crate::format::takes;
-use crate::participant::{LocalSection, LocalTrack};
+use crate::participant::{Choice, LocalSection, LocalTrack};
 
 /// How good a source is; the smaller is the better.
 ///
@@ -32,7 +32,8 @@ impl LocalTrack {
 }
 
 fn rank(track: &LocalTrack, section: &LocalSection) -> Option<Rank> {
-    if track.kind != section.kind || section.publisher.as_ref().is_some_and(|only| *only != track.publisher) {
+    let Choice::Oldest { publisher } = &section.choice else { return None };
+    if track.kind != section.kind || publisher.as_ref().is_some_and(|only| *only != track.publisher) {
         return None;
     }
     let mut decodable = track.formats.iter().filter(|from| takes(&section.formats, from.format)).peekable();

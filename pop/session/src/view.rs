@@ -31,7 +31,7 @@ pub struct ParticipantView {
     pub hidden: bool,
     /// Its transport ends on this node.
     pub local: bool,
-    /// `publish` or `watch`.
+    /// `publish`, `watch` or `member`.
     pub kind: &'static str,
     /// `connecting`, `connected`, or `remote`; an RTP route is connected once it has a peer.
     pub state: &'static str,
@@ -176,7 +176,7 @@ fn local(
         identity: participant.identity.to_string(),
         hidden: participant.hidden,
         local: true,
-        kind: participant.role.name(),
+        kind: participant.kind.name(),
         state,
         age_ms: Some(now.since(participant.joined).as_millis() as u64),
         address: participant.address.map(|address| address.to_string()),
@@ -235,7 +235,7 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
         identity: manifest.identity.to_string(),
         hidden: manifest.hidden,
         local: false,
-        kind: manifest.role.name(),
+        kind: manifest.kind.name(),
         state: "remote",
         age_ms: None,
         address: None,

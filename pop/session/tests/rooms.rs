@@ -11,8 +11,8 @@ use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, Trac
 use pop_session::presence::{Applied, Manifest, Record, RemoteKey, Version};
 use pop_session::session::CONNECT_TIMEOUT;
 use pop_session::{
-    Action, CloseReason, Format, H264Profile, IceCondition, IceUpdate, Join, Limits, Media, Opening, Output, PayloadFormat, Publication,
-    Refusal, Reply, Request, RequestId, Role, Section, Session, TransportFailure,
+    Action, CloseReason, Format, H264Profile, IceCondition, IceUpdate, Join, Kind, Limits, Media, Opening, Output, PayloadFormat,
+    Publication, Refusal, Reply, Request, RequestId, Section, Session, TransportFailure,
 };
 
 const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus, rtx: None };
@@ -517,7 +517,7 @@ fn the_looking_glass_shows_locals_and_remotes_with_one_shape() {
     let record = Record {
         key: RemoteKey { node: 2, participant: ParticipantId(77) },
         version: Version { epoch: 0, counter: 1 },
-        manifest: Some(Manifest { identity: Identity::new("far").unwrap(), hidden: true, role: Role::Watch, tracks: Vec::new() }),
+        manifest: Some(Manifest { identity: Identity::new("far").unwrap(), hidden: true, kind: Kind::Viewer, tracks: Vec::new() }),
     };
     assert_eq!(room.session.handle_record(record), Applied::New);
     room.now = room.now + Duration::from_millis(250);
@@ -537,8 +537,8 @@ fn the_looking_glass_shows_locals_and_remotes_with_one_shape() {
     assert_eq!(watch["subscriptions"][0]["id"], SubscriptionId(100 * viewer).to_string());
     let far = &view["participants"][2];
     assert_eq!((&far["local"], &far["hidden"], &far["state"]), (&false.into(), &true.into(), &"remote".into()));
-    let names: Vec<_> = room.session.participants().map(|p| (p.identity().to_string(), p.is_hidden(), p.role())).collect();
-    assert_eq!(names[2], ("far".into(), true, Role::Watch));
+    let names: Vec<_> = room.session.participants().map(|p| (p.identity().to_string(), p.is_hidden(), p.kind())).collect();
+    assert_eq!(names[2], ("far".into(), true, Kind::Viewer));
 }
 
 fn update(room: &mut Room, resource: u64, condition: &IceCondition, remote: Option<&str>) -> (Reply, Vec<&'static str>) {

@@ -408,9 +408,10 @@ impl Room {
     }
 
     fn audit(&self, shared: &Shared, audit: &Audit) {
-        let (room, identity, role) = (self.session.id(), &audit.identity, audit.role.name());
+        let (room, identity, role) = (self.session.id(), &audit.identity, audit.kind.name());
         let participant = audit.participant;
         match audit.action {
+            Action::Entered => tracing::info!(target: AUDIT, %room, %identity, role, %participant, "enter"),
             Action::Joined { transport } => tracing::info!(target: AUDIT, %room, %identity, role, %participant, %transport, "join"),
             Action::Connected { profile, address, after } => {
                 shared.join_seconds.observe(after);
@@ -422,6 +423,7 @@ impl Room {
                 let codec = codec.map_or("", |c| c.name());
                 tracing::info!(target: AUDIT, %room, %identity, role, %participant, %track, kind = kind.name(), codec, "publish");
             }
+            Action::Unpublished { track } => tracing::info!(target: AUDIT, %room, %identity, role, %participant, %track, "unpublish"),
             Action::Left { reason, stayed } => {
                 tracing::info!(target: AUDIT, %room, %identity, role, %participant, reason = reason.name(), stayed_s = stayed.as_secs(), "leave");
             }

@@ -1,0 +1,216 @@
+//! Members come, go, and come back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pop_schemas::{ParticipantId, Time, TrackId};
+
+use super::negotiate::MemberSection;
+use super::output::{Action, CloseReason, Output, audit};
+use super::publish::Announced;
+use super::request::{Refusal, Reply};
+use super::subscriptions::{Asked, Subscription};
+use super::{RESUME_GRACE, Session};
+use crate::member::{
+    Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, SubscriptionPermission, Sync, TransportOffer,
+    Welcome,
+};
+use crate::participant::{Connection, Kind, LocalParticipant, Texts};
+
+/// What a member has beyond other participants.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(super) permissions: Permissions,
+    pub(super) auto_subscribe: bool,
+    pub(super) adaptive_stream: bool,
+    /// Since when its socket is gone; `None` while it is here.
+    pub(super) socket_gone: Option<Time>,
+    /// Tracks without a media section.
+    pub(super) announced: Vec<Announced>,
+    /// By mid, as of the last offer.
+    pub(super) sections: BTreeMap<Box<str>, MemberSection>,
+    /// What it takes, of what is here.
+    pub(super) subscriptions: BTreeMap<TrackId, Subscription>,
+    /// What it said that it does not take, of what is here.
+    pub(super) declined: BTreeSet<TrackId>,
+    /// Numbers the subscriptions.
+    pub(super) next_serial: u64,
+    /// Its client was asked for an offer.
+    pub(super) asked: Option<Asked>,
+    /// What its last offer said of the transport.
+    pub(super) transport: Option<TransportOffer>,
+    /// All that were used under the transport's key.
+    pub(super) ssrcs: BTreeSet<u32>,
+    /// Who may take its tracks.
+    pub(super) permission: SubscriptionPermission,
+}
+
+impl Member {
+    fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool) -> Member {
+        Member {
+            permissions,
+            auto_subscribe,
+            adaptive_stream,
+            socket_gone: None,
+            announced: Vec::new(),
+            sections: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            declined: BTreeSet::new(),
+            next_serial: 0,
+            asked: None,
+            transport: None,
+            ssrcs: BTreeSet::new(),
+            permission: SubscriptionPermission { all: true, participants: Vec::new() },
+        }
+    }
+
+    /// Sections that tracks can be sent into.
+    pub(super) fn receiving_sections(&self) -> usize {
+        self.sections.values().filter(|section| section.receives.is_some()).count()
+    }
+}
+
+impl Session {
+    pub(super) fn member(&self, id: ParticipantId) -> Option<&Member> {
+        self.participants.get(&id)?.member.as_deref()
+    }
+
+    pub(super) fn member_mut(&mut self, id: ParticipantId) -> Option<&mut Member> {
+        self.participants.get_mut(&id)?.member.as_deref_mut()
+    }
+
+    /// Lets a member in. Among members and publishers an identity is unique: the newer one stays, as clients know others by it.
+    pub(super) fn enter(&mut self, now: Time, enter: Enter) -> Result<Reply, Refusal> {
+        let replaced = self.check_enter(&enter)?;
+        let Enter { participant: id, identity, name, metadata, attributes, permissions, .. } = enter;
+        self.epoch_ms.get_or_insert(enter.joined_at_ms.saturating_sub(now.as_millis()));
+        self.created.get_or_insert(now);
+        for old in replaced {
+            self.remove(now, old, CloseReason::Replaced);
+        }
+        let participant = LocalParticipant {
+            id,
+            identity,
+            hidden: permissions.hidden,
+            kind: Kind::Member,
+            resource: None,
+            transport: None,
+            ice: None,
+            joined: now,
+            opened: now,
+            connection: Connection::Connecting,
+            address: None,
+            tracks: Vec::new(),
+            sections: Vec::new(),
+            texts: Texts { name, metadata, attributes },
+            counter: 0,
+            member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream))),
+        };
+        self.outputs.push_back(Output::Audit(audit(&participant, Action::Entered)));
+        self.participants.insert(id, participant);
+        self.touch(id);
+        self.fresh = Some(id);
+        self.subscribe_to_all(id);
+        let participant = self.describe_local(&self.participants[&id]);
+        let welcome = Welcome { room: self.describe_room(), participant, others: self.others(id) };
+        self.notify(id, Notice::Welcome(Box::new(welcome)));
+        Ok(Reply::Joined)
+    }
+
+    /// Those whom it replaces.
+    fn check_enter(&self, enter: &Enter) -> Result<Vec<ParticipantId>, Refusal> {
+        if self.participants.contains_key(&enter.participant) {
+            return Err(Refusal::Duplicate);
+        }
+        let same = self.participants.values().filter(|p| p.kind != Kind::Viewer && p.identity == enter.identity);
+        if same.clone().any(LocalParticipant::is_routed) {
+            return Err(Refusal::IdentityTaken);
+        }
+        let replaced: Vec<_> = same.map(|participant| participant.id).collect();
+        if self.participants.len() - replaced.len() >= self.limits.participants_max {
+            return Err(Refusal::Full(self.limits.participants_max));
+        }
+        Ok(replaced)
+    }
+
+    /// Lets a member go on with a new socket. The old one, if it still seems to be there, is the owner's to close.
+    pub(super) fn resume(&mut self, now: Time, resume: Resume) -> Result<Reply, Refusal> {
+        let id = resume.participant;
+        let known = self.participants.get_mut(&id).filter(|participant| participant.identity == resume.identity);
+        let member = known.and_then(|participant| participant.member.as_deref_mut()).ok_or(Refusal::UnknownParticipant)?;
+        let asked = member.asked.take();
+        if let Some(since) = member.socket_gone.take() {
+            self.socketless.remove(&(since + RESUME_GRACE, id));
+        }
+        if let Some(asked) = asked {
+            self.asking.remove(&(asked.again, id));
+        }
+        self.fresh = Some(id);
+        self.notify(id, Notice::Resumed(Box::new(Resumed { last_message: 0 })));
+        let mut everybody = self.others(id);
+        everybody.push(self.describe_local(&self.participants[&id]));
+        self.notify(id, Notice::Participants(Arc::new(everybody)));
+        self.notify(id, Notice::Room(Arc::new(self.describe_room())));
+        let _ = now;
+        Ok(Reply::Joined)
+    }
+
+    /// Takes what a member says.
+    pub(super) fn take_member_request(&mut self, now: Time, id: ParticipantId, request: MemberRequest) -> bool {
+        if self.member(id).is_none() {
+            return false;
+        }
+        match request {
+            MemberRequest::AddTrack(add) => self.add_track(now, id, *add),
+            MemberRequest::Offer(offer) => self.take_offer(now, id, *offer),
+            MemberRequest::Mute { track, muted } => return self.mute_track(id, track, muted),
+            MemberRequest::Subscribe { tracks, subscribe } => self.choose_tracks(now, id, tracks, subscribe),
+            MemberRequest::UpdateTrack(update) => return self.update_track(id, update),
+            MemberRequest::Sync(sync) => self.sync(now, id, *sync),
+            MemberRequest::Leave => self.remove(now, id, CloseReason::Left),
+            MemberRequest::SocketClosed => self.lose_socket(now, id),
+            MemberRequest::TrackSettings(_) | MemberRequest::SubscriptionPermission(_) | MemberRequest::UpdateMetadata(_) => {}
+        }
+        true
+    }
+
+    /// A client that is back tells what it knows.
+    fn sync(&mut self, now: Time, id: ParticipantId, sync: Sync) {
+        let _ = (now, id, sync);
+    }
+
+    /// Its client may come back, and its media may flow all the while.
+    fn lose_socket(&mut self, now: Time, id: ParticipantId) {
+        let Some(member) = self.member_mut(id).filter(|member| member.socket_gone.is_none()) else { return };
+        member.socket_gone = Some(now);
+        self.socketless.insert((now + RESUME_GRACE, id));
+    }
+
+    /// Ends those who did not come back.
+    pub(super) fn end_socketless(&mut self, now: Time) {
+        while let Some((_, id)) = self.socketless.first().filter(|(deadline, _)| *deadline <= now).copied() {
+            self.remove(now, id, CloseReason::SocketLost);
+        }
+    }
+
+    /// Says goodbye to a member that is about to be removed.
+    pub(super) fn dismiss(&mut self, id: ParticipantId, reason: CloseReason) {
+        let (reason, action) = leave_of(reason);
+        self.notify(id, Notice::Leave { reason, action });
+    }
+}
+
+/// What a client is told of its end, and what it should do. A transport that is gone took its DTLS association with it, which the
+/// client's connection cannot make anew: beginning anew at once is the shortest way back.
+pub(super) fn leave_of(reason: CloseReason) -> (LeaveReason, LeaveAction) {
+    match reason {
+        CloseReason::Left => (LeaveReason::ClientInitiated, LeaveAction::Disconnect),
+        CloseReason::Replaced => (LeaveReason::DuplicateIdentity, LeaveAction::Disconnect),
+        CloseReason::Removed => (LeaveReason::Removed, LeaveAction::Disconnect),
+        CloseReason::RoomDeleted => (LeaveReason::RoomDeleted, LeaveAction::Disconnect),
+        CloseReason::SocketLost => (LeaveReason::SignalClosed, LeaveAction::Disconnect),
+        CloseReason::Shutdown => (LeaveReason::ServerShutdown, LeaveAction::Reconnect),
+        CloseReason::ConnectTimeout | CloseReason::Lost(_) => (LeaveReason::ConnectionTimeout, LeaveAction::Reconnect),
+        CloseReason::Failed(_) => (LeaveReason::MediaFailure, LeaveAction::Reconnect),
+    }
+}

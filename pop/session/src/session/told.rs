@@ -1,0 +1,130 @@
+//! What members are told of participants. Changes within one call are told once, at its end: one value for all who hear of them.
+
+use std::sync::Arc;
+
+use pop_schemas::{ParticipantId, Time};
+
+use super::Session;
+use super::output::Output;
+use crate::member::{LeaveReason, MemberState, Notice, ParticipantInfo, Permissions, RoomInfo};
+use crate::participant::{Connection, LocalParticipant};
+
+impl Session {
+    /// Tells a member, while its socket is here.
+    pub(super) fn notify(&mut self, id: ParticipantId, notice: Notice) {
+        if self.member(id).is_some_and(|member| member.socket_gone.is_none()) {
+            self.outputs.push_back(Output::Notice(id, notice));
+        }
+    }
+
+    /// What others may see of it has changed.
+    pub(super) fn touch(&mut self, id: ParticipantId) {
+        if !self.changed.insert(id) {
+            return;
+        }
+        if let Some(participant) = self.participants.get_mut(&id) {
+            participant.counter += 1;
+        }
+    }
+
+    /// The end of each call: tells what it has changed. `fresh` has been told all by its welcome.
+    pub(super) fn tell_changes(&mut self, fresh: Option<ParticipantId>) {
+        let gone = std::mem::take(&mut self.gone);
+        let changed = std::mem::take(&mut self.changed);
+        if gone.is_empty() && changed.is_empty() {
+            return;
+        }
+        // Those who are gone come first: the same identity may be here again.
+        let mut news = gone;
+        let shown = changed.iter().filter_map(|id| self.participants.get(id)).filter(|participant| participant.is_shown());
+        news.extend(shown.map(|participant| self.describe_local(participant)));
+        let hidden: Vec<_> = changed.into_iter().filter(|id| self.participants.get(id).is_some_and(|p| p.hidden)).collect();
+        if !news.is_empty() {
+            let news = Arc::new(news);
+            for id in self.members_here().filter(|id| Some(*id) != fresh).collect::<Vec<_>>() {
+                self.notify(id, Notice::Participants(news.clone()));
+            }
+        }
+        for id in hidden.into_iter().filter(|id| Some(*id) != fresh) {
+            let Some(itself) = self.participants.get(&id).map(|participant| self.describe_local(participant)) else { continue };
+            self.notify(id, Notice::Participants(Arc::new(vec![itself])));
+        }
+    }
+
+    /// Members whose socket is here.
+    pub(super) fn members_here(&self) -> impl Iterator<Item = ParticipantId> {
+        let here = |participant: &&LocalParticipant| participant.member.as_ref().is_some_and(|member| member.socket_gone.is_none());
+        self.participants.values().filter(here).map(|participant| participant.id)
+    }
+
+    /// Everybody whom `but` may see.
+    pub(super) fn others(&self, but: ParticipantId) -> Vec<ParticipantInfo> {
+        let locals = self.participants.values().filter(|participant| participant.id != but && participant.is_shown());
+        locals.map(|participant| self.describe_local(participant)).collect()
+    }
+
+    pub(super) fn describe_local(&self, participant: &LocalParticipant) -> ParticipantInfo {
+        let texts = participant.texts.clone();
+        ParticipantInfo {
+            participant: participant.id,
+            identity: participant.identity.clone(),
+            name: texts.name,
+            metadata: texts.metadata,
+            attributes: texts.attributes,
+            state: state_of(participant),
+            tracks: self.tracks_of(participant.id).map(|track| track.info.clone()).collect(),
+            joined_at_ms: self.wall_ms(participant.joined),
+            version: participant.counter,
+            permissions: participant.member.as_ref().map_or_else(publisher_permissions, |member| member.permissions.clone()),
+            is_publisher: !participant.tracks.is_empty(),
+            left: None,
+        }
+    }
+
+    pub(super) fn describe_gone(&self, participant: &LocalParticipant, reason: LeaveReason) -> ParticipantInfo {
+        let mut info = self.describe_local(participant);
+        (info.state, info.left, info.tracks) = (MemberState::Disconnected, Some(reason), Vec::new());
+        info.version += 1;
+        info
+    }
+
+    pub(super) fn describe_room(&self) -> RoomInfo {
+        let shown = self.participants.values().filter(|participant| participant.is_shown());
+        RoomInfo {
+            name: self.id.as_str().into(),
+            sid: self.sid.clone(),
+            metadata: self.metadata.clone(),
+            participants: shown.clone().count() as u32,
+            publishers: shown.filter(|participant| !participant.tracks.is_empty()).count() as u32,
+            created_at_ms: self.created.map_or(0, |created| self.wall_ms(created)),
+        }
+    }
+
+    /// Wall clock in milliseconds since 1970, as the first member told it; 0 before.
+    fn wall_ms(&self, at: Time) -> u64 {
+        self.epoch_ms.map_or(0, |epoch| epoch.saturating_add(at.as_millis()))
+    }
+}
+
+fn state_of(participant: &LocalParticipant) -> MemberState {
+    match participant.connection {
+        Connection::Connecting if participant.transport.is_none() => MemberState::Joining,
+        Connection::Connecting => MemberState::Joined,
+        Connection::Connected { .. } => MemberState::Active,
+        Connection::Routed { .. } if participant.address.is_some() => MemberState::Active,
+        Connection::Routed { .. } => MemberState::Joined,
+    }
+}
+
+/// What a client of WHIP, or a route, may do.
+fn publisher_permissions() -> Permissions {
+    Permissions {
+        subscribe: false,
+        publish: true,
+        publish_data: false,
+        sources: Vec::new(),
+        hidden: false,
+        recorder: false,
+        update_metadata: false,
+    }
+}

@@ -1,0 +1,198 @@
+//! What members do in a room, in fake time.
+
+#[path = "members/stage.rs"]
+mod stage;
+
+use std::time::Duration;
+
+use pop_proto::control::{Command, MediaKind};
+use pop_session::member::{LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, Quality};
+use pop_session::session::RESUME_GRACE;
+use pop_session::{Refusal, Reply};
+use stage::*;
+
+#[test]
+fn what_one_publishes_the_other_gets_in_the_next_answer() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    let answer = stage.offer("bob", first_offer());
+    assert!(answer.sections.values().all(|section| section.feeds.is_none()));
+    stage.offer("ann", first_offer());
+    stage.told("bob");
+
+    let track = stage.add_track("ann", camera("cam")).expect("it is announced");
+    assert!(participants(&stage.told("bob")).is_empty(), "it has no media yet");
+    let mut sections = first_offer();
+    sections.push(sends("6", "cam", &[VP8], &["q", "h", "f"]));
+    let answer = stage.offer("ann", sections);
+    assert_eq!(answer.sections["6"].takes, Some(track));
+
+    let notices = stage.told("bob");
+    let news = participants(&notices);
+    assert_eq!((news[0].participant, news[0].tracks[0].track), (stage.members["ann"], track));
+    assert_eq!(news[0].tracks[0].mime.as_ref(), "video/VP8");
+    let qualities: Vec<_> = news[0].tracks[0].layers.iter().map(|layer| (layer.rid.to_string(), layer.quality)).collect();
+    assert_eq!(qualities, [("q".into(), Quality::Low), ("h".into(), Quality::Medium), ("f".into(), Quality::High)]);
+    assert_eq!(asked(&notices), [(0, 0)], "an idle section is there; its track is told by an answer");
+
+    stage.forwards();
+    let answer = stage.offer("bob", first_offer());
+    let (mid, feed) = answer.sections.iter().find_map(|(mid, section)| Some((mid, section.feeds.as_ref()?))).expect("it is fed");
+    assert_eq!((feed.track, feed.publisher), (track, stage.members["ann"]));
+    assert_eq!(mid.as_ref(), "3");
+    let forwards = stage.forwards();
+    assert_eq!(forwards.len(), 1);
+    assert_eq!(forwards[0].1, Some(track));
+    assert!(asked(&stage.told("bob")).is_empty());
+}
+
+#[test]
+fn sections_that_are_missing_are_asked_for_once() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    for cid in ["a", "b", "c", "d", "e"] {
+        stage.add_track("ann", camera(cid));
+    }
+    let sections = ["a", "b", "c", "d"].iter().enumerate().map(|(n, cid)| sends(&n.to_string(), cid, &[VP8], &[]));
+    let mut sections: Vec<_> = sections.collect();
+    stage.offer("ann", sections.clone());
+
+    stage.enter("bob");
+    stage.told("bob");
+    stage.offer("bob", first_offer());
+    assert_eq!(asked(&stage.told("bob")), [(0, 1)]);
+    sections.push(sends("4", "e", &[VP8], &[]));
+    stage.offer("ann", sections);
+    assert!(asked(&stage.told("bob")).is_empty(), "one is outstanding");
+
+    let mut grown = first_offer();
+    grown.push(receives("6", &[VP8]));
+    let answer = stage.offer("bob", grown.clone());
+    assert_eq!(answer.sections.values().filter(|section| section.feeds.is_some()).count(), 4);
+    assert_eq!(asked(&stage.told("bob")), [(0, 1)], "counted again");
+    grown.push(receives("7", &[VP8]));
+    let answer = stage.offer("bob", grown);
+    assert_eq!(answer.sections.values().filter(|section| section.feeds.is_some()).count(), 5);
+    assert!(asked(&stage.told("bob")).is_empty());
+}
+
+#[test]
+fn a_section_is_idle_in_one_answer_between_two_tracks() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    let one = |cid| vec![sends("0", cid, &[VP8], &[])];
+    let first = stage.add_track("ann", camera("a")).unwrap();
+    stage.offer("ann", one("a"));
+    let answer = stage.offer("bob", vec![receives("0", &[VP8])]);
+    let ssrc = answer.sections["0"].feeds.as_ref().unwrap().ssrc;
+
+    let second = stage.add_track("ann", camera("b")).unwrap();
+    stage.forwards();
+    stage.offer("ann", one("b"));
+    let forwards = stage.forwards();
+    assert_eq!(forwards.iter().map(|forward| forward.1).collect::<Vec<_>>(), [None], "{first} has ended");
+    assert_eq!(asked(&stage.told("bob")), [(0, 0)]);
+    let answer = stage.offer("bob", vec![receives("0", &[VP8])]);
+    assert_eq!(answer.sections["0"].feeds, None);
+    assert_eq!(asked(&stage.told("bob")), [(0, 0)]);
+    let answer = stage.offer("bob", vec![receives("0", &[VP8])]);
+    let feed = answer.sections["0"].feeds.as_ref().unwrap();
+    assert_eq!((feed.track, feed.ssrc), (second, ssrc), "the worker continues the numbering");
+}
+
+#[test]
+fn an_offer_that_came_before_its_announcement_is_matched() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let answer = stage.offer("ann", vec![sends("0", "cam", &[VP8], &[])]);
+    assert_eq!(answer.sections["0"].takes, None);
+    stage.told("ann");
+    stage.say("ann", MemberRequest::AddTrack(Box::new(camera("cam"))));
+    let notices = stage.told("ann");
+    assert_eq!(asked(&notices), [(0, 0)], "the answer said that nothing is taken");
+    let answer = stage.offer("ann", vec![sends("0", "cam", &[VP8], &[])]);
+    assert!(answer.sections["0"].takes.is_some());
+}
+
+#[test]
+fn a_track_with_another_name_in_the_offer_is_the_first_announced_of_its_kind() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let (mic, cam) = (stage.add_track("ann", microphone("mic")), stage.add_track("ann", camera("cam")));
+    let answer = stage.offer("ann", vec![sends("0", "{1}", &[VP8], &[]), sends("1", "{2}", &[OPUS], &[])]);
+    assert_eq!((answer.sections["0"].takes, answer.sections["1"].takes), (cam, mic));
+    let again = stage.offer("ann", vec![sends("0", "{1}", &[VP8], &[]), sends("1", "{2}", &[OPUS], &[])]);
+    assert_eq!(again.sections, answer.sections, "the same tracks go on");
+}
+
+#[test]
+fn a_new_fragment_restarts_ice_and_the_same_one_keeps_it() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let first = stage.offer_with("ann", "one", first_offer()).unwrap();
+    let kept = stage.offer_with("ann", "one", first_offer()).unwrap();
+    assert_eq!(kept.ice, first.ice);
+    stage.forget();
+    let restarted = stage.offer_with("ann", "two", first_offer()).unwrap();
+    assert_ne!(restarted.ice.local_ufrag, first.ice.local_ufrag);
+    let restarts = stage.heard.commands.iter().filter(|command| matches!(command, Command::RestartIce { .. }));
+    assert_eq!(restarts.count(), 1);
+}
+
+#[test]
+fn the_newer_of_one_identity_stays_without_a_ghost() {
+    let mut stage = Stage::new();
+    let old = stage.enter("ann");
+    stage.add_track("ann", camera("cam"));
+    stage.offer("ann", vec![sends("0", "cam", &[VP8], &[])]);
+    stage.enter("bob");
+    stage.offer("bob", first_offer());
+    stage.forget();
+
+    let new = stage.enter("ann");
+    let to_old = &stage.heard.notices[&old];
+    let expected = (LeaveReason::DuplicateIdentity, LeaveAction::Disconnect);
+    assert!(matches!(to_old[..], [Notice::Leave { reason, action }] if (reason, action) == expected), "{to_old:?}");
+    let news = participants(&stage.told("bob"));
+    let states: Vec<_> = news.iter().map(|info| (info.participant, info.state, info.tracks.len())).collect();
+    assert_eq!(states, [(old, MemberState::Disconnected, 0), (new, MemberState::Joining, 0)], "the old one first: clients know identities");
+    assert!(matches!(stage.heard.commands[..], [Command::Forward { track: None, .. }, Command::CloseTransport { .. }]));
+}
+
+#[test]
+fn a_member_whose_socket_is_cut_is_waited_for() {
+    let mut stage = Stage::new();
+    let ann = stage.enter("ann");
+    stage.enter("bob");
+    stage.say("ann", MemberRequest::SocketClosed);
+    stage.pass(RESUME_GRACE - Duration::from_millis(1));
+    assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
+    let notices = stage.told("ann");
+    assert!(matches!(notices[notices.len() - 3..], [Notice::Resumed(_), Notice::Participants(_), Notice::Room(_)]));
+
+    stage.say("ann", MemberRequest::SocketClosed);
+    stage.told("bob");
+    stage.pass(RESUME_GRACE);
+    let news = participants(&stage.told("bob"));
+    assert_eq!((news[0].participant, news[0].left), (ann, Some(LeaveReason::SignalClosed)));
+    assert_eq!(stage.resume("ann"), Err(Refusal::UnknownParticipant));
+}
+
+#[test]
+fn a_muted_track_is_told_to_everybody() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    let track = stage.add_track("ann", microphone("mic")).unwrap();
+    stage.offer("ann", vec![sends("0", "mic", &[OPUS], &[])]);
+    stage.forget();
+    stage.say("ann", MemberRequest::Mute { track, muted: true });
+    for name in ["ann", "bob"] {
+        let news = participants(&stage.told(name));
+        assert!(news[0].tracks[0].muted && news[0].tracks[0].kind == MediaKind::Audio, "{name}");
+    }
+    stage.say("ann", MemberRequest::Mute { track, muted: true });
+    assert!(stage.told("bob").is_empty(), "nothing has changed");
+}
