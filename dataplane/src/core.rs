@@ -17,9 +17,10 @@ mod transmit;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use pop_proto::audio_level::{AudioLevels, Loudness};
 use pop_proto::control::{
-    Command, Datagram, Extension, ExtensionIds, IceCredentials, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadTypeMap, SrtpKeys,
-    SubscriptionStats, TCP_SOCKET_BASE, TrackStats, TransportLoss,
+    Command, Datagram, Extension, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path,
+    PayloadTypeMap, SrtpKeys, SubscriptionStats, TCP_SOCKET_BASE, TrackStats, TransportLoss,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
@@ -239,6 +240,8 @@ struct Track {
     /// What came in this turn, in the order of arrival.
     fresh: Vec<Fresh>,
     tap: Option<u32>,
+    /// How loud it is: audio alone.
+    levels: Option<AudioLevels>,
     packets_reported: u64,
 }
 
@@ -667,6 +670,9 @@ impl Core {
         }
         self.counters.rtp_packets_in += 1;
         self.counters.rtp_bytes_in += payload.len() as u64;
+        if let (Some(levels), false, Some(level)) = (&mut track.levels, meta.repeated, meta.elements.audio_level(plain)) {
+            levels.record(meta.timestamp, level);
+        }
         if track.layers.len() > 1 && track.chooser.record(now, layer, plain.len(), meta.timestamp) {
             follow_top(track, &mut self.subscriptions);
         }
@@ -910,6 +916,7 @@ impl Core {
             subscribers: Vec::new(),
             fresh: Vec::with_capacity(FRESH_MAX),
             tap: None,
+            levels: (open.kind == MediaKind::Audio).then(AudioLevels::new),
             packets_reported: 0,
         });
         transport.tracks.push(index);
@@ -1033,6 +1040,12 @@ impl Core {
             if track.layers.len() > 1 && track.chooser.handle_timeout(now) {
                 follow_top(track, &mut self.subscriptions);
             }
+            if let Some(levels) = &mut track.levels
+                && has_room(&self.events)
+                && let Some(Loudness { level, active_percent }) = levels.poll(now)
+            {
+                self.events.push_back(Event::AudioLevel { track: track.id, level, active_percent });
+            }
             for layer in &mut track.layers {
                 layer.inbound.expire(&mut self.pool, now);
                 if layer.inbound.nack_due(now) || layer.inbound.pli_due(now) {
@@ -1142,8 +1155,12 @@ impl Core {
 }
 
 /// Figures may wait; a DTLS datagram or a loss may not.
+fn has_room(events: &VecDeque<Event>) -> bool {
+    events.len() < crate::limits::EVENTS_MAX / 4
+}
+
 fn push_figures(events: &mut VecDeque<Event>, event: Event) -> Told {
-    if events.len() >= crate::limits::EVENTS_MAX / 4 {
+    if !has_room(events) {
         return Told::Full;
     }
     events.push_back(event);

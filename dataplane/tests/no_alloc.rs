@@ -7,9 +7,11 @@ use std::time::Duration;
 use common::{PWD, Packet, Rig, open_transport, protect, vp8};
 use pop_proto::Command;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap,
+    Codec, Extension, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType,
+    PayloadTypeMap,
 };
-use pop_schemas::{SubscriptionId, TrackId};
+use pop_proto::wire::rtcp::SenderInfo;
+use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
 
 #[global_allocator]
@@ -153,6 +155,43 @@ fn layers_rtx_extensions_and_estimates_allocate_nothing() {
     assert!(now.rtx_packets_in - before.rtx_packets_in > 30, "{now:?}");
     assert!(now.retransmitted_packets - before.retransmitted_packets > 50, "{now:?}");
     assert!(now.rtcp_remb_out > before.rtcp_remb_out && now.rtcp_pli_out > before.rtcp_pli_out, "{now:?}");
+}
+
+#[test]
+fn pages_of_reports_and_audio_levels_allocate_nothing() {
+    let mut rig = Rig::new();
+    let open = open_transport(1);
+    let mut publisher = rig.connect_with(OpenTransport { extensions: open.extensions.with(Extension::AudioLevel, 8), ..open });
+    let payload_types = vec![PayloadType { number: 96, codec: Codec::Opus, rtx: None }];
+    rig.command(Command::OpenTrack(Box::new(OpenTrack { kind: MediaKind::Audio, payload_types, ..Rig::track(1) })));
+    let mut viewer = rig.connect(2);
+    for id in 200..300 {
+        let open = OpenSubscription { transport: TransportId(2), kind: MediaKind::Audio, ..Rig::subscription(id) };
+        rig.command(Command::OpenSubscription(Box::new(open)));
+        rig.forward(id, Some(1));
+    }
+    let mut datagrams = Vec::new();
+    for index in 0..4_000u64 {
+        let level = if index % 1_000 < 500 { 20 } else { 127 };
+        let timestamp = 48 * index as u32;
+        let packet = Packet { ssrc: 1, payload_type: 96, index, timestamp, elements: &[(8, &[level])], payload: &[7; 60] };
+        datagrams.push((publisher.path, protect(&publisher, &packet)));
+        if index % 100 == 0 {
+            let info = SenderInfo { ssrc: 1, ntp: index << 32, rtp_timestamp: timestamp, packets: 1, octets: 1 };
+            datagrams.push((publisher.path, publisher.rtcp(|c| c.sender_report(&info, &[]))));
+            let ssrc = 200 + (index / 100) as u32;
+            datagrams.push((viewer.path, viewer.rtcp(|c| c.nack(0, ssrc, [index as u16 + 90]))));
+            datagrams.push((viewer.path, viewer.check(PWD)));
+        }
+    }
+    let half = datagrams.len() / 2;
+    run(&mut rig, &mut datagrams[..half]);
+    let before = (thread_allocations(), *rig.core.counters());
+    let sent = run(&mut rig, &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before.0, 0, "over {sent} sends");
+    let now = rig.core.counters();
+    assert!(now.rtcp_packets_out - before.1.rtcp_packets_out >= 10, "{now:?}");
+    assert!(now.retransmitted_packets > before.1.retransmitted_packets, "{now:?}");
 }
 
 #[test]

@@ -632,13 +632,13 @@ pub enum Event {
         /// Which.
         track: TrackId,
     },
-    /// How loud a track was (RFC 6464), a few times a second while it is not silent, and once when it falls silent.
+    /// How loud a track was (RFC 6464), each 400 ms while it is not silent, and once when it falls silent.
     AudioLevel {
         /// Which.
         track: TrackId,
-        /// Of the loud packets of the interval, the loudest: 0 to 127, in -dBov, so that 0 is the loudest.
+        /// Of the loud packets of the interval, the loudest: 0 to 127, in -dBov, so that 0 is the loudest. 127 when it falls silent.
         level: u8,
-        /// Share of the interval's packets that were loud, in percent.
+        /// Share of the interval that was loud, in percent; 0 once, when it falls silent.
         active_percent: u8,
     },
     /// A client sent a data message.

@@ -12,6 +12,7 @@ use crate::wire::rtp::{FIXED_HEADER_LEN, RtpView};
 /// What passes from the publisher to the viewer as it is. RIDs do not: a viewer has one stream.
 const COPIED: [Extension; 4] =
     [Extension::AudioLevel, Extension::VideoOrientation, Extension::PlayoutDelay, Extension::DependencyDescriptor];
+const AUDIO_LEVEL: usize = 0;
 const DESCRIPTOR: usize = 3;
 
 /// A dependency descriptor's fixed part: flags and template, then the frame number in 16 bits.
@@ -56,6 +57,13 @@ impl CopiedElements {
             }
         }
         found
+    }
+
+    /// The audio level's byte (RFC 6464 section 3); `None` without one. `packet` is the one that was searched.
+    #[inline]
+    pub fn audio_level(&self, packet: &[u8]) -> Option<u8> {
+        let place = self.0[AUDIO_LEVEL];
+        (place.len != 0).then(|| packet[usize::from(place.at)])
     }
 
     /// The dependency descriptor's frame number; `None` without a descriptor. `packet` is the one that was searched.
