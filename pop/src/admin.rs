@@ -242,8 +242,8 @@ async fn create_token(State(admin): State<Admin>, body: Result<Json<TokenRequest
     };
     match request.sign(&admin.node.keys(), unix_now_s()) {
         Ok(token) => {
-            let TokenRequest { room, identity, publish, subscribe, hidden, ttl_s } = request;
-            tracing::info!(target: AUDIT, room, identity, publish, subscribe, hidden, ttl_s, "grant");
+            let TokenRequest { room, identity, publish, subscribe, hidden, guests, ttl_s } = request;
+            tracing::info!(target: AUDIT, room, identity, publish, subscribe, hidden, guests, ttl_s, "grant");
             Json(json!({ "token": token, "url": &*admin.url })).into_response()
         }
         Err(sentence) => refuse(StatusCode::BAD_REQUEST, sentence),

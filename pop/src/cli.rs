@@ -156,6 +156,9 @@ pub struct TokenArgs {
     /// Do not show the holder to the others.
     #[arg(long)]
     pub hidden: bool,
+    /// One link for many: whoever opens the page with this token gets an identity of their own.
+    #[arg(long)]
+    pub guests: bool,
     /// How long the token holds: 30s, 15m, 1h, 7d.
     #[arg(long, value_name = "DURATION", default_value = "6h", value_parser = duration)]
     pub ttl: Duration,

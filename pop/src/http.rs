@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderName, StatusCode};
+use axum::http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
@@ -21,8 +23,8 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 /// `signal` with the page around it, bounded and counted.
 pub fn router(signal: Router, metrics: Arc<Metrics>) -> Router {
     let mut router = signal.route("/", get(|| async { Redirect::temporary("/demo") }));
-    for asset in demo::ASSETS {
-        router = router.route(asset.path, get(move || async move { page(asset) }));
+    for asset in &demo::ASSETS {
+        router = router.route(asset.path, get(move |headers: HeaderMap| async move { page(asset, &headers) }));
     }
     let router = router.fallback(|| async { (StatusCode::NOT_FOUND, "nothing is here: try /demo, /whip/{room} or /whep/{room}\n") });
     // Refusals of the bounds are answers, and counted.
@@ -43,16 +45,30 @@ async fn count(State(metrics): State<Arc<Metrics>>, request: Request, next: Next
     response
 }
 
-fn page(asset: &'static Asset) -> Response {
-    let headers: [(HeaderName, &str); 5] = [
+fn page(asset: &'static Asset, request: &HeaderMap) -> Response {
+    let headers: [(HeaderName, &str); 6] = [
         (CONTENT_TYPE, asset.content_type),
-        // The next release has other files under the same names.
-        (CACHE_CONTROL, "no-cache"),
+        // The next release has other files under the same names, where the name tells no version.
+        (CACHE_CONTROL, if asset.versioned { "public, max-age=31536000, immutable" } else { "no-cache" }),
+        (VARY, "accept-encoding"),
         (CONTENT_SECURITY_POLICY, demo::CONTENT_SECURITY_POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
     ];
+    if takes_gzip(request) {
+        return (headers, [(CONTENT_ENCODING, "gzip")], asset.gzipped()).into_response();
+    }
     (headers, asset.body).into_response()
+}
+
+/// `gzip` stands in Accept-Encoding and is not refused there (RFC 9110 section 12.5.3).
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    codings.map(str::trim).any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, "q=1"));
+        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse().ok()).unwrap_or(0.0);
+        name.trim().eq_ignore_ascii_case("gzip") && weight > 0.0
+    })
 }
 
 /// Percent-encodes what may not stand in one segment of a URL (RFC 3986 section 2.3).
@@ -88,13 +104,39 @@ mod tests {
         let router = router(Router::new(), Metrics::new("mmsg", &JoinSeconds::default(), Vec::new()));
         let root = get_path(&router, "/").await;
         assert_eq!((root.status(), root.headers()["location"].as_bytes()), (StatusCode::TEMPORARY_REDIRECT, b"/demo".as_slice()));
-        for asset in demo::ASSETS {
+        for asset in &demo::ASSETS {
             let answer = get_path(&router, asset.path).await;
             assert_eq!(answer.status(), StatusCode::OK);
             assert_eq!(answer.headers()["content-type"], asset.content_type);
             assert!(answer.headers().contains_key("content-security-policy"));
         }
         assert_eq!(get_path(&router, "/other").await.status(), StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn the_library_is_compressed_for_whoever_takes_that_and_kept_by_caches() {
+        let asset = demo::ASSETS.iter().find(|asset| asset.versioned).expect("the library");
+        let ask = |accepts: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT_ENCODING, accepts.parse().expect("a value"));
+            page(asset, &headers)
+        };
+        for refuses in ["identity", "br", "gzip;q=0", "gzip; q=0.0", "xgzip"] {
+            assert!(!ask(refuses).headers().contains_key("content-encoding"), "{refuses}");
+        }
+        for takes in ["gzip", "br, GZIP", "deflate, gzip;q=0.5"] {
+            let answer = ask(takes);
+            assert_eq!(
+                (&answer.headers()["content-encoding"], &answer.headers()["vary"]),
+                (&"gzip".parse().unwrap(), &"accept-encoding".parse().unwrap())
+            );
+            assert_eq!(answer.headers()["cache-control"], "public, max-age=31536000, immutable");
+            let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
+            assert!(body.len() < asset.body.len() / 3, "{} bytes", body.len());
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&body[..]), &mut text).expect("gzip");
+            assert!(text == asset.body, "it is the same file");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::rtp::{OwnPort, RouteApplier, Routes};
 use crate::serve::{self, SocketFile, SourceLimits, Sources};
 use crate::tls::{Tls, TlsApplier, TlsIdentity};
 use crate::token::{TokenRequest, unix_now_s};
-use crate::{http, liveness, logging, node, panic, probe, signal as signalling, state};
+use crate::{demo, http, liveness, logging, node, panic, probe, signal as signalling, state};
 
 /// Room of the demo URL.
 const DEMO_ROOM: &str = "demo";
@@ -127,7 +127,10 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
 
     let (stop_public, public_stopped) = watch::channel(false);
     let (stop_operator, operator_stopped) = watch::channel(false);
-    let public_router = http::router(signalling::routes(node.clone(), config).merge(probe::routes(node.clone())), metrics);
+    let public_router = http::router(
+        signalling::routes(node.clone(), config).merge(probe::routes(node.clone())).merge(demo::routes(node.clone())),
+        metrics,
+    );
     let public = match &tls {
         Some(tls) => tokio::spawn(serve::serve(tls.listen(public), public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
         None => tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
@@ -252,12 +255,13 @@ fn base_url(scheme: &str, mut address: SocketAddr) -> String {
     format!("{scheme}://{address}")
 }
 
-/// The page with a fresh token; without one where others than this host's users reach the node, by its address or through the
-/// proxy of its public URL, and could use what a log keeps.
+/// The page with a fresh token that brings guests: everybody who opens it on this host is somebody else in the same room. Without one
+/// where others than this host's users reach the node, by its address or through the proxy of its public URL, and could use what a
+/// log keeps.
 fn demo_url(url: &str, open_to_others: bool, keys: &ApiKeys) -> String {
-    let token = TokenRequest::new(DEMO_ROOM, "demo").sign(keys, unix_now_s());
-    match token {
-        Ok(token) if !open_to_others => format!("{url}/demo?room={DEMO_ROOM}#token={token}"),
+    let request = TokenRequest { guests: true, ..TokenRequest::new(DEMO_ROOM, "demo") };
+    match request.sign(keys, unix_now_s()) {
+        Ok(token) if !open_to_others => demo::url(url, DEMO_ROOM, &token),
         _ => format!("{url}/demo"),
     }
 }

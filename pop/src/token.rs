@@ -28,6 +28,9 @@ pub struct TokenRequest {
     /// Is not shown to the others.
     #[serde(default)]
     pub hidden: bool,
+    /// Brings guests: whoever opens the page with it gets an identity of their own.
+    #[serde(default)]
+    pub guests: bool,
     /// Life in seconds; 0 is no life at all and refused.
     #[serde(default = "ttl_default_s")]
     pub ttl_s: u64,
@@ -45,7 +48,7 @@ impl TokenRequest {
     /// A token for publishing and watching with the usual life.
     pub fn new(room: &str, identity: &str) -> Self {
         let (room, identity) = (room.to_owned(), identity.to_owned());
-        Self { room, identity, publish: true, subscribe: true, hidden: false, ttl_s: ttl_default_s() }
+        Self { room, identity, publish: true, subscribe: true, hidden: false, guests: false, ttl_s: ttl_default_s() }
     }
 
     /// Checks the request and signs it with the node's signing key; the error says which field is wrong.
@@ -70,6 +73,7 @@ impl TokenRequest {
                 hidden: self.hidden,
                 ..VideoGrant::default()
             },
+            guests: self.guests,
             ..Claims::default()
         };
         token::sign(&claims, secret.expose().as_bytes()).map_err(|error| error.to_string())

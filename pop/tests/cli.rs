@@ -177,6 +177,53 @@ fn the_ready_line_as_json_says_the_same() {
     assert_eq!(http(said["admin"].as_str().expect("a URL"), "GET", "/healthz").0, 200);
 }
 
+fn post(base: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(base.strip_prefix("http://").expect("a plain URL")).expect("the node listens");
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let length = body.len();
+    write!(stream, "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n{body}")
+        .expect("a small request");
+    let (head, body) = read_answer(stream);
+    (head[9..12].parse().expect("a status"), body)
+}
+
+#[test]
+fn the_demo_url_makes_everybody_who_opens_it_somebody_else() {
+    let folder = Folder::new();
+    let node = Node::start(&folder.config(), &[]);
+    let link = node.said("demo").split_once("#token=").expect("a token").1.to_owned();
+    let ask = |token: &str, name: &str| {
+        let body = serde_json::json!({ "name": name }).to_string();
+        post(
+            node.said("http"),
+            "/demo/guest",
+            &[("authorization", &format!("Bearer {token}")), ("content-type", "application/json")],
+            &body,
+        )
+    };
+    let identity = |(code, body): (u16, String)| {
+        assert_eq!(code, 200, "{body}");
+        let token = serde_json::from_str::<serde_json::Value>(&body).expect("an object")["token"].as_str().expect("a token").to_owned();
+        let access =
+            token::verify(&token, pop::token::unix_now_s(), |name| (name == "test").then_some(SECRET.as_bytes())).expect("the node's own");
+        assert!(access.may_publish(&SessionId::new("demo").expect("a name")).is_ok());
+        (access.identity().to_string(), token)
+    };
+    let ((ann, anns), (bob, _)) = (identity(ask(&link, "Ann")), identity(ask(&link, "Bob")));
+    assert!(ann != bob && ann.starts_with("guest-"), "{ann} {bob}");
+    assert_eq!(ask(&anns, "Eve").0, 403, "a guest brings no guests");
+    let output = run(&["token", "create", "--room", "demo", "--identity", "ann", "--socket", shown(&folder.path("pop.sock")), "--json"]);
+    let own = json(&output);
+    assert_eq!(own["demo"], format!("{}/demo?room=demo#token={}", node.said("http"), own["token"].as_str().expect("a token")));
+    assert_eq!(ask(own["token"].as_str().expect("a token"), "Eve").0, 403, "a person's token brings no guests");
+    for name in ["", "  ", "a\nb", &"x".repeat(65)] {
+        assert_eq!(ask(&link, name).0, 400, "{name:?}");
+    }
+    assert_eq!(ask(&link, &"x".repeat(1_100)).0, 413);
+    assert_eq!(ask("a.b.c", "Eve").0, 401);
+    assert_eq!(post(node.said("http"), "/demo/guest", &[("content-type", "application/json")], "{}").0, 401);
+}
+
 #[test]
 fn tokens_come_from_the_node_and_from_the_file_alike() {
     let folder = Folder::new();

@@ -41,6 +41,9 @@ pub struct Claims {
     /// What it allows.
     #[serde(default)]
     pub video: VideoGrant,
+    /// Ours alone, other servers do not read it: the holder may ask this node for tokens of guests, see [`Access::guest`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub guests: bool,
 }
 
 /// LiveKit's `video` grant. Grants of things that this node does not have are not read.
@@ -145,6 +148,21 @@ impl Access {
     /// Everything that it says.
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// What the token of a guest says: the same room, the same rights to watch and publish, an identity of its own, no longer a
+    /// life, and no guests in turn. It names the same API key, so it ends with that key. `None` when this token brings no guests.
+    pub fn guest(&self, identity: &Identity, name: &str) -> Option<Claims> {
+        let video = VideoGrant { room_admin: false, recorder: false, ..self.claims.video.clone() };
+        self.claims.guests.then(|| Claims {
+            iss: self.claims.iss.clone(),
+            sub: identity.to_string(),
+            nbf: self.claims.nbf,
+            exp: self.claims.exp,
+            name: Some(name.to_owned()),
+            video,
+            ..Claims::default()
+        })
     }
 
     /// Its holder may come into `room`.

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use pop_schemas::SessionId;
+use pop_schemas::{Identity, SessionId};
 use pop_session::token::{Access, Claims, GrantError, TOKEN_LEN_MAX, TokenError, VideoGrant, sign, verify};
 use serde_json::json;
 
@@ -69,6 +69,30 @@ fn what_is_signed_here_has_livekits_names_and_comes_back() {
     let video =
         json!({"room": "stage", "roomJoin": true, "canPublish": false, "canSubscribe": true, "canPublishData": true, "hidden": true});
     assert_eq!(payload, json!({"iss": KEY, "sub": "ann", "exp": NOW + 60, "video": video}));
+}
+
+#[test]
+fn a_guest_gets_the_rights_of_the_link_and_nothing_of_its_holders_office() {
+    let host = Claims {
+        guests: true,
+        name: Some("Ann".into()),
+        metadata: Some("host".into()),
+        video: VideoGrant { room_admin: true, recorder: true, can_publish: Some(false), hidden: true, ..claims().video },
+        ..claims()
+    };
+    let access = check(&sign(&host, SECRET).unwrap()).unwrap();
+    let guest = access.guest(&Identity::new("guest-1").unwrap(), "Bob").expect("the token brings guests");
+    let seen = check(&sign(&guest, SECRET).unwrap()).unwrap();
+    assert_eq!(
+        (seen.identity().as_str(), seen.claims().name.as_deref(), seen.claims().metadata.as_deref()),
+        ("guest-1", Some("Bob"), None)
+    );
+    assert_eq!((seen.claims().exp, seen.claims().iss.as_str()), (NOW + 60, KEY), "it ends with the link and with its key");
+    assert!(seen.may_watch(&room("stage")).is_ok() && seen.is_hidden());
+    assert_eq!(seen.may_publish(&room("stage")), Err(GrantError::NoPublish));
+    assert!(!seen.claims().video.room_admin && !seen.claims().video.recorder);
+    assert_eq!(seen.guest(&Identity::new("guest-2").unwrap(), "Eve"), None, "a guest brings no guests");
+    assert_eq!(check(&sign(&claims(), SECRET).unwrap()).unwrap().guest(&Identity::new("guest-3").unwrap(), "Eve"), None);
 }
 
 #[test]

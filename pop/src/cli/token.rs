@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::client::Client;
 use super::{Failure, TokenArgs};
+use crate::demo;
 use crate::http::encode_component;
 use crate::keys::ApiKeys;
 use crate::token::{TokenRequest, unix_now_s};
@@ -15,6 +16,7 @@ pub(super) async fn create(args: &TokenArgs) -> Result<(), Failure> {
         publish: !args.no_publish,
         subscribe: !args.no_subscribe,
         hidden: args.hidden,
+        guests: args.guests,
         ttl_s: args.ttl.as_secs(),
     };
     let made = match &args.keys {
@@ -28,12 +30,16 @@ pub(super) async fn create(args: &TokenArgs) -> Result<(), Failure> {
         }
     };
     let field = |name: &str| made[name].as_str().unwrap_or_default();
+    let (token, url) = (field("token"), field("url"));
+    let page = demo::url(url, &args.room, token);
     if args.json {
-        println!("{}", json!({ "token": field("token"), "url": field("url") }));
+        println!("{}", json!({ "token": token, "url": url, "demo": page }));
     } else {
-        println!("{}", field("token"));
+        // The token alone on stdout, so that $(pop token create ..) is one.
+        println!("{token}");
         let room = encode_component(&args.room);
-        eprintln!("use it as a Bearer token at {}/whip/{room} and /whep/{room}", field("url"));
+        eprintln!("open the room in a browser: {page}");
+        eprintln!("LiveKit SDKs: {url} with this token; WHIP and WHEP: a Bearer token at {url}/whip/{room} and /whep/{room}");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 // Reads a PeerConnection's statistics once a second and turns them into rates and rows for people.
 
-/** Seconds that the sparklines show. */
-export const HISTORY_S = 60;
+import { push } from "/demo/spark.js";
+import { bits, milliseconds } from "/demo/words.js";
 
 /** The numbers of one PeerConnection since the last reading. */
 export class Meter {
@@ -94,13 +94,6 @@ export function rows(reading) {
   ];
 }
 
-/** Bit/s for people. */
-export function bits(value) {
-  if (value === undefined) return "unknown";
-  if (value >= 1e6) return `${(value / 1e6).toFixed(2)} Mb/s`;
-  return `${Math.round(value / 1e3)} kb/s`;
-}
-
 function selectedPair(report, stats) {
   const transport = stats.find((s) => s.type === "transport");
   const chosen = transport?.selectedCandidatePairId && report.get(transport.selectedCandidatePairId);
@@ -118,16 +111,6 @@ function jitterMs(stat) {
 
 function sum(stats, type, field) {
   return stats.filter((s) => s.type === type).reduce((total, s) => total + (s[field] ?? 0), 0);
-}
-
-function push(list, value) {
-  list.push(value);
-  if (list.length > HISTORY_S) list.shift();
-}
-
-function milliseconds(value) {
-  if (value === undefined) return "unknown";
-  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 }
 
 function count(value) {

@@ -3,12 +3,21 @@
 const FRAMES_PER_SECOND = 30;
 const BARS = ["#c8c8c8", "#c8c800", "#00c8c8", "#00c800", "#c800c8", "#c80000", "#0000c8"];
 
-/** Starts the pattern. Returns the stream and what ends it. */
-export function startPattern({ width = 1280, height = 720, label = "pop" } = {}) {
+/** Starts picture and sound. Returns the stream and what ends it. */
+export function startPattern(options = {}) {
+  const [picture, sound] = [startPicture(options), startTone()];
+  const stop = () => {
+    picture.stop();
+    sound.stop();
+  };
+  return { stream: new MediaStream([picture.track, sound.track]), stop };
+}
+
+/** Starts the picture. Returns its track and what ends it. */
+export function startPicture({ width = 1280, height = 720, label = "pop" } = {}) {
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d", { alpha: false, desynchronized: true });
   const picture = pictureTrack(canvas);
-  const sound = soundTrack();
   let frame = 0;
   const draw = () => {
     drawFrame(context, width, height, frame++, label);
@@ -18,13 +27,11 @@ export function startPattern({ width = 1280, height = 720, label = "pop" } = {})
   ticker.onmessage = draw;
   ticker.postMessage(FRAMES_PER_SECOND);
   draw();
-  const stream = new MediaStream([picture.track, sound.track]);
   const stop = () => {
     ticker.terminate();
     picture.stop();
-    sound.stop();
   };
-  return { stream, stop };
+  return { track: picture.track, stop };
 }
 
 /** A track of the canvas. A generator is fed by us and goes on in a background tab, where `captureStream` sees no frames;
@@ -49,7 +56,8 @@ function pictureTrack(canvas) {
   return { track, push, stop };
 }
 
-function soundTrack() {
+/** Starts the sound. Returns its track and what ends it. A page that nobody has touched yet makes no sound: `resume` after a touch. */
+export function startTone() {
   const audio = new AudioContext();
   const out = audio.createMediaStreamDestination();
   const volume = new GainNode(audio, { gain: 0.06 });
@@ -64,8 +72,9 @@ function soundTrack() {
   const depth = new GainNode(audio, { gain: 0.03 });
   swell.connect(depth).connect(volume.gain);
   swell.start();
-  audio.resume().catch(() => {});
-  return { track: out.stream.getAudioTracks()[0], stop: () => audio.close().catch(() => {}) };
+  const resume = () => audio.resume().catch(() => {});
+  resume();
+  return { track: out.stream.getAudioTracks()[0], resume, stop: () => audio.close().catch(() => {}) };
 }
 
 function drawFrame(context, width, height, frame, label) {

@@ -1,13 +1,15 @@
-// The page: reads the room and the token from its address, publishes, watches, and shows numbers once a second.
+// The broadcast page: one publishes by WHIP, many watch by WHEP, with numbers once a second.
 //
-//   /demo?room=ROOM#token=TOKEN            publish and watch
-//   /demo?room=ROOM&watch#token=TOKEN      watch only, starting at once
-//
-// The token stays behind the '#', where no server and no log sees it.
+//   /demo/broadcast?room=ROOM#token=TOKEN            publish and watch
+//   /demo/broadcast?room=ROOM&watch#token=TOKEN      watch only, starting at once
 
-import { Meter, bits, rows } from "/demo/meter.js";
+import { claims, pageUrl, readAddress } from "/demo/address.js";
+import { Meter, rows } from "/demo/meter.js";
 import { startPattern } from "/demo/pattern.js";
+import { drawSpark } from "/demo/spark.js";
+import { setUpTheme } from "/demo/theme.js";
 import { publish, sendableCodecs, watch } from "/demo/whip.js";
+import { bits, byId, copy, noPathSentence, sentenceOf, showSentence, showState } from "/demo/words.js";
 
 /** Readings without a new packet after which a connected viewer is said to wait. */
 const SILENT_READINGS = 3;
@@ -15,29 +17,11 @@ const SILENT_READINGS = 3;
 /** Longest wait between two tries of a viewer to come back, in seconds. */
 const RETRY_MAX_S = 10;
 
-const byId = (id) => document.getElementById(id);
-const page = readAddress();
+const address = readAddress();
+const page = { ...address, watchOnly: address.query.has("watch") };
 const viewers = new Set();
 let viewersMade = 0;
 let publication = null;
-
-function readAddress() {
-  const query = new URLSearchParams(location.search);
-  const hash = new URLSearchParams(location.hash.slice(1));
-  const token = hash.get("token") ?? query.get("token") ?? "";
-  const room = query.get("room") ?? hash.get("room") ?? claims(token).video?.room ?? "demo";
-  return { room, token, watchOnly: query.has("watch") };
-}
-
-/** The claims that a token carries, unchecked: the page only words its hints by them. */
-function claims(token) {
-  try {
-    const middle = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    return JSON.parse(atob(middle));
-  } catch {
-    return {};
-  }
-}
 
 function askForToken() {
   byId("access").hidden = false;
@@ -47,7 +31,7 @@ function askForToken() {
     event.preventDefault();
     page.room = form.elements.room.value.trim();
     page.token = form.elements.token.value.trim();
-    history.replaceState(null, "", pageUrl(page.watchOnly));
+    history.replaceState(null, "", linkTo(page.watchOnly));
     byId("access").hidden = true;
     enter();
   });
@@ -76,12 +60,8 @@ function endpoint(kind) {
   return new URL(`/${kind}/${encodeURIComponent(page.room)}`, location.href).href;
 }
 
-function pageUrl(watchOnly) {
-  const url = new URL(location.pathname, location.href);
-  url.searchParams.set("room", page.room);
-  if (watchOnly) url.searchParams.set("watch", "");
-  url.hash = new URLSearchParams({ token: page.token });
-  return url.href.replace("watch=", "watch");
+function linkTo(watchOnly) {
+  return pageUrl(location.pathname, page, watchOnly ? ["watch"] : []);
 }
 
 // ---- publishing
@@ -101,9 +81,9 @@ async function startPublishing(form) {
   const [width, height, kilobits] = form.elements.picture.value.split("x").map(Number);
   const started = { source: null, session: null, panel: null };
   publication = started;
-  showAlert(card, "");
+  showSentence(card.querySelector(".alert"), "");
   showPublishing(form, true);
-  showState(card, "busy", "opening the source");
+  showState(card.querySelector(".state"), "busy", "opening the source");
   try {
     started.source = await openSource(form.elements.source.value, width, height);
     if (publication !== started) return started.source.stop();
@@ -111,10 +91,10 @@ async function startPublishing(form) {
     const video = card.querySelector("video");
     video.srcObject = stream;
     const hasVideo = stream.getVideoTracks().length > 0;
-    showVeil(card, hasVideo ? "" : "Sound only.");
+    showSentence(card.querySelector(".veil"), hasVideo ? "" : "Sound only.");
     // A screen share ends by the browser's own button too.
     for (const track of stream.getTracks()) track.addEventListener("ended", () => publication === started && stopPublishing());
-    showState(card, "busy", "connecting");
+    showState(card.querySelector(".state"), "busy", "connecting");
     const session = await publish({
       endpoint: endpoint("whip"),
       token: page.token,
@@ -140,9 +120,9 @@ async function stopPublishing(sentence = "") {
   card.querySelector("video").srcObject = null;
   source?.stop();
   showPublishing(byId("publish-form"), false);
-  showVeil(card, "Nothing is published.");
-  showState(card, sentence ? "bad" : "idle", sentence ? "stopped" : "off");
-  showAlert(card, sentence);
+  showSentence(card.querySelector(".veil"), "Nothing is published.");
+  showState(card.querySelector(".state"), sentence ? "bad" : "idle", sentence ? "stopped" : "off");
+  showSentence(card.querySelector(".alert"), sentence);
   await session?.stop();
 }
 
@@ -171,7 +151,7 @@ async function openSource(kind, width, height) {
 
 function setUpWatching() {
   byId("add-viewer").addEventListener("click", addViewer);
-  byId("copy-link").addEventListener("click", () => copy(pageUrl(true), byId("copied")));
+  byId("copy-link").addEventListener("click", () => copy(linkTo(true), byId("copied")));
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", () => copy(byId(button.dataset.copy).textContent, button));
   }
@@ -214,7 +194,7 @@ class Viewer {
   }
 
   async start() {
-    showState(this.card, "busy", "connecting");
+    showState(this.card.querySelector(".state"), "busy", "connecting");
     try {
       const session = await watch({ endpoint: endpoint("whep"), token: page.token });
       if (this.removed) return session.stop();
@@ -222,7 +202,7 @@ class Viewer {
       this.video.srcObject = session.stream;
       this.panel = new Panel(this.card, session.pc);
       followConnection(session.pc, this.card, "connected", (sentence) => this.retry(sentence));
-      showAlert(this.card, "");
+      showSentence(this.card.querySelector(".alert"), "");
     } catch (error) {
       this.retry(sentenceOf(error), error.retryAfterS, error.status >= 400 && error.status < 500);
     }
@@ -234,13 +214,13 @@ class Viewer {
     this.session?.stop();
     this.session = this.panel = null;
     if (final) {
-      showState(this.card, "bad", "refused");
-      showVeil(this.card, "Not connected.");
-      return showAlert(this.card, sentence);
+      showState(this.card.querySelector(".state"), "bad", "refused");
+      showSentence(this.card.querySelector(".veil"), "Not connected.");
+      return showSentence(this.card.querySelector(".alert"), sentence);
     }
     const pauseS = afterS || Math.min(RETRY_MAX_S, 2 ** this.tries++);
-    showState(this.card, "bad", `again in ${pauseS} s`);
-    showAlert(this.card, sentence);
+    showState(this.card.querySelector(".state"), "bad", `again in ${pauseS} s`);
+    showSentence(this.card.querySelector(".alert"), sentence);
     setTimeout(() => this.removed || this.start(), pauseS * 1000);
   }
 
@@ -249,12 +229,12 @@ class Viewer {
     if (this.session?.pc.connectionState !== "connected") return;
     const picture = reading.framesTotal > 0;
     if (this.silent >= SILENT_READINGS) {
-      showState(this.card, "busy", reading.bytesTotal > 0 ? "the publisher is silent" : "waiting for a publisher");
-      showVeil(this.card, picture ? "" : "Connected. Nobody publishes into this room yet.");
+      showState(this.card.querySelector(".state"), "busy", reading.bytesTotal > 0 ? "the publisher is silent" : "waiting for a publisher");
+      showSentence(this.card.querySelector(".veil"), picture ? "" : "Connected. Nobody publishes into this room yet.");
     } else if (reading.bytesTotal > 0) {
       this.tries = 0;
-      showState(this.card, "live", "playing");
-      showVeil(this.card, picture ? "" : "Sound only so far.");
+      showState(this.card.querySelector(".state"), "live", "playing");
+      showSentence(this.card.querySelector(".veil"), picture ? "" : "Sound only so far.");
     }
   }
 
@@ -287,8 +267,8 @@ class Panel {
   async read() {
     const reading = await this.meter.read();
     for (const [name, value, meaning] of rows(reading)) this.cell(name, meaning).textContent = value;
-    this.draw("bitrate", this.meter.bitrates, bits(this.meter.bitrates.at(-1)));
-    this.draw("rtt", this.meter.rtts, this.cells.get("Round trip").textContent);
+    drawSpark(this.root, "bitrate", this.meter.bitrates, bits(this.meter.bitrates.at(-1)));
+    drawSpark(this.root, "rtt", this.meter.rtts, this.cells.get("Round trip").textContent);
     return reading;
   }
 
@@ -302,15 +282,6 @@ class Panel {
     }
     return this.cells.get(name);
   }
-
-  draw(name, values, now) {
-    const top = Math.max(...values, 1e-9) * 1.1;
-    const points = values.map((value, i) => `${((i + 60 - values.length) * 120) / 59},${(32 - (32 * value) / top).toFixed(2)}`);
-    const first = points[0].split(",")[0];
-    this.root.querySelector(`.${name}-line`).setAttribute("points", points.join(" "));
-    this.root.querySelector(`.${name}-area`).setAttribute("points", `${first},32 ${points.join(" ")} 120,32`);
-    this.root.querySelector(`.${name}-now`).textContent = now;
-  }
 }
 
 // ---- what people see
@@ -318,81 +289,12 @@ class Panel {
 /** Shows the connection's state; `onLost` gets a sentence when it is over. */
 function followConnection(pc, card, connected, onLost) {
   const show = () => {
-    if (pc.connectionState === "connected") showState(card, "live", connected);
-    else if (pc.connectionState === "disconnected") showState(card, "busy", "connection interrupted");
-    else if (pc.connectionState === "failed") onLost(failureSentence());
+    if (pc.connectionState === "connected") showState(card.querySelector(".state"), "live", connected);
+    else if (pc.connectionState === "disconnected") showState(card.querySelector(".state"), "busy", "connection interrupted");
+    else if (pc.connectionState === "failed") onLost(noPathSentence());
   };
   pc.addEventListener("connectionstatechange", show);
   show();
-}
-
-function failureSentence() {
-  const loopback = /^(localhost|127\.|\[::1\])/.test(location.hostname);
-  if (loopback && navigator.userAgent.includes("Firefox")) {
-    return (
-      "No media path. Firefox uses loopback addresses only when media.peerconnection.ice.loopback is true in about:config " +
-      "and the page may use a microphone or camera. Other browsers need neither."
-    );
-  }
-  return "No media path to the node. Is a firewall between you and its UDP media port?";
-}
-
-function sentenceOf(error) {
-  const known = {
-    NotAllowedError: "The browser was not allowed to use that source.",
-    NotFoundError: "There is no such device on this machine. Use the test pattern.",
-    NotReadableError: "Another program uses that device.",
-    OverconstrainedError: "The device cannot do that.",
-  }[error.name];
-  return known ?? error.message;
-}
-
-function showState(card, kind, text) {
-  const state = card.querySelector(".state");
-  // An equal text is not set again: a screen reader would read it out every second.
-  if (state.textContent === text && state.dataset.kind === kind) return;
-  state.dataset.kind = kind;
-  state.textContent = text;
-}
-
-function showAlert(card, sentence) {
-  const alert = card.querySelector(".alert");
-  alert.textContent = sentence;
-  alert.hidden = !sentence;
-}
-
-function showVeil(card, sentence) {
-  const veil = card.querySelector(".veil");
-  veil.textContent = sentence;
-  veil.hidden = !sentence;
-}
-
-async function copy(text, where) {
-  const before = where.dataset.text ?? (where.dataset.text = where.textContent);
-  try {
-    await navigator.clipboard.writeText(text);
-    where.textContent = "Copied";
-  } catch {
-    // No clipboard outside https and loopback: let people copy by hand.
-    prompt("Copy this", text);
-  }
-  setTimeout(() => (where.textContent = before), 2000);
-}
-
-function setUpTheme() {
-  const button = byId("theme");
-  const system = matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark";
-  const show = (theme) => {
-    document.documentElement.dataset.theme = theme;
-    button.textContent = theme === "light" ? "Dark theme" : "Light theme";
-    button.setAttribute("aria-pressed", String(theme !== system));
-  };
-  show(sessionStorage.getItem("theme") ?? system);
-  button.addEventListener("click", () => {
-    const theme = document.documentElement.dataset.theme === "light" ? "dark" : "light";
-    sessionStorage.setItem("theme", theme);
-    show(theme);
-  });
 }
 
 // Tell the node when the page goes, so that a viewer's place is free at once and not when its checks run out.
@@ -402,7 +304,8 @@ addEventListener("pagehide", () => {
 });
 
 // Last, when every class above is there.
-setUpTheme();
+setUpTheme(byId("theme"));
+byId("call-link").href = pageUrl("/demo", page);
 byId("node").textContent = location.host;
 if (page.token) enter();
 else askForToken();

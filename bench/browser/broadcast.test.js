@@ -1,4 +1,4 @@
-// The page that people see: it publishes its test pattern, two viewers play it, and the numbers move.
+// The broadcast page: it publishes its test pattern by WHIP, two viewers play it by WHEP, and the numbers move.
 
 import assert from "node:assert/strict";
 import path from "node:path";
@@ -8,10 +8,11 @@ import { launchChromium } from "./browsers.js";
 import { until } from "./expect.js";
 import { artifacts, startNode } from "./node.js";
 
-let node, chromium;
+let node, chromium, link;
 
 before(async () => {
-  [node, chromium] = await Promise.all([startNode("demo"), launchChromium()]);
+  [node, chromium] = await Promise.all([startNode("broadcast"), launchChromium()]);
+  link = node.ready.demo.replace("/demo?", "/demo/broadcast?");
 });
 
 after(async () => {
@@ -31,7 +32,7 @@ async function openPage(url) {
 const frames = (page, selector) => page.$$eval(selector, (all) => all.map((video) => video.getVideoPlaybackQuality().totalVideoFrames));
 
 test("the page publishes its test pattern and two viewers play it", async () => {
-  const { page, complaints } = await openPage(node.ready.demo);
+  const { page, complaints } = await openPage(link);
   await page.getByRole("button", { name: "Start publishing" }).click();
   await page.getByText("on air").waitFor();
   await page.getByRole("button", { name: "Add a viewer" }).click();
@@ -46,23 +47,23 @@ test("the page publishes its test pattern and two viewers play it", async () => 
     return /1280 x 720/.test(text) && /Round trip\s+[\d.]+ ms/.test(text);
   });
   await page.waitForTimeout(6_000);
-  await page.screenshot({ path: path.join(artifacts, "demo-light.png"), fullPage: true });
+  await page.screenshot({ path: path.join(artifacts, "broadcast-light.png"), fullPage: true });
   await page.emulateMedia({ colorScheme: "dark" });
   await page.reload();
   assert.deepEqual(complaints, [], "the page has no errors, its own policy's included");
 });
 
 test("a watch link plays at once and shows no publishing", async () => {
-  const { page } = await openPage(node.ready.demo);
+  const { page } = await openPage(link);
   await page.getByRole("button", { name: "Start publishing" }).click();
   await page.getByText("on air").waitFor();
-  const watchLink = node.ready.demo.replace("#", `${node.ready.demo.includes("?") ? "&" : "?"}watch#`);
+  const watchLink = link.replace("#", "&watch#");
   const { page: watcher } = await openPage(watchLink);
   await until("frames", async () => (await frames(watcher, ".viewer video"))[0] > 30);
   assert.equal(await watcher.getByRole("button", { name: "Start publishing" }).isVisible(), false);
   await watcher.emulateMedia({ colorScheme: "dark" });
   await watcher.waitForTimeout(3_000);
-  await watcher.screenshot({ path: path.join(artifacts, "demo-watch.png"), fullPage: true });
+  await watcher.screenshot({ path: path.join(artifacts, "broadcast-watch.png"), fullPage: true });
   // Only what the keyboard does: the first Tab offers to skip, the page can be used without a mouse.
   await page.bringToFront();
   await page.getByRole("button", { name: "Stop publishing" }).focus();
@@ -71,7 +72,7 @@ test("a watch link plays at once and shows no publishing", async () => {
 });
 
 test("a wrong token is explained and nothing is half started", async () => {
-  const base = node.ready.demo.split("#")[0];
+  const base = link.split("#")[0];
   const { page } = await openPage(`${base}#token=wrong.wrong.wrong`);
   await page.getByRole("button", { name: "Start publishing" }).click();
   await page.getByText("The token is missing, wrong or expired.").waitFor();
