@@ -11,6 +11,7 @@
 //! bounded by what one turn can bring.
 
 mod feedback;
+mod layers;
 mod route;
 mod transmit;
 
@@ -19,14 +20,14 @@ use std::time::Duration;
 
 use pop_proto::audio_level::{AudioLevels, Loudness};
 use pop_proto::control::{
-    Command, Datagram, Extension, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path,
+    Command, Datagram, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path,
     PayloadTypeMap, SrtpKeys, SubscriptionStats, TCP_SOCKET_BASE, TrackStats, TransportLoss,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
-use pop_proto::layers::LayerChooser;
+use pop_proto::layers::LayerRanks;
 use pop_proto::outbound::{Outbound, Scratch};
 use pop_proto::picture::PicturePlaces;
 use pop_proto::probe::{IceProbe, ProbeResult};
@@ -40,6 +41,7 @@ use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 use slab::Slab;
 
 use feedback::DownstreamFeedback;
+use layers::{follow_layers, give_layer, request_keyframe};
 use route::RtpRoute;
 pub use transmit::Transmit;
 
@@ -235,7 +237,7 @@ struct Track {
     transport: usize,
     mid: Box<str>,
     layers: Vec<Layer>,
-    chooser: LayerChooser,
+    ranks: LayerRanks,
     subscribers: Vec<usize>,
     /// What came in this turn, in the order of arrival.
     fresh: Vec<Fresh>,
@@ -246,10 +248,11 @@ struct Track {
 }
 
 impl Track {
-    /// Totals of all layers; jitter and codec are those of the layer that is forwarded.
+    /// Totals of all layers; jitter and codec are those of the best that comes.
     fn stats(&self) -> TrackStats {
-        let top = self.layers[self.chooser.top()].inbound.stats();
-        let mut stats = TrackStats { packets: 0, bytes: 0, lost: 0, nacked: 0, plis: 0, layer: self.chooser.top() as u8, ..top };
+        let best = self.ranks.top();
+        let of_best = self.layers[best].inbound.stats();
+        let mut stats = TrackStats { packets: 0, bytes: 0, lost: 0, nacked: 0, plis: 0, layer: best as u8, ..of_best };
         for layer in &self.layers {
             let of_layer = layer.inbound.stats();
             stats.packets += of_layer.packets;
@@ -280,6 +283,7 @@ struct Subscription {
     transport: usize,
     outbound: Outbound,
     track: Option<usize>,
+    wish: LayerWish,
     packets_reported: u64,
     /// In its transport's `dirty`.
     is_dirty: bool,
@@ -673,8 +677,9 @@ impl Core {
         if let (Some(levels), false, Some(level)) = (&mut track.levels, meta.repeated, meta.elements.audio_level(plain)) {
             levels.record(meta.timestamp, level);
         }
-        if track.layers.len() > 1 && track.chooser.record(now, layer, plain.len(), meta.timestamp) {
-            follow_top(track, &mut self.subscriptions);
+        // A retransmission or a bandwidth probe may come of a layer that is paused.
+        if !meta.repeated && !payload.is_empty() && track.ranks.record(now, layer, plain.len(), meta.timestamp) {
+            follow_layers(track, &mut self.subscriptions);
         }
 
         if track.fresh.is_empty() {
@@ -788,7 +793,9 @@ impl Core {
             Command::OpenSubscription(open) => self.open_subscription(&open),
             Command::CloseSubscription { subscription } => self.close_subscription(subscription),
             Command::Forward { subscription, track, payload_types } => self.forward(subscription, track, &payload_types),
-            Command::Wish { .. } | Command::SendData { .. } => {}
+            Command::Wish { subscription, wish } => self.set_wish(subscription, wish),
+            // The owner of the queue takes it out.
+            Command::SendData { .. } => {}
             Command::ProbeRates(rates) => {
                 if let Some(probe) = &mut self.probe {
                     probe.set_rates(rates);
@@ -797,6 +804,7 @@ impl Core {
             Command::Tap { track, tap } => {
                 if let Some(index) = self.track_ids.get(&track) {
                     self.tracks[*index].tap = tap;
+                    self.review_layers(*index);
                 }
             }
         }
@@ -912,7 +920,7 @@ impl Core {
             transport: transport_index,
             mid: open.mid.clone(),
             layers: rids.iter().map(|rid| Layer { rid: rid.clone(), inbound: Inbound::new(open) }).collect(),
-            chooser: LayerChooser::new(layers),
+            ranks: LayerRanks::new(layers, &open.order),
             subscribers: Vec::new(),
             fresh: Vec::with_capacity(FRESH_MAX),
             tap: None,
@@ -971,6 +979,7 @@ impl Core {
             transport: transport_index,
             outbound,
             track: None,
+            wish: LayerWish::default(),
             packets_reported: 0,
             is_dirty: false,
             is_repairing: false,
@@ -1022,10 +1031,11 @@ impl Core {
             self.transports[subscription.transport].dirty.retain(|s| *s != index);
         }
         subscription.track = track;
-        subscription.outbound.switch_source(track.map(|t| self.tracks[t].chooser.top()), payload_types);
+        subscription.outbound.switch_source(track.map(|_| 0), payload_types);
         if let Some(track) = track {
-            self.tracks[track].subscribers.push(index);
-            request_keyframe(&mut self.tracks, subscription);
+            let track = &mut self.tracks[track];
+            track.subscribers.push(index);
+            give_layer(track, subscription);
         }
     }
 
@@ -1036,9 +1046,12 @@ impl Core {
         }
         self.next_tick = now + TICK;
         self.tick = (self.tick + 1) % TICKS_PER_ROUND;
+        for index in (self.tick..self.tracks.capacity()).step_by(TICKS_PER_ROUND) {
+            self.review_layers(index);
+        }
         for (_, track) in &mut self.tracks {
-            if track.layers.len() > 1 && track.chooser.handle_timeout(now) {
-                follow_top(track, &mut self.subscriptions);
+            if track.ranks.handle_timeout(now) {
+                follow_layers(track, &mut self.subscriptions);
             }
             if let Some(levels) = &mut track.levels
                 && has_room(&self.events)
@@ -1097,8 +1110,8 @@ impl Core {
         for subscription in &transport.subscriptions {
             let subscription = &self.subscriptions[*subscription];
             // Its keyframe may have come and been dropped on the way out: a client that never got a packet asks for none.
-            if subscription.outbound.wants_keyframe().is_some() {
-                request_keyframe(&mut self.tracks, subscription);
+            if let (Some(track), Some(layer)) = (subscription.track, subscription.outbound.wants_keyframe()) {
+                self.tracks[track].layers[layer].inbound.request_keyframe();
             }
         }
         mark_reporting(&mut self.transports, &mut self.reporting, index);
@@ -1120,7 +1133,7 @@ impl Core {
         });
         self.subscription_stats.walk(limits.subscriptions as usize, |at| {
             let Some(subscription) = subscriptions.get_mut(at) else { return Told::Nothing };
-            let stats = subscription.outbound.stats();
+            let stats = subscription.stats(subscription.track.map(|track| &tracks[track]));
             if stats.packets == subscription.packets_reported {
                 return Told::Nothing;
             }
@@ -1197,24 +1210,6 @@ impl Walk {
             }
             self.next = (self.next + 1) % (per_tick * TICKS_PER_ROUND);
         }
-    }
-}
-
-/// Gives every subscriber of a track the layer that is the top now. A choice for each of them would begin here.
-fn follow_top(track: &mut Track, subscriptions: &mut Slab<Subscription>) {
-    let top = track.chooser.top();
-    for subscriber in &track.subscribers {
-        subscriptions[*subscriber].outbound.want_layer(top);
-        track.layers[top].inbound.request_keyframe();
-    }
-}
-
-/// Asks for the picture that a subscriber needs: of the layer that it has, and of the one that it wants.
-fn request_keyframe(tracks: &mut Slab<Track>, subscription: &Subscription) {
-    let Some(track) = subscription.track else { return };
-    let outbound = &subscription.outbound;
-    for layer in [outbound.layer(), outbound.wants_keyframe()].into_iter().flatten() {
-        tracks[track].layers[layer].inbound.request_keyframe();
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Client, Packet, Rig, Sent, media_to, protect, rtcp_to, vp8};
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, MediaKind, OpenSubscription, OpenTrack, OpenTransport, PayloadType, PayloadTypeMap,
+    Codec, Extension, ExtensionIds, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, PayloadType, PayloadTypeMap,
 };
 use pop_proto::wire::rtcp::{FirEntry, RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::wire::rtp::RtpView;
@@ -600,13 +600,14 @@ fn a_layer_that_says_goodbye_is_left_at_once() {
 #[test]
 fn each_layer_is_repaired_reported_and_retransmitted_for_itself() {
     let mut call = Simulcast::new();
+    call.rig.watch(open_subscription(3), MAP);
+    let wish = LayerWish { spatial_max: 0, ..LayerWish::default() };
+    call.rig.command(Command::Wish { subscription: SubscriptionId(3), wish });
     call.run(Duration::from_secs(4));
-    // Layer 2 ("q"), which nobody watches, loses a packet; so does the top.
-    call.next[2] += 1;
-    call.next[1] += 1;
+    // Each layer loses a packet; nobody watches layer 0.
+    call.next.iter_mut().for_each(|next| *next += 1);
     let lost = call.next[1] - 1;
-    call.send_frame(2);
-    call.send_frame(1);
+    (0..3).for_each(|layer| call.send_frame(layer));
     call.rig.sent();
     let sent = call.rig.pass(Duration::from_millis(20));
     let mut asked = Vec::new();

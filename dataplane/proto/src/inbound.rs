@@ -99,6 +99,8 @@ pub struct Inbound {
     fir_sequence: u8,
     /// The publisher said goodbye; nothing is asked for until it sends again.
     ended: bool,
+    /// Nobody takes it; nothing is asked for.
+    unwanted: bool,
     /// Packets that came because they were asked for again.
     repaired: u64,
     /// Packets of the streams before the last restart.
@@ -129,6 +131,7 @@ impl Inbound {
             plis_unanswered: 0,
             fir_sequence: 0,
             ended: false,
+            unwanted: false,
             repaired: 0,
             packets_before: 0,
             stats: TrackStats::default(),
@@ -175,6 +178,15 @@ impl Inbound {
         self.ended = true;
         self.missing.clear();
         self.keyframe_wanted = false;
+    }
+
+    /// Whether anybody takes the stream. While nobody does, neither packets nor keyframes are asked for.
+    pub fn set_wanted(&mut self, wanted: bool) {
+        self.unwanted = !wanted;
+        if self.unwanted {
+            self.missing.clear();
+            self.keyframe_wanted = false;
+        }
     }
 
     /// The packets.
@@ -262,7 +274,7 @@ impl Inbound {
     }
 
     fn miss(&mut self, now: Time, sequence: u64) {
-        if !self.nack {
+        if !self.nack || self.unwanted {
             return;
         }
         if self.missing.len() == MISSING_MAX {
@@ -301,7 +313,7 @@ impl Inbound {
 
     /// Asks for a keyframe at the next opportunity; many asks are one.
     pub fn request_keyframe(&mut self) {
-        self.keyframe_wanted = self.kind == MediaKind::Video && (self.pli || self.fir);
+        self.keyframe_wanted = self.kind == MediaKind::Video && (self.pli || self.fir) && !self.unwanted;
     }
 
     /// Asks for a packet that never came, on behalf of a viewer that misses it.
@@ -548,6 +560,25 @@ mod tests {
         rig.packet(4, false).unwrap();
         assert!(!rig.inbound.is_ended());
         rig.inbound.request_keyframe();
+        assert!(rig.inbound.pli_due(rig.now));
+    }
+
+    #[test]
+    fn of_a_stream_that_nobody_takes_nothing_is_asked_for() {
+        let mut rig = Rig::new();
+        for sequence in [1, 3] {
+            rig.packet(sequence, false).unwrap();
+        }
+        rig.inbound.request_keyframe();
+        rig.inbound.set_wanted(false);
+        rig.packet(5, false).unwrap();
+        rig.packet(1_000, false).unwrap();
+        rig.inbound.request_keyframe();
+        assert!(!rig.inbound.nack_due(rig.now) && !rig.inbound.pli_due(rig.now));
+        rig.inbound.set_wanted(true);
+        rig.packet(1_002, false).unwrap();
+        rig.inbound.request_keyframe();
+        assert_eq!(rig.asks(), [1_001], "what was missing before belongs to nobody");
         assert!(rig.inbound.pli_due(rig.now));
     }
 

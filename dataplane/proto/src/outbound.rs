@@ -32,6 +32,9 @@ const REPAIR_CREDIT_MAX: u32 = 128;
 /// counter, and its own losses add to ours.
 const JUMP_MAX: u64 = 1 << 14;
 
+/// As the wanted layer: none, until one is wanted again.
+const NO_LAYER: usize = usize::MAX;
+
 /// The constants between a source's numbers and ours. A source is a layer of a track from one keyframe on.
 #[derive(Clone, Copy)]
 struct Source {
@@ -105,9 +108,11 @@ pub struct Outbound {
     /// Index into `maps` by published payload type.
     map_of: [u8; 128],
     maps: [PayloadTypeMap; PAYLOAD_TYPES_MAX],
-    /// Layer of the track that this subscriber is to get.
+    /// Layer of the track that this subscriber is to get, or [`NO_LAYER`].
     wanted: usize,
     source: Option<Source>,
+    /// Layer and timestamp offset of the source that was sent before the section came to rest: its clock goes on afterwards.
+    rested: Option<(usize, u32)>,
     /// A source was chosen and its first packet is awaited.
     waiting: bool,
     /// One past the highest sequence sent.
@@ -141,6 +146,7 @@ impl Outbound {
             maps: [PayloadTypeMap { from: 0, to: 0, rtx: None, unwrap_red: false }; PAYLOAD_TYPES_MAX],
             wanted: 0,
             source: None,
+            rested: None,
             waiting: false,
             next: u64::from(open.first_sequence),
             // Another SSRC: the same number in the lower half of the range serves both (RFC 3711 section 3.3.1).
@@ -186,6 +192,7 @@ impl Outbound {
     /// Takes packets from another track from now on, beginning with `layer` of it, or from none. Numbers go on where they are.
     pub fn switch_source(&mut self, layer: Option<usize>, payload_types: &[PayloadTypeMap]) {
         self.restart_source();
+        self.rested = None;
         self.waiting = layer.is_some();
         self.wanted = layer.unwrap_or(0);
         self.map_of = [NO_PAYLOAD_TYPE; 128];
@@ -199,9 +206,19 @@ impl Outbound {
         }
     }
 
-    /// Takes another layer of the track from its next keyframe on; until then the present one goes on.
+    /// Takes another layer of the track from its next keyframe on; until then the present one goes on. After [`Outbound::rest`] audio
+    /// goes on with the next packet, video at a keyframe.
     pub fn want_layer(&mut self, layer: usize) {
+        self.waiting |= self.wanted == NO_LAYER;
         self.wanted = layer;
+    }
+
+    /// Sends nothing until a layer is wanted again; then numbers go on where they are.
+    pub fn rest(&mut self) {
+        if let Some(source) = self.source.take() {
+            self.rested = Some((source.layer, source.timestamp_offset));
+        }
+        (self.wanted, self.waiting, self.repairs_len) = (NO_LAYER, false, 0);
     }
 
     /// The layer's numbers begin anew or end: so does the source if it is that one, from the next keyframe on.
@@ -227,9 +244,15 @@ impl Outbound {
         self.source.map(|source| source.layer)
     }
 
-    /// The layer whose packets are this subscriber's: the one that it has, before that the one that it wants.
+    /// The layer whose packets are this subscriber's: the one that it has, before that the one that it wants; none's place while it
+    /// rests.
     pub fn own_layer(&self) -> usize {
         self.source.map_or(self.wanted, |source| source.layer)
+    }
+
+    /// The layer that it is to get; `None` while it rests.
+    pub fn wanted_layer(&self) -> Option<usize> {
+        (self.wanted != NO_LAYER).then_some(self.wanted)
     }
 
     /// The layer of which a keyframe would help this subscriber.
@@ -283,7 +306,8 @@ impl Outbound {
             None if !self.waiting => return Err(DropReason::WaitingForKeyframe),
             _ if self.kind == MediaKind::Video && !meta.keyframe_start => return Err(DropReason::WaitingForKeyframe),
             before => {
-                let shift = before.and_then(|before| Some(before.timestamp_offset.wrapping_add(align(before.layer, layer)?)));
+                let before = before.map(|before| (before.layer, before.timestamp_offset)).or(self.rested.take());
+                let shift = before.and_then(|(before, offset)| Some(offset.wrapping_add(align(before, layer)?)));
                 self.start_source(now, layer, sequence, stored, shift)
             }
         };
@@ -736,6 +760,33 @@ mod tests {
         assert_eq!(send(&mut o, 100, 1, 72, vp8(13_000, false, 7, 8), None), Some((1_003, 59_000, vec![0x80, 2, 2])));
         assert_eq!(o.published_sequence(1_001), None, "the old layer's packets are nobody's");
         assert_eq!(o.published_sequence(1_002), Some(71));
+    }
+
+    #[test]
+    fn a_section_at_rest_takes_nothing_and_goes_on_at_a_keyframe_with_the_numbers_and_the_clock_that_it_had() {
+        let mut o = outbound(MediaKind::Video);
+        forward(&mut o, Time::ZERO, 10, meta(900, true)).unwrap();
+        o.rest();
+        assert_eq!((o.layer(), o.wanted_layer(), o.wants_keyframe()), (None, None, None));
+        assert!(!o.takes(0, &meta(3_900, true)));
+        assert_eq!(forward(&mut o, Time::from_millis(33), 11, meta(3_900, true)), Err(DropReason::WaitingForKeyframe));
+        o.want_layer(0);
+        assert_eq!(o.wants_keyframe(), Some(0));
+        assert_eq!(forward(&mut o, Time::from_millis(66), 12, meta(6_900, false)), Err(DropReason::WaitingForKeyframe));
+        // It comes 7 ms late, which is no reason to move the clock.
+        let next = o.forward(Time::from_millis(107), 0, 13, &stored(meta(9_900, true), &PACKET), |_, _| Some(0)).unwrap();
+        assert_eq!((next.index, next.timestamp), (1_001, 59_000));
+    }
+
+    #[test]
+    fn audio_goes_on_with_the_next_packet_after_a_rest() {
+        let mut o = outbound(MediaKind::Audio);
+        forward(&mut o, Time::ZERO, 10, meta(960, false)).unwrap();
+        o.rest();
+        o.rest();
+        o.want_layer(0);
+        let next = forward(&mut o, Time::from_millis(100), 15, meta(5_760, false)).unwrap();
+        assert_eq!((next.index, next.timestamp), (1_001, 54_800));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use pop_proto::remb::Received;
 use pop_proto::wire::rtcp::{FirEntry, ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo, TransportCc};
 use pop_schemas::{Time, TransportId};
 
-use super::{Core, Endpoint, STREAMS_PER_TRANSPORT_MAX, Stream, Transmit, Transport, request_keyframe};
+use super::{Core, Endpoint, STREAMS_PER_TRANSPORT_MAX, Stream, Transmit, Transport, follow_layers, request_keyframe};
 use crate::limits::TRACKS_PER_TRANSPORT_MAX;
 
 /// RTCP datagrams that we make stay below the smallest path MTU that browsers assume for media.
@@ -165,9 +165,11 @@ impl Core {
             return;
         }
         track.layers[layer].inbound.end();
-        track.chooser.end(layer);
         for subscriber in &track.subscribers {
             self.subscriptions[*subscriber].outbound.end_layer(layer);
+        }
+        if track.ranks.end(layer) {
+            follow_layers(track, &mut self.subscriptions);
         }
     }
 

@@ -1,0 +1,80 @@
+//! Which layer each subscriber gets: the best at or below its wish of those that come.
+//!
+//! ```text
+//! Wish, Forward ---------------------------+
+//! a layer comes, pauses, ends, is ranked --+-> give_layer -> Outbound::want_layer, or rest; keyframe request, once for all
+//! ```
+//! It is decided when one of them changes and not per packet: there a subscriber compares two numbers (`Outbound::takes`).
+
+use pop_proto::control::{LayerWish, SubscriptionStats};
+use pop_schemas::SubscriptionId;
+use slab::Slab;
+
+use super::{Core, Subscription, Track};
+
+impl Core {
+    pub(super) fn set_wish(&mut self, id: SubscriptionId, wish: LayerWish) {
+        let Some(&index) = self.subscription_ids.get(&id) else { return };
+        let subscription = &mut self.subscriptions[index];
+        subscription.wish = wish;
+        if let Some(track) = subscription.track {
+            give_layer(&mut self.tracks[track], subscription);
+        }
+    }
+
+    /// Stops asking for what nobody takes any longer. A layer that is wanted is asked for at once ([`give_layer`]).
+    pub(super) fn review_layers(&mut self, track: usize) {
+        let Some(track) = self.tracks.get_mut(track) else { return };
+        let mut wanted = 0;
+        for subscriber in &track.subscribers {
+            let outbound = &self.subscriptions[*subscriber].outbound;
+            let layers = [outbound.layer(), outbound.wanted_layer()];
+            layers.into_iter().flatten().for_each(|layer| wanted |= 1 << layer);
+        }
+        for (index, layer) in track.layers.iter_mut().enumerate() {
+            layer.inbound.set_wanted(track.tap.is_some() || wanted >> index & 1 == 1);
+        }
+    }
+}
+
+impl Subscription {
+    /// Counters, and the layer of its track that is sent now.
+    pub(super) fn stats(&self, track: Option<&Track>) -> SubscriptionStats {
+        let stats = self.outbound.stats();
+        match track.zip(self.outbound.layer()).filter(|(track, _)| track.layers.len() > 1) {
+            Some((track, layer)) => SubscriptionStats { layer: track.ranks.rank_of(layer), ..stats },
+            None => stats,
+        }
+    }
+}
+
+/// Gives every subscriber of a track the layer that it should have now.
+pub(super) fn follow_layers(track: &mut Track, subscriptions: &mut Slab<Subscription>) {
+    for at in 0..track.subscribers.len() {
+        give_layer(track, &mut subscriptions[track.subscribers[at]]);
+    }
+}
+
+/// Gives a subscriber of a track the layer that it should have now, and asks for the picture that it needs for it.
+pub(super) fn give_layer(track: &mut Track, subscription: &mut Subscription) {
+    let Subscription { outbound, wish, .. } = subscription;
+    if wish.paused {
+        return outbound.rest();
+    }
+    let layer = track.ranks.choose(wish.spatial_max);
+    outbound.want_layer(layer);
+    let inbound = &mut track.layers[layer].inbound;
+    inbound.set_wanted(true);
+    if outbound.wants_keyframe().is_some() {
+        inbound.request_keyframe();
+    }
+}
+
+/// Asks for the picture that a subscriber needs: of the layer that it has, and of the one that it wants.
+pub(super) fn request_keyframe(tracks: &mut Slab<Track>, subscription: &Subscription) {
+    let Some(track) = subscription.track else { return };
+    let outbound = &subscription.outbound;
+    for layer in [outbound.layer(), outbound.wants_keyframe()].into_iter().flatten() {
+        tracks[track].layers[layer].inbound.request_keyframe();
+    }
+}
