@@ -29,14 +29,14 @@ use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
 use pop_proto::layers::LayerRanks;
 use pop_proto::outbound::{Outbound, Scratch};
-use pop_proto::picture::PicturePlaces;
 use pop_proto::probe::{IceProbe, ProbeResult};
 use pop_proto::protection::{Receiver, Sender};
 use pop_proto::remb::RembEstimator;
+use pop_proto::slots::Slots;
 use pop_proto::srtp::{KEY_OBJECT_LEN_MAX, STREAM_LEN, STREAMS_MAX};
 use pop_proto::twcc::TwccRecorder;
 use pop_proto::wire::{self, Protocol, dtls, rtp, rtx, stun};
-use pop_proto::{DropReason, Event, codec};
+use pop_proto::{DropReason, Event};
 use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 use slab::Slab;
 
@@ -77,8 +77,9 @@ pub const TRANSPORT_LEN: usize = size_of::<Transport>()
     + TEXTS_LEN;
 /// Bytes of one track's own state with one layer and without its history, for the memory plan.
 pub const TRACK_LEN: usize = size_of::<Track>() + size_of::<Layer>() - size_of::<Inbound>() + FRESH_MAX * size_of::<Fresh>();
-/// Bytes of one subscription's state, for the memory plan: its places in its transport's lists, which double when they grow, too.
-pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>() + 2 * (2 * size_of::<usize>() + size_of::<(u32, u32)>());
+/// Bytes of one subscription's state, for the memory plan: its places in its transport's lists, which double when they grow, and its
+/// outgoing numbers, too.
+pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>() + Slots::LEN + 2 * (2 * size_of::<usize>() + size_of::<(u32, u32)>());
 
 /// Bound SSRCs of what one client publishes: each layer and its retransmissions.
 const STREAMS_PER_TRANSPORT_MAX: usize = 2 * TRACKS_PER_TRANSPORT_MAX;
@@ -666,8 +667,8 @@ impl Core {
         let inbound = &mut track.layers[layer].inbound;
         let codec = inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
         let payload = &plain[usize::from(meta.header_len)..];
-        meta.keyframe_start = codec::is_keyframe_start(codec, payload);
-        meta.picture = PicturePlaces::find(codec, payload);
+        let is_sound = inbound.read_payload(index, plain, &mut meta, codec);
+        self.counters.descriptors_malformed += u64::from(!is_sound);
         inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
         if inbound.packets() == 1 && track.layers.iter().map(|layer| layer.inbound.packets()).sum::<u64>() == 1 {
             self.events.push_back(Event::TrackStarted { track: track.id });

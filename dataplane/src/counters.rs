@@ -48,6 +48,8 @@ counters! {
     rtx_packets_in: "rtx_packets_in",
     /// RTX packets of publishers without a payload: probes for bandwidth.
     rtx_padding_in: "rtx_padding_in",
+    /// Packets of publishers whose dependency descriptor does not fit its own fields; they are sent to whoever gets everything.
+    descriptors_malformed: "descriptors_malformed",
     /// RTCP datagrams received and authenticated.
     rtcp_packets_in: "rtcp_packets_in",
     /// RTCP datagrams sent.

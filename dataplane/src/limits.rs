@@ -137,8 +137,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_plan_of_a_worker_stays_below_288_mib() {
+    fn the_default_plan_of_a_worker_stays_below_320_mib() {
         let bytes = plan_bytes(&WorkerLimits::default());
-        assert!(bytes < 288 << 20, "{} MiB", bytes >> 20);
+        assert!(bytes < 320 << 20, "{} MiB", bytes >> 20);
     }
 }

@@ -90,6 +90,8 @@ drop_reasons! {
     PoolEmpty = "pool_empty",
     /// Video that a subscriber cannot decode before the next keyframe.
     WaitingForKeyframe = "waiting_for_keyframe",
+    /// A frame of a layered stream that the viewer's layers do without.
+    LayerNotWanted = "layer_not_wanted",
     /// A retransmission was asked for and the history no longer holds the packet.
     RepairMissing = "repair_missing",
     /// More retransmissions are waiting for one subscriber than its queue holds.

@@ -66,6 +66,13 @@ impl CopiedElements {
         (place.len != 0).then(|| packet[usize::from(place.at)])
     }
 
+    /// The dependency descriptor. `packet` is the one that was searched.
+    #[inline]
+    pub fn descriptor<'a>(&self, packet: &'a [u8]) -> Option<&'a [u8]> {
+        let Place { at, len } = self.0[DESCRIPTOR];
+        (len != 0).then(|| &packet[usize::from(at)..][..usize::from(len)])
+    }
+
     /// The dependency descriptor's frame number; `None` without a descriptor. `packet` is the one that was searched.
     #[inline]
     pub fn frame_number(&self, packet: &[u8]) -> Option<u16> {

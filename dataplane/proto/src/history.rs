@@ -12,6 +12,7 @@ use pop_schemas::Time;
 
 use crate::drop_reason::DropReason;
 use crate::header::CopiedElements;
+use crate::layering::FrameLayers;
 use crate::picture::PicturePlaces;
 
 /// Bytes of a slot: an Ethernet MTU's datagram fits whole.
@@ -82,6 +83,8 @@ pub struct Meta {
     pub elements: CopiedElements,
     /// Where the payload keeps its picture numbers.
     pub picture: PicturePlaces,
+    /// What its frame is to viewers of a lower quality.
+    pub layers: FrameLayers,
 }
 
 #[derive(Clone, Copy)]
@@ -108,6 +111,7 @@ const EMPTY: Entry = Entry {
         len: 0,
         elements: CopiedElements::NONE,
         picture: PicturePlaces::NONE,
+        layers: FrameLayers::UNKNOWN,
     },
 };
 

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
+use crate::codec;
 use crate::control::{ANY_PAYLOAD_TYPE, Codec, MediaKind, OpenTrack, PayloadType, TrackStats};
 use crate::drop_reason::DropReason;
 use crate::history::{History, Meta, PacketPool};
+use crate::layering::Layering;
+use crate::picture::PicturePlaces;
 use crate::remb::Received;
 
 /// Packets that a video track's history holds: 1 s of 10 Mb/s in 1,200-byte packets, as a power of two.
@@ -85,6 +88,8 @@ pub struct Inbound {
     pli: bool,
     fir: bool,
     history: History,
+    /// Of video alone.
+    layering: Option<Box<Layering>>,
     first: Option<u64>,
     highest: u64,
     missing: Vec<Missing>,
@@ -118,6 +123,7 @@ impl Inbound {
             pli: open.pli,
             fir: open.fir,
             history: History::new(history_len(open.kind)),
+            layering: (open.kind == MediaKind::Video).then(Box::default),
             first: None,
             highest: 0,
             missing: Vec::with_capacity(MISSING_MAX),
@@ -194,6 +200,28 @@ impl Inbound {
         &self.history
     }
 
+    /// What the stream's packets tell about spatial and temporal layers; `None` for audio.
+    pub fn layering(&self) -> Option<&Layering> {
+        self.layering.as_deref()
+    }
+
+    /// Reads what a packet's own descriptors say; the next is [`Inbound::handle_packet`] with it. Returns false when its dependency
+    /// descriptor is malformed: it is no reason to drop the packet.
+    #[inline]
+    pub fn read_payload(&mut self, sequence: u64, packet: &[u8], meta: &mut Meta, codec: Codec) -> bool {
+        let payload = &packet[usize::from(meta.header_len)..];
+        meta.picture = PicturePlaces::find(codec, payload);
+        let Some(layering) = &mut self.layering else {
+            meta.keyframe_start = codec::is_keyframe_start(codec, payload);
+            return true;
+        };
+        let read = layering.read(sequence, codec, meta.elements.descriptor(packet), payload, meta.marker);
+        // The payload may be encrypted from end to end, the descriptor is not.
+        meta.keyframe_start = read.keyframe_start.unwrap_or_else(|| codec::is_keyframe_start(codec, payload));
+        meta.layers = read.layers;
+        !read.malformed
+    }
+
     /// The publisher's clock, once a sender report came.
     pub fn clock(&self) -> Option<SenderClock> {
         self.clock
@@ -214,6 +242,9 @@ impl Inbound {
     /// The encoder began anew under another SSRC: numbers, clock and history start over, totals go on.
     pub fn restart(&mut self, pool: &mut PacketPool) {
         self.history.reset(pool);
+        if let Some(layering) = &mut self.layering {
+            layering.reset();
+        }
         // What never came of the old stream stays counted; the new one's numbers begin behind it.
         self.stats.lost = self.stats().lost;
         self.packets_before = self.stats.packets;
@@ -422,7 +453,7 @@ pub const fn history_len(kind: MediaKind) -> usize {
 
 /// Memory of one stream beyond its packets, in bytes.
 pub const fn len_bytes(kind: MediaKind) -> usize {
-    size_of::<Inbound>() + History::len_bytes(history_len(kind)) + MISSING_MAX * size_of::<Missing>()
+    size_of::<Inbound>() + Layering::LEN + History::len_bytes(history_len(kind)) + MISSING_MAX * size_of::<Missing>()
 }
 
 #[cfg(test)]

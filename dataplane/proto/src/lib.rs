@@ -10,6 +10,7 @@ pub mod header;
 pub mod history;
 pub mod ice;
 pub mod inbound;
+pub mod layering;
 pub mod layers;
 pub mod outbound;
 pub mod picture;
@@ -17,7 +18,9 @@ pub mod probe;
 pub mod protection;
 pub mod remb;
 pub mod sequence;
+pub mod slots;
 pub mod srtp;
+pub mod thinning;
 pub mod twcc;
 pub mod wire;
 

@@ -1,8 +1,8 @@
 //! One subscriber's media section: its own sequence numbers and timestamps over whatever track and layer feeds it.
 //!
 //! Within one source a packet's numbers are the published ones plus constants, so a repair needs no map: the published
-//! sequence is the outgoing one minus the offset. Without RTX the repair is the same packet to the last bit; with RTX
-//! (RFC 4588) it goes on a stream of its own, whose numbers are never used twice.
+//! sequence is the outgoing one minus the offset. Once frames are left out ([`Thinning`]), [`Slots`] has the numbers. Without RTX the
+//! repair is the same packet to the last bit; with RTX (RFC 4588) it goes on a stream of its own, whose numbers are never used twice.
 
 use std::time::Duration;
 
@@ -10,11 +10,14 @@ use pop_schemas::Time;
 
 use crate::control::{ANY_PAYLOAD_TYPE, MediaKind, Numbering, OpenSubscription, PAYLOAD_TYPES_MAX, PayloadTypeMap, SubscriptionStats};
 use crate::drop_reason::DropReason;
-use crate::header::{HEADER_LEN_MAX, HeaderLayout, Stamp};
+use crate::header::{CopiedElements, HEADER_LEN_MAX, HeaderLayout, Stamp};
 use crate::history::{Meta, SLOT_LEN, Stored};
 use crate::inbound::SenderClock;
+use crate::layering::Target;
 use crate::picture::{PictureNumbers, PictureShift};
+use crate::slots::Slots;
 use crate::srtp::RTP_INDEX_END;
+use crate::thinning::Thinning;
 use crate::wire::rtx::OSN_LEN;
 use crate::wire::{red, rtp};
 
@@ -62,6 +65,9 @@ pub struct Rewritten<'a> {
     pub payload_type: u8,
     /// It goes as RTX.
     is_rtx: bool,
+    marker: bool,
+    /// It only fills its number: without payload, and without the descriptor of a frame that the viewer does not get.
+    is_filler: bool,
     payload: &'a [u8],
     picture: PictureShift,
     frame: u16,
@@ -113,6 +119,8 @@ pub struct Outbound {
     source: Option<Source>,
     /// Layer and timestamp offset of the source that was sent before the section came to rest: its clock goes on afterwards.
     rested: Option<(usize, u32)>,
+    thinning: Thinning,
+    slots: Slots,
     /// A source was chosen and its first packet is awaited.
     waiting: bool,
     /// One past the highest sequence sent.
@@ -147,6 +155,8 @@ impl Outbound {
             wanted: 0,
             source: None,
             rested: None,
+            thinning: Thinning::default(),
+            slots: Slots::default(),
             waiting: false,
             next: u64::from(open.first_sequence),
             // Another SSRC: the same number in the lower half of the range serves both (RFC 3711 section 3.3.1).
@@ -221,6 +231,18 @@ impl Outbound {
         (self.wanted, self.waiting, self.repairs_len) = (NO_LAYER, false, 0);
     }
 
+    /// Takes spatial layers up to `spatial` and temporal ones up to `temporal` of a stream that has them inside: the lower at the next
+    /// picture, the higher where the stream lets it be entered. Holds for every source, and until it is said otherwise everything is
+    /// taken. Numbers that there are not mean the highest.
+    pub fn want_spatial(&mut self, spatial: u8, temporal: u8) {
+        self.thinning.want(Target::new(spatial, temporal));
+    }
+
+    /// Highest spatial and temporal layer that is sent now; `None` while the stream tells no layers.
+    pub fn target(&self) -> Option<Target> {
+        self.source.and_then(|_| self.thinning.target())
+    }
+
     /// The layer's numbers begin anew or end: so does the source if it is that one, from the next keyframe on.
     pub fn end_layer(&mut self, layer: usize) {
         if self.source.is_some_and(|source| source.layer == layer) {
@@ -257,7 +279,7 @@ impl Outbound {
 
     /// The layer of which a keyframe would help this subscriber.
     pub fn wants_keyframe(&self) -> Option<usize> {
-        let elsewhere = self.source.is_some_and(|source| source.layer != self.wanted);
+        let elsewhere = self.source.is_some_and(|source| source.layer != self.wanted || self.thinning.wants_keyframe());
         (self.kind == MediaKind::Video && (self.waiting || elsewhere)).then_some(self.wanted)
     }
 
@@ -276,7 +298,8 @@ impl Outbound {
     ///
     /// `align` tells what to add to a timestamp of the second layer to get the first one's, when both clocks are known.
     ///
-    /// Errors: [`DropReason::PayloadType`], [`DropReason::WaitingForKeyframe`], [`DropReason::RedMalformed`].
+    /// Errors: [`DropReason::PayloadType`], [`DropReason::WaitingForKeyframe`], [`DropReason::RedMalformed`],
+    /// [`DropReason::LayerNotWanted`].
     #[inline]
     pub fn forward<'a>(
         &mut self,
@@ -292,13 +315,13 @@ impl Outbound {
             Err(reason) => {
                 // The publisher went on in a codec that this client cannot take. Numbers must not run on meanwhile: after 2^15 of
                 // them the client could no longer guess the rollover counter.
-                if self.source.is_some_and(|s| s.layer == layer && sequence >= s.start + (self.next - s.first)) {
+                if self.source.is_some_and(|s| s.layer == layer && sequence >= self.front(&s)) {
                     self.restart_source();
                 }
                 return Err(reason);
             }
         };
-        if self.source.is_some_and(|s| s.layer == layer && sequence.saturating_sub(s.start) + s.first >= self.next + JUMP_MAX) {
+        if self.source.is_some_and(|s| s.layer == layer && sequence >= self.front(&s) + JUMP_MAX) {
             self.restart_source();
         }
         let source = match self.source {
@@ -314,21 +337,84 @@ impl Outbound {
         if sequence < source.start {
             return Err(DropReason::WaitingForKeyframe);
         }
-        let index = sequence - source.start + source.first;
-        let timestamp = meta.timestamp.wrapping_add(source.timestamp_offset);
-        if index >= self.next {
-            self.next = index + 1;
-            self.last_timestamp = Some(timestamp);
+        if self.numbering == Numbering::Own && (meta.layers.is_known() || self.slots.is_in_use()) {
+            self.thin(&source, sequence, meta)?;
+        }
+        let rewritten = self.rewrite(&source, sequence, stored, map.to, payload).ok_or(DropReason::LayerNotWanted)?;
+        if rewritten.index >= self.next {
+            self.next = rewritten.index + 1;
+            self.last_timestamp = Some(rewritten.timestamp);
             self.last_sent = now;
             if let Some(numbers) = meta.picture.read(stored.payload()) {
-                let id = numbers.id.wrapping_add(source.picture.id);
-                self.last_picture = Some(PictureNumbers { id, tl0: numbers.tl0.wrapping_add(source.picture.tl0) });
+                let id = numbers.id.wrapping_add(rewritten.picture.id);
+                self.last_picture = Some(PictureNumbers { id, tl0: numbers.tl0.wrapping_add(rewritten.picture.tl0) });
             }
             if let Some(frame) = meta.elements.frame_number(stored.packet) {
                 self.last_frame = Some(frame.wrapping_add(source.frame));
             }
         }
-        Ok(Rewritten { index, timestamp, payload_type: map.to, is_rtx: false, payload, picture: source.picture, frame: source.frame })
+        Ok(rewritten)
+    }
+
+    /// One past the newest published sequence that was looked at.
+    #[inline]
+    fn front(&self, source: &Source) -> u64 {
+        if self.slots.is_in_use() { self.slots.front() } else { source.start + (self.next - source.first) }
+    }
+
+    /// Decides on a packet of a layered stream, and gives it and those missing before it their numbers or none. One that is no longer
+    /// the newest was decided on before, by itself or by its neighbours.
+    ///
+    /// Errors: [`DropReason::LayerNotWanted`].
+    #[inline]
+    fn thin(&mut self, source: &Source, sequence: u64, meta: &Meta) -> Result<(), DropReason> {
+        let front = self.front(source);
+        if sequence < front {
+            return Ok(());
+        }
+        let decision = self.thinning.take(front, sequence, meta);
+        if !self.slots.is_in_use() {
+            if decision.passes {
+                return Ok(());
+            }
+            // Until here each published packet had a number.
+            self.slots.begin(front, self.next);
+        }
+        self.slots.append_until(sequence, decision.gap_passes);
+        self.slots.append_until(sequence + 1, decision.passes);
+        if decision.closes_picture {
+            self.slots.close_picture();
+        }
+        if decision.passes { Ok(()) } else { Err(DropReason::LayerNotWanted) }
+    }
+
+    /// A packet under its outgoing numbers: the same whenever it is asked. `None`: it has none, or what was decided on it is forgotten.
+    #[inline]
+    fn rewrite<'a>(
+        &self,
+        source: &Source,
+        sequence: u64,
+        stored: &Stored<'a>,
+        payload_type: u8,
+        payload: &'a [u8],
+    ) -> Option<Rewritten<'a>> {
+        let meta = &stored.meta;
+        let timestamp = meta.timestamp.wrapping_add(source.timestamp_offset);
+        let (mut index, mut picture) = (sequence - source.start + source.first, source.picture);
+        let (mut is_filler, mut marker) = (false, meta.marker);
+        if self.numbering == Numbering::Own && (meta.layers.is_known() || self.slots.is_in_use()) {
+            // It came after its number was given away, and turned out to be of a frame that is not sent: a hole would be asked for and
+            // counted as lost.
+            is_filler = !self.thinning.passes(sequence, meta)?;
+            marker = !is_filler && self.thinning.marks(sequence, meta);
+            if self.slots.is_in_use() {
+                let (number, pictures) = self.slots.number_of(sequence)?;
+                index = number;
+                picture.id = picture.id.wrapping_sub(pictures);
+            }
+        }
+        let payload = if is_filler { &payload[..0] } else { payload };
+        Some(Rewritten { index, timestamp, payload_type, is_rtx: false, marker, is_filler, payload, picture, frame: source.frame })
     }
 
     /// What the subscriber takes of a packet, if anything.
@@ -372,6 +458,8 @@ impl Outbound {
             frame: frame.map_or(0, |(last, first)| last.wrapping_add(1).wrapping_sub(first)),
         };
         self.source = Some(source);
+        self.thinning.reset();
+        self.slots.clear();
         self.waiting = false;
         // They name sequences of the source before.
         self.repairs_len = 0;
@@ -410,9 +498,10 @@ impl Outbound {
             }
         };
         let Scratch { header, payload } = scratch;
-        rtp::write_header(header, meta.marker, rewritten.payload_type, index as u16, rewritten.timestamp, ssrc);
-        let header_len = self.layout.write(header, stored.packet, &meta.elements, stamp, rewritten.frame);
-        let moves_picture = rewritten.picture != PictureShift::default() && meta.picture.any();
+        rtp::write_header(header, rewritten.marker, rewritten.payload_type, index as u16, rewritten.timestamp, ssrc);
+        let elements = if rewritten.is_filler { &CopiedElements::NONE } else { &meta.elements };
+        let header_len = self.layout.write(header, stored.packet, elements, stamp, rewritten.frame);
+        let moves_picture = rewritten.picture != PictureShift::default() && meta.picture.any() && !rewritten.is_filler;
         let payload = if rewritten.is_rtx || moves_picture {
             // A copy, because what is sent differs from what all subscribers share: repairs, and VP8 or VP9 after a switch.
             let start = if rewritten.is_rtx { OSN_LEN } else { 0 };
@@ -450,7 +539,10 @@ impl Outbound {
         let newest = self.next.checked_sub(1)?;
         let behind = (newest as u16).wrapping_sub(sequence);
         let index = newest.checked_sub(u64::from(behind))?;
-        (index >= source.first).then(|| index - source.first + source.start)
+        if index < source.first {
+            return None;
+        }
+        if self.slots.is_in_use() { self.slots.published(index) } else { Some(index - source.first + source.start) }
     }
 
     /// Queues a repair of a published sequence. Asked twice before it left, it leaves once.
@@ -490,15 +582,8 @@ impl Outbound {
         if rtx.is_none() && self.layout.differs_each_time() {
             return Err(DropReason::RepairMissing);
         }
-        Ok(Rewritten {
-            index: published - source.start + source.first,
-            timestamp: stored.meta.timestamp.wrapping_add(source.timestamp_offset),
-            payload_type: rtx.unwrap_or(map.to),
-            is_rtx: rtx.is_some(),
-            payload,
-            picture: source.picture,
-            frame: source.frame,
-        })
+        let first = self.rewrite(&source, published, stored, map.to, payload).ok_or(DropReason::RepairMissing)?;
+        Ok(Rewritten { payload_type: rtx.unwrap_or(map.to), is_rtx: rtx.is_some(), ..first })
     }
 
     /// Takes a full intra request's command number; true when it is a new command and no repetition (RFC 5104 section 4.3.1.2).

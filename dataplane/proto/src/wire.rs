@@ -1,5 +1,6 @@
 //! Bounded views of what arrives. No byte reaches a machine, or a library, before its check here.
 
+pub mod dependency;
 pub mod dtls;
 pub mod red;
 pub mod rtcp;
