@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use pop_proto::control::{IceCredentials, MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackStats};
+use pop_proto::control::{IceCredentials, LayerWish, MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackStats};
 use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::PayloadFormat;
 use crate::member::TrackInfo;
 use crate::presence::RemoteParticipant;
-use crate::session::Member;
+use crate::session::{Demand, Judged, Member};
 
 /// What a client of WHIP or WHEP comes for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -194,6 +194,10 @@ pub(crate) struct LocalTrack {
     pub(crate) info: TrackInfo,
     /// Sections that it is forwarded into.
     pub(crate) takers: BTreeSet<SubscriptionId>,
+    /// What its publisher was told of its subscribers.
+    pub(crate) demand: Demand,
+    /// Its counters when its connection was judged last; `None` before, and after it was meant to be silent.
+    pub(crate) judged: Option<Judged>,
     pub(crate) stats: TrackStats,
 }
 
@@ -207,6 +211,8 @@ pub(crate) struct LocalSection {
     pub(crate) choice: Choice,
     /// What is forwarded into it; `None` while nothing fits.
     pub(crate) source: Option<TrackId>,
+    /// What the worker was told last.
+    pub(crate) wish: LayerWish,
     pub(crate) stats: SubscriptionStats,
 }
 

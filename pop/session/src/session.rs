@@ -9,15 +9,22 @@
 //! ```
 //! Drain [`Session::poll`] to the end after each call.
 
+mod admin;
 mod clients;
+mod data;
 mod members;
 mod negotiate;
 mod output;
+mod permissions;
 mod publish;
+mod quality;
 mod request;
+mod speakers;
 mod subscriptions;
 mod taps;
+mod texts;
 mod told;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -35,14 +42,19 @@ use crate::sid::format_room_sid;
 use crate::subscribe::choose;
 use crate::view::{self, SessionView};
 
+pub use data::DataDrops;
 pub(crate) use members::Member;
 pub use output::{Action, Audit, CloseReason, Output, TransportFailure};
 pub use publish::TRACK_TEXT_LEN_MAX;
+pub(crate) use quality::Judged;
 pub use request::{
     IceCondition, IceUpdate, Join, Limits, Media, Opening, Publication, Refusal, Reply, Request, RequestId, Section, TappedTrack,
 };
+pub(crate) use wishes::Demand;
 
+use data::DataHistory;
 use output::audit;
+use speakers::Speakers;
 
 /// From the answer to agreed keys. The worker gives up after 30 s without a check
 /// ([`pop_proto::control::TransportLoss::NeverConnected`]); a handshake that began at the last moment gets 10 s more.
@@ -92,8 +104,17 @@ pub struct Session {
     gone: Vec<ParticipantInfo>,
     /// ... who has been told everything, ...
     fresh: Option<ParticipantId>,
-    /// ... and whose subscriptions have changed.
+    /// ... whose subscriptions have changed, ...
     unsettled: BTreeSet<ParticipantId>,
+    /// ... and for which track somebody wants more or less than before.
+    rated: BTreeSet<TrackId>,
+    /// Tracks whose publisher hears of less demand when it lasts until then.
+    calming: BTreeSet<(Time, TrackId)>,
+    speakers: Speakers,
+    /// When connections are judged next; `None` without members.
+    quality_due: Option<Time>,
+    history: DataHistory,
+    data_drops: DataDrops,
     /// Events and requests about ids that this session does not have (any more).
     unknown_events: u64,
     outputs: VecDeque<Output>,
@@ -116,6 +137,12 @@ impl Session {
             gone: Vec::new(),
             fresh: None,
             unsettled: BTreeSet::new(),
+            rated: BTreeSet::new(),
+            calming: BTreeSet::new(),
+            speakers: Speakers::default(),
+            quality_due: None,
+            history: DataHistory::default(),
+            data_drops: DataDrops::default(),
             limits,
             participants: BTreeMap::new(),
             remotes: RemoteParticipants::default(),
@@ -168,9 +195,9 @@ impl Session {
             Request::Tap { tap, kind } => self.open_tap(tap, kind),
             Request::Untap { tap } => self.close_tap(tap),
             Request::Enter(enter) => self.enter(now, *enter),
-            Request::Resume(resume) => self.resume(now, *resume),
+            Request::Resume(resume) => self.resume(*resume),
             Request::Shutdown => self.shut_down(now),
-            Request::Admin(_) => Err(Refusal::UnknownParticipant),
+            Request::Admin(admin) => self.administer(now, admin),
         };
         // Its owner learns of the socket's participant before it has to hand it a notice.
         let place = if self.fresh.is_some() { place } else { self.outputs.len() };
@@ -185,25 +212,11 @@ impl Session {
             Event::TransportLost { transport, loss } => self.close_transport(now, transport, CloseReason::Lost(loss)),
             Event::RtpPeerStats { transport, stats } => self.note_peer_stats(transport, stats),
             Event::TrackStarted { track } => self.start_track(track),
-            Event::TrackStats { track, stats } => match self.tracks.get_mut(&track) {
-                Some(known) => {
-                    let changed = known.stats.codec != stats.codec;
-                    known.stats = stats;
-                    if changed {
-                        self.feed_sections();
-                    }
-                    true
-                }
-                None => false,
-            },
-            Event::SubscriptionStats { subscription, stats } => match self.sections.get_mut(&subscription) {
-                Some(known) => {
-                    known.stats = stats;
-                    true
-                }
-                None => false,
-            },
-            Event::Dtls { .. } | Event::AudioLevel { .. } | Event::Data { .. } => false,
+            Event::TrackStats { track, stats } => self.note_track_stats(track, stats),
+            Event::SubscriptionStats { subscription, stats } => self.note_subscription_stats(subscription, stats),
+            Event::AudioLevel { track, level, active_percent } => self.note_level(now, track, level, active_percent),
+            Event::Data { transport, message } => self.take_data(now, transport, message),
+            Event::Dtls { .. } => false,
         };
         self.unknown_events += u64::from(!known);
         self.settle(now);
@@ -246,8 +259,11 @@ impl Session {
 
     /// When [`Session::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let deadlines = [&self.connecting, &self.socketless, &self.asking];
-        deadlines.iter().filter_map(|deadlines| deadlines.first()).map(|(deadline, _)| *deadline).min()
+        let members = [&self.connecting, &self.socketless, &self.asking];
+        let members = members.iter().filter_map(|deadlines| deadlines.first()).map(|(deadline, _)| *deadline);
+        let tracks = self.calming.first().map(|(deadline, _)| *deadline);
+        let room = [self.speakers.due, self.quality_due, self.history.deadline()];
+        members.chain(tracks).chain(room.into_iter().flatten()).min()
     }
 
     /// Ends those who did not connect, or come back, in time.
@@ -257,6 +273,10 @@ impl Session {
         }
         self.end_socketless(now);
         self.ask_again(now);
+        self.lower_demand(now);
+        self.count_speakers(now);
+        self.judge(now);
+        self.forget_old_data(now);
         self.settle(now);
     }
 
@@ -270,6 +290,7 @@ impl Session {
         let fresh = self.fresh.take();
         self.tell_changes(fresh);
         self.settle_subscriptions(now);
+        self.settle_demand(now);
     }
 
     fn shut_down(&mut self, now: Time) -> Result<Reply, Refusal> {
@@ -385,12 +406,14 @@ impl Session {
         let Some(section) = self.sections.get_mut(&id) else { return };
         if let Some(old) = section.source.and_then(|source| self.tracks.get_mut(&source)) {
             old.takers.remove(&id);
+            self.rated.insert(old.id);
         }
         let source = track.and_then(|id| self.tracks.get_mut(&id));
         let payload_types = source.as_ref().map(|track| map_payload_types(&track.formats, &section.formats)).unwrap_or_default();
         section.source = track.filter(|_| !payload_types.is_empty());
         if let Some(new) = source.filter(|_| section.source.is_some()) {
             new.takers.insert(id);
+            self.rated.insert(new.id);
         }
         let track = section.source;
         self.command(Command::Forward { subscription: id, track, payload_types });

@@ -8,12 +8,13 @@ use pop_schemas::{ParticipantId, Time, TrackId};
 use super::negotiate::MemberSection;
 use super::output::{Action, CloseReason, Output, audit};
 use super::publish::Announced;
+use super::quality::QUALITY_INTERVAL;
 use super::request::{Refusal, Reply};
 use super::subscriptions::{Asked, Subscription};
 use super::{RESUME_GRACE, Session};
 use crate::member::{
-    Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, SubscriptionPermission, Sync, TransportOffer,
-    Welcome,
+    ConnectionGrade, Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, SubscriptionPermission, Sync,
+    TransportOffer, Welcome,
 };
 use crate::participant::{Connection, Kind, LocalParticipant, Texts};
 
@@ -41,6 +42,12 @@ pub(crate) struct Member {
     pub(super) transport: Option<TransportOffer>,
     /// All that were used under the transport's key.
     pub(super) ssrcs: BTreeSet<u32>,
+    /// How others were said to be connected.
+    pub(super) told_grades: BTreeMap<ParticipantId, ConnectionGrade>,
+    /// The last reliable message that came from it.
+    pub(super) last_message: u32,
+    /// Its buffer of messages was full: it gets no more before it is back and has told what it has.
+    pub(super) is_behind: bool,
     /// Who may take its tracks.
     pub(super) permission: SubscriptionPermission,
 }
@@ -60,6 +67,9 @@ impl Member {
             asked: None,
             transport: None,
             ssrcs: BTreeSet::new(),
+            told_grades: BTreeMap::new(),
+            last_message: 0,
+            is_behind: false,
             permission: SubscriptionPermission { all: true, participants: Vec::new() },
         }
     }
@@ -114,6 +124,8 @@ impl Session {
         let participant = self.describe_local(&self.participants[&id]);
         let welcome = Welcome { room: self.describe_room(), participant, others: self.others(id) };
         self.notify(id, Notice::Welcome(Box::new(welcome)));
+        self.repeat_speakers(id);
+        self.quality_due.get_or_insert(now + QUALITY_INTERVAL);
         Ok(Reply::Joined)
     }
 
@@ -121,6 +133,11 @@ impl Session {
     fn check_enter(&self, enter: &Enter) -> Result<Vec<ParticipantId>, Refusal> {
         if self.participants.contains_key(&enter.participant) {
             return Err(Refusal::Duplicate);
+        }
+        let Enter { name, metadata, attributes, .. } = enter;
+        let texts = Texts { name: name.clone(), metadata: metadata.clone(), attributes: attributes.clone() };
+        if !texts.is_bounded() {
+            return Err(Refusal::TextTooLong);
         }
         let same = self.participants.values().filter(|p| p.kind != Kind::Viewer && p.identity == enter.identity);
         if same.clone().any(LocalParticipant::is_routed) {
@@ -134,11 +151,11 @@ impl Session {
     }
 
     /// Lets a member go on with a new socket. The old one, if it still seems to be there, is the owner's to close.
-    pub(super) fn resume(&mut self, now: Time, resume: Resume) -> Result<Reply, Refusal> {
+    pub(super) fn resume(&mut self, resume: Resume) -> Result<Reply, Refusal> {
         let id = resume.participant;
         let known = self.participants.get_mut(&id).filter(|participant| participant.identity == resume.identity);
         let member = known.and_then(|participant| participant.member.as_deref_mut()).ok_or(Refusal::UnknownParticipant)?;
-        let asked = member.asked.take();
+        let (asked, last_message) = (member.asked.take(), member.last_message);
         if let Some(since) = member.socket_gone.take() {
             self.socketless.remove(&(since + RESUME_GRACE, id));
         }
@@ -146,12 +163,13 @@ impl Session {
             self.asking.remove(&(asked.again, id));
         }
         self.fresh = Some(id);
-        self.notify(id, Notice::Resumed(Box::new(Resumed { last_message: 0 })));
+        self.notify(id, Notice::Resumed(Box::new(Resumed { last_message })));
         let mut everybody = self.others(id);
         everybody.push(self.describe_local(&self.participants[&id]));
         self.notify(id, Notice::Participants(Arc::new(everybody)));
         self.notify(id, Notice::Room(Arc::new(self.describe_room())));
-        let _ = now;
+        self.repeat_speakers(id);
+        self.unsettled.insert(id);
         Ok(Reply::Joined)
     }
 
@@ -169,14 +187,21 @@ impl Session {
             MemberRequest::Sync(sync) => self.sync(now, id, *sync),
             MemberRequest::Leave => self.remove(now, id, CloseReason::Left),
             MemberRequest::SocketClosed => self.lose_socket(now, id),
-            MemberRequest::TrackSettings(_) | MemberRequest::SubscriptionPermission(_) | MemberRequest::UpdateMetadata(_) => {}
+            MemberRequest::TrackSettings(settings) => self.take_settings(id, settings),
+            MemberRequest::SubscriptionPermission(permission) => return self.set_subscription_permission(id, permission),
+            MemberRequest::UpdateMetadata(update) => self.update_own_texts(id, *update),
         }
         true
     }
 
     /// A client that is back tells what it knows.
     fn sync(&mut self, now: Time, id: ParticipantId, sync: Sync) {
-        let _ = (now, id, sync);
+        let Sync { tracks, subscribe, disabled, published, received } = sync;
+        self.restore_choices(now, id, tracks, subscribe);
+        self.disable_tracks(id, &disabled);
+        self.repeat_published(id, &published);
+        self.repeat_demand(id);
+        self.replay_data(now, id, &received);
     }
 
     /// Its client may come back, and its media may flow all the while.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pop_proto::control::{Command, IceCredentials, MediaKind, OpenSubscription, OpenTransport};
+use pop_proto::control::{Command, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTransport};
 use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use super::Session;
@@ -23,6 +23,8 @@ pub(crate) struct MemberSection {
     pub(super) sends: Option<SendingSection>,
     /// The track that this is.
     pub(super) takes: Option<TrackId>,
+    /// By which name it was announced; the offer may have another one.
+    pub(super) cid: Box<str>,
     /// What its client can take from it.
     pub(super) receives: Option<ReceivingSection>,
     /// Opened when it is used for the first time.
@@ -135,6 +137,7 @@ impl Session {
                 kind,
                 sends: None,
                 takes: None,
+                cid: "".into(),
                 receives: None,
                 outgoing: None,
                 told: false,
@@ -186,7 +189,8 @@ impl Session {
     pub(super) fn open_section(&mut self, owner: ParticipantId, open: OpenSubscription, formats: Vec<PayloadFormat>, choice: Choice) {
         let (id, kind) = (open.subscription, open.kind);
         self.command(Command::OpenSubscription(Box::new(open)));
-        let section = LocalSection { id, owner, kind, formats, choice, source: None, stats: Default::default() };
+        let (source, wish, stats) = (None, LayerWish::default(), Default::default());
+        let section = LocalSection { id, owner, kind, formats, choice, source, wish, stats };
         self.sections.insert(id, section);
         if let Some(participant) = self.participants.get_mut(&owner) {
             participant.sections.push(id);
@@ -224,6 +228,8 @@ impl Session {
 
     fn feed_section(&mut self, id: ParticipantId, mid: &str, track: TrackId) {
         let Some(subscription) = self.open_outgoing(id, mid) else { return };
+        // Before the first packet, so that nobody gets a picture that is too large even for a moment.
+        self.wish_for(id, track, subscription);
         self.forward(subscription, Some(track));
         self.note_fed(id, track, subscription);
     }

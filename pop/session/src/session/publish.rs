@@ -51,10 +51,23 @@ impl Session {
         }
     }
 
+    /// Answers announcements again that a client which is back has not seen answered.
+    pub(super) fn repeat_published(&mut self, id: ParticipantId, known: &[(Box<str>, TrackId)]) {
+        let Some(member) = self.member(id) else { return };
+        let is_new = |track: TrackId| !known.iter().any(|(_, known)| *known == track);
+        let announced = member.announced.iter().map(|announced| (announced.cid.clone(), announced.info.clone()));
+        let sent = member.sections.values().filter_map(|section| {
+            let track = self.tracks.get(&section.takes?)?;
+            Some((section.cid.clone(), track.info.clone()))
+        });
+        for (cid, info) in announced.chain(sent).filter(|(_, info)| is_new(info.track)).collect::<Vec<_>>() {
+            self.notify(id, Notice::TrackPublished { cid, track: Box::new(info) });
+        }
+    }
+
     fn check_add_track(&self, id: ParticipantId, add: &AddTrack) -> Result<(), RequestRefusal> {
         let Some(member) = self.member(id) else { return Err(RequestRefusal::NotFound) };
-        let permissions = &member.permissions;
-        if !permissions.publish || !(permissions.sources.is_empty() || permissions.sources.contains(&add.source)) {
+        if !member.permissions.may_publish(add.source) {
             return Err(RequestRefusal::NotAllowed);
         }
         let texts = [&add.cid, &add.name, &add.stream];
@@ -110,6 +123,7 @@ impl Session {
         let Some(place) = place else { return };
         let Announced { mut info, layers, .. } = member.announced.remove(place);
         section.takes = Some(info.track);
+        section.cid = cid.into();
         let order;
         (info.layers, order) = order_layers(kind, &sends.layers, &layers);
         info.simulcast = sends.layers.len() > 1;
@@ -145,13 +159,15 @@ impl Session {
         let layers = open.layers.clone();
         self.command(Command::OpenTrack(Box::new(open)));
         let (started, takers, stats) = (false, Default::default(), Default::default());
-        let track = LocalTrack { id, owner, publisher, kind, formats, layers, order, started, info, takers, stats };
+        let (demand, judged) = Default::default();
+        let track = LocalTrack { id, owner, publisher, kind, formats, layers, order, started, info, takers, demand, judged, stats };
         self.tracks.insert(id, track);
         if let Some(tap) = self.taps[kind as usize] {
             self.command(Command::Tap { track: id, tap: Some(tap) });
         }
         self.touch(owner);
         self.offer_track(id);
+        self.rated.insert(id);
     }
 
     /// Ends a track while its owner stays.
@@ -177,6 +193,7 @@ impl Session {
                 section.takes = None;
             }
         }
+        self.forget_demand(id, &track.demand);
         for section in track.takers {
             self.stop_section(section, id);
         }
@@ -204,6 +221,7 @@ impl Session {
         let Some(track) = self.tracks.get_mut(&id).filter(|track| track.owner == owner) else { return false };
         if track.info.muted != muted {
             track.info.muted = muted;
+            track.judged = None;
             self.touch(owner);
         }
         true

@@ -183,6 +183,9 @@ pub enum Refusal {
     /// A viewer with two sections of one kind.
     #[error("a viewer has at most one audio and one video section")]
     TooManySections,
+    /// Its name, metadata or attributes are longer than anybody would have to be told.
+    #[error("a name, metadata or attributes are too long")]
+    TextTooLong,
     /// An RTP route of the operator has this identity.
     #[error("an RTP route of this room has this identity")]
     IdentityTaken,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use pop_proto::control::MediaKind;
 use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId};
 
+use super::wishes::Settings;
 use super::{MEMBER_SECTIONS_MAX, MEMBER_SUBSCRIPTIONS_MAX, Session};
 use crate::member::{Notice, SubscriptionError};
 
@@ -21,13 +22,15 @@ pub(crate) struct Subscription {
     pub(super) section: Option<SubscriptionId>,
     /// Its client can decode none of the formats.
     undecodable: bool,
+    /// Its publisher, or its own permissions, do not allow it.
+    pub(super) denied: bool,
+    pub(super) settings: Settings,
 }
 
 impl Session {
     /// A track is here: whoever takes everything takes it.
     pub(super) fn offer_track(&mut self, track: TrackId) {
-        let members: Vec<_> = self.participants.values().filter(|p| p.member.is_some()).map(|p| p.id).collect();
-        for id in members {
+        for id in self.members().collect::<Vec<_>>() {
             if self.member(id).is_some_and(|member| member.auto_subscribe) {
                 self.add_subscription(id, track);
             }
@@ -73,6 +76,12 @@ impl Session {
         self.ask_for_sections(now, id);
     }
 
+    /// Takes what a client that is back says of its choices: with `auto_subscribe` what it does not take, else what it takes.
+    pub(super) fn restore_choices(&mut self, now: Time, id: ParticipantId, tracks: Vec<TrackId>, subscribe: bool) {
+        let known: Vec<_> = tracks.into_iter().filter(|track| self.is_visible(id, *track)).collect();
+        self.choose_tracks(now, id, known, subscribe);
+    }
+
     /// `false`: the member has as many as it may.
     fn add_subscription(&mut self, id: ParticipantId, track: TrackId) -> bool {
         if !self.is_visible(id, track) {
@@ -86,14 +95,16 @@ impl Session {
             return false;
         }
         member.next_serial += 1;
-        let serial = member.next_serial;
-        member.subscriptions.insert(track, Subscription { serial, section: None, undecodable: false });
+        let (serial, settings) = (member.next_serial, Settings::new(member.adaptive_stream));
+        let subscription = Subscription { serial, section: None, undecodable: false, denied: false, settings };
+        member.subscriptions.insert(track, subscription);
+        self.recheck(id, track);
         self.unsettled.insert(id);
         true
     }
 
     /// The member may know of the track.
-    fn is_visible(&self, id: ParticipantId, track: TrackId) -> bool {
+    pub(super) fn is_visible(&self, id: ParticipantId, track: TrackId) -> bool {
         let owner = self.tracks.get(&track).and_then(|track| self.participants.get(&track.owner));
         owner.is_some_and(|owner| owner.id != id && owner.is_shown())
     }
@@ -118,8 +129,8 @@ impl Session {
 
     /// Tracks of a member that wait for a section, the longest waiting first.
     pub(super) fn waiting_of(&self, id: ParticipantId) -> Vec<TrackId> {
-        let Some(member) = self.member(id).filter(|member| member.permissions.subscribe) else { return Vec::new() };
-        let waiting = member.subscriptions.iter().filter(|(track, s)| !s.undecodable && !self.is_fed(**track, s));
+        let Some(member) = self.member(id) else { return Vec::new() };
+        let waiting = member.subscriptions.iter().filter(|(track, s)| !s.undecodable && !s.denied && !self.is_fed(**track, s));
         let mut waiting: Vec<_> = waiting.map(|(track, subscription)| (subscription.serial, *track)).collect();
         waiting.sort_unstable();
         waiting.into_iter().map(|(_, track)| track).collect()

@@ -22,6 +22,7 @@ impl Session {
             .filter(|track| wanted(track.kind))
             .map(|track| TappedTrack { track: track.id, kind: track.kind, formats: track.formats.clone() })
             .collect();
+        self.rated.extend(tracks.iter().map(|tapped| tapped.track));
         for tapped in &tracks {
             self.command(Command::Tap { track: tapped.track, tap: Some(tap) });
         }
@@ -33,6 +34,7 @@ impl Session {
             return Err(Refusal::UnknownTap);
         }
         let tapped: Vec<_> = self.tracks.values().filter(|t| self.taps[t.kind as usize] == Some(tap)).map(|t| t.id).collect();
+        self.rated.extend(tapped.iter().copied());
         for track in tapped {
             self.command(Command::Tap { track, tap: None });
         }

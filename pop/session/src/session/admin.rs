@@ -1,0 +1,95 @@
+//! What operators do to a room and to those in it.
+
+use pop_schemas::{Identity, ParticipantId, Time, TrackId};
+
+use super::Session;
+use super::output::CloseReason;
+use super::request::{Refusal, Reply};
+use crate::member::{AdminRequest, MetadataUpdate, Notice, Permissions, RequestRefusal};
+use crate::participant::{Kind, LocalParticipant};
+
+impl Session {
+    /// Does what an operator asks. RTP routes are not in its reach: they end where they were made.
+    pub(super) fn administer(&mut self, now: Time, request: AdminRequest) -> Result<Reply, Refusal> {
+        match request {
+            AdminRequest::List => return Ok(Reply::Participants(self.list())),
+            AdminRequest::Remove(identity) => {
+                let id = self.find(&identity, |_| true)?;
+                self.remove(now, id, CloseReason::Removed);
+            }
+            AdminRequest::Mute { identity, track, muted } => self.mute_by_operator(&identity, track, muted)?,
+            AdminRequest::Subscribe { identity, tracks, subscribe } => {
+                self.subscribe_by_operator(now, &identity, tracks, subscribe)?;
+            }
+            AdminRequest::Update { identity, texts, permissions } => {
+                self.update_by_operator(&identity, texts, permissions)?;
+            }
+            AdminRequest::UpdateRoom(metadata) => self.update_room(metadata).map_err(|_| Refusal::TextTooLong)?,
+            AdminRequest::Delete => self.delete(now),
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Everybody but the audience of WHEP, those who are hidden included.
+    fn list(&self) -> Vec<crate::member::ParticipantInfo> {
+        let listed = self.participants.values().filter(|participant| participant.kind != Kind::Viewer);
+        listed.map(|participant| self.describe_local(participant)).collect()
+    }
+
+    /// The member, or client of WHIP, of this identity.
+    fn find(&self, identity: &Identity, fits: impl Fn(&LocalParticipant) -> bool) -> Result<ParticipantId, Refusal> {
+        let same = |participant: &&LocalParticipant| {
+            participant.kind != Kind::Viewer && !participant.is_routed() && participant.identity == *identity
+        };
+        let found = self.participants.values().filter(same).find(|participant| fits(participant));
+        found.map(|participant| participant.id).ok_or(Refusal::UnknownParticipant)
+    }
+
+    fn find_member(&self, identity: &Identity) -> Result<ParticipantId, Refusal> {
+        self.find(identity, |participant| participant.member.is_some())
+    }
+
+    /// Only members can be silenced: they do it themselves when they are told.
+    fn mute_by_operator(&mut self, identity: &Identity, track: TrackId, muted: bool) -> Result<(), Refusal> {
+        let id = self.find_member(identity)?;
+        if !self.mute_track(id, track, muted) {
+            return Err(Refusal::UnknownTrack);
+        }
+        self.notify(id, Notice::Muted { track, muted });
+        Ok(())
+    }
+
+    fn subscribe_by_operator(&mut self, now: Time, identity: &Identity, tracks: Vec<TrackId>, subscribe: bool) -> Result<(), Refusal> {
+        let id = self.find_member(identity)?;
+        if tracks.iter().any(|track| !self.is_visible(id, *track)) {
+            return Err(Refusal::UnknownTrack);
+        }
+        self.choose_tracks(now, id, tracks, subscribe);
+        Ok(())
+    }
+
+    fn update_by_operator(&mut self, identity: &Identity, texts: MetadataUpdate, permissions: Option<Permissions>) -> Result<(), Refusal> {
+        let id = match permissions {
+            Some(_) => self.find_member(identity)?,
+            None => self.find(identity, |_| true)?,
+        };
+        self.update_texts(id, texts).map_err(|refused| match refused {
+            RequestRefusal::NotFound => Refusal::UnknownParticipant,
+            _ => Refusal::TextTooLong,
+        })?;
+        if let Some(permissions) = permissions {
+            self.set_permissions(id, permissions);
+        }
+        self.tell_grants(id);
+        Ok(())
+    }
+
+    /// Ends the room for all but the operator's own routes.
+    fn delete(&mut self, now: Time) {
+        let ended: Vec<_> = self.participants.values().filter(|participant| !participant.is_routed()).map(|p| p.id).collect();
+        for id in ended {
+            self.remove(now, id, CloseReason::RoomDeleted);
+        }
+        self.metadata = "".into();
+    }
+}

@@ -1,0 +1,158 @@
+//! Data messages: who may send, who gets them, and what a receiver that comes back has missed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use pop_proto::control::{Command, DATA_MESSAGE_LEN_MAX, DataMessage};
+use pop_schemas::{ParticipantId, Time, TransportId};
+
+use super::{RESUME_GRACE, Session};
+use crate::member::{DATA_HISTORY, LeaveAction, LeaveReason, Notice};
+use crate::participant::{Connection, LocalParticipant};
+
+/// Bytes of reliable messages that a room keeps for receivers that come back.
+const DATA_HISTORY_LEN_MAX: usize = 1 << 20;
+
+/// What a kept message costs beside its body, in bytes: many small messages must not escape the bound.
+const KEPT_COST: usize = 128;
+
+/// Receivers that one message may name.
+const DATA_RECEIVERS_MAX: usize = 1_024;
+
+/// Reliable messages of the last [`DATA_HISTORY`].
+#[derive(Debug, Default)]
+pub(crate) struct DataHistory {
+    kept: VecDeque<Kept>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    sender: ParticipantId,
+    at: Time,
+    message: Arc<DataMessage>,
+}
+
+impl DataHistory {
+    fn push(&mut self, sender: ParticipantId, at: Time, message: Arc<DataMessage>) {
+        self.len += cost(&message);
+        self.kept.push_back(Kept { sender, at, message });
+        self.prune(at);
+    }
+
+    fn prune(&mut self, now: Time) {
+        let is_over = |kept: &Kept, len: usize| len > DATA_HISTORY_LEN_MAX || kept.at + DATA_HISTORY <= now;
+        while self.kept.front().is_some_and(|kept| is_over(kept, self.len)) {
+            let Some(kept) = self.kept.pop_front() else { return };
+            self.len -= cost(&kept.message);
+        }
+    }
+
+    /// When the oldest goes.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.kept.front().map(|kept| kept.at + DATA_HISTORY)
+    }
+}
+
+fn cost(message: &DataMessage) -> usize {
+    message.body.len() + message.to.iter().map(|identity| identity.as_str().len() + 16).sum::<usize>() + KEPT_COST
+}
+
+/// What became of messages that nobody got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataDrops {
+    /// The sender may not send data, or is none of the members.
+    pub forbidden: u64,
+    /// Longer, or to more receivers, than may be.
+    pub oversized: u64,
+    /// It came before: the sender repeats what it does not know to have arrived.
+    pub repeated: u64,
+}
+
+impl Session {
+    /// Messages that were dropped.
+    pub fn data_drops(&self) -> DataDrops {
+        self.data_drops
+    }
+
+    /// A receiver takes messages slower than they come, and its buffer is full. Its socket ends with the word to resume: then it gets
+    /// what it missed, by what it says that it has. Nothing else of it ends, and nobody else notices.
+    pub fn handle_data_overflow(&mut self, now: Time, transport: TransportId) {
+        let id = self.by_transport.get(&transport).copied();
+        let Some(id) = id.filter(|id| self.member(*id).is_some()) else {
+            self.unknown_events += 1;
+            return;
+        };
+        self.notify(id, Notice::Leave { reason: LeaveReason::SignalClosed, action: LeaveAction::Resume });
+        let Some(member) = self.member_mut(id) else { return };
+        member.is_behind = true;
+        if member.socket_gone.is_none() {
+            member.socket_gone = Some(now);
+            self.socketless.insert((now + RESUME_GRACE, id));
+        }
+        self.settle(now);
+    }
+
+    /// Hands a message to those who get it. `false`: it is of nobody here.
+    pub(super) fn take_data(&mut self, now: Time, transport: TransportId, message: Arc<DataMessage>) -> bool {
+        let Some(id) = self.by_transport.get(&transport).copied() else { return false };
+        let Some(member) = self.member_mut(id).filter(|member| member.permissions.publish_data) else {
+            self.data_drops.forbidden += 1;
+            return true;
+        };
+        if message.body.len() > DATA_MESSAGE_LEN_MAX || message.to.len() > DATA_RECEIVERS_MAX {
+            self.data_drops.oversized += 1;
+            return true;
+        }
+        if message.reliable && message.sequence != 0 {
+            if message.sequence <= member.last_message {
+                self.data_drops.repeated += 1;
+                return true;
+            }
+            member.last_message = message.sequence;
+        }
+        let receivers: Vec<_> = self.participants.values().filter(|p| p.id != id && takes(p, &message)).collect();
+        let ready = receivers.iter().filter(|participant| is_ready(participant)).filter_map(|participant| participant.transport);
+        for transport in ready.collect::<Vec<_>>() {
+            self.command(Command::SendData { transport, message: message.clone() });
+        }
+        // One without a number cannot be asked for.
+        if message.reliable && message.sequence != 0 {
+            self.history.push(id, now, message);
+        }
+        true
+    }
+
+    /// Sends again what a receiver that is back has missed: `received` is the last of each sender that it has.
+    pub(super) fn replay_data(&mut self, now: Time, id: ParticipantId, received: &[(ParticipantId, u32)]) {
+        self.history.prune(now);
+        let Some(member) = self.member_mut(id) else { return };
+        member.is_behind = false;
+        let Some(receiver) = self.participants.get(&id) else { return };
+        let (Some(transport), Connection::Connected { .. }) = (receiver.transport, receiver.connection) else { return };
+        let last = |sender: ParticipantId| received.iter().find(|(known, _)| *known == sender).map_or(0, |(_, last)| *last);
+        let is_missing = |kept: &&Kept| {
+            let is_later = kept.message.sequence > last(kept.sender);
+            kept.sender != id && kept.at >= receiver.opened && takes(receiver, &kept.message) && is_later
+        };
+        let missing: Vec<_> = self.history.kept.iter().filter(is_missing).map(|kept| kept.message.clone()).collect();
+        for message in missing {
+            self.command(Command::SendData { transport, message });
+        }
+    }
+
+    pub(super) fn forget_old_data(&mut self, now: Time) {
+        self.history.prune(now);
+    }
+}
+
+/// The message is for this participant: those who are hidden get it too.
+fn takes(participant: &LocalParticipant, message: &DataMessage) -> bool {
+    participant.member.is_some() && (message.to.is_empty() || message.to.contains(&participant.identity))
+}
+
+/// It can be reached now. One that is behind gets the rest when it is back.
+fn is_ready(participant: &LocalParticipant) -> bool {
+    let is_behind = participant.member.as_ref().is_some_and(|member| member.is_behind);
+    matches!(participant.connection, Connection::Connected { .. }) && !is_behind
+}

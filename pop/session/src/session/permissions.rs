@@ -1,0 +1,150 @@
+//! What members may: by their token, by an operator's later word, and by each publisher's own choice of who takes its tracks.
+
+use pop_schemas::{ParticipantId, SubscriptionId, TrackId};
+
+use super::Session;
+use crate::member::{Grants, LeaveReason, Notice, PermissionSubject, Permissions, Source, SubscriptionPermission};
+use crate::participant::{Choice, Texts};
+
+/// Entries of one publisher's choice, and tracks of one entry: as many as one member may meet.
+const SUBJECTS_MAX: usize = 1_024;
+const SUBJECT_TRACKS_MAX: usize = 64;
+
+impl Permissions {
+    /// It may publish a track of this source.
+    pub(super) fn may_publish(&self, source: Source) -> bool {
+        self.publish && (self.sources.is_empty() || self.sources.contains(&source))
+    }
+}
+
+impl Session {
+    /// The member may take the track now.
+    pub(super) fn may_take(&self, id: ParticipantId, track: TrackId) -> bool {
+        let Some(taker) = self.participants.get(&id) else { return false };
+        if !taker.member.as_ref().is_some_and(|member| member.permissions.subscribe) {
+            return false;
+        }
+        let Some(publisher) = self.tracks.get(&track).and_then(|track| self.member(track.owner)) else { return true };
+        let SubscriptionPermission { all, participants } = &publisher.permission;
+        let names = |subject: &PermissionSubject| match subject {
+            PermissionSubject::Identity(identity) => *identity == taker.identity,
+            PermissionSubject::Participant(participant) => *participant == id,
+        };
+        let covers = |tracks: &Option<Vec<TrackId>>| tracks.as_ref().is_none_or(|tracks| tracks.contains(&track));
+        *all || participants.iter().any(|(subject, tracks)| names(subject) && covers(tracks))
+    }
+
+    /// Takes a publisher's choice of who takes its tracks. `false`: it is longer than any room needs, and nothing has changed.
+    pub(super) fn set_subscription_permission(&mut self, id: ParticipantId, permission: SubscriptionPermission) -> bool {
+        let is_long = |tracks: &Option<Vec<TrackId>>| tracks.as_ref().is_some_and(|tracks| tracks.len() > SUBJECT_TRACKS_MAX);
+        let entries = &permission.participants;
+        if entries.len() > SUBJECTS_MAX || entries.iter().any(|(_, tracks)| is_long(tracks)) {
+            return false;
+        }
+        let Some(member) = self.member_mut(id) else { return false };
+        member.permission = permission;
+        let tracks: Vec<_> = self.tracks_of(id).map(|track| track.id).collect();
+        for taker in self.members().collect::<Vec<_>>() {
+            for track in &tracks {
+                self.recheck(taker, *track);
+            }
+        }
+        true
+    }
+
+    /// Gives new permissions to a member.
+    pub(super) fn set_permissions(&mut self, id: ParticipantId, permissions: Permissions) {
+        let Some(participant) = self.participants.get_mut(&id) else { return };
+        let was_shown = participant.is_shown();
+        participant.hidden = permissions.hidden;
+        let Some(member) = participant.member.as_mut() else { return };
+        member.permissions = permissions;
+        self.unpublish_forbidden(id);
+        let taken: Vec<_> = self.member(id).into_iter().flat_map(|member| member.subscriptions.keys().copied()).collect();
+        for track in taken {
+            self.recheck(id, track);
+        }
+        self.subscribe_to_all(id);
+        self.show(id, was_shown);
+        self.touch(id);
+    }
+
+    /// Ends what it publishes and may no longer.
+    fn unpublish_forbidden(&mut self, id: ParticipantId) {
+        let Some(member) = self.member_mut(id) else { return };
+        let permissions = member.permissions.clone();
+        member.announced.retain(|announced| permissions.may_publish(announced.info.source));
+        let forbidden = self.tracks_of(id).filter(|track| !permissions.may_publish(track.info.source));
+        for track in forbidden.map(|track| track.id).collect::<Vec<_>>() {
+            self.close_track(track);
+            self.notify(id, Notice::TrackUnpublished(track));
+        }
+    }
+
+    /// Others begin, or cease, to see it.
+    fn show(&mut self, id: ParticipantId, was_shown: bool) {
+        let Some(participant) = self.participants.get(&id) else { return };
+        let tracks = participant.tracks.clone();
+        match (was_shown, participant.is_shown()) {
+            (true, false) => {
+                self.gone.push(self.describe_gone(participant, LeaveReason::Removed));
+                for track in tracks {
+                    self.stop_members(track);
+                    self.withdraw_track(track);
+                }
+            }
+            (false, true) => {
+                for track in tracks {
+                    self.offer_track(track);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// No member gets the track any longer.
+    fn stop_members(&mut self, track: TrackId) {
+        let takers = self.tracks.get(&track).into_iter().flat_map(|track| track.takers.iter().copied());
+        let is_member = |id: &SubscriptionId| self.sections.get(id).is_some_and(|section| matches!(section.choice, Choice::Member));
+        for section in takers.filter(is_member).collect::<Vec<_>>() {
+            self.forward(section, None);
+        }
+    }
+
+    /// A subscription that is no longer allowed ends and stays a wish; one that is allowed again goes on.
+    pub(super) fn recheck(&mut self, id: ParticipantId, track: TrackId) {
+        let allowed = self.may_take(id, track);
+        let Some(subscription) = self.member_mut(id).and_then(|member| member.subscriptions.get_mut(&track)) else { return };
+        let was_denied = std::mem::replace(&mut subscription.denied, !allowed);
+        if was_denied != allowed {
+            return;
+        }
+        let section = subscription.section.take_if(|_| !allowed);
+        if let Some(section) = section {
+            self.forward(section, None);
+        }
+        self.tell_permission(id, track, allowed);
+        self.unsettled.insert(id);
+    }
+
+    /// Tells a member of a publisher's choice.
+    fn tell_permission(&mut self, id: ParticipantId, track: TrackId, allowed: bool) {
+        if let Some(publisher) = self.tracks.get(&track).map(|track| track.owner) {
+            self.notify(id, Notice::SubscriptionPermission { publisher, track, allowed });
+        }
+    }
+
+    /// Tells a member what its token should say now.
+    pub(super) fn tell_grants(&mut self, id: ParticipantId) {
+        let Some(participant) = self.participants.get(&id) else { return };
+        let Some(member) = &participant.member else { return };
+        let Texts { name, metadata, attributes } = participant.texts.clone();
+        let grants = Grants { name, metadata, attributes, permissions: member.permissions.clone() };
+        self.notify(id, Notice::Grants(Box::new(grants)));
+    }
+
+    /// Everybody who speaks the room protocol.
+    pub(super) fn members(&self) -> impl Iterator<Item = ParticipantId> {
+        self.participants.values().filter(|participant| participant.member.is_some()).map(|participant| participant.id)
+    }
+}

@@ -1,0 +1,121 @@
+//! Who speaks. Levels come from the workers (RFC 6464, read from header extensions, so that end-to-end encryption changes nothing);
+//! members hear of changes alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pop_schemas::{ParticipantId, Time, TrackId};
+
+use super::Session;
+use crate::member::{Notice, Speaker};
+
+/// How often speakers are counted (LiveKit's figure): fast enough for a frame around a tile, slow enough for syllables.
+const SPEAKERS_INTERVAL: Duration = Duration::from_millis(400);
+
+/// Quieter is no speech, in -dBov (LiveKit's figure).
+const THRESHOLD_DBOV: u8 = 35;
+
+/// Of the packets of an interval so many must be loud, in percent (LiveKit's figure): a cough is not a word.
+const ACTIVE_PERCENT_MIN: u8 = 40;
+
+/// How much of the difference a new level brings, so that two intervals count (LiveKit's figure): 2 / (2 + 1).
+const SMOOTHING: f32 = 2.0 / 3.0;
+
+/// Steps between silence and full level: who speaks on as before is not told again.
+const STEPS: f32 = 10.0;
+
+/// A level holds so long without another; the worker tells one a few times a second while there is sound.
+const STALE: Duration = Duration::from_secs(1);
+
+/// How loud a track is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Voice {
+    /// Of the last interval, linear; 0 when that was no speech.
+    level: f32,
+    at: Time,
+    smoothed: f32,
+}
+
+/// Who speaks in a room.
+#[derive(Debug, Default)]
+pub(crate) struct Speakers {
+    /// Tracks that were heard lately.
+    voices: BTreeMap<TrackId, Voice>,
+    /// What was told: those who speak, in steps.
+    told: BTreeMap<ParticipantId, u8>,
+    /// The next count.
+    pub(super) due: Option<Time>,
+}
+
+impl Session {
+    /// Takes a level of a worker.
+    pub(super) fn note_level(&mut self, now: Time, track: TrackId, level: u8, active_percent: u8) -> bool {
+        if !self.tracks.contains_key(&track) {
+            return false;
+        }
+        let is_speech = active_percent >= ACTIVE_PERCENT_MIN && level <= 127;
+        let linear = if is_speech { linear(level) * f32::from(active_percent.min(100)) / 100.0 } else { 0.0 };
+        let voice = self.speakers.voices.entry(track).or_default();
+        (voice.level, voice.at) = (linear, now);
+        self.speakers.due.get_or_insert(now + SPEAKERS_INTERVAL);
+        true
+    }
+
+    /// Counts who speaks, and tells what has changed.
+    pub(super) fn count_speakers(&mut self, now: Time) {
+        if self.speakers.due.is_none_or(|due| due > now) {
+            return;
+        }
+        let mut speaking = BTreeMap::<ParticipantId, u8>::new();
+        let tracks = &self.tracks;
+        let participants = &self.participants;
+        self.speakers.voices.retain(|id, voice| {
+            let Some(track) = tracks.get(id).filter(|track| !track.info.muted) else { return false };
+            let level = if now.since(voice.at) < STALE { voice.level } else { 0.0 };
+            voice.smoothed += (level - voice.smoothed) * SMOOTHING;
+            if voice.smoothed >= linear(THRESHOLD_DBOV) && participants.get(&track.owner).is_some_and(|owner| owner.is_shown()) {
+                let steps = (voice.smoothed * STEPS).ceil() as u8;
+                let known = speaking.entry(track.owner).or_default();
+                *known = steps.max(*known);
+            }
+            level > 0.0 || voice.smoothed >= linear(127)
+        });
+        let is_quiet = self.speakers.voices.is_empty() && speaking.is_empty();
+        self.speakers.due = (!is_quiet).then(|| now + SPEAKERS_INTERVAL);
+        self.tell_speakers(speaking);
+    }
+
+    fn tell_speakers(&mut self, speaking: BTreeMap<ParticipantId, u8>) {
+        let told = std::mem::replace(&mut self.speakers.told, speaking.clone());
+        let mut news: Vec<_> = speaking.iter().filter(|(id, steps)| told.get(id) != Some(steps)).map(speaker).collect();
+        news.sort_by(|a, b| b.level.total_cmp(&a.level));
+        let stopped = told.keys().filter(|id| !speaking.contains_key(id) && self.participants.contains_key(id));
+        news.extend(stopped.map(|id| Speaker { participant: *id, level: 0.0, active: false }));
+        if news.is_empty() {
+            return;
+        }
+        let news = Arc::new(news);
+        for id in self.members_here().collect::<Vec<_>>() {
+            self.notify(id, Notice::Speakers(news.clone()));
+        }
+    }
+
+    /// Tells one who is new, or back, who speaks.
+    pub(super) fn repeat_speakers(&mut self, id: ParticipantId) {
+        let mut speakers: Vec<_> = self.speakers.told.iter().map(speaker).collect();
+        speakers.sort_by(|a, b| b.level.total_cmp(&a.level));
+        if !speakers.is_empty() {
+            self.notify(id, Notice::Speakers(Arc::new(speakers)));
+        }
+    }
+}
+
+fn speaker((participant, steps): (&ParticipantId, &u8)) -> Speaker {
+    Speaker { participant: *participant, level: f32::from(*steps) / STEPS, active: true }
+}
+
+/// 0 dBov is 1.
+fn linear(dbov: u8) -> f32 {
+    10_f32.powf(-f32::from(dbov) / 20.0)
+}

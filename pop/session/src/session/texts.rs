@@ -1,0 +1,84 @@
+//! What participants and the room are labelled with: names, metadata, attributes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pop_schemas::ParticipantId;
+
+use super::Session;
+use crate::member::{MetadataUpdate, Notice, RequestRefusal};
+use crate::participant::Texts;
+
+/// Longest name, in bytes (LiveKit's limit).
+const NAME_LEN_MAX: usize = 256;
+
+/// Longest metadata of a participant or a room, in bytes (LiveKit's limit).
+const METADATA_LEN_MAX: usize = 64 << 10;
+
+/// Bytes of all attributes of a participant, keys and values (LiveKit's limit).
+const ATTRIBUTES_LEN_MAX: usize = 64 << 10;
+
+impl Texts {
+    /// Short enough for everybody.
+    pub(super) fn is_bounded(&self) -> bool {
+        let attributes: usize = self.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        self.name.len() <= NAME_LEN_MAX && self.metadata.len() <= METADATA_LEN_MAX && attributes <= ATTRIBUTES_LEN_MAX
+    }
+
+    /// The same with what is new.
+    fn updated(&self, update: MetadataUpdate) -> Texts {
+        let MetadataUpdate { name, metadata, attributes, .. } = update;
+        let mut merged: BTreeMap<_, _> = self.attributes.clone();
+        merged.extend(attributes);
+        merged.retain(|_, value| !value.is_empty());
+        let (name, metadata) = (name.unwrap_or_else(|| self.name.clone()), metadata.unwrap_or_else(|| self.metadata.clone()));
+        Texts { name, metadata, attributes: merged }
+    }
+}
+
+impl Session {
+    /// A member changes its own texts.
+    pub(super) fn update_own_texts(&mut self, id: ParticipantId, update: MetadataUpdate) {
+        let request = update.request;
+        let allowed = self.member(id).is_some_and(|member| member.permissions.update_metadata);
+        let result = if allowed { self.update_texts(id, update) } else { Err(RequestRefusal::NotAllowed) };
+        self.notify(id, Notice::RequestAnswered { request, refused: result.err() });
+        if result.is_ok() {
+            self.tell_grants(id);
+        }
+    }
+
+    /// Gives a participant new texts, or leaves it as it is.
+    pub(super) fn update_texts(&mut self, id: ParticipantId, update: MetadataUpdate) -> Result<(), RequestRefusal> {
+        let participant = self.participants.get_mut(&id).ok_or(RequestRefusal::NotFound)?;
+        let texts = participant.texts.updated(update);
+        if !texts.is_bounded() {
+            return Err(RequestRefusal::LimitExceeded);
+        }
+        if participant.texts != texts {
+            participant.texts = texts;
+            self.touch(id);
+        }
+        Ok(())
+    }
+
+    /// Gives the room new metadata.
+    pub(super) fn update_room(&mut self, metadata: Box<str>) -> Result<(), RequestRefusal> {
+        if metadata.len() > METADATA_LEN_MAX {
+            return Err(RequestRefusal::LimitExceeded);
+        }
+        if self.metadata != metadata {
+            self.metadata = metadata;
+            self.tell_room();
+        }
+        Ok(())
+    }
+
+    /// Tells everybody of the room.
+    pub(super) fn tell_room(&mut self) {
+        let room = Arc::new(self.describe_room());
+        for id in self.members_here().collect::<Vec<_>>() {
+            self.notify(id, Notice::Room(room.clone()));
+        }
+    }
+}
