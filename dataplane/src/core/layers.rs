@@ -4,6 +4,7 @@
 //! Wish, Forward ---------------------------+
 //! a layer comes, pauses, ends, is ranked --+-> give_layer -> Outbound::want_layer, or rest; keyframe request, once for all
 //! ```
+//! The layers inside a stream are chosen by each subscriber itself (`pop_proto::thinning`).
 //! It is decided when one of them changes and not per packet: there a subscriber compares two numbers (`Outbound::takes`).
 
 use pop_proto::control::{LayerWish, SubscriptionStats};
@@ -40,7 +41,8 @@ impl Core {
 impl Subscription {
     /// Counters, and the layer of its track that is sent now.
     pub(super) fn stats(&self, track: Option<&Track>) -> SubscriptionStats {
-        let stats = self.outbound.stats();
+        let inside = self.outbound.target().unwrap_or_default();
+        let stats = SubscriptionStats { layer: inside.spatial(), temporal: inside.temporal(), ..self.outbound.stats() };
         match track.zip(self.outbound.layer()).filter(|(track, _)| track.layers.len() > 1) {
             Some((track, layer)) => SubscriptionStats { layer: track.ranks.rank_of(layer), ..stats },
             None => stats,
@@ -63,6 +65,9 @@ pub(super) fn give_layer(track: &mut Track, subscription: &mut Subscription) {
     }
     let layer = track.ranks.choose(wish.spatial_max);
     outbound.want_layer(layer);
+    // Where the spatial layers are streams of their own, what one stream has inside is its own business.
+    let spatial_max = if track.layers.len() > 1 { u8::MAX } else { wish.spatial_max };
+    outbound.want_spatial(spatial_max, wish.temporal_max);
     let inbound = &mut track.layers[layer].inbound;
     inbound.set_wanted(true);
     if outbound.wants_keyframe().is_some() {
