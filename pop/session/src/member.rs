@@ -29,6 +29,19 @@ pub struct Permissions {
     pub update_metadata: bool,
 }
 
+impl Permissions {
+    /// What a client of WHIP, or a route, may do.
+    pub const PUBLISHER: Permissions = Permissions {
+        subscribe: false,
+        publish: true,
+        publish_data: false,
+        sources: Vec::new(),
+        hidden: false,
+        recorder: false,
+        update_metadata: false,
+    };
+}
+
 /// What a track shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {

@@ -142,6 +142,8 @@ pub struct LocalParticipant {
     pub(crate) texts: Texts,
     /// Raised by each change that others may see.
     pub(crate) counter: u32,
+    /// Raised by each take-over.
+    pub(crate) epoch: u32,
     /// Of a member alone.
     pub(crate) member: Option<Box<Member>>,
 }

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use pop_proto::control::{Codec, MediaKind};
-use pop_schemas::{Identity, ParticipantId, TrackId};
+use pop_proto::control::Codec;
+use pop_schemas::{Identity, ParticipantId};
 
+use crate::member::{MemberState, Permissions, TrackInfo};
 use crate::participant::Kind;
 
 /// Remote participants that one session remembers, tombstones included; a peer cannot grow it without end.
@@ -40,19 +41,63 @@ pub struct Manifest {
     pub hidden: bool,
     /// What it is.
     pub kind: Kind,
+    /// To be shown.
+    pub name: Box<str>,
+    /// Opaque.
+    pub metadata: Box<str>,
+    /// Opaque.
+    pub attributes: BTreeMap<Box<str>, Box<str>>,
+    /// How far it is.
+    pub state: MemberState,
+    /// Wall clock in milliseconds since 1970.
+    pub joined_at_ms: u64,
+    /// What it may.
+    pub permissions: Permissions,
     /// What it publishes.
     pub tracks: Vec<RemoteTrack>,
 }
 
 /// A track in a manifest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteTrack {
-    /// Its id at the owner.
-    pub track: TrackId,
-    /// Audio or video.
-    pub kind: MediaKind,
+    /// As everybody may know it; with its id at the owner.
+    pub info: TrackInfo,
     /// Codec, once the owner knows.
     pub codec: Option<Codec>,
+}
+
+impl Manifest {
+    /// One without texts and tracks.
+    pub fn new(identity: Identity, kind: Kind, permissions: Permissions) -> Manifest {
+        Manifest {
+            identity,
+            hidden: permissions.hidden,
+            kind,
+            name: "".into(),
+            metadata: "".into(),
+            attributes: BTreeMap::new(),
+            state: MemberState::Active,
+            joined_at_ms: 0,
+            permissions,
+            tracks: Vec::new(),
+        }
+    }
+
+    /// Members see it.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.kind != Kind::Viewer && !self.hidden
+    }
+}
+
+/// What this node tells others of a participant of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalRecord {
+    /// Whose.
+    pub participant: ParticipantId,
+    /// How new.
+    pub version: Version,
+    /// `None` is a tombstone.
+    pub manifest: Option<Manifest>,
 }
 
 /// One record from the bus.
@@ -81,6 +126,7 @@ pub enum Applied {
 #[derive(Debug)]
 pub struct RemoteParticipant {
     key: RemoteKey,
+    version: Version,
     manifest: Manifest,
 }
 
@@ -88,6 +134,11 @@ impl RemoteParticipant {
     /// Its owner and id.
     pub fn key(&self) -> RemoteKey {
         self.key
+    }
+
+    /// How new that is.
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// What its owner last wrote.
@@ -127,13 +178,18 @@ impl RemoteParticipants {
         } else if self.entries.len() >= REMOTE_PARTICIPANTS_MAX {
             return Applied::Full;
         }
-        let participant = manifest.map(|manifest| RemoteParticipant { key, manifest });
+        let participant = manifest.map(|manifest| RemoteParticipant { key, version, manifest });
         self.entries.insert(key.participant, Entry { node: key.node, version, participant });
         Applied::New
     }
 
+    /// One of those who are here.
+    pub fn find(&self, id: ParticipantId) -> Option<&RemoteParticipant> {
+        self.entries.get(&id)?.participant.as_ref()
+    }
+
     /// Those who are here, in the order of their ids.
-    pub fn iter(&self) -> impl Iterator<Item = &RemoteParticipant> {
+    pub fn iter(&self) -> impl Iterator<Item = &RemoteParticipant> + Clone {
         self.entries.values().filter_map(|entry| entry.participant.as_ref())
     }
 }
@@ -146,12 +202,7 @@ mod tests {
         Record {
             key: RemoteKey { node, participant: ParticipantId(7) },
             version: Version { epoch, counter },
-            manifest: identity.map(|name| Manifest {
-                identity: Identity::new(name).unwrap(),
-                hidden: false,
-                kind: Kind::Publisher,
-                tracks: Vec::new(),
-            }),
+            manifest: identity.map(|name| Manifest::new(Identity::new(name).unwrap(), Kind::Publisher, Permissions::PUBLISHER)),
         }
     }
 

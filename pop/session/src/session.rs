@@ -18,6 +18,7 @@ mod output;
 mod permissions;
 mod publish;
 mod quality;
+mod remotes;
 mod request;
 mod speakers;
 mod subscriptions;
@@ -37,7 +38,7 @@ use crate::draw::Draw;
 use crate::format::map_payload_types;
 use crate::member::{MemberRequest, ParticipantInfo};
 use crate::participant::{Choice, Connection, LocalParticipant, LocalSection, LocalTrack, Participant};
-use crate::presence::{Applied, Record, RemoteParticipants};
+use crate::presence::{LocalRecord, RemoteParticipants};
 use crate::sid::format_room_sid;
 use crate::subscribe::choose;
 use crate::view::{self, SessionView};
@@ -77,6 +78,8 @@ pub struct Session {
     participants: BTreeMap<ParticipantId, LocalParticipant>,
     remotes: RemoteParticipants,
     tracks: BTreeMap<TrackId, LocalTrack>,
+    /// Tracks of remote participants that are shown, and whose they are.
+    remote_tracks: BTreeMap<TrackId, ParticipantId>,
     sections: BTreeMap<SubscriptionId, LocalSection>,
     by_transport: BTreeMap<TransportId, ParticipantId>,
     by_resource: BTreeMap<Box<str>, ParticipantId>,
@@ -102,6 +105,8 @@ pub struct Session {
     changed: BTreeSet<ParticipantId>,
     /// ... who is gone, ...
     gone: Vec<ParticipantInfo>,
+    /// ... what is the last word on it for other nodes, ...
+    ended: Vec<LocalRecord>,
     /// ... who has been told everything, ...
     fresh: Option<ParticipantId>,
     /// ... whose subscriptions have changed, ...
@@ -135,6 +140,7 @@ impl Session {
             asking: BTreeSet::new(),
             changed: BTreeSet::new(),
             gone: Vec::new(),
+            ended: Vec::new(),
             fresh: None,
             unsettled: BTreeSet::new(),
             rated: BTreeSet::new(),
@@ -147,6 +153,7 @@ impl Session {
             participants: BTreeMap::new(),
             remotes: RemoteParticipants::default(),
             tracks: BTreeMap::new(),
+            remote_tracks: BTreeMap::new(),
             sections: BTreeMap::new(),
             by_transport: BTreeMap::new(),
             by_resource: BTreeMap::new(),
@@ -252,11 +259,6 @@ impl Session {
         self.settle(now);
     }
 
-    /// Takes what another node says of its participant.
-    pub fn handle_record(&mut self, record: Record) -> Applied {
-        self.remotes.apply(record)
-    }
-
     /// When [`Session::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Time> {
         let members = [&self.connecting, &self.socketless, &self.asking];
@@ -343,6 +345,7 @@ impl Session {
         }
         self.dismiss(id, reason);
         let Some(participant) = self.participants.remove(&id) else { return };
+        self.bury(&participant);
         self.forget_deadlines(&participant);
         if let Some(resource) = &participant.resource {
             self.by_resource.remove(resource);

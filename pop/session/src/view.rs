@@ -224,8 +224,8 @@ fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> Su
 fn remote(remote: &RemoteParticipant) -> ParticipantView {
     let manifest = remote.manifest();
     let tracks = manifest.tracks.iter().map(|track| TrackView {
-        id: track.track.to_string(),
-        kind: track.kind.name(),
+        id: track.info.track.to_string(),
+        kind: track.info.kind.name(),
         codec: track.codec.map(|codec| codec.name()),
         layers: Vec::new(),
         stats: None,

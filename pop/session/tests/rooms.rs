@@ -8,6 +8,7 @@ use pop_proto::control::{
     OpenTrack, OpenTransport, RtcpVia, RtpPeer, RtpPeerStats, SrtpProfile, TrackStats, TransportLoss,
 };
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
+use pop_session::member::Permissions;
 use pop_session::presence::{Applied, Manifest, Record, RemoteKey, Version};
 use pop_session::session::CONNECT_TIMEOUT;
 use pop_session::{
@@ -89,6 +90,7 @@ impl Room {
                 Output::Command(command) => outcome.commands.push(command),
                 Output::Closed { transport, reason } => outcome.closed.push((transport, reason)),
                 Output::Audit(audit) => outcome.actions.push((audit.identity.to_string(), audit.action)),
+                Output::Put(_) => {}
                 Output::Notice(to, notice) => panic!("{to} is no member: {notice:?}"),
             }
         }
@@ -517,7 +519,7 @@ fn the_looking_glass_shows_locals_and_remotes_with_one_shape() {
     let record = Record {
         key: RemoteKey { node: 2, participant: ParticipantId(77) },
         version: Version { epoch: 0, counter: 1 },
-        manifest: Some(Manifest { identity: Identity::new("far").unwrap(), hidden: true, kind: Kind::Viewer, tracks: Vec::new() }),
+        manifest: Some(Manifest { hidden: true, ..Manifest::new(Identity::new("far").unwrap(), Kind::Viewer, Permissions::PUBLISHER) }),
     };
     assert_eq!(room.session.handle_record(record), Applied::New);
     room.now = room.now + Duration::from_millis(250);

@@ -125,7 +125,6 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
         session: Session::new(id, Limits::default(), seed),
         mailbox: sender.downgrade(),
         waiting: HashMap::new(),
-        resources: HashMap::new(),
         routed: HashMap::new(),
         members: HashMap::new(),
         opening: None,
@@ -143,8 +142,6 @@ struct Room {
     /// For the transport tasks of this room.
     mailbox: mpsc::WeakUnboundedSender<RoomMessage>,
     waiting: HashMap<RequestId, Waiting>,
-    /// HTTP resources of those who are here, to end them all when the node stops.
-    resources: HashMap<TransportId, Box<str>>,
     /// What the RTP routes of this room claim.
     routed: HashMap<TransportId, Slot>,
     members: HashMap<ParticipantId, Member>,
@@ -227,10 +224,8 @@ impl Room {
             RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
             RoomMessage::Failed { transport, failure } => self.session.handle_transport_failed(now, transport, failure),
             RoomMessage::Close => {
-                for resource in self.resources.values().cloned().collect::<Vec<_>>() {
-                    self.requests += 1;
-                    self.session.handle_request(now, RequestId(self.requests), Request::Leave { resource });
-                }
+                self.requests += 1;
+                self.session.handle_request(now, RequestId(self.requests), Request::Shutdown);
             }
         }
     }
@@ -251,7 +246,6 @@ impl Room {
         reply: oneshot::Sender<Result<(), Refusal>>,
     ) {
         let transport = join.transport.id();
-        self.resources.insert(transport, join.resource.clone());
         let (peer, events) = dtls.unzip();
         // Before the worker hears of the transport, so that no event of it comes to an unknown address.
         if let Some(room) = self.mailbox.upgrade() {
@@ -368,6 +362,8 @@ impl Room {
                         self.members.remove(&audit.participant);
                     }
                 }
+                // A node alone has nobody to tell.
+                Output::Put(_) => {}
                 Output::Notice(participant, notice) => self.tell(shared, participant, notice),
             }
         }
@@ -375,7 +371,6 @@ impl Room {
     }
 
     fn forget(&mut self, shared: &Shared, transport: TransportId) {
-        self.resources.remove(&transport);
         self.routed.remove(&transport);
         shared.routes[self.worker].remove(transport);
     }

@@ -4,6 +4,7 @@ use pop_schemas::{Identity, ParticipantId, Time, TrackId};
 
 use super::Session;
 use super::output::CloseReason;
+use super::remotes::describe_remote;
 use super::request::{Refusal, Reply};
 use crate::member::{AdminRequest, MetadataUpdate, Notice, Permissions, RequestRefusal};
 use crate::participant::{Kind, LocalParticipant};
@@ -33,7 +34,8 @@ impl Session {
     /// Everybody but the audience of WHEP, those who are hidden included.
     fn list(&self) -> Vec<crate::member::ParticipantInfo> {
         let listed = self.participants.values().filter(|participant| participant.kind != Kind::Viewer);
-        listed.map(|participant| self.describe_local(participant)).collect()
+        let remotes = self.remotes.iter().filter(|remote| remote.manifest().kind != Kind::Viewer);
+        listed.map(|participant| self.describe_local(participant)).chain(remotes.map(describe_remote)).collect()
     }
 
     /// The member, or client of WHIP, of this identity.

@@ -57,10 +57,12 @@ impl Session {
             sections: Vec::new(),
             texts: Texts::default(),
             counter: 0,
+            epoch: 0,
             member: None,
         };
         self.outputs.push_back(Output::Audit(audit(&participant, Action::Joined { transport: transport_id })));
         self.participants.insert(id, participant);
+        self.touch(id);
         match media {
             Media::Publish(publications) => self.open_tracks(id, publications, replaced),
             Media::Watch(sections) => self.open_sections(id, sections),

@@ -114,6 +114,7 @@ impl Session {
             sections: Vec::new(),
             texts: Texts { name, metadata, attributes },
             counter: 0,
+            epoch: 0,
             member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream))),
         };
         self.outputs.push_back(Output::Audit(audit(&participant, Action::Entered)));

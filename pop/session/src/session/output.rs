@@ -9,6 +9,7 @@ use pop_schemas::{Identity, ParticipantId, TrackId, TransportId};
 use super::request::{Refusal, Reply, RequestId};
 use crate::member::Notice;
 use crate::participant::{Kind, LocalParticipant};
+use crate::presence::LocalRecord;
 
 /// Why a transport failed above ICE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +146,8 @@ pub enum Output {
     },
     /// Write a log line.
     Audit(Audit),
+    /// Tell other nodes, where there are any.
+    Put(Box<LocalRecord>),
     /// Tell a member. After [`Notice::Leave`] its socket ends.
     Notice(ParticipantId, Notice),
 }

@@ -43,6 +43,7 @@ impl Session {
             return;
         }
         let mut tracks: Vec<_> = self.tracks.values().map(|track| (track.order, track.id)).collect();
+        tracks.extend(self.remote_tracks.keys().map(|track| (u64::MAX, *track)));
         tracks.sort_unstable();
         for (_, track) in tracks {
             self.add_subscription(id, track);
@@ -106,7 +107,7 @@ impl Session {
     /// The member may know of the track.
     pub(super) fn is_visible(&self, id: ParticipantId, track: TrackId) -> bool {
         let owner = self.tracks.get(&track).and_then(|track| self.participants.get(&track.owner));
-        owner.is_some_and(|owner| owner.id != id && owner.is_shown())
+        owner.is_some_and(|owner| owner.id != id && owner.is_shown()) || self.remote_tracks.contains_key(&track)
     }
 
     fn end_subscription(&mut self, id: ParticipantId, track: TrackId) {
@@ -127,10 +128,13 @@ impl Session {
         }
     }
 
-    /// Tracks of a member that wait for a section, the longest waiting first.
+    /// Tracks that a member waits for and that are here, the longest waiting first.
     pub(super) fn waiting_of(&self, id: ParticipantId) -> Vec<TrackId> {
         let Some(member) = self.member(id) else { return Vec::new() };
-        let waiting = member.subscriptions.iter().filter(|(track, s)| !s.undecodable && !s.denied && !self.is_fed(**track, s));
+        let waiting = member
+            .subscriptions
+            .iter()
+            .filter(|(track, s)| !s.undecodable && !s.denied && self.tracks.contains_key(track) && !self.is_fed(**track, s));
         let mut waiting: Vec<_> = waiting.map(|(track, subscription)| (subscription.serial, *track)).collect();
         waiting.sort_unstable();
         waiting.into_iter().map(|(_, track)| track).collect()

@@ -6,8 +6,10 @@ use pop_schemas::{ParticipantId, Time};
 
 use super::Session;
 use super::output::Output;
+use super::remotes::{client_version, describe_remote};
 use crate::member::{LeaveReason, MemberState, Notice, ParticipantInfo, Permissions, RoomInfo};
 use crate::participant::{Connection, LocalParticipant};
+use crate::presence::{RemoteParticipant, Version};
 
 impl Session {
     /// Tells a member, while its socket is here.
@@ -31,13 +33,16 @@ impl Session {
     pub(super) fn tell_changes(&mut self, fresh: Option<ParticipantId>) {
         let gone = std::mem::take(&mut self.gone);
         let changed = std::mem::take(&mut self.changed);
-        if gone.is_empty() && changed.is_empty() {
+        if gone.is_empty() && changed.is_empty() && self.ended.is_empty() {
             return;
         }
         // Those who are gone come first: the same identity may be here again.
         let mut news = gone;
+        self.put_records(&changed);
         let shown = changed.iter().filter_map(|id| self.participants.get(id)).filter(|participant| participant.is_shown());
         news.extend(shown.map(|participant| self.describe_local(participant)));
+        let remotes = changed.iter().filter_map(|id| self.remotes.find(*id)).filter(|remote| remote.manifest().is_shown());
+        news.extend(remotes.map(describe_remote));
         let hidden: Vec<_> = changed.into_iter().filter(|id| self.participants.get(id).is_some_and(|p| p.hidden)).collect();
         if !news.is_empty() {
             let news = Arc::new(news);
@@ -60,7 +65,8 @@ impl Session {
     /// Everybody whom `but` may see.
     pub(super) fn others(&self, but: ParticipantId) -> Vec<ParticipantInfo> {
         let locals = self.participants.values().filter(|participant| participant.id != but && participant.is_shown());
-        locals.map(|participant| self.describe_local(participant)).collect()
+        let remotes = self.remotes.iter().filter(|remote| remote.manifest().is_shown());
+        locals.map(|participant| self.describe_local(participant)).chain(remotes.map(describe_remote)).collect()
     }
 
     pub(super) fn describe_local(&self, participant: &LocalParticipant) -> ParticipantInfo {
@@ -74,8 +80,8 @@ impl Session {
             state: state_of(participant),
             tracks: self.tracks_of(participant.id).map(|track| track.info.clone()).collect(),
             joined_at_ms: self.wall_ms(participant.joined),
-            version: participant.counter,
-            permissions: participant.member.as_ref().map_or_else(publisher_permissions, |member| member.permissions.clone()),
+            version: client_version(Version { epoch: participant.epoch, counter: participant.counter }),
+            permissions: participant.member.as_ref().map_or(Permissions::PUBLISHER, |member| member.permissions.clone()),
             is_publisher: !participant.tracks.is_empty(),
             left: None,
         }
@@ -89,13 +95,16 @@ impl Session {
     }
 
     pub(super) fn describe_room(&self) -> RoomInfo {
-        let shown = self.participants.values().filter(|participant| participant.is_shown());
+        let locals = self.participants.values().filter(|participant| participant.is_shown());
+        let remotes = self.remotes.iter().map(RemoteParticipant::manifest).filter(|manifest| manifest.is_shown());
+        let publishers = locals.clone().filter(|local| !local.tracks.is_empty()).count();
+        let publishers = publishers + remotes.clone().filter(|manifest| !manifest.tracks.is_empty()).count();
         RoomInfo {
             name: self.id.as_str().into(),
             sid: self.sid.clone(),
             metadata: self.metadata.clone(),
-            participants: shown.clone().count() as u32,
-            publishers: shown.filter(|participant| !participant.tracks.is_empty()).count() as u32,
+            participants: (locals.count() + remotes.count()) as u32,
+            publishers: publishers as u32,
             created_at_ms: self.created.map_or(0, |created| self.wall_ms(created)),
         }
     }
@@ -113,18 +122,5 @@ fn state_of(participant: &LocalParticipant) -> MemberState {
         Connection::Connected { .. } => MemberState::Active,
         Connection::Routed { .. } if participant.address.is_some() => MemberState::Active,
         Connection::Routed { .. } => MemberState::Joined,
-    }
-}
-
-/// What a client of WHIP, or a route, may do.
-fn publisher_permissions() -> Permissions {
-    Permissions {
-        subscribe: false,
-        publish: true,
-        publish_data: false,
-        sources: Vec::new(),
-        hidden: false,
-        recorder: false,
-        update_metadata: false,
     }
 }

@@ -3,31 +3,32 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pop_proto::control::{Codec, Command, Event, ExtensionIds, IceCredentials, MediaKind, SrtpProfile};
+use pop_proto::control::{Command, Event, ExtensionIds, IceCredentials, MediaKind, SrtpProfile};
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 use pop_session::member::{
     AddTrack, Answer, Enter, MemberRequest, Notice, Offer, OfferedSection, ParticipantInfo, Permissions, ReceivingSection, Resume,
     SendingSection, Source, TransportOffer,
 };
+use pop_session::presence::LocalRecord;
 use pop_session::session::{Action, Audit};
 use pop_session::{CloseReason, Format, Limits, Output, PayloadFormat, Refusal, Reply, Request, RequestId, Session};
 
-pub const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus, rtx: None };
-pub const VP8: PayloadFormat = PayloadFormat { number: 96, format: Format::Vp8, rtx: Some(97) };
-pub const AV1: PayloadFormat = PayloadFormat { number: 45, format: Format::Av1 { profile: 0 }, rtx: None };
+pub(crate) const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus, rtx: None };
+pub(crate) const VP8: PayloadFormat = PayloadFormat { number: 96, format: Format::Vp8, rtx: Some(97) };
 
 /// What a call led to, and all calls since it was looked at.
 #[derive(Default)]
-pub struct Heard {
+pub(crate) struct Heard {
     pub commands: Vec<Command>,
     pub replies: Vec<Result<Reply, Refusal>>,
     pub closed: Vec<(TransportId, CloseReason)>,
     pub actions: Vec<(String, Action)>,
+    pub records: Vec<LocalRecord>,
     pub notices: BTreeMap<ParticipantId, Vec<Notice>>,
 }
 
 /// The room.
-pub struct Stage {
+pub(crate) struct Stage {
     pub session: Session,
     pub now: Time,
     pub heard: Heard,
@@ -35,7 +36,7 @@ pub struct Stage {
     next: u64,
 }
 
-pub fn everything() -> Permissions {
+pub(crate) fn everything() -> Permissions {
     Permissions {
         subscribe: true,
         publish: true,
@@ -47,45 +48,46 @@ pub fn everything() -> Permissions {
     }
 }
 
-pub fn identity(name: &str) -> Identity {
+pub(crate) fn identity(name: &str) -> Identity {
     Identity::new(name).unwrap()
 }
 
 impl Stage {
-    pub fn new() -> Stage {
+    pub(crate) fn new() -> Stage {
         Stage::with(Limits::default(), 1)
     }
 
-    pub fn with(limits: Limits, seed: u64) -> Stage {
+    pub(crate) fn with(limits: Limits, seed: u64) -> Stage {
         let session = Session::new(SessionId::new("stage").unwrap(), limits, seed);
         Stage { session, now: Time::from_millis(1_000), heard: Heard::default(), members: BTreeMap::new(), next: 0 }
     }
 
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         while let Some(output) = self.session.poll() {
             match output {
                 Output::Reply(_, reply) => self.heard.replies.push(reply),
                 Output::Command(command) => self.heard.commands.push(command),
                 Output::Closed { transport, reason } => self.heard.closed.push((transport, reason)),
                 Output::Audit(Audit { identity, action, .. }) => self.heard.actions.push((identity.to_string(), action)),
+                Output::Put(record) => self.heard.records.push(*record),
                 Output::Notice(to, notice) => self.heard.notices.entry(to).or_default().push(notice),
             }
         }
     }
 
-    pub fn request(&mut self, request: Request) -> Result<Reply, Refusal> {
+    pub(crate) fn request(&mut self, request: Request) -> Result<Reply, Refusal> {
         self.session.handle_request(self.now, RequestId(1), request);
         self.drain();
         self.heard.replies.pop().expect("each request is answered")
     }
 
-    pub fn event(&mut self, event: Event) {
+    pub(crate) fn event(&mut self, event: Event) {
         self.session.handle_event(self.now, event);
         self.drain();
     }
 
     /// Time goes on, deadline by deadline.
-    pub fn pass(&mut self, duration: Duration) {
+    pub(crate) fn pass(&mut self, duration: Duration) {
         let end = self.now + duration;
         while let Some(at) = self.session.poll_timeout().filter(|at| *at <= end) {
             self.now = self.now.max(at);
@@ -95,11 +97,11 @@ impl Stage {
         self.now = end;
     }
 
-    pub fn enter(&mut self, name: &'static str) -> ParticipantId {
+    pub(crate) fn enter(&mut self, name: &'static str) -> ParticipantId {
         self.enter_as(name, everything(), true)
     }
 
-    pub fn enter_as(&mut self, name: &'static str, permissions: Permissions, auto_subscribe: bool) -> ParticipantId {
+    pub(crate) fn enter_as(&mut self, name: &'static str, permissions: Permissions, auto_subscribe: bool) -> ParticipantId {
         self.next += 1;
         let participant = ParticipantId(self.next);
         let enter = Enter {
@@ -119,17 +121,17 @@ impl Stage {
         participant
     }
 
-    pub fn resume(&mut self, name: &'static str) -> Result<Reply, Refusal> {
+    pub(crate) fn resume(&mut self, name: &'static str) -> Result<Reply, Refusal> {
         let participant = self.members[name];
         self.request(Request::Resume(Box::new(Resume { participant, identity: identity(name) })))
     }
 
-    pub fn say(&mut self, name: &str, request: MemberRequest) {
+    pub(crate) fn say(&mut self, name: &str, request: MemberRequest) {
         self.session.handle_member(self.now, self.members[name], request);
         self.drain();
     }
 
-    pub fn add_track(&mut self, name: &str, add: AddTrack) -> Option<TrackId> {
+    pub(crate) fn add_track(&mut self, name: &str, add: AddTrack) -> Option<TrackId> {
         let cid = add.cid.clone();
         self.say(name, MemberRequest::AddTrack(Box::new(add)));
         self.told(name).into_iter().find_map(|notice| match notice {
@@ -139,11 +141,11 @@ impl Stage {
     }
 
     /// Makes an offer and gives its answer.
-    pub fn offer(&mut self, name: &str, sections: Vec<OfferedSection>) -> Answer {
+    pub(crate) fn offer(&mut self, name: &str, sections: Vec<OfferedSection>) -> Answer {
         self.offer_with(name, "remote", sections).expect("it is answered")
     }
 
-    pub fn offer_with(&mut self, name: &str, ufrag: &str, sections: Vec<OfferedSection>) -> Option<Answer> {
+    pub(crate) fn offer_with(&mut self, name: &str, ufrag: &str, sections: Vec<OfferedSection>) -> Option<Answer> {
         self.next += 1;
         let id = self.next as u32;
         let ice = IceCredentials { local_ufrag: format!("local{id}").into(), local_pwd: "pwd".into(), remote_ufrag: ufrag.into() };
@@ -156,14 +158,14 @@ impl Stage {
     }
 
     /// The present transport of a member gets its keys.
-    pub fn connect(&mut self, name: &str) {
+    pub(crate) fn connect(&mut self, name: &str) {
         let transport = self.transport(name);
         self.session.handle_transport_connected(self.now, transport, SrtpProfile::AeadAes128Gcm);
         self.drain();
     }
 
     /// The last transport that was opened by a member's offer.
-    pub fn transport(&self, name: &str) -> TransportId {
+    pub(crate) fn transport(&self, name: &str) -> TransportId {
         let joined = |(who, action): &(String, Action)| match action {
             Action::Joined { transport } if who == name => Some(*transport),
             _ => None,
@@ -172,17 +174,17 @@ impl Stage {
     }
 
     /// What a member was told since it was last looked at.
-    pub fn told(&mut self, name: &str) -> Vec<Notice> {
+    pub(crate) fn told(&mut self, name: &str) -> Vec<Notice> {
         self.heard.notices.remove(&self.members[name]).unwrap_or_default()
     }
 
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.heard.commands.clear();
         self.heard.notices.clear();
     }
 
     /// `subscription <- track` of each Forward since it was last looked at.
-    pub fn forwards(&mut self) -> Vec<(SubscriptionId, Option<TrackId>)> {
+    pub(crate) fn forwards(&mut self) -> Vec<(SubscriptionId, Option<TrackId>)> {
         let commands = std::mem::take(&mut self.heard.commands);
         let forward = |command| match command {
             Command::Forward { subscription, track, .. } => Some((subscription, track)),
@@ -192,15 +194,15 @@ impl Stage {
     }
 }
 
-pub fn camera(cid: &str) -> AddTrack {
+pub(crate) fn camera(cid: &str) -> AddTrack {
     AddTrack { cid: cid.into(), kind: Some(MediaKind::Video), source: Source::Camera, name: "cam".into(), ..AddTrack::default() }
 }
 
-pub fn microphone(cid: &str) -> AddTrack {
+pub(crate) fn microphone(cid: &str) -> AddTrack {
     AddTrack { cid: cid.into(), kind: Some(MediaKind::Audio), source: Source::Microphone, ..AddTrack::default() }
 }
 
-pub fn sends(mid: &str, cid: &str, formats: &[PayloadFormat], rids: &[&str]) -> OfferedSection {
+pub(crate) fn sends(mid: &str, cid: &str, formats: &[PayloadFormat], rids: &[&str]) -> OfferedSection {
     let sends = SendingSection {
         cid: cid.into(),
         formats: formats.to_vec(),
@@ -214,20 +216,20 @@ pub fn sends(mid: &str, cid: &str, formats: &[PayloadFormat], rids: &[&str]) -> 
     OfferedSection { mid: mid.into(), kind: formats[0].format.codec().kind(), sends: Some(sends), receives: None }
 }
 
-pub fn receives(mid: &str, formats: &[PayloadFormat]) -> OfferedSection {
+pub(crate) fn receives(mid: &str, formats: &[PayloadFormat]) -> OfferedSection {
     let receives = ReceivingSection { formats: formats.to_vec(), extensions: ExtensionIds::NONE, rtx: true };
     OfferedSection { mid: mid.into(), kind: formats[0].format.codec().kind(), sends: None, receives: Some(receives) }
 }
 
 /// What the clients of the room protocol offer first: sections for what others publish.
-pub fn first_offer() -> Vec<OfferedSection> {
+pub(crate) fn first_offer() -> Vec<OfferedSection> {
     let audio = (0..3).map(|n| receives(&n.to_string(), &[OPUS]));
     let video = (3..6).map(|n| receives(&n.to_string(), &[VP8]));
     audio.chain(video).collect()
 }
 
 /// The participants of the last update.
-pub fn participants(notices: &[Notice]) -> Vec<ParticipantInfo> {
+pub(crate) fn participants(notices: &[Notice]) -> Vec<ParticipantInfo> {
     let last = notices.iter().rev().find_map(|notice| match notice {
         Notice::Participants(infos) => Some(infos.to_vec()),
         _ => None,
@@ -236,14 +238,10 @@ pub fn participants(notices: &[Notice]) -> Vec<ParticipantInfo> {
 }
 
 /// Sections that were asked for.
-pub fn asked(notices: &[Notice]) -> Vec<(u32, u32)> {
+pub(crate) fn asked(notices: &[Notice]) -> Vec<(u32, u32)> {
     let asked = |notice: &Notice| match notice {
         Notice::SectionsNeeded { audio, video } => Some((*audio, *video)),
         _ => None,
     };
     notices.iter().filter_map(asked).collect()
-}
-
-pub fn codec_of(formats: &[PayloadFormat]) -> Codec {
-    formats[0].format.codec()
 }
