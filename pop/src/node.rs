@@ -42,6 +42,7 @@ use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role}
 use crate::keys::ApiKeys;
 use crate::metrics::JoinSeconds;
 use crate::probe::Probe;
+use crate::signal::SignalCounters;
 use crate::token::unix_now_s;
 use directory::Directory;
 use room::RoomMessage;
@@ -108,6 +109,7 @@ struct Shared {
     join_seconds: JoinSeconds,
     consent: Duration,
     slow_readers: AtomicU64,
+    signal_counters: SignalCounters,
 }
 
 /// The bounds of one worker, from the config.
@@ -189,6 +191,7 @@ impl Node {
                 join_seconds: JoinSeconds::default(),
                 consent: config.media.consent_timeout,
                 slow_readers: AtomicU64::new(0),
+                signal_counters: SignalCounters::default(),
             }),
         };
         for (worker, (wake, requests)) in wakes.into_iter().zip(route_requests).enumerate() {
@@ -323,6 +326,11 @@ impl Node {
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Ask { request: Request::Admin(request), reply }).map_err(|_| unknown)?;
         answer.await.unwrap_or(Err(unknown))
+    }
+
+    /// What the sockets of members count.
+    pub fn signal_counters(&self) -> &SignalCounters {
+        &self.shared.signal_counters
     }
 
     /// Sockets that were cut because their clients did not read what they were told.

@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -35,8 +35,9 @@ use stall::StallGuard;
 /// Largest request body, in bytes. Browsers' offers with every codec and 20 sections stay below 40 KB.
 pub const BODY_LEN_MAX: usize = 64 * 1_024;
 
-/// Largest request head that is buffered, in bytes. A token may have 8 KB.
-const HEAD_LEN_MAX: usize = 32 * 1_024;
+/// Largest request head that is buffered, in bytes. A client of a room puts a token (8 KB) and its first offer, compressed, into the
+/// URL, which hyper takes up to 65,534 bytes of.
+const HEAD_LEN_MAX: usize = 64 * 1_024;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -245,12 +246,12 @@ pub async fn serve(
                 };
                 let established = tokio::time::timeout(HANDSHAKE_TIMEOUT, listener.establish(accepted));
                 let (router, stop) = (router.clone(), stop.clone());
+                let place = Arc::new(Place { _permit: permit, _guest: guest.clone() });
                 connections.spawn(async move {
                     // An error is the client's: noise, another protocol, or silence.
                     if let Ok(Ok(stream)) = established.await {
-                        answer(stream, Client { remote, guest }, router, stop).await;
+                        answer(stream, Client { remote, guest, place }, router, stop).await;
                     }
-                    drop(permit);
                 });
             }
             // The client gave up, or descriptors ran out; both pass.
@@ -268,10 +269,19 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stopped| *stopped).await;
 }
 
+/// The place of a connection among those of the listener and of its address. Every request carries it: who goes on with the
+/// connection after the answer (a WebSocket) keeps it.
+#[derive(Debug)]
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+    _guest: Option<Arc<Guest>>,
+}
+
 /// Who is at the other end.
 struct Client {
     remote: Option<SocketAddr>,
     guest: Option<Arc<Guest>>,
+    place: Arc<Place>,
 }
 
 async fn answer<S>(stream: S, client: Client, router: Router, mut stop: watch::Receiver<bool>)
@@ -286,13 +296,15 @@ where
         if let Some(guest) = &client.guest {
             request.extensions_mut().insert(Arc::clone(guest));
         }
+        request.extensions_mut().insert(Arc::clone(&client.place));
         router.call(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_LEN_MAX)
-        .serve_connection(TokioIo::new(StallGuard::new(stream)), service);
+        .serve_connection(TokioIo::new(StallGuard::new(stream)), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     // An error is the client's: a broken head, a time-out, a lost connection. It has had its answer where there is one.
     tokio::select! {

@@ -9,9 +9,21 @@
 pub mod answer;
 mod endpoint;
 mod ice_servers;
+mod livekit;
 mod patch;
 pub mod sdp;
 mod whep;
 mod whip;
 
-pub use endpoint::{Problem, routes};
+use axum::Router;
+
+pub use endpoint::Problem;
+pub use livekit::{Refused, SignalCounters};
+
+use crate::config::Config;
+use crate::node::Node;
+
+/// Everything that clients signal by.
+pub fn routes(node: Node, config: &Config) -> Router {
+    endpoint::routes(node.clone(), config).merge(livekit::routes(node, config))
+}

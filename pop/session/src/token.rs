@@ -2,6 +2,7 @@
 //!
 //! Time is a parameter and the algorithm is ours to choose, never the token's.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine;
@@ -9,6 +10,9 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use pop_schemas::{Identity, SessionId};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::member::{Permissions, Source};
 
 /// How long a token holds when nobody says otherwise; LiveKit's SDKs use the same 6 hours.
 pub const TTL_DEFAULT: Duration = Duration::from_secs(6 * 3_600);
@@ -38,15 +42,21 @@ pub struct Claims {
     /// Opaque to us.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<String>,
+    /// Opaque to us, by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
     /// What it allows.
     #[serde(default)]
     pub video: VideoGrant,
     /// Ours alone, other servers do not read it: the holder may ask this node for tokens of guests, see [`Access::guest`].
     #[serde(default, skip_serializing_if = "is_false")]
     pub guests: bool,
+    /// Everything else: it is kept when the token is signed anew.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
 }
 
-/// LiveKit's `video` grant. Grants of things that this node does not have are not read.
+/// LiveKit's `video` grant. Grants of things that this node does not have are kept and not looked at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VideoGrant {
@@ -74,6 +84,64 @@ pub struct VideoGrant {
     /// Is a recorder.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recorder: bool,
+    /// May make rooms, and end them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub room_create: bool,
+    /// May see which rooms there are.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub room_list: bool,
+    /// What it may publish: `camera`, `microphone`, `screen_share`, `screen_share_audio`; everything when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub can_publish_sources: Vec<String>,
+    /// May change its own name, metadata and attributes; not allowed when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub can_update_own_metadata: Option<bool>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+impl VideoGrant {
+    /// What it allows somebody who is in the room.
+    pub fn permissions(&self) -> Permissions {
+        let publish = self.can_publish.unwrap_or(true);
+        Permissions {
+            subscribe: self.can_subscribe.unwrap_or(true),
+            publish,
+            publish_data: self.can_publish_data.unwrap_or(publish),
+            sources: self.can_publish_sources.iter().map(|name| source_of(name)).collect(),
+            hidden: self.hidden,
+            recorder: self.recorder,
+            update_metadata: self.can_update_own_metadata.unwrap_or(false),
+        }
+    }
+
+    /// Makes it allow what `permissions` say.
+    pub fn set_permissions(&mut self, permissions: &Permissions) {
+        self.can_subscribe = Some(permissions.subscribe);
+        self.can_publish = Some(permissions.publish);
+        self.can_publish_data = Some(permissions.publish_data);
+        self.can_publish_sources = permissions.sources.iter().map(|source| name_of(*source).to_owned()).collect();
+        self.hidden = permissions.hidden;
+        self.recorder = permissions.recorder;
+        self.can_update_own_metadata = Some(permissions.update_metadata);
+    }
+}
+
+/// A name that nobody knows is the unknown source: a grant that names something restricts, whatever it names.
+fn source_of(name: &str) -> Source {
+    const ALL: [Source; 4] = [Source::Camera, Source::Microphone, Source::ScreenShare, Source::ScreenShareAudio];
+    ALL.into_iter().find(|source| name_of(*source).eq_ignore_ascii_case(name)).unwrap_or_default()
+}
+
+const fn name_of(source: Source) -> &'static str {
+    match source {
+        Source::Unknown => "unknown",
+        Source::Camera => "camera",
+        Source::Microphone => "microphone",
+        Source::ScreenShare => "screen_share",
+        Source::ScreenShareAudio => "screen_share_audio",
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -153,7 +221,8 @@ impl Access {
     /// What the token of a guest says: the same room, the same rights to watch and publish, an identity of its own, no longer a
     /// life, and no guests in turn. It names the same API key, so it ends with that key. `None` when this token brings no guests.
     pub fn guest(&self, identity: &Identity, name: &str) -> Option<Claims> {
-        let video = VideoGrant { room_admin: false, recorder: false, ..self.claims.video.clone() };
+        let own = self.claims.video.clone();
+        let video = VideoGrant { room_admin: false, room_create: false, room_list: false, recorder: false, rest: Map::new(), ..own };
         self.claims.guests.then(|| Claims {
             iss: self.claims.iss.clone(),
             sub: identity.to_string(),
@@ -163,6 +232,11 @@ impl Access {
             video,
             ..Claims::default()
         })
+    }
+
+    /// The same, to be signed anew with other words.
+    pub fn claims_mut(&mut self) -> &mut Claims {
+        &mut self.claims
     }
 
     /// Its holder may come into `room`.

@@ -23,7 +23,7 @@ use pop_session::{IceCondition, IceUpdate, Join, Opening, Refusal, Role};
 use super::answer::{Accepted, LocalMedia, LocalSource, LocalTransport, Negotiation, negotiate};
 use super::ice_servers::IceServers;
 use super::patch::{self, SDP_FRAGMENT, draw_credentials};
-use super::sdp::{self, SDP_LEN_MAX, SdpError};
+use super::sdp::{self, FingerprintLine, SDP_LEN_MAX, SdpError};
 use super::{whep, whip};
 use crate::config::{Config, DtlsRole};
 use crate::dtls::{self, DtlsError, Fingerprint};
@@ -53,7 +53,7 @@ struct Setup {
 }
 
 /// `/whip/{room}` and `/whep/{room}` with their resources, and the same endpoints as `/{room}/whip` and `/{room}/whep`.
-pub fn routes(node: Node, config: &Config) -> Router {
+pub(super) fn routes(node: Node, config: &Config) -> Router {
     let setup = Setup {
         dtls_role: config.media.dtls_role,
         ice_servers: IceServers::new(&config.http.ice_servers),
@@ -234,7 +234,7 @@ async fn create(node: Node, role: Role, setup: Setup, path: RoomPath, request: R
     let body = Bytes::from_request(request, &()).await.map_err(|rejection| Problem::of_body(&rejection, SDP_LEN_MAX))?;
     let offer = sdp::parse(&body).map_err(Problem::Malformed)?;
     let negotiation = negotiate(&offer, role, setup.dtls_role).map_err(Problem::Unusable)?;
-    let fingerprints = read_fingerprints(&negotiation)?;
+    let fingerprints = strong_fingerprints(negotiation.fingerprints).map_err(Problem::Malformed)?;
 
     let placement = node.place(&room, negotiation.claim()).await.map_err(|_| Problem::Full)?;
     let admission = Admission::draw(&node, &negotiation);
@@ -315,7 +315,7 @@ fn preflight(methods: &'static str) -> Response {
 const EXPOSED: &str = "Location, ETag, Link, Accept-Post, Accept-Patch, Allow, Retry-After, WWW-Authenticate";
 
 /// Any page may talk to this node: what protects a room is its token, which a browser never sends by itself.
-async fn open_to_all_origins(request: Request, next: Next) -> Response {
+pub(super) async fn open_to_all_origins(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -347,10 +347,10 @@ pub(super) fn check_content_type(headers: &HeaderMap, wanted: &str) -> Result<()
 }
 
 /// Those that use a strong hash; aiortc sends three. At least one must remain.
-fn read_fingerprints(negotiation: &Negotiation<'_>) -> Result<Vec<Fingerprint>, Problem> {
+pub(super) fn strong_fingerprints(lines: &[FingerprintLine<'_>]) -> Result<Vec<Fingerprint>, SdpError> {
     let mut fingerprints = Vec::new();
     let mut refused = None;
-    for line in negotiation.fingerprints {
+    for line in lines {
         match line.value.parse::<Fingerprint>() {
             Ok(fingerprint) => fingerprints.push(fingerprint),
             Err(_) => refused = refused.or(Some(line.line)),
@@ -358,8 +358,7 @@ fn read_fingerprints(negotiation: &Negotiation<'_>) -> Result<Vec<Fingerprint>, 
     }
     if fingerprints.is_empty() {
         let reason = "is not sha-256, sha-384 or sha-512 with its bytes in hex, separated by colons";
-        let line = refused.unwrap_or_default();
-        return Err(Problem::Malformed(SdpError { line, field: "a=fingerprint".into(), reason }));
+        return Err(SdpError { line: refused.unwrap_or_default(), field: "a=fingerprint".into(), reason });
     }
     Ok(fingerprints)
 }
