@@ -7,7 +7,7 @@ use pop_proto::control::{Extension, ExtensionIds};
 use pop_session::Role;
 use pop_session::placement::Claim;
 
-use super::section::{accept, agree_on_extensions, is_bundled, read_section};
+use super::section::{accept, agree_on_extensions, is_bundled, offered_extensions, read_section};
 use super::transport::OfferedTransport;
 use super::write::{SectionWriter, write_candidates, write_layers, write_rejected, write_session, write_source};
 use super::{Accepted, LocalSource, LocalTransport, check_sources};
@@ -61,7 +61,8 @@ enum Plan<'a> {
     Reject,
     Data,
     Media {
-        /// What is the same in every direction.
+        /// What is the same in every direction, with every extension that this node knows: Chromium offers in later sections only
+        /// what was answered in an earlier one, and a section that carries nothing now may send simulcast later.
         base: Box<Accepted<'a>>,
         /// The client may send into it.
         takes: Option<Box<Accepted<'a>>>,
@@ -117,11 +118,11 @@ impl<'a> MemberSection<'a> {
     }
 
     fn accepted_mut(&mut self) -> impl Iterator<Item = &mut Accepted<'a>> {
-        let (takes, feeds) = match &mut self.plan {
-            Plan::Media { takes, feeds, .. } => (takes.as_deref_mut(), feeds.as_deref_mut()),
-            _ => (None, None),
+        let (base, takes, feeds) = match &mut self.plan {
+            Plan::Media { base, takes, feeds } => (Some(&mut **base), takes.as_deref_mut(), feeds.as_deref_mut()),
+            _ => (None, None, None),
         };
-        takes.into_iter().chain(feeds)
+        base.into_iter().chain(takes).chain(feeds)
     }
 }
 
@@ -134,7 +135,8 @@ impl<'a> Plan<'a> {
         if is_data(offer, offered) {
             return Plan::Data;
         }
-        let Some(base) = read_section(offer, offered, Role::Watch).map(Box::new) else { return Plan::Reject };
+        let Some(mut base) = read_section(offer, offered, Role::Watch).map(Box::new) else { return Plan::Reject };
+        base.extensions = offered_extensions(offer, offered, |_, _| true);
         let of = |role| accept(offer, offered, role).map(Box::new);
         Plan::Media { base, takes: of(Role::Publish), feeds: of(Role::Watch) }
     }
@@ -295,8 +297,9 @@ fn write_media(
     feeds: Option<(&Accepted<'_>, FeedText)>,
     cname: &str,
 ) -> fmt::Result {
-    let used = [takes, feeds.as_ref().map(|(feeds, _)| *feeds)].into_iter().flatten();
-    let extensions = used.fold(ExtensionIds::NONE, |all, accepted| join(all, accepted.extensions));
+    // A client sends whatever is answered, wanted or not.
+    let own = takes.unwrap_or(base).extensions;
+    let extensions = feeds.as_ref().map_or(own, |(feeds, _)| join(own, feeds.extensions));
     let direction = Direction::of(feeds.is_some(), takes.is_some());
     let accepted = takes.or(feeds.as_ref().map(|(feeds, _)| *feeds)).unwrap_or(base);
     writer.write_section(out, accepted, extensions, offered, direction)?;

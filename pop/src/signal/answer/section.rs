@@ -76,16 +76,25 @@ pub(super) fn read_section<'a>(offer: &'a Offer<'a>, media: &'a OfferedMedia<'a>
     if role == Role::Publish {
         accepted.layers = read_layers(media, &accepted.formats);
     }
-    let offered = |extension: Extension| {
-        // Ids above 14 need the two-byte header, which is for those who mix both (RFC 8285 section 4.1.2).
-        let id_max = if offer.mixed_extensions || media.mixed_extensions { u8::MAX } else { 14 };
-        let flows = |direction: Direction| if role == Role::Publish { direction.sends() } else { direction.receives() };
-        let mut found = media.extensions.iter().filter(|offered| offered.uri == extension.uri() && flows(offered.direction));
-        found.find(|offered| offered.id <= id_max && accepted.wants(extension, role)).map(|offered| offered.id)
-    };
-    let ids = Extension::ALL.into_iter().filter_map(|extension| Some((extension, offered(extension)?)));
-    accepted.extensions = ids.fold(ExtensionIds::NONE, |all, (extension, id)| all.with(extension, id));
+    let flows = |direction: Direction| if role == Role::Publish { direction.sends() } else { direction.receives() };
+    accepted.extensions = offered_extensions(offer, media, |extension, direction| flows(direction) && accepted.wants(extension, role));
     Some(accepted)
+}
+
+/// Those of the offered extensions that this node knows, that are `wanted`, and whose ids can be written.
+pub(super) fn offered_extensions(
+    offer: &Offer<'_>,
+    media: &OfferedMedia<'_>,
+    wanted: impl Fn(Extension, Direction) -> bool,
+) -> ExtensionIds {
+    // Ids above 14 need the two-byte header, which is for those who mix both (RFC 8285 section 4.1.2).
+    let id_max = if offer.mixed_extensions || media.mixed_extensions { u8::MAX } else { 14 };
+    let find = |extension: Extension| {
+        let mut named = media.extensions.iter().filter(|offered| offered.uri == extension.uri());
+        named.find(|offered| offered.id <= id_max && wanted(extension, offered.direction)).map(|offered| offered.id)
+    };
+    let ids = Extension::ALL.into_iter().filter_map(|extension| Some((extension, find(extension)?)));
+    ids.fold(ExtensionIds::NONE, |all, (extension, id)| all.with(extension, id))
 }
 
 /// The media goes the way that the client came for.

@@ -69,7 +69,7 @@ impl Refused {
 }
 
 /// The kinds of messages that clients send; the last is everything that has no other.
-pub const IN: [&str; 14] = [
+pub(super) const IN: [&str; 14] = [
     "offer",
     "trickle",
     "add_track",
@@ -87,7 +87,7 @@ pub const IN: [&str; 14] = [
 ];
 
 /// The kinds of messages that clients get.
-pub const OUT: [&str; 20] = [
+pub(super) const OUT: [&str; 20] = [
     "join",
     "reconnect",
     "answer",

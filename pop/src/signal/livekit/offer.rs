@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use livekit_protocol as proto;
 use pop_proto::control::ExtensionIds;
-use pop_session::member::{Answer, Feed, OfferedSection, Offer, ReceivingSection, SectionUse, SendingSection, TransportOffer};
+use pop_session::member::{Answer, Feed, Offer, OfferedSection, ReceivingSection, SectionUse, SendingSection, TransportOffer};
 use pop_session::placement::Claim;
 use pop_session::sid::{format_participant_sid, format_track_sid};
 
@@ -126,7 +126,8 @@ fn offered_section(section: &MemberSection<'_>) -> Option<OfferedSection> {
         pli: takes.pli,
         fir: takes.fir,
     });
-    let receiving = |feeds: &Accepted<'_>| ReceivingSection { formats: feeds.formats.clone(), extensions: feeds.extensions, rtx: feeds.has_rtx() };
+    let receiving =
+        |feeds: &Accepted<'_>| ReceivingSection { formats: feeds.formats.clone(), extensions: feeds.extensions, rtx: feeds.has_rtx() };
     Some(OfferedSection { mid: section.mid().into(), kind, sends, receives: section.feeds().map(receiving) })
 }
 

@@ -26,7 +26,10 @@ pub(super) enum Said {
     Request(MemberRequest),
     Offer(proto::SessionDescription),
     /// Answer it: when it was sent, and whether it is of the newer kind.
-    Ping { timestamp_ms: i64, newer: bool },
+    Ping {
+        timestamp_ms: i64,
+        newer: bool,
+    },
     /// Pretend that something has happened to this client.
     Simulate(Simulation),
     /// There is nothing to do, and that is right.
@@ -69,6 +72,7 @@ pub(super) fn kind_of(message: &Message) -> &'static str {
 }
 
 /// Reads a message.
+#[expect(deprecated, reason = "older clients say UpdateLayers")]
 pub(super) fn read(message: Message) -> Said {
     match message {
         Message::Offer(offer) => Said::Offer(offer),
@@ -87,7 +91,7 @@ pub(super) fn read(message: Message) -> Said {
         Message::Simulate(simulate) => simulation(simulate.scenario),
         Message::Ping(timestamp_ms) => Said::Ping { timestamp_ms, newer: false },
         Message::PingReq(ping) => Said::Ping { timestamp_ms: ping.timestamp, newer: true },
-        Message::UpdateMetadata(update) => Said::Request(MemberRequest::UpdateMetadata(metadata(update))),
+        Message::UpdateMetadata(update) => Said::Request(MemberRequest::UpdateMetadata(Box::new(metadata(update)))),
         Message::UpdateAudioTrack(update) => of_track(&update.track_sid, |track| {
             MemberRequest::UpdateTrack(TrackUpdate { track, size: None, audio_features: Some(update.features) })
         }),
@@ -182,7 +186,10 @@ fn layer(layer: &proto::VideoLayer) -> VideoLayer {
 
 fn subscribe(update: &proto::UpdateSubscription) -> MemberRequest {
     let of_participants = update.participant_tracks.iter().flat_map(|of| tracks(&of.track_sids));
-    MemberRequest::Subscribe { tracks: tracks(&update.track_sids).into_iter().chain(of_participants).collect(), subscribe: update.subscribe }
+    MemberRequest::Subscribe {
+        tracks: tracks(&update.track_sids).into_iter().chain(of_participants).collect(),
+        subscribe: update.subscribe,
+    }
 }
 
 fn track_settings(settings: &proto::UpdateTrackSettings) -> TrackSettings {

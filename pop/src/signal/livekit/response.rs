@@ -6,8 +6,8 @@ use livekit_protocol as proto;
 use pop_proto::control::MediaKind;
 use pop_schemas::TrackId;
 use pop_session::member::{
-    ConnectionGrade, LeaveAction, LeaveReason, MemberState, Notice, ParticipantInfo, Permissions, Quality, RequestRefusal, RoomInfo, Source,
-    SubscriptionError, TrackInfo, VideoLayer, Welcome,
+    ConnectionGrade, LeaveAction, LeaveReason, MemberState, Notice, ParticipantInfo, Permissions, Quality, RequestRefusal, RoomInfo,
+    Source, SubscriptionError, TrackInfo, VideoLayer, Welcome,
 };
 use pop_session::sid::{format_participant_sid, format_track_sid};
 use proto::signal_response::Message;

@@ -104,11 +104,7 @@ async fn take_seat(context: &Context, access: &Access, arrival: Arrival) -> Resu
     }
 }
 
-async fn enter_room(
-    context: &Context,
-    room: &pop_schemas::SessionId,
-    enter: Enter,
-) -> Result<Seat, (Refused, LeaveReason, LeaveAction)> {
+async fn enter_room(context: &Context, room: &pop_schemas::SessionId, enter: Enter) -> Result<Seat, (Refused, LeaveReason, LeaveAction)> {
     context.node.enter(room, enter).await.map_err(|error| match error {
         EnterError::Full | EnterError::Refused(_) => (Refused::Full, LeaveReason::JoinFailure, LeaveAction::Disconnect),
         EnterError::Stopping => (Refused::Full, LeaveReason::ServerShutdown, LeaveAction::Disconnect),

@@ -1,0 +1,140 @@
+// LiveKit's own client in a page: joins a room of a node and tells what it sees. Nothing of it is changed.
+
+import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { once } from "node:events";
+
+const library = new URL("./node_modules/livekit-client/dist/livekit-client.umd.js", import.meta.url);
+
+/** A page that has loaded the library, on an origin of its own. */
+export async function serveLiveKitPage() {
+  const script = await readFile(library);
+  const server = createServer((request, response) => {
+    const isScript = request.url === "/livekit-client.umd.js";
+    response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
+    response.end(isScript ? script : '<!doctype html><title>rooms</title><script src="/livekit-client.umd.js"></script><body></body>');
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return { url: `http://127.0.0.1:${server.address().port}/`, close: () => server.close() };
+}
+
+/** What runs in the page; `globalThis.popRoom` is its interface. */
+function inPage() {
+  const { Room, RoomEvent, Track, LogLevel, setLogLevel } = globalThis.LivekitClient;
+  const log = [];
+  setLogLevel(LogLevel.debug);
+  for (const level of ["debug", "info", "warn", "error"]) {
+    const write = console[level].bind(console);
+    console[level] = (...words) => {
+      log.push(`${level}: ${words.map((word) => (typeof word === "string" ? word : JSON.stringify(word))).join(" ")}`);
+      if (log.length > 4000) log.shift();
+      write(...words);
+    };
+  }
+  let room;
+  const events = [];
+
+  async function join(url, token, options = {}, connect = {}) {
+    room = new Room(options);
+    for (const [name, event] of Object.entries(RoomEvent)) {
+      room.on(event, (...values) => events.push({ name, at: performance.now(), text: values.map(describe) }));
+    }
+    room.on(RoomEvent.TrackSubscribed, (track) => {
+      const element = track.attach();
+      element.dataset.sid = track.sid;
+      document.body.append(element);
+    });
+    room.on(RoomEvent.TrackUnsubscribed, (track) => track.detach().forEach((element) => element.remove()));
+    await room.connect(url, token, connect);
+    return { sid: room.localParticipant.sid, identity: room.localParticipant.identity, room: room.name };
+  }
+
+  function describe(value) {
+    if (value === undefined || value === null || typeof value !== "object") return String(value);
+    if (value instanceof Uint8Array) return new TextDecoder().decode(value);
+    return value.sid ?? value.trackSid ?? value.identity ?? value.message ?? value.constructor?.name ?? "object";
+  }
+
+  const remotes = () =>
+    [...room.remoteParticipants.values()].map((person) => ({
+      sid: person.sid,
+      identity: person.identity,
+      metadata: person.metadata,
+      attributes: person.attributes,
+      tracks: [...person.trackPublications.values()].map((publication) => ({
+        sid: publication.trackSid,
+        source: publication.source,
+        kind: publication.kind,
+        muted: publication.isMuted,
+        subscribed: publication.isSubscribed,
+        mime: publication.mimeType,
+      })),
+    }));
+
+  /** Frames and bytes of each subscribed track. */
+  async function received() {
+    const found = {};
+    for (const person of room.remoteParticipants.values()) {
+      for (const publication of person.trackPublications.values()) {
+        if (!publication.track) continue;
+        const report = await publication.track.receiver.getStats();
+        for (const row of report.values()) {
+          if (row.type !== "inbound-rtp") continue;
+          found[publication.trackSid] = {
+            kind: row.kind,
+            bytes: row.bytesReceived,
+            packets: row.packetsReceived,
+            lost: row.packetsLost,
+            frames: row.framesDecoded,
+            width: row.frameWidth,
+            freezes: row.freezeCount,
+            samples: row.totalSamplesReceived,
+            energy: row.totalAudioEnergy,
+            mediaTrack: publication.track.mediaStreamTrack.id,
+          };
+        }
+      }
+    }
+    return found;
+  }
+
+  globalThis.popRoom = {
+    join,
+    remotes,
+    received,
+    state: () => room.state,
+    events: () => events,
+    names: () => events.map((event) => event.name),
+    log: () => log,
+    camera: async (on, capture, publish) => (await room.localParticipant.setCameraEnabled(on, capture, publish))?.trackSid,
+    microphone: async (on) => (await room.localParticipant.setMicrophoneEnabled(on))?.trackSid,
+    unpublish: async (source) => {
+      const publication = room.localParticipant.getTrackPublication(Track.Source[source]);
+      await room.localParticipant.unpublishTrack(publication.track);
+    },
+    cutSocket: () => room.simulateScenario("signal-reconnect"),
+    simulate: (scenario) => room.simulateScenario(scenario),
+    leave: () => room.disconnect(),
+  };
+}
+
+/** Opens the page in a browser of browsers.js and gives its room's interface as functions. */
+export async function openRoom(browser, page) {
+  const client = await browser.open(page.url);
+  await client.page.evaluate(`(${inPage})()`);
+  const call = (name) => (...values) => client.page.evaluate(`globalThis.popRoom.${name}(...${JSON.stringify(values)})`);
+  const names = ["join", "remotes", "received", "state", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
+  return { page: client.page, ...Object.fromEntries(names.map((name) => [name, call(name)])) };
+}
+
+/** Waits until `ask` gives something true, and gives it. */
+export async function eventually(what, ask, timeoutMs = 15_000) {
+  const end = Date.now() + timeoutMs;
+  for (;;) {
+    const found = await ask();
+    if (found) return found;
+    if (Date.now() > end) throw new Error(`it did not come to be that ${what}`);
+    await new Promise((done) => setTimeout(done, 100));
+  }
+}
