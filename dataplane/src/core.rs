@@ -10,6 +10,7 @@
 //! Every `handle_` is followed by a complete drain of `poll_event`, `poll_tap` and `poll_transmit`: the lists of a turn are
 //! bounded by what one turn can bring.
 
+mod bandwidth;
 mod feedback;
 mod layers;
 mod route;
@@ -18,6 +19,7 @@ mod transmit;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use pop_proto::allocation::Demand;
 use pop_proto::audio_level::{AudioLevels, Loudness};
 use pop_proto::control::{
     Command, Datagram, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path,
@@ -40,7 +42,7 @@ use pop_proto::{DropReason, Event};
 use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 use slab::Slab;
 
-use feedback::DownstreamFeedback;
+use bandwidth::{Downstream, Tally};
 use layers::{follow_layers, give_layer, request_keyframe};
 use route::RtpRoute;
 pub use transmit::Transmit;
@@ -153,8 +155,8 @@ struct Transport {
     retired: [Option<u32>; RETIRED_MAX],
     /// The next transport-wide number of what the client gets.
     transport_sequence: u16,
-    /// What the client's transport-wide feedback told.
-    feedback: DownstreamFeedback,
+    /// What is known of the way to the client.
+    downstream: Downstream,
     tracks: Vec<usize>,
     /// In the order of opening.
     subscriptions: Vec<usize>,
@@ -191,7 +193,7 @@ impl Transport {
             streams: Vec::with_capacity(STREAMS_PER_TRANSPORT_MAX),
             retired: [None; RETIRED_MAX],
             transport_sequence: 0,
-            feedback: DownstreamFeedback::default(),
+            downstream: Downstream::default(),
             tracks: Vec::with_capacity(TRACKS_PER_TRANSPORT_MAX),
             subscriptions: Vec::new(),
             sections: Vec::new(),
@@ -285,7 +287,13 @@ struct Subscription {
     outbound: Outbound,
     track: Option<usize>,
     wish: LayerWish,
+    /// The highest rank that there is bandwidth for; `None`: for none.
+    granted: Option<u8>,
     packets_reported: u64,
+    /// Whether the figures that were told last said so.
+    congested_reported: bool,
+    /// Packets sent, retransmissions excluded, when the client's last report came.
+    packets_at_report: u64,
     /// In its transport's `dirty`.
     is_dirty: bool,
     /// In `Core::repairing`.
@@ -344,6 +352,9 @@ pub struct Core {
     repairing: VecDeque<usize>,
     /// Transports that RTCP is to be written to.
     reporting: VecDeque<usize>,
+    /// Transports whose sections share bandwidth anew at the next tick, and what each section takes part with.
+    sharing: Vec<usize>,
+    demands: Vec<Demand>,
     cursor: transmit::Cursor,
     scratch: Box<Scratch>,
     next_tick: Time,
@@ -384,6 +395,8 @@ impl Core {
             dirty: Vec::with_capacity(transports),
             repairing: VecDeque::with_capacity(subscriptions),
             reporting: VecDeque::with_capacity(transports),
+            sharing: Vec::with_capacity(transports),
+            demands: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
             cursor: transmit::Cursor::default(),
             scratch: Box::default(),
             next_tick: Time::ZERO,
@@ -873,6 +886,7 @@ impl Core {
         }
         self.dirty.retain(|i| *i != index);
         self.reporting.retain(|i| *i != index);
+        self.sharing.retain(|i| *i != index);
         for track in transport.tracks {
             let id = self.tracks[track].id;
             self.forget_track(id, track);
@@ -981,7 +995,11 @@ impl Core {
             outbound,
             track: None,
             wish: LayerWish::default(),
+            // Where there is little, a new section begins with little.
+            granted: Some(transport.downstream.allowance.limit().map_or(u8::MAX, |_| 0)),
             packets_reported: 0,
+            congested_reported: false,
+            packets_at_report: 0,
             is_dirty: false,
             is_repairing: false,
         });
@@ -1037,6 +1055,8 @@ impl Core {
             let track = &mut self.tracks[track];
             track.subscribers.push(index);
             give_layer(track, subscription);
+            let transport = subscription.transport;
+            self.share_soon(transport);
         }
     }
 
@@ -1080,6 +1100,7 @@ impl Core {
                 self.look_after(now, index);
             }
         }
+        self.share_bandwidth(now);
         self.report_stats();
     }
 
@@ -1115,6 +1136,7 @@ impl Core {
                 self.tracks[track].layers[layer].inbound.request_keyframe();
             }
         }
+        self.judge_bandwidth(now, index);
         mark_reporting(&mut self.transports, &mut self.reporting, index);
     }
 
@@ -1135,13 +1157,15 @@ impl Core {
         self.subscription_stats.walk(limits.subscriptions as usize, |at| {
             let Some(subscription) = subscriptions.get_mut(at) else { return Told::Nothing };
             let stats = subscription.stats(subscription.track.map(|track| &tracks[track]));
-            if stats.packets == subscription.packets_reported {
+            if stats.packets == subscription.packets_reported && stats.congested == subscription.congested_reported {
                 return Told::Nothing;
             }
-            let DownstreamFeedback { received, lost } = transports[subscription.transport].feedback;
+            let Tally { received, lost } = transports[subscription.transport].downstream.feedback;
             let stats = SubscriptionStats { transport_received: received, transport_lost: lost, ..stats };
             let told = push_figures(events, Event::SubscriptionStats { subscription: subscription.id, stats });
-            subscription.packets_reported = if told == Told::Event { stats.packets } else { subscription.packets_reported };
+            if told == Told::Event {
+                (subscription.packets_reported, subscription.congested_reported) = (stats.packets, stats.congested);
+            }
             told
         });
     }

@@ -68,6 +68,8 @@ counters! {
     rtcp_twcc_in: "rtcp_twcc_in",
     /// Bitrate estimates (REMB) sent to publishers.
     rtcp_remb_out: "rtcp_remb_out",
+    /// Bitrate estimates (REMB) received from viewers.
+    rtcp_remb_in: "rtcp_remb_in",
     /// ICE connectivity checks answered with success.
     ice_checks_ok: "ice_checks_ok",
     /// ICE connectivity checks answered with an error.

@@ -1,5 +1,6 @@
 //! The memory plan: every bound of a worker, and the bytes that they add up to.
 
+use pop_proto::allocation::Demand;
 use pop_proto::control::{Event, MediaKind};
 use pop_proto::history::SLOT_LEN;
 use pop_proto::inbound;
@@ -120,6 +121,7 @@ pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
         term("TCP connections", limits.tcp_connections.into(), limits.streams().connection_len()),
         term("added sockets", ADDED_SOCKETS_MAX.into(), ADDED_SOCKET_LEN + size_of::<u16>() * usize::from(limits.trains)),
         term("a packet in the making", 1, size_of::<Scratch>()),
+        term("sections that share a client's bandwidth", SUBSCRIPTIONS_PER_TRANSPORT_MAX as u64, size_of::<Demand>()),
         term("command queue", COMMANDS_MAX as u64, size_of::<Order>()),
         term("event queues (of the core, and to the control plane)", 2 * EVENTS_MAX as u64, size_of::<Event>()),
         term("rates of the ICE probe", 1, pop_proto::probe::LIMITER_LEN),

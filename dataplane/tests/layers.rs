@@ -4,12 +4,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Client, Packet, Rig, Sent, media_to, protect, rtcp_to};
+use common::{Client, PWD, Packet, Rig, Sent, media_to, protect, rtcp_to};
 use pop_proto::control::{Codec, Extension, ExtensionIds, LayerWish, OpenSubscription, OpenTrack, OpenTransport, PayloadType};
-use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, SenderInfo};
+use pop_proto::twcc::TwccRecorder;
+use pop_proto::wire::rtcp::{ReportBlock, RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::{Command, Event};
-use pop_schemas::{SubscriptionId, TrackId};
+use pop_schemas::{SubscriptionId, Time, TrackId};
 
 const IDS: ExtensionIds = ExtensionIds::NONE
     .with(Extension::Mid, 1)
@@ -34,17 +35,94 @@ struct Frame {
     numbers: Option<(u16, u8)>,
 }
 
+/// How a viewer tells of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tells {
+    Feedback,
+    Reports,
+    Estimate,
+}
+
+/// The way to a viewer: what exceeds `capacity` bit/s and a tenth of a second's queue is lost.
+struct Way {
+    tells: Tells,
+    capacity: u64,
+    /// Bits that it takes now.
+    credit: u64,
+    recorder: TwccRecorder,
+    /// Packets that were sent and lost since the last report.
+    sent: u64,
+    lost: u64,
+    arrived_bits: u64,
+}
+
+impl Way {
+    fn new(tells: Tells, capacity: u64) -> Way {
+        Way { tells, capacity, credit: capacity / 10, recorder: TwccRecorder::new(), sent: 0, lost: 0, arrived_bits: 0 }
+    }
+
+    /// Ten milliseconds pass.
+    fn pass(&mut self) {
+        self.credit = (self.credit + self.capacity / 100).min((self.capacity / 10).max(12_000));
+    }
+
+    fn take(&mut self, now: Time, view: &RtpView<'_>, bits: u64) {
+        self.sent += 1;
+        let Some(left) = self.credit.checked_sub(bits) else {
+            self.lost += 1;
+            return;
+        };
+        self.credit = left;
+        self.arrived_bits += bits;
+        if let Some(sequence) = view.transport_sequence(3) {
+            self.recorder.record(sequence, now);
+        }
+    }
+
+    /// What the viewer's browser sends once a second, and feedback whenever it is due.
+    fn tell(&mut self, now: Time, client: &mut Client, second: bool) -> Option<Vec<u8>> {
+        let ssrc = client.id as u32;
+        match self.tells {
+            Tells::Feedback => {
+                let mut compound = vec![0; 1_500];
+                let len = self.recorder.poll_feedback(now, 9, ssrc, &mut compound)?;
+                let len = client.sender.protect_rtcp(&mut compound, len).unwrap();
+                compound.truncate(len);
+                Some(compound)
+            }
+            _ if !second => None,
+            Tells::Reports => {
+                let fraction_lost = (256 * self.lost / self.sent.max(1)).min(255) as u8;
+                (self.sent, self.lost) = (0, 0);
+                let block = ReportBlock { ssrc, fraction_lost, ..ReportBlock::default() };
+                Some(client.rtcp(|c| c.receiver_report(9, &[block])))
+            }
+            Tells::Estimate => {
+                // What arrived, and half of it more while nothing was lost.
+                let arrived = std::mem::take(&mut self.arrived_bits);
+                let estimate = if std::mem::take(&mut self.lost) > 0 { arrived * 85 / 100 } else { arrived * 3 / 2 + 10_000 };
+                Some(client.rtcp(|c| c.receiver_report(9, &[])?.remb(9, estimate, &[ssrc])))
+            }
+        }
+    }
+}
+
 struct Viewer {
     client: Client,
-    /// Indexes of its packets, as they came.
+    way: Option<Way>,
+    /// Indexes of the packets that are sent to it.
     indexes: Vec<u64>,
     frames: Vec<Frame>,
 }
 
 impl Viewer {
-    fn receive(&mut self, codec: Codec, at_ms: u64, sent: &[Sent]) {
+    fn receive(&mut self, codec: Codec, now: Time, sent: &[Sent]) {
+        let at_ms = now.as_millis();
         for (index, header, payload) in media_to(&mut self.client, sent) {
             self.indexes.push(index);
+            if let Some(way) = &mut self.way {
+                way.take(now, &RtpView::parse(&header).unwrap(), 8 * (header.len() + payload.len()) as u64);
+            }
             let view = RtpView::parse(&header).unwrap();
             let frame = Frame {
                 at_ms,
@@ -141,13 +219,17 @@ impl Call {
     }
 
     fn join(&mut self, id: u64, wish: LayerWish) {
-        let extensions = if self.codec == Codec::Av1 { IDS } else { ExtensionIds::NONE };
+        self.join_by(id, wish, None);
+    }
+
+    fn join_by(&mut self, id: u64, wish: LayerWish, way: Option<Way>) {
+        let extensions = if self.codec == Codec::Av1 || way.is_some() { IDS } else { ExtensionIds::NONE };
         let client = self.rig.connect_with(OpenTransport { extensions, ..common::open_transport(id) });
         let open = OpenSubscription { extensions, ..Rig::subscription(id) };
         self.rig.command(Command::OpenSubscription(Box::new(open)));
         self.wish(id, wish);
         self.rig.forward(id, Some(1));
-        self.viewers.push(Viewer { client, indexes: Vec::new(), frames: Vec::new() });
+        self.viewers.push(Viewer { client, way, indexes: Vec::new(), frames: Vec::new() });
     }
 
     fn wish(&mut self, id: u64, wish: LayerWish) {
@@ -164,11 +246,25 @@ impl Call {
             self.frame += 1;
             let sent = self.rig.sent();
             self.deliver(&sent);
-            for _ in 0..3 {
+            for tick in 0..3 {
                 let sent = self.rig.pass(Duration::from_millis(10));
                 self.deliver(&sent);
+                self.tell(tick == 0 && self.frame.is_multiple_of(30));
             }
             self.rig.now = self.rig.now + Duration::from_millis(FRAME_MS - 30);
+        }
+    }
+
+    fn tell(&mut self, second: bool) {
+        for viewer in &mut self.viewers {
+            if second {
+                self.rig.receive(&viewer.client, viewer.client.check(PWD));
+            }
+            let Some(way) = &mut viewer.way else { continue };
+            way.pass();
+            if let Some(datagram) = way.tell(self.rig.now, &mut viewer.client, second) {
+                self.rig.receive(&viewer.client, datagram);
+            }
         }
     }
 
@@ -209,8 +305,8 @@ impl Call {
     }
 
     fn deliver(&mut self, sent: &[Sent]) {
-        let now_ms = self.now_ms();
-        self.viewers.iter_mut().for_each(|viewer| viewer.receive(self.codec, now_ms, sent));
+        let now = self.rig.now;
+        self.viewers.iter_mut().for_each(|viewer| viewer.receive(self.codec, now, sent));
         for compound in rtcp_to(&mut self.publisher, sent) {
             for packet in RtcpReader::new(&compound).unwrap() {
                 if let RtcpPacket::Pli { media, .. } = packet {
@@ -386,4 +482,64 @@ fn without_an_order_the_bitrate_ranks() {
     call.run(4);
     assert_eq!(call.viewers.iter().map(Viewer::layer).collect::<Vec<_>>(), [2, 0, 1]);
     call.viewers.iter().for_each(Viewer::assert_continuous);
+}
+
+/// Layers 0, 1 and 2 take about 75, 245 and 970 kbit/s.
+const MIDDLE: u64 = 500_000;
+const PLENTY: u64 = 5_000_000;
+const NOTHING: u64 = 45_000;
+
+#[test]
+fn a_network_that_takes_less_gets_a_lower_layer_and_when_it_recovers_the_top_again() {
+    for tells in [Tells::Feedback, Tells::Reports, Tells::Estimate] {
+        let mut call = Call::new(Codec::Vp8, &[0, 1, 2], &[LayerWish::default()]);
+        call.join_by(3, LayerWish::default(), Some(Way::new(tells, PLENTY)));
+        call.run(10);
+        assert_eq!(call.viewers[1].layer(), 2, "{tells:?}");
+        call.viewers[1].way.as_mut().unwrap().capacity = MIDDLE;
+        let throttled_at = call.now_ms();
+        call.run(40);
+        let since = |call: &Call, at| call.viewers[1].frames_since(at).copied().collect::<Vec<_>>();
+        let frames = since(&call, throttled_at);
+        let lowered = frames.iter().find(|frame| frame.layer < 2).expect("it gets less");
+        assert!(lowered.at_ms - throttled_at < 3_500, "{tells:?}: after {} ms", lowered.at_ms - throttled_at);
+        let top = frames.iter().filter(|frame| frame.layer == 2).count();
+        assert!(top * 4 < frames.len(), "{tells:?}: {top} of {} frames were too much", frames.len());
+        let middle = frames.iter().filter(|frame| frame.layer == 1).count();
+        assert!(middle * 3 > frames.len() * 2, "{tells:?}: {middle} of {} frames used what there was", frames.len());
+        call.viewers[1].way.as_mut().unwrap().capacity = PLENTY;
+        call.run(70);
+        let recovered_at = call.now_ms();
+        call.run(20);
+        assert!(since(&call, recovered_at).iter().all(|frame| frame.layer == 2), "{tells:?}: and stays");
+        call.viewers.iter().for_each(Viewer::assert_continuous);
+        let layers: Vec<_> = call.viewers[0].frames_since(3_000).map(|frame| frame.layer).collect();
+        assert!(layers.iter().all(|layer| *layer == 2), "{tells:?}: nobody else notices");
+    }
+}
+
+#[test]
+fn a_network_that_does_not_even_take_the_lowest_layer_gets_nothing_and_figures_say_so() {
+    let mut call = Call::new(Codec::Vp8, &[0, 1, 2], &[]);
+    call.join_by(2, LayerWish::default(), Some(Way::new(Tells::Feedback, PLENTY)));
+    call.run(5);
+    let congested = |call: &mut Call| {
+        let events = call.rig.events().into_iter().filter_map(|event| match event {
+            Event::SubscriptionStats { stats, .. } => Some(stats.congested),
+            _ => None,
+        });
+        events.collect::<Vec<_>>()
+    };
+    assert!(congested(&mut call).iter().all(|congested| !congested));
+    call.viewers[0].way.as_mut().unwrap().capacity = NOTHING;
+    let throttled_at = call.now_ms();
+    call.run(20);
+    let told = congested(&mut call);
+    assert!(told.contains(&true), "{told:?}");
+    let frames = call.viewers[0].frames_since(throttled_at + 5_000).count();
+    assert!(frames < 15 * 30 / 3, "{frames} frames of 450");
+    call.viewers[0].way.as_mut().unwrap().capacity = PLENTY;
+    call.run(90);
+    assert_eq!((call.viewers[0].layer(), congested(&mut call).last()), (2, Some(&false)));
+    call.viewers[0].assert_continuous();
 }

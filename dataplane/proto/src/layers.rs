@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
+use crate::allocation::Step;
 use crate::control::LAYERS_MAX;
 
 /// Bitrates are measured over this, and longer where fewer than [`WINDOW_FRAMES`] frames come meanwhile: a slow screen share.
@@ -22,6 +23,9 @@ const WINDOW_FRAMES: u32 = 2;
 const CHALLENGE_PERCENT: u64 = 125;
 /// ... in this many windows one after the other. Encoders ramp up for seconds and vary with the picture: each switch costs a keyframe.
 const CHALLENGE_WINDOWS: u8 = 2;
+
+/// When nothing came of any layer for so long, the track takes no bandwidth: it is muted. A slide stands still for less.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// A layer is paused when nothing came for this long ...
 const PAUSE: Duration = Duration::from_millis(500);
@@ -109,6 +113,21 @@ impl LayerRanks {
     /// What a layer brings in bit/s, headers included: when it is paused, what it brought before; 0 before it was measured.
     pub fn rate(&self, layer: usize) -> u64 {
         self.meters[layer].rate
+    }
+
+    /// The layers that a subscriber could get that wants none above rank `rank_max`, the lowest first; none while nothing comes. One
+    /// that was never measured is no step up yet.
+    pub fn steps(&self, now: Time, rank_max: u8) -> impl Iterator<Item = Step> {
+        let is_idle = self.meters[..self.len].iter().filter_map(|meter| meter.last).all(|last| now.since(last) >= IDLE);
+        let within = self.len.min(usize::from(rank_max) + 1);
+        let is_choice = move |rank: &usize| !is_idle && self.is_active(self.order[*rank].into());
+        let lowest = (0..self.len).find(is_choice);
+        let better = (lowest.map_or(within, |rank| rank + 1)..within).filter(move |rank| is_choice(rank) && self.rate_at(*rank) > 0);
+        lowest.into_iter().chain(better).map(|rank| Step { rank: rank as u8, rate: self.rate_at(rank) })
+    }
+
+    fn rate_at(&self, rank: usize) -> u64 {
+        self.rate(self.order[rank].into())
     }
 
     /// Takes a packet of a layer that came for the first time. Returns true when that changed what there is to choose from: the
@@ -389,6 +408,23 @@ mod tests {
         assert_eq!([0, 1, 2].map(|layer| rig.ranks.rank_of(layer)), [2, 1, 0]);
         let rate = rig.ranks.rate(0);
         assert!((60_000..=68_000).contains(&rate), "8,000 bytes a second are {rate} bit/s");
+    }
+
+    #[test]
+    fn steps_are_the_layers_that_come_with_what_they_bring() {
+        let mut rig = Rig::new([500, 2_000, 8_000], 30);
+        let ranks = |rig: &Rig, rank_max| rig.ranks.steps(rig.now, rank_max).map(|step| step.rank).collect::<Vec<_>>();
+        assert_eq!(ranks(&rig, 2), [0; 0]);
+        rig.run(Duration::from_millis(300));
+        assert_eq!(ranks(&rig, 2).len(), 1, "nothing is measured yet");
+        rig.run(Duration::from_secs(2));
+        let steps: Vec<_> = rig.ranks.steps(rig.now, 1).map(|step| (step.rank, step.rate / 10_000)).collect();
+        assert!(matches!(steps[..], [(0, 11..13), (1, 46..50)]), "{steps:?}");
+        rig.frame_len[0] = 0;
+        rig.run(Duration::from_secs(1));
+        assert_eq!((ranks(&rig, 0), ranks(&rig, 2)), (vec![1], vec![1, 2]));
+        rig.now = rig.now + IDLE;
+        assert_eq!(ranks(&rig, 2), [0; 0]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Nothing here owns a socket, a clock, a thread, a lock or a source of randomness; `dataplane::core` drives it.
 
+pub mod allocation;
+pub mod allowance;
 pub mod audio_level;
 pub mod codec;
 pub mod control;

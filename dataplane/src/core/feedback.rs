@@ -68,8 +68,10 @@ impl Core {
                 RtcpPacket::Fir { entries, .. } => entries.iter().for_each(|entry| self.handle_fir(index, entry)),
                 RtcpPacket::TransportCc(feedback) => self.handle_transport_feedback(index, &feedback),
                 RtcpPacket::Bye { sources } => sources.iter().for_each(|ssrc| self.handle_bye(index, ssrc)),
-                // An estimate of what the client can take has no taker before layers are chosen for each viewer.
-                RtcpPacket::Remb { .. } => {}
+                RtcpPacket::Remb { bitrate, .. } => {
+                    self.counters.rtcp_remb_in += 1;
+                    self.transports[index].downstream.handle_remb(now, bitrate);
+                }
                 RtcpPacket::Sdes | RtcpPacket::Unknown { .. } => {}
             }
         }
@@ -104,7 +106,12 @@ impl Core {
     fn handle_report_block(&mut self, now: Time, transport: usize, block: &ReportBlock) {
         let Some(index) = self.subscription_of(transport, block.ssrc) else { return };
         let clock = self.clock_of(index);
-        self.subscriptions[index].outbound.handle_report(block.fraction_lost, clock.and_then(|clock| round_trip(now, &clock, block)));
+        let subscription = &mut self.subscriptions[index];
+        subscription.outbound.handle_report(block.fraction_lost, clock.and_then(|clock| round_trip(now, &clock, block)));
+        let stats = subscription.outbound.stats();
+        let sent = stats.packets - stats.retransmitted;
+        let expected = sent - std::mem::replace(&mut subscription.packets_at_report, sent);
+        self.transports[transport].downstream.handle_report(expected, block.fraction_lost);
     }
 
     fn handle_nack(&mut self, now: Time, transport: usize, media: u32, sequence: u16) -> Result<(), DropReason> {
@@ -149,9 +156,7 @@ impl Core {
     fn handle_transport_feedback(&mut self, transport: usize, feedback: &TransportCc<'_>) {
         let received = u64::from(feedback.received());
         let lost = u64::from(feedback.status_count) - received;
-        let totals = &mut self.transports[transport].feedback;
-        totals.received += received;
-        totals.lost += lost;
+        self.transports[transport].downstream.handle_feedback(received, lost);
         self.counters.rtcp_twcc_in += 1;
     }
 
@@ -380,13 +385,6 @@ impl Core {
         self.counters.rtcp_remb_out += 1;
         compound.len()
     }
-}
-
-/// What a client's transport-wide feedback has told of the packets that it was sent.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct DownstreamFeedback {
-    pub(super) received: u64,
-    pub(super) lost: u64,
 }
 
 /// RFC 4585 section 3.1: a compound begins with a report and names its source, whatever the feedback behind it.

@@ -1,7 +1,7 @@
-//! Which layer each subscriber gets: the best at or below its wish of those that come.
+//! Which layer each subscriber gets: the best at or below its wish, and its client's bandwidth, of those that come.
 //!
 //! ```text
-//! Wish, Forward ---------------------------+
+//! Wish, Forward, a share of bandwidth -----+
 //! a layer comes, pauses, ends, is ranked --+-> give_layer -> Outbound::want_layer, or rest; keyframe request, once for all
 //! ```
 //! The layers inside a stream are chosen by each subscriber itself (`pop_proto::thinning`).
@@ -20,6 +20,8 @@ impl Core {
         subscription.wish = wish;
         if let Some(track) = subscription.track {
             give_layer(&mut self.tracks[track], subscription);
+            let transport = subscription.transport;
+            self.share_soon(transport);
         }
     }
 
@@ -39,14 +41,24 @@ impl Core {
 }
 
 impl Subscription {
-    /// Counters, and the layer of its track that is sent now.
+    /// Counters, the layer of its track that is sent now, and whether there is bandwidth for any.
     pub(super) fn stats(&self, track: Option<&Track>) -> SubscriptionStats {
         let inside = self.outbound.target().unwrap_or_default();
-        let stats = SubscriptionStats { layer: inside.spatial(), temporal: inside.temporal(), ..self.outbound.stats() };
+        let stats = SubscriptionStats {
+            layer: inside.spatial(),
+            temporal: inside.temporal(),
+            congested: self.is_congested(),
+            ..self.outbound.stats()
+        };
         match track.zip(self.outbound.layer()).filter(|(track, _)| track.layers.len() > 1) {
             Some((track, layer)) => SubscriptionStats { layer: track.ranks.rank_of(layer), ..stats },
             None => stats,
         }
+    }
+
+    /// The client's network has no room for any layer of what is forwarded.
+    fn is_congested(&self) -> bool {
+        self.track.is_some() && !self.wish.paused && self.granted.is_none()
     }
 }
 
@@ -59,11 +71,9 @@ pub(super) fn follow_layers(track: &mut Track, subscriptions: &mut Slab<Subscrip
 
 /// Gives a subscriber of a track the layer that it should have now, and asks for the picture that it needs for it.
 pub(super) fn give_layer(track: &mut Track, subscription: &mut Subscription) {
-    let Subscription { outbound, wish, .. } = subscription;
-    if wish.paused {
-        return outbound.rest();
-    }
-    let layer = track.ranks.choose(wish.spatial_max);
+    let Subscription { outbound, wish, granted, .. } = subscription;
+    let Some(granted) = granted.filter(|_| !wish.paused) else { return outbound.rest() };
+    let layer = track.ranks.choose(wish.spatial_max.min(granted));
     outbound.want_layer(layer);
     // Where the spatial layers are streams of their own, what one stream has inside is its own business.
     let spatial_max = if track.layers.len() > 1 { u8::MAX } else { wish.spatial_max };

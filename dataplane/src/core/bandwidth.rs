@@ -1,0 +1,167 @@
+//! What each client's network takes, and who gets it: once a second a client is judged by what it told, and while it has a bound its
+//! sections share it.
+//!
+//! ```text
+//! transport-wide feedback, else reports; REMB -> Told -> Allowance -+-> share: a rank for each section, or nothing: congested
+//! Wish, Forward of a client with a bound ---------------------------+
+//! ```
+//! A client without a bound costs nothing of this but the judgement.
+
+use std::time::Duration;
+
+use pop_proto::allocation::{Demand, allocate};
+use pop_proto::allowance::{Allowance, Told};
+use pop_proto::control::MediaKind;
+use pop_schemas::Time;
+
+use super::{Core, Endpoint, give_layer};
+
+/// Bytes of an RTP header of ours with its extensions, about.
+const HEADER_LEN: u64 = 20;
+
+/// An estimate (REMB) that is older than this says nothing: browsers send one a second.
+const REMB_AGE_MAX: Duration = Duration::from_secs(3);
+
+/// What is known of the way to a client.
+#[derive(Default)]
+pub(super) struct Downstream {
+    pub(super) allowance: Allowance,
+    /// By transport-wide feedback, since the start.
+    pub(super) feedback: Tally,
+    /// By report blocks, since the start.
+    reports: Tally,
+    remb: Option<(Time, u64)>,
+    /// At the last judgement: when, and how many bytes were sent until then.
+    judged: (Time, u64),
+    feedback_judged: Tally,
+    reports_judged: Tally,
+    /// In `Core::sharing`.
+    is_sharing: bool,
+}
+
+/// Packets that a client has told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) received: u64,
+    pub(super) lost: u64,
+}
+
+impl Tally {
+    fn add(&mut self, received: u64, lost: u64) {
+        self.received += received;
+        self.lost += lost;
+    }
+
+    /// What came to it since `before`, which becomes it.
+    fn take_since(self, before: &mut Tally) -> Tally {
+        let Tally { received, lost } = std::mem::replace(before, self);
+        Tally { received: self.received - received, lost: self.lost - lost }
+    }
+
+    fn total(self) -> u64 {
+        self.received + self.lost
+    }
+}
+
+impl Downstream {
+    /// Takes transport-wide feedback.
+    pub(super) fn handle_feedback(&mut self, received: u64, lost: u64) {
+        self.feedback.add(received, lost);
+    }
+
+    /// Takes a report block about a section that was sent `packets` since its last one; `fraction_lost` is of 256.
+    pub(super) fn handle_report(&mut self, packets: u64, fraction_lost: u8) {
+        let lost = packets * u64::from(fraction_lost) / 256;
+        self.reports.add(packets - lost, lost);
+    }
+
+    /// Takes an estimate in bit/s.
+    pub(super) fn handle_remb(&mut self, now: Time, bitrate: u64) {
+        self.remb = Some((now, bitrate));
+    }
+
+    /// Judges what was told since the last time; `bytes` were sent since the start.
+    fn judge(&mut self, now: Time, bytes: u64) {
+        let (at, before) = std::mem::replace(&mut self.judged, (now, bytes));
+        let elapsed_us = now.since(at).as_micros().max(1) as u64;
+        let feedback = self.feedback.take_since(&mut self.feedback_judged);
+        let reports = self.reports.take_since(&mut self.reports_judged);
+        // Feedback tells of each packet; reports tell less, and later.
+        let tally = if feedback.total() > 0 { feedback } else { reports };
+        let told = Told {
+            // A section that was closed took its bytes along.
+            sent: bytes.saturating_sub(before).saturating_mul(8_000_000) / elapsed_us,
+            expected: tally.total(),
+            lost: tally.lost,
+            remb: self.remb.filter(|(at, _)| now.since(*at) < REMB_AGE_MAX).map(|(_, bitrate)| bitrate),
+        };
+        self.allowance.handle_second(now, &told);
+    }
+}
+
+impl Core {
+    /// Once a second: what does this client's network take?
+    pub(super) fn judge_bandwidth(&mut self, now: Time, index: usize) {
+        let transport = &mut self.transports[index];
+        let stats = transport.subscriptions.iter().map(|section| self.subscriptions[*section].outbound.stats());
+        let bytes = stats.map(|stats| stats.bytes + stats.packets * HEADER_LEN).sum();
+        let before = transport.downstream.allowance.limit();
+        transport.downstream.judge(now, bytes);
+        if before.is_some() || transport.downstream.allowance.limit().is_some() {
+            self.mark_sharing(index);
+        }
+    }
+
+    /// The sections of a client with a bound have something else to share at the next tick.
+    pub(super) fn share_soon(&mut self, transport: usize) {
+        if self.transports[transport].downstream.allowance.limit().is_some() {
+            self.mark_sharing(transport);
+        }
+    }
+
+    fn mark_sharing(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.transports[index].downstream.is_sharing, true) {
+            self.sharing.push(index);
+        }
+    }
+
+    /// Shares what each of the marked clients may be sent.
+    pub(super) fn share_bandwidth(&mut self, now: Time) {
+        while let Some(index) = self.sharing.pop() {
+            self.transports[index].downstream.is_sharing = false;
+            self.share(now, index);
+        }
+    }
+
+    fn share(&mut self, now: Time, index: usize) {
+        let Core { transports, tracks, subscriptions, demands, .. } = self;
+        let transport = &transports[index];
+        let limit = transport.downstream.allowance.limit();
+        let mut room = limit.unwrap_or(u64::MAX);
+        demands.clear();
+        for &section in &transport.subscriptions {
+            let subscription = &subscriptions[section];
+            let wish = &subscription.wish;
+            let Some(track) = subscription.track.map(|track| &tracks[track]).filter(|_| !wish.paused) else { continue };
+            let mut steps = track.ranks.steps(now, wish.spatial_max).peekable();
+            if track.layers[0].inbound.kind() == MediaKind::Audio {
+                room = room.saturating_sub(steps.map(|step| step.rate).sum());
+            } else if steps.peek().is_some() {
+                let mut demand = Demand::new(section, wish.priority, subscription.granted);
+                steps.for_each(|step| demand.push(step));
+                demands.push(demand);
+            }
+        }
+        // A route's receiver is the operator's: it is never left without anything.
+        allocate(room, matches!(transport.endpoint, Endpoint::Ice(_)), demands);
+        for Demand { section, granted, .. } in demands {
+            let subscription = &mut subscriptions[*section];
+            let granted = if limit.is_none() { Some(u8::MAX) } else { *granted };
+            if std::mem::replace(&mut subscription.granted, granted) != granted
+                && let Some(track) = subscription.track
+            {
+                give_layer(&mut tracks[track], subscription);
+            }
+        }
+    }
+}
