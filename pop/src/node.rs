@@ -9,6 +9,7 @@
 
 mod capture;
 mod directory;
+mod kept;
 mod member;
 mod pump;
 mod room;
@@ -25,7 +26,7 @@ use pop_proto::Command;
 use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
 use pop_schemas::SessionId;
-use pop_session::member::{AdminRequest, Enter, Resume};
+use pop_session::member::{AdminRequest, Enter, Resume, RoomInfo};
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError};
 use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
@@ -70,6 +71,20 @@ pub enum JoinError {
     Stopping,
 }
 
+/// Why a room could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Its session said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// As many rooms as may be are kept, or no worker has a place.
+    #[error("this node keeps as many rooms as it may")]
+    Full,
+    /// The node is stopping.
+    #[error("this node is stopping")]
+    Stopping,
+}
+
 /// What became of a [`Node::update_ice`].
 #[derive(Clone, Debug)]
 pub enum IceUpdated {
@@ -103,6 +118,7 @@ struct Shared {
     service: Service,
     probe: Probe,
     directory: Directory,
+    kept: kept::KeptRooms,
     captures: capture::Captures,
     ids: AtomicU64,
     stopping: AtomicBool,
@@ -185,6 +201,7 @@ impl Node {
                 service,
                 probe,
                 directory: Directory::start(plans, shared.clone()),
+                kept: kept::KeptRooms::default(),
                 captures: capture::Captures::default(),
                 ids: AtomicU64::new(1),
                 stopping: AtomicBool::new(false),
@@ -333,6 +350,53 @@ impl Node {
         &self.shared.signal_counters
     }
 
+    /// Makes a room, or changes the one that is there, and keeps it for `duration` although nobody may be in it.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`]; a room that was not there is not there then.
+    pub async fn create_room(&self, session: &SessionId, request: AdminRequest, duration: Duration) -> Result<RoomInfo, CreateError> {
+        if self.is_stopping() {
+            return Err(CreateError::Stopping);
+        }
+        let (_, room, slot) = self.shared.directory.hold(session).await.map_err(|Full| CreateError::Full)?;
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::Ask { request: Request::Admin(request), reply }).map_err(|_| CreateError::Stopping)?;
+        let Reply::Room(info) = answer.await.map_err(|_| CreateError::Stopping)?? else {
+            unreachable!("a room that is made is described");
+        };
+        self.shared.kept.keep(session, slot, duration, Arc::downgrade(&self.shared)).map_err(|Full| CreateError::Full)?;
+        Ok(*info)
+    }
+
+    /// Ends a room: everybody leaves, and it is kept no longer.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownParticipant`]: there is no such room.
+    pub async fn delete_room(&self, session: &SessionId) -> Result<(), Refusal> {
+        self.admin(session, AdminRequest::Delete).await?;
+        self.shared.kept.end(session);
+        Ok(())
+    }
+
+    /// Every room.
+    pub async fn rooms(&self) -> Vec<RoomInfo> {
+        let mut rooms = Vec::new();
+        for room in self.shared.directory.rooms().await {
+            let (reply, answer) = oneshot::channel();
+            let request = Request::Admin(AdminRequest::Describe);
+            // A room that has just ended is none.
+            if room.send(RoomMessage::Ask { request, reply }).is_err() {
+                continue;
+            }
+            if let Ok(Ok(Reply::Room(info))) = answer.await {
+                rooms.push(*info);
+            }
+        }
+        rooms
+    }
+
     /// Sockets that were cut because their clients did not read what they were told.
     pub fn slow_readers(&self) -> u64 {
         self.shared.slow_readers.load(Ordering::Relaxed)
@@ -457,6 +521,7 @@ impl Node {
     /// Ends every session, telling the clients, and completes the captures.
     pub async fn shutdown(&self) {
         self.stop_accepting();
+        self.shared.kept.end_all();
         capture::stop_all(self).await;
         for room in self.shared.directory.rooms().await {
             // A room that has just ended needs no goodbye.

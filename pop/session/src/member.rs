@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pop_proto::control::{ExtensionIds, IceCredentials, MediaKind};
+use pop_proto::control::{DataMessage, ExtensionIds, IceCredentials, MediaKind};
 use pop_schemas::{Identity, ParticipantId, TrackId};
 
 use crate::format::PayloadFormat;
@@ -289,6 +289,8 @@ pub struct RoomInfo {
     pub publishers: u32,
     /// Wall clock in milliseconds since 1970.
     pub created_at_ms: u64,
+    /// It takes no more than these; 0: an operator has set no bound.
+    pub participants_max: u32,
 }
 
 /// An offer of a member's transport, checked and cut down to what can be served. Sections that cannot be served are not in it and
@@ -748,6 +750,19 @@ pub enum AdminRequest {
     },
     /// Change the room's metadata.
     UpdateRoom(Box<str>),
+    /// What is known of the room: [`crate::Reply::Room`].
+    Describe,
+    /// Make the room, or change the one that is there; answered as `Describe` is.
+    Create {
+        /// `None`: as it was.
+        metadata: Option<Box<str>>,
+        /// As in [`RoomInfo::participants_max`]; 0: as it was.
+        participants_max: u32,
+        /// Wall clock in milliseconds since 1970.
+        now_ms: u64,
+    },
+    /// Hand a message to members; it has no sender among them.
+    SendData(Arc<DataMessage>),
     /// End the room for all.
     Delete,
 }

@@ -93,9 +93,11 @@ pub struct Session {
     /// One life of the room, as clients see it.
     sid: Box<str>,
     metadata: Box<str>,
-    /// When its first participant came.
+    /// See [`crate::member::RoomInfo::participants_max`].
+    asked_max: u32,
+    /// When its first member came, or an operator made it.
     created: Option<Time>,
-    /// Wall clock at [`Time::ZERO`], in milliseconds since 1970; the first member brings it.
+    /// Wall clock at [`Time::ZERO`], in milliseconds since 1970; who made the room brings it.
     epoch_ms: Option<u64>,
     /// Members without a socket, by the end of their grace.
     socketless: BTreeSet<(Time, ParticipantId)>,
@@ -134,6 +136,7 @@ impl Session {
             sid: format_room_sid(draw.next_id()).into(),
             draw,
             metadata: "".into(),
+            asked_max: 0,
             created: None,
             epoch_ms: None,
             socketless: BTreeSet::new(),

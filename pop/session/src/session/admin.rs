@@ -14,6 +14,11 @@ impl Session {
     pub(super) fn administer(&mut self, now: Time, request: AdminRequest) -> Result<Reply, Refusal> {
         match request {
             AdminRequest::List => return Ok(Reply::Participants(self.list())),
+            AdminRequest::Describe => return Ok(Reply::Room(Box::new(self.describe_room()))),
+            AdminRequest::Create { metadata, participants_max, now_ms } => {
+                self.create(now, metadata, participants_max, now_ms)?;
+                return Ok(Reply::Room(Box::new(self.describe_room())));
+            }
             AdminRequest::Remove(identity) => {
                 let id = self.find(&identity, |_| true)?;
                 self.remove(now, id, CloseReason::Removed);
@@ -26,9 +31,22 @@ impl Session {
                 self.update_by_operator(&identity, texts, permissions)?;
             }
             AdminRequest::UpdateRoom(metadata) => self.update_room(metadata).map_err(|_| Refusal::TextTooLong)?,
+            AdminRequest::SendData(message) => self.send_data(&message)?,
             AdminRequest::Delete => self.delete(now),
         }
         Ok(Reply::Done)
+    }
+
+    fn create(&mut self, now: Time, metadata: Option<Box<str>>, participants_max: u32, now_ms: u64) -> Result<(), Refusal> {
+        if let Some(metadata) = metadata {
+            self.update_room(metadata).map_err(|_| Refusal::TextTooLong)?;
+        }
+        self.begin(now, now_ms);
+        if participants_max != 0 && participants_max != self.asked_max {
+            self.asked_max = participants_max;
+            self.tell_room();
+        }
+        Ok(())
     }
 
     /// Everybody but the audience of WHEP, those who are hidden included.

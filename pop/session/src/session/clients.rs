@@ -84,8 +84,9 @@ impl Session {
     }
 
     fn check_join(&self, join: &Join, replaces: bool) -> Result<(), Refusal> {
-        if self.participants.len() - usize::from(replaces) >= self.limits.participants_max {
-            return Err(Refusal::Full(self.limits.participants_max));
+        let participants_max = self.participants_max();
+        if self.participants.len() - usize::from(replaces) >= participants_max {
+            return Err(Refusal::Full(participants_max));
         }
         let taken = self.participants.contains_key(&join.participant)
             || self.by_resource.contains_key(&join.resource)

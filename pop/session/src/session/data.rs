@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pop_proto::control::{Command, DATA_MESSAGE_LEN_MAX, DataMessage};
 use pop_schemas::{ParticipantId, Time, TransportId};
 
+use super::request::Refusal;
 use super::{RESUME_GRACE, Session};
 use crate::member::{DATA_HISTORY, LeaveAction, LeaveReason, Notice};
 use crate::participant::{Connection, LocalParticipant};
@@ -121,6 +122,18 @@ impl Session {
             self.history.push(id, now, message);
         }
         true
+    }
+
+    /// Hands an operator's message to those who get it.
+    pub(super) fn send_data(&mut self, message: &Arc<DataMessage>) -> Result<(), Refusal> {
+        if message.body.len() > DATA_MESSAGE_LEN_MAX || message.to.len() > DATA_RECEIVERS_MAX {
+            return Err(Refusal::MessageTooLarge);
+        }
+        let receivers = self.participants.values().filter(|participant| takes(participant, message) && is_ready(participant));
+        for transport in receivers.filter_map(|participant| participant.transport).collect::<Vec<_>>() {
+            self.command(Command::SendData { transport, message: message.clone() });
+        }
+        Ok(())
     }
 
     /// Sends again what a receiver that is back has missed: `received` is the last of each sender that it has.

@@ -93,8 +93,7 @@ impl Session {
     pub(super) fn enter(&mut self, now: Time, enter: Enter) -> Result<Reply, Refusal> {
         let replaced = self.check_enter(&enter)?;
         let Enter { participant: id, identity, name, metadata, attributes, permissions, .. } = enter;
-        self.epoch_ms.get_or_insert(enter.joined_at_ms.saturating_sub(now.as_millis()));
-        self.created.get_or_insert(now);
+        self.begin(now, enter.joined_at_ms);
         for old in replaced {
             self.remove(now, old, CloseReason::Replaced);
         }
@@ -130,6 +129,18 @@ impl Session {
         Ok(Reply::Joined)
     }
 
+    /// The room's life begins, unless it has; `now_ms` is the wall clock.
+    pub(super) fn begin(&mut self, now: Time, now_ms: u64) {
+        self.epoch_ms.get_or_insert(now_ms.saturating_sub(now.as_millis()));
+        self.created.get_or_insert(now);
+    }
+
+    /// What the node allows, or less where an operator said so.
+    pub(super) fn participants_max(&self) -> usize {
+        let asked = if self.asked_max == 0 { usize::MAX } else { self.asked_max as usize };
+        self.limits.participants_max.min(asked)
+    }
+
     /// Those whom it replaces.
     fn check_enter(&self, enter: &Enter) -> Result<Vec<ParticipantId>, Refusal> {
         if self.participants.contains_key(&enter.participant) {
@@ -145,8 +156,9 @@ impl Session {
             return Err(Refusal::IdentityTaken);
         }
         let replaced: Vec<_> = same.map(|participant| participant.id).collect();
-        if self.participants.len() - replaced.len() >= self.limits.participants_max {
-            return Err(Refusal::Full(self.limits.participants_max));
+        let participants_max = self.participants_max();
+        if self.participants.len() - replaced.len() >= participants_max {
+            return Err(Refusal::Full(participants_max));
         }
         Ok(replaced)
     }

@@ -4,7 +4,7 @@ use pop_proto::control::{IceCredentials, MediaKind, OpenRtp, OpenSubscription, O
 use pop_schemas::{Identity, ParticipantId, TrackId, TransportId};
 
 use crate::format::PayloadFormat;
-use crate::member::{AdminRequest, Enter, ParticipantInfo, Resume};
+use crate::member::{AdminRequest, Enter, ParticipantInfo, Resume, RoomInfo};
 
 /// The owner's number for a request; its reply carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,6 +153,8 @@ pub enum Reply {
     Untapped,
     /// Those who are here.
     Participants(Vec<ParticipantInfo>),
+    /// The room.
+    Room(Box<RoomInfo>),
     /// It is done.
     Done,
 }
@@ -186,6 +188,9 @@ pub enum Refusal {
     /// Its name, metadata or attributes are longer than anybody would have to be told.
     #[error("a name, metadata or attributes are too long")]
     TextTooLong,
+    /// Longer than [`pop_proto::control::DATA_MESSAGE_LEN_MAX`], or to more receivers than may be.
+    #[error("the message is too long, or names too many receivers")]
+    MessageTooLarge,
     /// An RTP route of the operator has this identity.
     #[error("an RTP route of this room has this identity")]
     IdentityTaken,

@@ -106,6 +106,7 @@ impl Session {
             participants: (locals.count() + remotes.count()) as u32,
             publishers: publishers as u32,
             created_at_ms: self.created.map_or(0, |created| self.wall_ms(created)),
+            participants_max: self.asked_max,
         }
     }
 
