@@ -201,13 +201,21 @@ impl FrameLayers {
 /// What the packets of one stream say about its layers.
 #[derive(Default)]
 pub struct Layering {
+    now: Era,
+    /// What held before, for packets that come late.
+    before: Era,
+    bytes: [u64; TARGETS_MAX],
+}
+
+/// A structure and the targets that are made under it.
+#[derive(Clone, Default)]
+struct Era {
     structure: Option<Structure>,
     /// Target of each of the structure's decode targets.
     targets: [Target; DECODE_TARGETS_MAX],
     active: TargetSet,
-    /// The newest packet that changed either of them.
+    /// The packet that brought it.
     since: u64,
-    bytes: [u64; TARGETS_MAX],
 }
 
 /// A packet that was read.
@@ -234,7 +242,7 @@ impl Layering {
 
     /// The encoder began anew: nothing is known.
     pub fn reset(&mut self) {
-        (self.structure, self.active, self.since) = (None, TargetSet::NONE, 0);
+        (self.now, self.before) = (Era::default(), Era::default());
     }
 
     /// Takes a packet. `descriptor` is its dependency descriptor, if there is one; `payload` is not looked at behind its own descriptor.
@@ -256,46 +264,132 @@ impl Layering {
 
     /// The targets that are made now, and the payload bytes that came for each since the start, lower layers' that it needs included.
     pub fn targets(&self) -> impl Iterator<Item = (Target, u64)> {
-        self.active.iter().map(|target| (target, self.bytes[target.index()]))
+        self.now.active.iter().map(|target| (target, self.bytes[target.index()]))
     }
 
     /// The targets that are made now.
     pub fn active(&self) -> TargetSet {
-        self.active
+        self.now.active
     }
 
     /// Width and height of each spatial layer, when they are told.
     pub fn resolutions(&self) -> Option<&[(u16, u16)]> {
-        self.structure.as_ref()?.resolutions()
+        self.now.structure.as_ref()?.resolutions()
     }
 
     fn read_descriptor(&mut self, sequence: u64, bytes: &[u8]) -> Read {
-        if sequence < self.since {
-            return self.read_late(bytes);
+        if sequence < self.now.since {
+            return self.before.read_late(bytes);
         }
-        let descriptor = match Descriptor::parse(bytes, &mut self.structure) {
+        // What changes it comes with a keyframe, or when an encoder turns a layer on or off.
+        let changes = bytes.len() > 3 && bytes[3] & (HAS_STRUCTURE | HAS_ACTIVE_TARGETS) != 0;
+        let before = changes.then(|| self.now.clone());
+        let descriptor = match Descriptor::parse(bytes, &mut self.now.structure) {
             Ok(descriptor) => descriptor,
             Err(error) => return Read::failed(error),
         };
-        if let (true, Some(structure)) = (descriptor.has_structure, &self.structure) {
-            for (target, layers) in self.targets.iter_mut().zip(structure.targets()) {
-                *target = Target::new(layers.spatial, layers.temporal);
-            }
+        if let Some(before) = before {
+            self.before = before;
+            self.now.follow(sequence, &descriptor);
         }
-        if let (Some(active), Some(structure)) = (descriptor.active_targets, &self.structure) {
-            self.since = sequence;
+        self.now.translate(&descriptor)
+    }
+
+    /// RFC 7741 section 4.2. `None`: it has no temporal layers, or no picture id to tell its frames apart.
+    fn read_vp8(&mut self, payload: &[u8], marker: bool) -> Option<FrameLayers> {
+        const PICTURE_AND_LAYER: u8 = 0xa0;
+        let [first, fields, id, ..] = *payload else { return None };
+        if first & 0x80 == 0 || fields & PICTURE_AND_LAYER != PICTURE_AND_LAYER {
+            return None;
+        }
+        let id_len = if id & 0x80 == 0 { 1 } else { 2 };
+        let number = if id_len == 1 { u16::from(id) } else { u16::from_be_bytes([id & 0x7f, *payload.get(3)?]) };
+        let tl0_len = usize::from(fields & 0x40 != 0);
+        let layer = *payload.get(2 + id_len + tl0_len)?;
+        let frame = payload.get(3 + id_len + tl0_len)?;
+        let temporal = layer >> 6;
+        let starts = first & 0x17 == 0x10;
+        let is_key = starts && temporal == 0 && frame & 1 == 0;
+        // "Y: 1 layer sync bit [...] the frame depends only on the base layer (TID = 0) frame".
+        let is_sync = temporal > 0 && layer & 0x20 != 0;
+        self.now.active = self.now.active.or(TargetSet::at_most(0, temporal));
+        let present = TargetSet::at_least(0, temporal).and(TargetSet::of_spatial(0));
+        let independent = if is_key || is_sync { INDEPENDENT } else { 0 };
+        Some(FrameLayers {
+            present,
+            switch: if is_key || is_sync { present } else { TargetSet::NONE },
+            active: self.now.active,
+            number,
+            layers: Target::new(0, temporal),
+            flags: COUNTS_PICTURES | independent | if starts { STARTS } else { 0 } | if marker { ENDS } else { 0 },
+        })
+    }
+
+    /// RFC 9628 section 4.2. `None`: it has no layers, or no picture id to tell its frames apart.
+    fn read_vp9(&mut self, payload: &[u8]) -> Option<FrameLayers> {
+        const PICTURE_AND_LAYERS: u8 = 0xa0;
+        let [first, id, ..] = *payload else { return None };
+        if first & PICTURE_AND_LAYERS != PICTURE_AND_LAYERS {
+            return None;
+        }
+        let id_len = if id & 0x80 == 0 { 1 } else { 2 };
+        let picture = if id_len == 1 { u16::from(id) } else { u16::from_be_bytes([id & 0x7f, *payload.get(2)?]) };
+        // `|TID|U|SID|D|`.
+        let layer = *payload.get(1 + id_len)?;
+        let (temporal, spatial) = (layer >> 5, layer >> 1 & 7);
+        if usize::from(spatial) >= SPATIAL_LAYERS_MAX {
+            return None;
+        }
+        let starts = first & 0x08 != 0;
+        let is_key = first & 0x40 == 0 && spatial == 0;
+        if is_key && starts {
+            self.now.active = self.now.active.or(TargetSet::at_most(vp9_spatial_max(payload, 2 + id_len).unwrap_or(0), 0));
+        }
+        let seen = self.now.active.iter().last().map_or(spatial, |target| target.spatial().max(spatial));
+        self.now.active = self.now.active.or(TargetSet::at_most(seen, temporal));
+        let present = TargetSet::at_least(spatial, temporal);
+        // "U: Switching up point": of the frame's own spatial layer; spatial layers are entered at keyframes.
+        let switch = match layer & 0x10 != 0 {
+            _ if is_key => present,
+            true => present.and(TargetSet::of_spatial(spatial)),
+            false => TargetSet::NONE,
+        };
+        Some(FrameLayers {
+            present,
+            switch,
+            active: self.now.active,
+            number: picture << 2 | u16::from(spatial),
+            layers: Target::new(spatial, temporal),
+            flags: if starts { STARTS } else { 0 } | if first & 0x04 != 0 { ENDS } else { 0 } | if is_key { INDEPENDENT } else { 0 },
+        })
+    }
+}
+
+/// `template_dependency_structure_present_flag` and `active_decode_targets_present_flag`, in the fourth byte.
+const HAS_STRUCTURE: u8 = 0x80;
+const HAS_ACTIVE_TARGETS: u8 = 0x40;
+
+impl Era {
+    /// Takes what a descriptor changes; its structure is here already.
+    fn follow(&mut self, sequence: u64, descriptor: &Descriptor) {
+        let Some(structure) = &self.structure else { return };
+        self.since = sequence;
+        for (target, layers) in self.targets.iter_mut().zip(structure.targets()) {
+            *target = Target::new(layers.spatial, layers.temporal);
+        }
+        if let Some(active) = descriptor.active_targets {
             let made = self.targets[..structure.targets().len()].iter().enumerate().filter(|(index, _)| active >> index & 1 == 1);
             self.active = made.fold(TargetSet::NONE, |set, (_, target)| set.with(*target));
         }
-        self.translate(&descriptor)
     }
 
-    /// A packet older than what holds now: it is read under that, if it can be, and changes nothing.
+    /// A packet of this era that came after it ended. It changes nothing.
     #[cold]
     fn read_late(&self, bytes: &[u8]) -> Read {
         let mut structure = self.structure.clone();
         match Descriptor::parse(bytes, &mut structure) {
-            Ok(descriptor) if !descriptor.has_structure => self.translate(&descriptor),
+            Ok(descriptor) if structure == self.structure => self.translate(&descriptor),
+            // Of an era that is forgotten.
             Ok(descriptor) => Read { keyframe_start: Some(descriptor.start_of_frame && descriptor.is_independent), ..Read::default() },
             Err(error) => Read::failed(error),
         }
@@ -326,75 +420,6 @@ impl Layering {
             keyframe_start: Some(descriptor.has_structure && descriptor.start_of_frame && descriptor.is_independent),
             malformed: false,
         }
-    }
-
-    /// RFC 7741 section 4.2. `None`: it has no temporal layers, or no picture id to tell its frames apart.
-    fn read_vp8(&mut self, payload: &[u8], marker: bool) -> Option<FrameLayers> {
-        const PICTURE_AND_LAYER: u8 = 0xa0;
-        let [first, fields, id, ..] = *payload else { return None };
-        if first & 0x80 == 0 || fields & PICTURE_AND_LAYER != PICTURE_AND_LAYER {
-            return None;
-        }
-        let id_len = if id & 0x80 == 0 { 1 } else { 2 };
-        let number = if id_len == 1 { u16::from(id) } else { u16::from_be_bytes([id & 0x7f, *payload.get(3)?]) };
-        let tl0_len = usize::from(fields & 0x40 != 0);
-        let layer = *payload.get(2 + id_len + tl0_len)?;
-        let frame = payload.get(3 + id_len + tl0_len)?;
-        let temporal = layer >> 6;
-        let starts = first & 0x17 == 0x10;
-        let is_key = starts && temporal == 0 && frame & 1 == 0;
-        // "Y: 1 layer sync bit [...] the frame depends only on the base layer (TID = 0) frame".
-        let is_sync = temporal > 0 && layer & 0x20 != 0;
-        self.active = self.active.or(TargetSet::at_most(0, temporal));
-        let present = TargetSet::at_least(0, temporal).and(TargetSet::of_spatial(0));
-        let independent = if is_key || is_sync { INDEPENDENT } else { 0 };
-        Some(FrameLayers {
-            present,
-            switch: if is_key || is_sync { present } else { TargetSet::NONE },
-            active: self.active,
-            number,
-            layers: Target::new(0, temporal),
-            flags: COUNTS_PICTURES | independent | if starts { STARTS } else { 0 } | if marker { ENDS } else { 0 },
-        })
-    }
-
-    /// RFC 9628 section 4.2. `None`: it has no layers, or no picture id to tell its frames apart.
-    fn read_vp9(&mut self, payload: &[u8]) -> Option<FrameLayers> {
-        const PICTURE_AND_LAYERS: u8 = 0xa0;
-        let [first, id, ..] = *payload else { return None };
-        if first & PICTURE_AND_LAYERS != PICTURE_AND_LAYERS {
-            return None;
-        }
-        let id_len = if id & 0x80 == 0 { 1 } else { 2 };
-        let picture = if id_len == 1 { u16::from(id) } else { u16::from_be_bytes([id & 0x7f, *payload.get(2)?]) };
-        // `|TID|U|SID|D|`.
-        let layer = *payload.get(1 + id_len)?;
-        let (temporal, spatial) = (layer >> 5, layer >> 1 & 7);
-        if usize::from(spatial) >= SPATIAL_LAYERS_MAX {
-            return None;
-        }
-        let starts = first & 0x08 != 0;
-        let is_key = first & 0x40 == 0 && spatial == 0;
-        if is_key && starts {
-            self.active = self.active.or(TargetSet::at_most(vp9_spatial_max(payload, 2 + id_len).unwrap_or(0), 0));
-        }
-        let seen = self.active.iter().last().map_or(spatial, |target| target.spatial().max(spatial));
-        self.active = self.active.or(TargetSet::at_most(seen, temporal));
-        let present = TargetSet::at_least(spatial, temporal);
-        // "U: Switching up point": of the frame's own spatial layer; spatial layers are entered at keyframes.
-        let switch = match layer & 0x10 != 0 {
-            _ if is_key => present,
-            true => present.and(TargetSet::of_spatial(spatial)),
-            false => TargetSet::NONE,
-        };
-        Some(FrameLayers {
-            present,
-            switch,
-            active: self.active,
-            number: picture << 2 | u16::from(spatial),
-            layers: Target::new(spatial, temporal),
-            flags: if starts { STARTS } else { 0 } | if first & 0x04 != 0 { ENDS } else { 0 } | if is_key { INDEPENDENT } else { 0 },
-        })
     }
 }
 

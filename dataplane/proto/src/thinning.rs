@@ -106,12 +106,16 @@ impl Thinning {
             self.newest.ended = layers.ends();
             return Decision { passes: before.passed, gap_passes: before.passed, closes_picture: false };
         }
+        // Of neighbours nothing is missing but the end of the one and the beginning of the other.
+        let are_neighbours = before.known && before.number.wrapping_add(1) == layers.number;
+        if sequence > front && !are_neighbours {
+            // Whole frames may be missing. When they come they are sent as far as the present target wants them, and no further.
+            self.held = self.target.map_or(TargetSet::NONE, |target| self.held.and(TargetSet::NONE.with(target)));
+        }
         // The beginning of the frame may be among what is missing.
         let start = if layers.starts() { sequence } else { front };
         let passes = self.take_frame(start, layers, same_picture);
         self.newest = Newest { number: layers.number, timestamp: meta.timestamp, passed: passes, ended: layers.ends(), known: true };
-        // Of neighbours nothing is missing but the end of the one and the beginning of the other.
-        let are_neighbours = before.known && before.number.wrapping_add(1) == layers.number;
         let gap_passes = !are_neighbours || (before.passed && !before.ended) || (passes && !layers.starts());
         Decision { passes, gap_passes, closes_picture: !passes && layers.counts_pictures() }
     }

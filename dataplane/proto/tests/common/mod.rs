@@ -4,6 +4,8 @@
 // The crate is sans-IO, its tests read their corpus.
 #![allow(clippy::disallowed_methods)]
 
+pub mod svc;
+
 use std::{fs, path::Path};
 
 /// SplitMix64: tiny, and the same everywhere.
