@@ -5,12 +5,14 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, PWD, Packet, Rig, Sent, media_to, protect, rtcp_to};
-use pop_proto::control::{Codec, Extension, ExtensionIds, LayerWish, OpenSubscription, OpenTrack, OpenTransport, PayloadType};
+use pop_proto::control::{
+    Codec, Extension, ExtensionIds, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, PayloadType, PayloadTypeMap,
+};
 use pop_proto::twcc::TwccRecorder;
 use pop_proto::wire::rtcp::{ReportBlock, RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::{Command, Event};
-use pop_schemas::{SubscriptionId, Time, TrackId};
+use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 
 const IDS: ExtensionIds = ExtensionIds::NONE
     .with(Extension::Mid, 1)
@@ -542,4 +544,141 @@ fn a_network_that_does_not_even_take_the_lowest_layer_gets_nothing_and_figures_s
     call.run(90);
     assert_eq!((call.viewers[0].layer(), congested(&mut call).last()), (2, Some(&false)));
     call.viewers[0].assert_continuous();
+}
+
+/// A client with several sections: what each gets, by its payloads.
+struct Shared {
+    rig: Rig,
+    publisher: Client,
+    client: Client,
+    way: Way,
+    /// (when, SSRC, layer) of each packet.
+    got: Vec<(u64, u32, u8)>,
+    /// What a section of audio was sent.
+    next: [u64; 4],
+    frame: u32,
+}
+
+impl Shared {
+    /// Client 2 watches track 1 by a section for each wish, SSRCs 2 and up, and hears track 9 by SSRC 90.
+    fn new(wishes: &[LayerWish], capacity: u64) -> Shared {
+        let mut rig = Rig::new();
+        let publisher = rig.connect_with(OpenTransport { extensions: IDS, ..common::open_transport(1) });
+        let of = |mid: &str| OpenTrack { ssrc: None, mid: mid.into(), transport: TransportId(1), ..Rig::track(1) };
+        rig.command(Command::OpenTrack(Box::new(OpenTrack { layers: RIDS.map(Into::into).into(), order: vec![0, 1, 2], ..of("0") })));
+        rig.command(Command::OpenTrack(Box::new(OpenTrack {
+            track: TrackId(9),
+            kind: MediaKind::Audio,
+            payload_types: vec![PayloadType { number: 111, codec: Codec::Opus, rtx: None }],
+            ..of("1")
+        })));
+        let client = rig.connect_with(OpenTransport { extensions: IDS, ..common::open_transport(2) });
+        let section = |id: u64| OpenSubscription { transport: TransportId(2), extensions: IDS, ..Rig::subscription(id) };
+        for (at, wish) in wishes.iter().enumerate() {
+            let id = 2 + at as u64;
+            rig.command(Command::OpenSubscription(Box::new(section(id))));
+            rig.command(Command::Wish { subscription: SubscriptionId(id), wish: *wish });
+            rig.forward(id, Some(1));
+        }
+        rig.command(Command::OpenSubscription(Box::new(OpenSubscription { kind: MediaKind::Audio, ..section(90) })));
+        let payload_types = vec![PayloadTypeMap { from: 111, to: 111, rtx: None, unwrap_red: false }];
+        rig.command(Command::Forward { subscription: SubscriptionId(90), track: Some(TrackId(9)), payload_types });
+        Shared { rig, publisher, client, way: Way::new(Tells::Feedback, capacity), got: Vec::new(), next: [100; 4], frame: 0 }
+    }
+
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds * 100 {
+            if self.frame.is_multiple_of(3) {
+                self.send_video();
+            }
+            if self.frame.is_multiple_of(2) {
+                self.send(3, 509, 111, b"1", &[7; 80]);
+            }
+            if self.frame.is_multiple_of(100) {
+                self.rig.receive(&self.client, self.client.check(PWD));
+            }
+            self.frame += 1;
+            let sent = [self.rig.sent(), self.rig.pass(Duration::from_millis(10))].concat();
+            let now = self.rig.now;
+            for (_, header, payload) in media_to(&mut self.client, &sent) {
+                let view = RtpView::parse(&header).unwrap();
+                self.way.take(now, &view, 8 * (header.len() + payload.len()) as u64);
+                self.got.push((now.as_millis(), view.ssrc(), *payload.last().unwrap()));
+            }
+            self.way.pass();
+            if let Some(feedback) = self.way.tell(now, &mut self.client, false) {
+                self.rig.receive(&self.client, feedback);
+            }
+        }
+    }
+
+    /// A frame of each layer; each tenth is a keyframe.
+    fn send_video(&mut self) {
+        for (layer, len) in [300, 1_000, 4_000].into_iter().enumerate() {
+            for packet in 0..len / 1_001 + 1 {
+                let mut payload = vec![layer as u8; len.min(1_000)];
+                let begins = packet == 0;
+                let number = self.frame as u16 / 3;
+                let head = payload_head(Codec::Vp8, begins, number.is_multiple_of(10), number, self.frame as u8);
+                payload[..head.len()].copy_from_slice(&head);
+                self.send(layer, 500 + layer as u32, 96, b"0", &payload);
+            }
+        }
+    }
+
+    fn send(&mut self, stream: usize, ssrc: u32, payload_type: u8, mid: &[u8], payload: &[u8]) {
+        let rid = RIDS.get(stream).map_or(&b"-"[..], |rid| rid.as_bytes());
+        let elements: [(u8, &[u8]); 2] = [(1, mid), (2, rid)];
+        let (index, timestamp) = (self.next[stream], 900 * self.frame);
+        self.next[stream] += 1;
+        let packet = Packet { ssrc, payload_type, index, timestamp, elements: &elements, payload };
+        self.rig.receive(&self.publisher, protect(&self.publisher, &packet));
+    }
+
+    /// The layers that a section got in the last seconds, each once, the most first.
+    fn layers(&self, ssrc: u32, seconds: u64) -> Vec<u8> {
+        let since = self.rig.now.as_millis() - 1_000 * seconds;
+        let of = |layer: u8| self.got.iter().filter(|(at, s, l)| *at >= since && *s == ssrc && *l == layer).count();
+        let mut layers: Vec<u8> = [0, 1, 2, 7].into_iter().filter(|layer| of(*layer) > 0).collect();
+        layers.sort_by_key(|layer| std::cmp::Reverse(of(*layer)));
+        layers
+    }
+}
+
+#[test]
+fn the_important_section_gets_the_better_layer_and_everybody_the_lowest_first() {
+    let important = LayerWish { priority: 1, ..LayerWish::default() };
+    let mut call = Shared::new(&[LayerWish::default(), important, LayerWish::default()], 3 * PLENTY);
+    call.run(5);
+    assert_eq!([2, 3, 4].map(|ssrc| call.layers(ssrc, 1)), [[2]; 3]);
+    // Layers take 85, 270 and 1,070 kbit/s, audio 40.
+    call.way.capacity = 500_000;
+    call.run(7);
+    assert_eq!([2, 3, 4].map(|ssrc| call.layers(ssrc, 1)), [[0], [1], [0]]);
+    assert_eq!(call.layers(90, 1), [7]);
+    assert_eq!(call.rig.core.gauges().subscriptions, 4);
+}
+
+#[test]
+fn audio_goes_on_when_there_is_no_room_for_any_picture() {
+    let mut call = Shared::new(&[LayerWish::default(), LayerWish { priority: 1, ..LayerWish::default() }], PLENTY);
+    call.run(5);
+    call.way.capacity = 120_000;
+    call.run(12);
+    let heard = call.got.iter().filter(|(at, ssrc, _)| *ssrc == 90 && *at >= call.rig.now.as_millis() - 2_000).count();
+    assert!(heard >= 98, "{heard} of 100 packets");
+    assert_eq!((call.layers(2, 2), call.layers(3, 2)), (vec![], vec![0]), "the important one is left");
+}
+
+#[test]
+fn a_wish_takes_its_share_at_once_while_there_is_a_bound() {
+    let mut call = Shared::new(&[LayerWish::default(), LayerWish::default()], PLENTY);
+    call.run(5);
+    call.way.capacity = 430_000;
+    call.run(7);
+    assert_eq!([2, 3].map(|ssrc| call.layers(ssrc, 1)), [[1], [0]], "in turn");
+    call.rig.command(Command::Wish { subscription: SubscriptionId(2), wish: PAUSED });
+    call.run(1);
+    call.run(1);
+    assert_eq!((call.layers(2, 1), call.layers(3, 1)), (vec![], vec![1]), "what one leaves the other takes");
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use common::{PWD, Packet, Rig, open_transport, protect, vp8};
 use pop_proto::Command;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType,
+    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType,
     PayloadTypeMap,
 };
+use pop_proto::twcc::TwccRecorder;
 use pop_proto::wire::rtcp::SenderInfo;
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
@@ -192,6 +193,78 @@ fn pages_of_reports_and_audio_levels_allocate_nothing() {
     let now = rig.core.counters();
     assert!(now.rtcp_packets_out - before.1.rtcp_packets_out >= 10, "{now:?}");
     assert!(now.retransmitted_packets > before.1.retransmitted_packets, "{now:?}");
+}
+
+#[test]
+fn wishes_switches_and_shares_of_bandwidth_allocate_nothing() {
+    let mut rig = Rig::new();
+    let ids = ExtensionIds::NONE.with(Extension::Mid, 1).with(Extension::Rid, 2).with(Extension::TransportCc, 3);
+    let publisher = rig.connect_with(OpenTransport { extensions: ids, ..open_transport(1) });
+    rig.command(Command::OpenTrack(Box::new(OpenTrack {
+        ssrc: None,
+        layers: vec!["a".into(), "b".into(), "c".into()],
+        order: vec![0, 1, 2],
+        ..Rig::track(1)
+    })));
+    let mut viewers: Vec<_> = (2..6)
+        .map(|viewer| {
+            let client = rig.connect_with(OpenTransport { extensions: ids, ..open_transport(viewer) });
+            // Two sections each.
+            for id in [viewer, 100 + viewer] {
+                let open = OpenSubscription { transport: TransportId(viewer), extensions: ids, ..Rig::subscription(id) };
+                rig.command(Command::OpenSubscription(Box::new(open)));
+                rig.forward(id, Some(1));
+            }
+            client
+        })
+        .collect();
+
+    let mut datagrams = Vec::new();
+    for index in 0..6_000u64 {
+        for layer in 0..3u64 {
+            let payload =
+                [&[0x90, 0xc0, 0x80, index as u8, 9, u8::from(!index.is_multiple_of(20))][..], &vec![1; 100 + 400 * layer as usize]]
+                    .concat();
+            let elements: [(u8, &[u8]); 2] = [(1, b"0"), (2, &b"abc"[layer as usize..][..1])];
+            let (ssrc, timestamp) = (50 + layer as u32, 900 * index as u32);
+            let media = Packet { ssrc, payload_type: 96, index, timestamp, elements: &elements, payload: &payload };
+            // The top pauses now and then.
+            if layer < 2 || index % 2_000 < 1_500 {
+                datagrams.push((publisher.path, protect(&publisher, &media)));
+            }
+        }
+        if index.is_multiple_of(20) {
+            let viewer = &mut viewers[(index / 20) as usize % 4];
+            datagrams.push((viewer.path, viewer.check(PWD)));
+            // A third is lost for a while, then nothing.
+            let mut recorder = TwccRecorder::new();
+            let is_lossy = index % 3_000 < 1_000;
+            (0..90).filter(|at| !is_lossy || at % 3 != 1).for_each(|at| recorder.record(index as u16 + at, rig.now));
+            let mut compound = vec![0; 1_500];
+            let len = recorder.poll_feedback(rig.now + Duration::from_secs(1), 9, 2, &mut compound).expect("it is due");
+            let len = viewer.sender.protect_rtcp(&mut compound, len).unwrap();
+            compound.truncate(len);
+            datagrams.push((viewer.path, compound));
+            datagrams.push((viewer.path, viewer.rtcp(|c| c.receiver_report(9, &[])?.remb(9, 400_000 + 1_000 * index, &[2]))));
+        }
+    }
+    let half = datagrams.len() / 2;
+    run_wishing(&mut rig, &mut datagrams[..half]);
+    let before = (thread_allocations(), rig.core.counters().rtp_packets_out);
+    run_wishing(&mut rig, &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before.0, 0);
+    assert!(rig.core.counters().rtp_packets_out - before.1 > 5_000, "{:?}", rig.core.counters());
+    assert!(rig.core.counters().rtcp_remb_in > 100 && rig.core.counters().rtcp_pli_out > 5, "{:?}", rig.core.counters());
+}
+
+/// [`run`], with another wish each tenth of a second.
+fn run_wishing(rig: &mut Rig, datagrams: &mut [(Path, Vec<u8>)]) {
+    for (at, datagrams) in datagrams.chunks_mut(100).enumerate() {
+        let subscription = SubscriptionId([2, 103, 4, 105][at % 4]);
+        let wish = LayerWish { paused: at % 7 == 6, spatial_max: at as u8 % 3, temporal_max: 1, priority: at as u8 % 5 };
+        rig.command(Command::Wish { subscription, wish });
+        run(rig, datagrams);
+    }
 }
 
 #[test]
