@@ -98,6 +98,14 @@ impl Participant<'_> {
         }
     }
 
+    /// What it publishes.
+    pub fn tracks(&self) -> Vec<TrackId> {
+        match self {
+            Participant::Local(local) => local.tracks.clone(),
+            Participant::Remote(remote) => remote.manifest().tracks.iter().map(|track| track.info.track).collect(),
+        }
+    }
+
     /// It is not shown to the others.
     pub fn is_hidden(&self) -> bool {
         match self {

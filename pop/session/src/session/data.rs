@@ -76,6 +76,11 @@ impl Session {
         self.data_drops
     }
 
+    /// What the reliable messages that are kept for receivers which come back take, in bytes: at most 1 MiB.
+    pub fn data_kept_len(&self) -> usize {
+        self.history.len
+    }
+
     /// A receiver takes messages slower than they come, and its buffer is full. Its socket ends with the word to resume: then it gets
     /// what it missed, by what it says that it has. Nothing else of it ends, and nobody else notices.
     pub fn handle_data_overflow(&mut self, now: Time, transport: TransportId) {

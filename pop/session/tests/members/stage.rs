@@ -7,13 +7,14 @@ use pop_proto::control::{Command, Event, ExtensionIds, IceCredentials, MediaKind
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 use pop_session::member::{
     AddTrack, Answer, Enter, MemberRequest, Notice, Offer, OfferedSection, ParticipantInfo, Permissions, ReceivingSection, Resume,
-    SendingSection, Source, TransportOffer,
+    SendingSection, Source, TrackInfo, TransportOffer,
 };
 use pop_session::presence::LocalRecord;
 use pop_session::session::{Action, Audit};
 use pop_session::{CloseReason, Format, Limits, Output, PayloadFormat, Refusal, Reply, Request, RequestId, Session};
 
 pub(crate) const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus, rtx: None };
+pub(crate) const AV1: PayloadFormat = PayloadFormat { number: 45, format: Format::Av1 { profile: 0 }, rtx: None };
 pub(crate) const VP8: PayloadFormat = PayloadFormat { number: 96, format: Format::Vp8, rtx: Some(97) };
 
 /// What a call led to, and all calls since it was looked at.
@@ -102,20 +103,25 @@ impl Stage {
     }
 
     pub(crate) fn enter_as(&mut self, name: &'static str, permissions: Permissions, auto_subscribe: bool) -> ParticipantId {
+        self.enter_with(name, |enter| (enter.permissions, enter.auto_subscribe) = (permissions, auto_subscribe))
+    }
+
+    pub(crate) fn enter_with(&mut self, name: &'static str, change: impl FnOnce(&mut Enter)) -> ParticipantId {
         self.next += 1;
         let participant = ParticipantId(self.next);
-        let enter = Enter {
+        let mut enter = Enter {
             participant,
             identity: identity(name),
             name: name.into(),
             metadata: "".into(),
             attributes: BTreeMap::new(),
-            permissions,
-            auto_subscribe,
+            permissions: everything(),
+            auto_subscribe: true,
             adaptive_stream: false,
             joined_at_ms: 1_700_000_000_000,
             client: "test".into(),
         };
+        change(&mut enter);
         assert_eq!(self.request(Request::Enter(Box::new(enter))), Ok(Reply::Joined));
         self.members.insert(name, participant);
         participant
@@ -244,4 +250,27 @@ pub(crate) fn asked(notices: &[Notice]) -> Vec<(u32, u32)> {
         _ => None,
     };
     notices.iter().filter_map(asked).collect()
+}
+
+/// A track as others know it.
+pub(crate) fn info(track: TrackId, kind: MediaKind) -> TrackInfo {
+    TrackInfo {
+        track,
+        kind,
+        source: Source::Camera,
+        name: "".into(),
+        muted: false,
+        width: 0,
+        height: 0,
+        layers: Vec::new(),
+        simulcast: false,
+        mime: "video/VP8".into(),
+        mid: "0".into(),
+        stream: "".into(),
+        encryption: 0,
+        audio_features: Vec::new(),
+        disable_red: false,
+        stereo: false,
+        disable_dtx: false,
+    }
 }
