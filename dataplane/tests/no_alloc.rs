@@ -253,7 +253,8 @@ fn wishes_switches_and_shares_of_bandwidth_allocate_nothing() {
     let before = (thread_allocations(), rig.core.counters().rtp_packets_out);
     run_wishing(&mut rig, &mut datagrams[half..]);
     assert_eq!(thread_allocations() - before.0, 0);
-    assert!(rig.core.counters().rtp_packets_out - before.1 > 5_000, "{:?}", rig.core.counters());
+    let sent = rig.core.counters().rtp_packets_out - before.1;
+    assert!(sent > 3_000, "{sent} sends");
     assert!(rig.core.counters().rtcp_remb_in > 100 && rig.core.counters().rtcp_pli_out > 5, "{:?}", rig.core.counters());
 }
 
