@@ -11,6 +11,7 @@
 //! bounded by what one turn can bring.
 
 mod bandwidth;
+mod catch_up;
 mod feedback;
 mod layers;
 mod route;
@@ -43,7 +44,8 @@ use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 use slab::Slab;
 
 use bandwidth::{Downstream, Tally};
-use layers::{follow_layers, give_layer, request_keyframe};
+use catch_up::{CatchUp, CatchUps, begin_catch_ups};
+use layers::{follow_layers, give_layer, request_keyframe, request_wanted};
 use route::RtpRoute;
 pub use transmit::Transmit;
 
@@ -79,9 +81,10 @@ pub const TRANSPORT_LEN: usize = size_of::<Transport>()
     + TEXTS_LEN;
 /// Bytes of one track's own state with one layer and without its history, for the memory plan.
 pub const TRACK_LEN: usize = size_of::<Track>() + size_of::<Layer>() - size_of::<Inbound>() + FRESH_MAX * size_of::<Fresh>();
-/// Bytes of one subscription's state, for the memory plan: its places in its transport's lists, which double when they grow, and its
-/// outgoing numbers, too.
-pub const SUBSCRIPTION_LEN: usize = size_of::<Subscription>() + Slots::LEN + 2 * (2 * size_of::<usize>() + size_of::<(u32, u32)>());
+/// Bytes of one subscription's state, for the memory plan: its places in its transport's lists, which double when they grow, in the
+/// queues of repairs and of catch-ups, and its outgoing numbers, too.
+pub const SUBSCRIPTION_LEN: usize =
+    size_of::<Subscription>() + Slots::LEN + 2 * (2 * size_of::<usize>() + size_of::<(u32, u32)>()) + 2 * size_of::<usize>();
 
 /// Bound SSRCs of what one client publishes: each layer and its retransmissions.
 const STREAMS_PER_TRANSPORT_MAX: usize = 2 * TRACKS_PER_TRANSPORT_MAX;
@@ -207,6 +210,11 @@ impl Transport {
         }
     }
 
+    /// What is sent to its client arrives and can be opened.
+    fn is_ready(&self) -> bool {
+        self.keys.is_some() && self.endpoint.selected().is_some()
+    }
+
     fn is_retired(&self, ssrc: u32) -> bool {
         self.retired.contains(&Some(ssrc))
     }
@@ -298,6 +306,8 @@ struct Subscription {
     is_dirty: bool,
     /// In `Core::repairing`.
     is_repairing: bool,
+    /// It begins with pictures that were kept; in `Core::catch_ups`.
+    catch_up: Option<CatchUp>,
 }
 
 struct Answer {
@@ -355,6 +365,7 @@ pub struct Core {
     /// Transports whose sections share bandwidth anew at the next tick, and what each section takes part with.
     sharing: Vec<usize>,
     demands: Vec<Demand>,
+    catch_ups: CatchUps,
     cursor: transmit::Cursor,
     scratch: Box<Scratch>,
     next_tick: Time,
@@ -397,6 +408,7 @@ impl Core {
             reporting: VecDeque::with_capacity(transports),
             sharing: Vec::with_capacity(transports),
             demands: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
+            catch_ups: CatchUps::with_capacity(subscriptions),
             cursor: transmit::Cursor::default(),
             scratch: Box::default(),
             next_tick: Time::ZERO,
@@ -1002,6 +1014,7 @@ impl Core {
             packets_at_report: 0,
             is_dirty: false,
             is_repairing: false,
+            catch_up: None,
         });
         transport.subscriptions.push(index);
         transport.dirty.reserve(transport.subscriptions.len() - transport.dirty.len());
@@ -1033,6 +1046,9 @@ impl Core {
         if subscription.is_repairing {
             self.repairing.retain(|s| *s != index);
         }
+        if subscription.catch_up.is_some() {
+            self.catch_ups.forget(index);
+        }
         if let Some(track) = subscription.track {
             self.tracks[track].subscribers.retain(|s| *s != index);
         }
@@ -1044,6 +1060,9 @@ impl Core {
         let subscription = &mut self.subscriptions[index];
         if let Some(before) = subscription.track.take() {
             self.tracks[before].subscribers.retain(|s| *s != index);
+        }
+        if subscription.catch_up.take().is_some() {
+            self.catch_ups.forget(index);
         }
         // What the track before brought in this turn is not its business any more.
         if std::mem::take(&mut subscription.is_dirty) {
@@ -1080,6 +1099,7 @@ impl Core {
             {
                 self.events.push_back(Event::AudioLevel { track: track.id, level, active_percent });
             }
+            begin_catch_ups(now, track, &mut self.transports, &mut self.subscriptions, &mut self.catch_ups);
             for layer in &mut track.layers {
                 layer.inbound.expire(&mut self.pool, now);
                 if layer.inbound.nack_due(now) || layer.inbound.pli_due(now) {
@@ -1087,6 +1107,7 @@ impl Core {
                 }
             }
         }
+        self.catch_ups.begin_tick();
         for index in 0..self.transports.capacity() {
             let Some(transport) = self.transports.get(index) else { continue };
             let feedback = transport.twcc.as_ref().and_then(|twcc| twcc.poll_timeout());
@@ -1133,7 +1154,7 @@ impl Core {
             let subscription = &self.subscriptions[*subscription];
             // Its keyframe may have come and been dropped on the way out: a client that never got a packet asks for none.
             if let (Some(track), Some(layer)) = (subscription.track, subscription.outbound.wants_keyframe()) {
-                self.tracks[track].layers[layer].inbound.request_keyframe();
+                request_wanted(&subscription.outbound, &mut self.tracks[track].layers[layer].inbound);
             }
         }
         self.judge_bandwidth(now, index);

@@ -44,6 +44,10 @@ counters! {
     rtp_bytes_out: "rtp_bytes_out",
     /// RTP packets sent again because a viewer asked.
     retransmitted_packets: "retransmitted_packets",
+    /// Sections that began with pictures that were kept, without a keyframe request.
+    catch_ups: "catch_ups",
+    /// Sections whose pictures were given up before all of them had left.
+    catch_ups_broken: "catch_ups_broken",
     /// RTX packets of publishers that stood for a packet of their stream.
     rtx_packets_in: "rtx_packets_in",
     /// RTX packets of publishers without a payload: probes for bandwidth.

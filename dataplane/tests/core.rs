@@ -128,7 +128,7 @@ fn a_viewer_plays_on_when_the_publisher_restarts() {
 fn a_viewer_that_becomes_ready_asks_for_a_picture() {
     let mut rig = Rig::new();
     let mut publisher = rig.publisher(1);
-    rig.receive(&publisher, publisher.packet(1, 10, &vp8(true, 900)));
+    rig.receive(&publisher, publisher.packet(1, 10, &vp8(false, 900)));
     rig.viewer(2, 1);
     let sent = rig.pass(Duration::from_millis(20));
     assert_eq!(count(&rtcp_to(&mut publisher, &sent), |p| matches!(p, RtcpPacket::Pli { .. })), 1);
@@ -327,16 +327,26 @@ fn without_a_send_slot_the_turns_media_is_dropped_and_counted() {
 }
 
 #[test]
-fn a_viewer_whose_keyframe_was_dropped_gets_another() {
-    let (mut rig, mut publisher, _) = call();
-    let mut late = rig.viewer(3, 1);
-    rig.pass(Duration::from_millis(600));
-    rig.receive(&publisher, publisher.packet(1, 11, &vp8(true, 900)));
-    rig.core.drop_fresh();
-    let sent = rig.pass(Duration::from_millis(1_100));
-    assert!(count(&rtcp_to(&mut publisher, &sent), |p| matches!(p, RtcpPacket::Pli { .. })) >= 1);
-    let sent = rig.exchange(publisher.path, publisher.packet(1, 12, &vp8(true, 900)));
-    assert_eq!(media_to(&mut late, &sent).len(), 1);
+fn a_viewer_whose_keyframe_was_dropped_gets_it_when_it_is_looked_after_or_another() {
+    for kept in [true, false] {
+        let mut rig = Rig::new();
+        let mut publisher = rig.publisher(1);
+        rig.receive(&publisher, publisher.packet(1, 10, &vp8(false, 900)));
+        let mut late = rig.viewer(3, 1);
+        rig.pass(Duration::from_millis(600));
+        rig.receive(&publisher, publisher.packet(1, 11, &vp8(true, 900)));
+        rig.core.drop_fresh();
+        if !kept {
+            // A group that misses a packet is none.
+            rig.receive(&publisher, publisher.packet(1, 13, &vp8(false, 900)));
+            rig.core.drop_fresh();
+        }
+        let sent = rig.pass(Duration::from_millis(1_100));
+        let plis = count(&rtcp_to(&mut publisher, &sent), |p| matches!(p, RtcpPacket::Pli { .. }));
+        assert_eq!((plis >= 1, media_to(&mut late, &sent).len()), (!kept, usize::from(kept)));
+        let sent = rig.exchange(publisher.path, publisher.packet(1, 14, &vp8(true, 900)));
+        assert_eq!(media_to(&mut late, &sent).len(), 1);
+    }
 }
 
 #[test]

@@ -255,7 +255,8 @@ fn wishes_switches_and_shares_of_bandwidth_allocate_nothing() {
     assert_eq!(thread_allocations() - before.0, 0);
     let sent = rig.core.counters().rtp_packets_out - before.1;
     assert!(sent > 3_000, "{sent} sends");
-    assert!(rig.core.counters().rtcp_remb_in > 100 && rig.core.counters().rtcp_pli_out > 5, "{:?}", rig.core.counters());
+    let counters = rig.core.counters();
+    assert!(counters.rtcp_remb_in > 100 && counters.rtcp_pli_out > 2 && counters.catch_ups > 5, "{counters:?}");
 }
 
 /// [`run`], with another wish each tenth of a second.
@@ -266,6 +267,33 @@ fn run_wishing(rig: &mut Rig, datagrams: &mut [(Path, Vec<u8>)]) {
         rig.command(Command::Wish { subscription, wish });
         run(rig, datagrams);
     }
+}
+
+#[test]
+fn late_joiners_who_begin_with_what_is_kept_allocate_nothing() {
+    let mut rig = Rig::new();
+    let publisher = rig.publisher(1);
+    let mut viewers: Vec<_> = (2..22).map(|id| rig.viewer(id, 1)).collect();
+    // All leave the source and come back, turn after turn: only a command allocates.
+    let mut datagrams: Vec<_> =
+        (0..3_000u64).map(|index| (publisher.path, publisher.packet(1, index, &vp8(index % 700 == 0, 900)))).collect();
+    let mut allocations = 0;
+    for (turn, chunk) in datagrams.chunks_mut(75).enumerate() {
+        let client = &mut viewers[turn % 20];
+        let id = client.id;
+        rig.forward(id, None);
+        rig.forward(id, Some(1));
+        let mut nack = client.rtcp(|c| c.nack(0, id as u32, (0..20).map(|back| 105 + 70 * turn as u16 + back)));
+        let (path, before) = (client.path, thread_allocations());
+        run(&mut rig, chunk);
+        rig.core.handle_datagram(rig.now, path, &mut nack);
+        drain(&mut rig);
+        // A client's first RTCP makes its window: once for each is enough.
+        allocations += if turn < 20 { 0 } else { thread_allocations() - before };
+    }
+    let counters = rig.core.counters();
+    assert!(counters.catch_ups > 20, "{counters:?}");
+    assert_eq!(allocations, 0, "over {} packets", counters.rtp_packets_out);
 }
 
 #[test]

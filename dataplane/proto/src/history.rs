@@ -37,6 +37,11 @@ impl PacketPool {
         }
     }
 
+    /// More than half of the slots are free: what is old may stay.
+    pub fn is_roomy(&self) -> bool {
+        self.free.len() > self.bytes.len() / SLOT_LEN / 2
+    }
+
     /// Slots that nobody holds.
     pub fn free_slots(&self) -> usize {
         self.free.len()
@@ -229,9 +234,21 @@ impl History {
         Lookup::Held(Stored { meta: entry.meta, packet: &pool.slot(entry.slot)[..usize::from(entry.meta.len)] })
     }
 
-    /// Gives back what is older than [`HISTORY_AGE_MAX`].
-    pub fn expire(&mut self, pool: &mut PacketPool, now: Time) {
-        while self.any && self.oldest_held <= self.newest {
+    /// The newest sequence number that came; `None` before the first.
+    pub fn newest(&self) -> Option<u64> {
+        self.any.then_some(self.newest)
+    }
+
+    /// The facts of `sequence` while it is here.
+    pub fn held(&self, sequence: u64) -> Option<&Meta> {
+        let entry = &self.entries[self.index(sequence)];
+        (entry.sequence == sequence && entry.slot != NO_SLOT).then_some(&entry.meta)
+    }
+
+    /// Gives back what is older than [`HISTORY_AGE_MAX`], but nothing from sequence number `keep_from` on.
+    pub fn expire(&mut self, pool: &mut PacketPool, now: Time, keep_from: Option<u64>) {
+        let end = keep_from.unwrap_or(u64::MAX);
+        while self.any && self.oldest_held <= self.newest && self.oldest_held < end {
             let index = self.index(self.oldest_held);
             let entry = &self.entries[index];
             if entry.sequence == self.oldest_held && entry.slot != NO_SLOT {
@@ -302,12 +319,23 @@ mod tests {
     fn a_packet_can_be_asked_for_until_its_age_ends() {
         let (mut history, mut pool) = (History::new(8), PacketPool::new(8));
         store(&mut history, &mut pool, Time::ZERO, 5).unwrap();
-        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX - Duration::from_nanos(1));
+        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX - Duration::from_nanos(1), None);
         assert_eq!(held(&history, &pool, 5), Some(5));
-        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX);
+        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX, None);
         assert!(matches!(history.lookup(&pool, 5), Lookup::Gone));
         assert_eq!(pool.free_slots(), 8);
         assert!(matches!(history.lookup(&pool, 6), Lookup::Missing));
+    }
+
+    #[test]
+    fn what_is_to_be_kept_outlives_its_age_until_its_end() {
+        let (mut history, mut pool) = (History::new(8), PacketPool::new(8));
+        (5..9).for_each(|sequence| store(&mut history, &mut pool, Time::ZERO, sequence).unwrap());
+        let late = Time::ZERO + 2 * HISTORY_AGE_MAX;
+        history.expire(&mut pool, late, Some(7));
+        assert_eq!([5, 6, 7, 8].map(|s| history.held(s).is_some()), [false, false, true, true]);
+        history.expire(&mut pool, late, None);
+        assert_eq!(pool.free_slots(), 8);
     }
 
     #[test]
@@ -360,7 +388,7 @@ mod tests {
         }
         store(&mut history, &mut pool, Time::ZERO, 1 << 40).unwrap();
         assert_eq!(pool.free_slots(), 7);
-        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX);
+        history.expire(&mut pool, Time::ZERO + HISTORY_AGE_MAX, None);
         assert_eq!(pool.free_slots(), 8);
     }
 

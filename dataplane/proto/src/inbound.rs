@@ -7,6 +7,7 @@ use pop_schemas::Time;
 use crate::codec;
 use crate::control::{ANY_PAYLOAD_TYPE, Codec, MediaKind, OpenTrack, PayloadType, TrackStats};
 use crate::drop_reason::DropReason;
+use crate::group::{Group, HOLE_PATIENCE};
 use crate::history::{History, Meta, PacketPool};
 use crate::layering::Layering;
 use crate::picture::PicturePlaces;
@@ -99,6 +100,12 @@ pub struct Inbound {
     received_prior: u64,
     clock: Option<SenderClock>,
     keyframe_wanted: bool,
+    /// Of video: where the present group of pictures is.
+    group: Option<Group>,
+    /// Somebody who is shown nothing waits for a picture: one from the history will do.
+    picture_wanted: bool,
+    /// Until when a hole in the group is waited for.
+    hole_until: Option<Time>,
     last_pli: Option<Time>,
     plis_unanswered: u32,
     fir_sequence: u8,
@@ -133,6 +140,9 @@ impl Inbound {
             received_prior: 0,
             clock: None,
             keyframe_wanted: false,
+            group: None,
+            picture_wanted: false,
+            hole_until: None,
             last_pli: None,
             plis_unanswered: 0,
             fir_sequence: 0,
@@ -183,7 +193,7 @@ impl Inbound {
     pub fn end(&mut self) {
         self.ended = true;
         self.missing.clear();
-        self.keyframe_wanted = false;
+        (self.keyframe_wanted, self.picture_wanted, self.group) = (false, false, None);
     }
 
     /// Whether anybody takes the stream. While nobody does, neither packets nor keyframes are asked for.
@@ -191,7 +201,7 @@ impl Inbound {
         self.unwanted = !wanted;
         if self.unwanted {
             self.missing.clear();
-            self.keyframe_wanted = false;
+            (self.keyframe_wanted, self.picture_wanted) = (false, false);
         }
     }
 
@@ -245,6 +255,7 @@ impl Inbound {
         if let Some(layering) = &mut self.layering {
             layering.reset();
         }
+        self.group = None;
         // What never came of the old stream stays counted; the new one's numbers begin behind it.
         self.stats.lost = self.stats().lost;
         self.packets_before = self.stats.packets;
@@ -281,7 +292,48 @@ impl Inbound {
             self.keyframe_wanted = false;
             self.plis_unanswered = 0;
         }
+        if self.kind == MediaKind::Video {
+            self.follow_group(now, sequence, &meta);
+        }
         Ok(())
+    }
+
+    /// Lets the group of pictures begin or grow by a packet that is in the history, and by those that waited for it.
+    fn follow_group(&mut self, now: Time, sequence: u64, meta: &Meta) {
+        if meta.keyframe_start && self.group.is_none_or(|group| group.ends_before(sequence, meta.timestamp)) {
+            self.group = Some(Group::begin(now, sequence, meta.timestamp));
+        }
+        let Some(group) = &mut self.group else { return };
+        while group.is_small()
+            && let Some(meta) = self.history.held(group.next())
+        {
+            group.take(meta);
+        }
+    }
+
+    /// Asks for a picture for somebody who is shown nothing: one that is kept, else a keyframe. See [`Inbound::poll_group`].
+    pub fn request_picture(&mut self) {
+        self.picture_wanted = self.kind == MediaKind::Video;
+    }
+
+    /// The group of pictures that those who wait for one are to begin with, when there is one, whole and short. A hole in it is
+    /// waited for a little; else a keyframe is asked for.
+    pub fn poll_group(&mut self, now: Time) -> Option<Group> {
+        if !self.picture_wanted {
+            return None;
+        }
+        if let Some(group) = self.group.filter(|group| group.is_short(now)) {
+            if group.next() > self.highest {
+                (self.picture_wanted, self.hole_until) = (false, None);
+                return Some(group);
+            }
+            if now < *self.hole_until.get_or_insert(now + HOLE_PATIENCE) {
+                return None;
+            }
+        }
+        (self.picture_wanted, self.hole_until) = (false, None);
+        self.request_keyframe();
+        None
     }
 
     fn track_sequence(&mut self, now: Time, sequence: u64) {
@@ -434,7 +486,9 @@ impl Inbound {
 
     /// Gives back packets that are too old to be asked for.
     pub fn expire(&mut self, pool: &mut PacketPool, now: Time) {
-        self.history.expire(pool, now);
+        // Only while there is room: a group that is kept must cost no other track its packets.
+        self.group = self.group.filter(|group| group.is_held(now) && pool.is_roomy());
+        self.history.expire(pool, now, self.group.map(|group| group.start()));
     }
 
     /// Gives every packet back: the track is closing.

@@ -8,6 +8,7 @@ pub mod audio_level;
 pub mod codec;
 pub mod control;
 pub mod drop_reason;
+pub mod group;
 pub mod header;
 pub mod history;
 pub mod ice;

@@ -38,6 +38,13 @@ const JUMP_MAX: u64 = 1 << 14;
 /// As the wanted layer: none, until one is wanted again.
 const NO_LAYER: usize = usize::MAX;
 
+/// Pictures of the past are this much closer together: two seconds of them end 67 ms before the newest, one frame of 30 a second is
+/// more than a millisecond long.
+const PAST_DIVISOR: u32 = 30;
+
+/// Nothing of a source's past is asked for again after this much of its media, in RTP units: 10 s of 90 kHz.
+const PAST_END: i32 = 900_000;
+
 /// The constants between a source's numbers and ours. A source is a layer of a track from one keyframe on.
 #[derive(Clone, Copy)]
 struct Source {
@@ -48,10 +55,29 @@ struct Source {
     first: u64,
     /// Added to the published timestamp.
     timestamp_offset: u32,
+    /// The published timestamp before which is the past: the source began with pictures that were kept.
+    past_until: Option<u32>,
     /// Added to the picture numbers in the payload.
     picture: PictureShift,
     /// Added to the dependency descriptor's frame number.
     frame: u16,
+}
+
+impl Source {
+    /// A published timestamp on our clock. The past is squeezed: with its own timestamps a client would play it at the pace at which
+    /// it was made, and stay behind as long as the group was old.
+    #[inline]
+    fn timestamp(&self, published: u32) -> u32 {
+        let published = self.past_until.map_or(published, |newest| squeeze(newest, published));
+        published.wrapping_add(self.timestamp_offset)
+    }
+}
+
+fn squeeze(newest: u32, published: u32) -> u32 {
+    match newest.wrapping_sub(published) as i32 {
+        behind @ 1.. => newest.wrapping_sub(behind as u32 / PAST_DIVISOR),
+        _ => published,
+    }
 }
 
 /// A packet as this subscriber gets it.
@@ -123,6 +149,8 @@ pub struct Outbound {
     slots: Slots,
     /// A source was chosen and its first packet is awaited.
     waiting: bool,
+    /// The next source begins with pictures that were kept; the newest of them has this timestamp.
+    past_until: Option<u32>,
     /// One past the highest sequence sent.
     next: u64,
     /// Index of the next retransmission on `rtx_ssrc`.
@@ -158,6 +186,7 @@ impl Outbound {
             thinning: Thinning::default(),
             slots: Slots::default(),
             waiting: false,
+            past_until: None,
             next: u64::from(open.first_sequence),
             // Another SSRC: the same number in the lower half of the range serves both (RFC 3711 section 3.3.1).
             rtx_next: u64::from(open.first_sequence),
@@ -253,7 +282,18 @@ impl Outbound {
     fn restart_source(&mut self) {
         self.waiting = self.waiting || self.source.is_some();
         self.source = None;
+        self.past_until = None;
         self.repairs_len = 0;
+    }
+
+    /// The next packet is the first of a group of pictures that was kept, and this is the timestamp of the newest.
+    pub fn begin_in_the_past(&mut self, newest_timestamp: u32) {
+        self.past_until = Some(newest_timestamp);
+    }
+
+    /// The next source begins with what comes, as usual.
+    pub fn forget_past(&mut self) {
+        self.past_until = None;
     }
 
     /// No RTP may be sent under this key any longer on one of our SSRCs (RFC 3711 section 9.2).
@@ -345,6 +385,10 @@ impl Outbound {
             self.next = rewritten.index + 1;
             self.last_timestamp = Some(rewritten.timestamp);
             self.last_sent = now;
+            if source.past_until.is_some_and(|newest| meta.timestamp.wrapping_sub(newest) as i32 > PAST_END) {
+                // Before the difference wraps.
+                self.source = Some(Source { past_until: None, ..source });
+            }
             if let Some(numbers) = meta.picture.read(stored.payload()) {
                 let id = numbers.id.wrapping_add(rewritten.picture.id);
                 self.last_picture = Some(PictureNumbers { id, tl0: numbers.tl0.wrapping_add(rewritten.picture.tl0) });
@@ -399,7 +443,7 @@ impl Outbound {
         payload: &'a [u8],
     ) -> Option<Rewritten<'a>> {
         let meta = &stored.meta;
-        let timestamp = meta.timestamp.wrapping_add(source.timestamp_offset);
+        let timestamp = source.timestamp(meta.timestamp);
         let (mut index, mut picture) = (sequence - source.start + source.first, source.picture);
         let (mut is_filler, mut marker) = (false, meta.marker);
         if self.numbering == Numbering::Own && (meta.layers.is_known() || self.slots.is_in_use()) {
@@ -435,16 +479,21 @@ impl Outbound {
         if self.numbering == Numbering::Whole {
             self.next = sequence;
         }
+        // What the clock is continued to: the packet, or the newest of the pictures that it is the first of.
+        let past_until = self.past_until.take().filter(|_| self.numbering == Numbering::Own);
+        let anchor = past_until.unwrap_or(meta.timestamp);
+        let behind = anchor.wrapping_sub(past_until.map_or(anchor, |newest| squeeze(newest, meta.timestamp)));
         let timestamp = match self.last_timestamp {
-            _ if self.numbering != Numbering::Own => meta.timestamp,
+            _ if self.numbering != Numbering::Own => anchor,
             None => self.first_timestamp,
             Some(last) => {
                 // The media clock ran on while no source did; at least one tick, so that two frames never share a timestamp.
-                let guess = ((now.since(self.last_sent).as_micros() * u128::from(self.clock_rate) / 1_000_000) as u32).max(1);
+                let least = behind + 1;
+                let guess = ((now.since(self.last_sent).as_micros() * u128::from(self.clock_rate) / 1_000_000) as u32).max(least);
                 // What two clocks say counts if it is near that: frames of two layers are made within a second of each other.
-                let told = shift.map(|shift| meta.timestamp.wrapping_add(shift).wrapping_sub(last) as i32);
+                let told = shift.map(|shift| anchor.wrapping_add(shift).wrapping_sub(last) as i32);
                 let near = |ticks: &i32| i64::from(*ticks).abs_diff(i64::from(guess)) <= u64::from(self.clock_rate);
-                last.wrapping_add(told.filter(near).map_or(guess, |ticks| ticks.max(1) as u32))
+                last.wrapping_add(told.filter(near).map_or(guess, |ticks| ticks.max(least as i32) as u32))
             }
         };
         let picture = self.last_picture.zip(meta.picture.read(stored.payload()));
@@ -453,7 +502,8 @@ impl Outbound {
             layer,
             start: sequence,
             first: self.next,
-            timestamp_offset: timestamp.wrapping_sub(meta.timestamp),
+            timestamp_offset: timestamp.wrapping_sub(anchor),
+            past_until,
             picture: picture.map_or_else(PictureShift::default, |(last, first)| last.shift_to(first)),
             frame: frame.map_or(0, |(last, first)| last.wrapping_add(1).wrapping_sub(first)),
         };

@@ -137,6 +137,8 @@ impl Core {
     fn handle_keyframe_request(&mut self, transport: usize, media: u32) {
         self.counters.rtcp_pli_in += 1;
         match self.subscription_of(transport, media) {
+            // Its picture is on the way.
+            Some(subscription) if self.subscriptions[subscription].catch_up.is_some() => {}
             Some(subscription) if self.subscriptions[subscription].track.is_some() => {
                 request_keyframe(&mut self.tracks, &self.subscriptions[subscription]);
             }

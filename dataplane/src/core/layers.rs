@@ -8,6 +8,8 @@
 //! It is decided when one of them changes and not per packet: there a subscriber compares two numbers (`Outbound::takes`).
 
 use pop_proto::control::{LayerWish, SubscriptionStats};
+use pop_proto::inbound::Inbound;
+use pop_proto::outbound::Outbound;
 use pop_schemas::SubscriptionId;
 use slab::Slab;
 
@@ -81,15 +83,23 @@ pub(super) fn give_layer(track: &mut Track, subscription: &mut Subscription) {
     let inbound = &mut track.layers[layer].inbound;
     inbound.set_wanted(true);
     if outbound.wants_keyframe().is_some() {
-        inbound.request_keyframe();
+        request_wanted(outbound, inbound);
     }
+}
+
+/// Asks for what a subscriber needs of the layer that it wants: while it is shown nothing, pictures that are kept will do.
+pub(super) fn request_wanted(outbound: &Outbound, inbound: &mut Inbound) {
+    if outbound.layer().is_none() { inbound.request_picture() } else { inbound.request_keyframe() }
 }
 
 /// Asks for the picture that a subscriber needs: of the layer that it has, and of the one that it wants.
 pub(super) fn request_keyframe(tracks: &mut Slab<Track>, subscription: &Subscription) {
     let Some(track) = subscription.track else { return };
-    let outbound = &subscription.outbound;
-    for layer in [outbound.layer(), outbound.wants_keyframe()].into_iter().flatten() {
-        tracks[track].layers[layer].inbound.request_keyframe();
+    let (layers, outbound) = (&mut tracks[track].layers, &subscription.outbound);
+    if let Some(layer) = outbound.layer() {
+        layers[layer].inbound.request_keyframe();
+    }
+    if let Some(wanted) = outbound.wants_keyframe() {
+        request_wanted(outbound, &mut layers[wanted].inbound);
     }
 }

@@ -38,16 +38,16 @@ pub(super) struct Cursor {
 }
 
 /// A train in the making. All segments are equal but the last: what is smaller closes it, what is larger stays outside.
-struct Train<'a> {
+pub(super) struct Train<'a> {
     bytes: &'a mut [u8],
-    len: usize,
+    pub(super) len: usize,
     segment: usize,
     segments: usize,
     closed: bool,
 }
 
 impl<'a> Train<'a> {
-    fn new(bytes: &'a mut [u8]) -> Train<'a> {
+    pub(super) fn new(bytes: &'a mut [u8]) -> Train<'a> {
         Train { bytes, len: 0, segment: 0, segments: 0, closed: false }
     }
 
@@ -68,7 +68,7 @@ impl<'a> Train<'a> {
         Ok(())
     }
 
-    fn transmit(&self, path: Path) -> Option<Transmit> {
+    pub(super) fn transmit(&self, path: Path) -> Option<Transmit> {
         let segment = (self.segments > 1).then_some(self.segment as u16);
         (self.segments > 0).then_some(Transmit { path, len: self.len, segment })
     }
@@ -77,7 +77,7 @@ impl<'a> Train<'a> {
 impl Core {
     /// Writes the next send into `train` (at least 2,048 bytes); `None` when the turn has nothing more.
     ///
-    /// The order is: answers to checks, DTLS, RTCP, repairs, fresh media. What keeps a connection alive never waits behind media.
+    /// The order is: answers to checks, DTLS, RTCP, repairs, fresh media, pictures for late joiners. What keeps a connection alive never waits behind media.
     pub fn poll_transmit(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
         let transmit = self
             .poll_answer(train)
@@ -85,7 +85,8 @@ impl Core {
             .or_else(|| self.poll_goodbye(train))
             .or_else(|| self.poll_rtcp(now, train))
             .or_else(|| self.poll_repairs(now, train))
-            .or_else(|| self.poll_media(now, train))?;
+            .or_else(|| self.poll_media(now, train))
+            .or_else(|| self.poll_catch_up(now, train))?;
         self.counters.trains_out += 1;
         self.counters.datagrams_out += transmit.segment.map_or(1, |s| transmit.len.div_ceil(usize::from(s)) as u64);
         Some(transmit)
@@ -217,12 +218,15 @@ impl Core {
                 };
                 let mut sending =
                     Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
+                let catch_up = subscription.catch_up;
                 let outbound = &mut subscription.outbound;
                 while let Some(&Fresh { layer, sequence }) = track.fresh.get(cursor.fresh) {
                     // Evicted within its own turn: the pool is far too small, and the publisher's loss is counted there.
                     let sent = match track.layers[layer].inbound.history().lookup(pool, sequence) {
                         // Another layer's packet ends nowhere: it goes to whoever has that layer.
                         Lookup::Held(stored) if !outbound.takes(layer, &stored.meta) => Ok(true),
+                        // Its turn comes behind what is kept.
+                        Lookup::Held(_) if catch_up.is_some_and(|catch_up| catch_up.will_send(layer, sequence)) => Ok(true),
                         Lookup::Held(stored) => outbound
                             .forward(now, layer, sequence, &stored, |from, to| track.align(from, to))
                             .and_then(|rewritten| sending.send(&mut train, outbound, &rewritten, &stored, false)),
@@ -252,18 +256,18 @@ impl Core {
 }
 
 /// What the packets of one train share.
-struct Sending<'a> {
-    sender: &'a Sender,
-    now: Time,
-    transport_sequence: &'a mut u16,
-    scratch: &'a mut Scratch,
-    counters: &'a mut Counters,
+pub(super) struct Sending<'a> {
+    pub(super) sender: &'a Sender,
+    pub(super) now: Time,
+    pub(super) transport_sequence: &'a mut u16,
+    pub(super) scratch: &'a mut Scratch,
+    pub(super) counters: &'a mut Counters,
 }
 
 impl Sending<'_> {
     /// Puts one packet into the train; false when it has to wait for the next one.
     #[inline]
-    fn send(
+    pub(super) fn send(
         &mut self,
         train: &mut Train<'_>,
         outbound: &mut Outbound,
