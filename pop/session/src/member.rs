@@ -58,6 +58,19 @@ pub enum Source {
     ScreenShareAudio,
 }
 
+impl Source {
+    /// In one word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Source::Unknown => "unknown",
+            Source::Camera => "camera",
+            Source::Microphone => "microphone",
+            Source::ScreenShare => "screen_share",
+            Source::ScreenShareAudio => "screen_share_audio",
+        }
+    }
+}
+
 /// Who comes in.
 #[derive(Debug)]
 pub struct Enter {

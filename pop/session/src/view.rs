@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use pop_proto::control::{MediaKind, SubscriptionStats, TrackStats};
+use pop_proto::control::{LayerWish, MediaKind, SubscriptionStats, TrackStats};
 use pop_schemas::{ParticipantId, SessionId, SubscriptionId, Time, TrackId};
 use serde::Serialize;
 
-use crate::participant::{Connection, LocalParticipant, LocalSection, LocalTrack};
+use crate::participant::{Choice, Connection, LocalParticipant, LocalSection, LocalTrack};
 use crate::presence::{RemoteParticipant, RemoteParticipants};
 
 /// A session.
@@ -27,6 +27,9 @@ pub struct ParticipantView {
     pub id: String,
     /// Who it says it is.
     pub identity: String,
+    /// What it wants to be called; absent when it does not say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// It is not shown to the others.
     pub hidden: bool,
     /// Its transport ends on this node.
@@ -47,10 +50,22 @@ pub struct ParticipantView {
     /// Of an RTP route: what its ports have refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<RouteView>,
+    /// Of a member: how its client is connected for signalling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<SignalView>,
     /// What it publishes.
     pub tracks: Vec<TrackView>,
     /// What it watches.
     pub subscriptions: Vec<SubscriptionView>,
+}
+
+/// A member's client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SignalView {
+    /// SDK and its version, as it says.
+    pub client: String,
+    /// Its socket is here; else it is waited for.
+    pub connected: bool,
 }
 
 /// What the ports of an RTP route have refused since its start.
@@ -69,6 +84,13 @@ pub struct TrackView {
     pub id: String,
     /// `audio` or `video`.
     pub kind: &'static str,
+    /// `camera`, `microphone`, `screen_share`, `screen_share_audio` or `unknown`.
+    pub source: &'static str,
+    /// What it wants to be called; absent when it does not say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Silent by its publisher's, or an operator's, will.
+    pub muted: bool,
     /// Codec of the last packet; absent before the first.
     pub codec: Option<&'static str>,
     /// Its simulcast layers, in the publisher's order; absent when it has one stream.
@@ -84,8 +106,14 @@ pub struct TrackView {
 pub struct LayerView {
     /// Its RID.
     pub rid: String,
-    /// Viewers get this one.
+    /// The best of those that come: who wants the best gets this one.
     pub forwarded: bool,
+    /// In pixels, as announced; absent when that is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
+    /// See `width`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub height: Option<u32>,
 }
 
 /// Counters of a published stream since its start.
@@ -116,8 +144,30 @@ pub struct SubscriptionView {
     pub source: Option<String>,
     /// The source's codec.
     pub codec: Option<&'static str>,
+    /// The layer that is sent: simulcast layer counted from the lowest, or spatial layer.
+    pub layer: u8,
+    /// The highest temporal layer that is sent.
+    pub temporal: u8,
+    /// Nothing is sent for want of bandwidth.
+    pub congested: bool,
+    /// Of a member: what it wants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wish: Option<WishView>,
     /// Since its start.
     pub stats: SubscriptionStatsView,
+}
+
+/// What a member wants of a track.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WishView {
+    /// Nothing for now.
+    pub paused: bool,
+    /// The highest layer, counted from the lowest; absent: the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_max: Option<u8>,
+    /// The highest temporal layer; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temporal_max: Option<u8>,
 }
 
 /// Counters of a subscription since its start.
@@ -174,6 +224,7 @@ fn local(
     ParticipantView {
         id: participant.id.to_string(),
         identity: participant.identity.to_string(),
+        name: participant.texts.name.to_string(),
         hidden: participant.hidden,
         local: true,
         kind: participant.kind.name(),
@@ -182,6 +233,7 @@ fn local(
         address: participant.address.map(|address| address.to_string()),
         srtp,
         route,
+        signal: participant.member.as_ref().map(|member| member.signal()),
         tracks: participant.tracks.iter().filter_map(|id| tracks.get(id)).map(track).collect(),
         subscriptions: participant.sections.iter().filter_map(|id| sections.get(id)).map(|s| section(s, tracks)).collect(),
     }
@@ -190,11 +242,18 @@ fn local(
 fn track(track: &LocalTrack) -> TrackView {
     let TrackStats { packets, bytes, lost, jitter, nacked, plis, codec, layer } = track.stats;
     let is_forwarded = |place| packets > 0 && place == layer;
-    let layers = (0..).zip(&track.layers).map(|(place, rid)| LayerView { rid: rid.to_string(), forwarded: is_forwarded(place) });
+    let layers = (0..).zip(&track.layers).map(|(place, rid)| {
+        let announced = track.info.layers.iter().find(|layer| layer.rid == *rid).filter(|layer| layer.width > 0);
+        let (width, height) = (announced.map(|layer| layer.width), announced.map(|layer| layer.height));
+        LayerView { rid: rid.to_string(), forwarded: is_forwarded(place), width, height }
+    });
     let jitter_ms = codec.map_or(0.0, |codec| f64::from(jitter) * 1_000.0 / f64::from(codec.clock_rate()));
     TrackView {
         id: track.id.to_string(),
         kind: track.kind.name(),
+        source: track.info.source.name(),
+        name: track.info.name.to_string(),
+        muted: track.info.muted,
         codec: codec.map(|codec| codec.name()),
         layers: layers.collect(),
         stats: Some(TrackStatsView { packets, bytes, lost, jitter_ms, nacked, plis }),
@@ -203,12 +262,17 @@ fn track(track: &LocalTrack) -> TrackView {
 
 fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> SubscriptionView {
     let SubscriptionStats { packets, bytes, retransmitted, fraction_lost, rtt_us, transport_received, transport_lost, .. } = section.stats;
+    let SubscriptionStats { layer, temporal, congested, .. } = section.stats;
     let source = section.source.and_then(|id| tracks.get(&id));
     SubscriptionView {
         id: section.id.to_string(),
         kind: section.kind.name(),
         source: source.map(|track| track.id.to_string()),
         codec: source.and_then(|track| track.stats.codec).map(|codec| codec.name()),
+        layer,
+        temporal,
+        congested,
+        wish: matches!(section.choice, Choice::Member).then(|| wish(section.wish)),
         stats: SubscriptionStatsView {
             packets,
             bytes,
@@ -221,11 +285,19 @@ fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> Su
     }
 }
 
+fn wish(wish: LayerWish) -> WishView {
+    let below = |max: u8| (max != u8::MAX).then_some(max);
+    WishView { paused: wish.paused, layer_max: below(wish.spatial_max), temporal_max: below(wish.temporal_max) }
+}
+
 fn remote(remote: &RemoteParticipant) -> ParticipantView {
     let manifest = remote.manifest();
     let tracks = manifest.tracks.iter().map(|track| TrackView {
         id: track.info.track.to_string(),
         kind: track.info.kind.name(),
+        source: track.info.source.name(),
+        name: track.info.name.to_string(),
+        muted: track.info.muted,
         codec: track.codec.map(|codec| codec.name()),
         layers: Vec::new(),
         stats: None,
@@ -233,6 +305,7 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
     ParticipantView {
         id: remote.key().participant.to_string(),
         identity: manifest.identity.to_string(),
+        name: manifest.name.to_string(),
         hidden: manifest.hidden,
         local: false,
         kind: manifest.kind.name(),
@@ -241,6 +314,7 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
         address: None,
         srtp: None,
         route: None,
+        signal: None,
         tracks: tracks.collect(),
         subscriptions: Vec::new(),
     }

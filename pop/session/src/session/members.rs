@@ -17,6 +17,10 @@ use crate::member::{
     TransportOffer, Welcome,
 };
 use crate::participant::{Connection, Kind, LocalParticipant, Texts};
+use crate::view::SignalView;
+
+/// Characters of a client's description that are kept.
+const CLIENT_LEN_MAX: usize = 64;
 
 /// What a member has beyond other participants.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) struct Member {
     pub(super) permissions: Permissions,
     pub(super) auto_subscribe: bool,
     pub(super) adaptive_stream: bool,
+    /// SDK and its version.
+    client: Box<str>,
     /// Since when its socket is gone; `None` while it is here.
     pub(super) socket_gone: Option<Time>,
     /// Tracks without a media section.
@@ -53,11 +59,12 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool) -> Member {
+    fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool, client: Box<str>) -> Member {
         Member {
             permissions,
             auto_subscribe,
             adaptive_stream,
+            client: client.chars().take(CLIENT_LEN_MAX).collect::<String>().into(),
             socket_gone: None,
             announced: Vec::new(),
             sections: BTreeMap::new(),
@@ -72,6 +79,11 @@ impl Member {
             is_behind: false,
             permission: SubscriptionPermission { all: true, participants: Vec::new() },
         }
+    }
+
+    /// For the looking glass.
+    pub(crate) fn signal(&self) -> SignalView {
+        SignalView { client: self.client.to_string(), connected: self.socket_gone.is_none() }
     }
 
     /// Sections that tracks can be sent into.
@@ -92,7 +104,7 @@ impl Session {
     /// Lets a member in. Among members and publishers an identity is unique: the newer one stays, as clients know others by it.
     pub(super) fn enter(&mut self, now: Time, enter: Enter) -> Result<Reply, Refusal> {
         let replaced = self.check_enter(&enter)?;
-        let Enter { participant: id, identity, name, metadata, attributes, permissions, .. } = enter;
+        let Enter { participant: id, identity, name, metadata, attributes, permissions, client, .. } = enter;
         self.begin(now, enter.joined_at_ms);
         for old in replaced {
             self.remove(now, old, CloseReason::Replaced);
@@ -114,7 +126,7 @@ impl Session {
             texts: Texts { name, metadata, attributes },
             counter: 0,
             epoch: 0,
-            member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream))),
+            member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream, client))),
         };
         self.outputs.push_back(Output::Audit(audit(&participant, Action::Entered)));
         self.participants.insert(id, participant);
