@@ -103,6 +103,8 @@ function inPage() {
     join,
     remotes,
     received,
+    /** For what runs in the page as well. */
+    room: () => room,
     state: () => room.state,
     events: () => events,
     names: () => events.map((event) => event.name),

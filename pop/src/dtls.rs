@@ -13,11 +13,13 @@
 //! common profile. As client the server chooses; see [`CLIENT_PROFILES`].
 //!
 //! The library draws the explicit nonce of a GCM record at random instead of counting. A nonce that occurs twice under one key
-//! would give its authentication key away; here a key protects Finished, a few repeats of it and one close_notify, so two of n
-//! records agree with a chance of n^2 / 2^65. Media has other keys. Application data would need another answer.
+//! would give its authentication key away; of the library's records only Finished and a few repeats of it leave the node, so two
+//! of n agree with a chance of n^2 / 2^65. Everything after the handshake (application data, which carries SCTP, and the
+//! close_notify) is sealed by [`data`], which counts. Media has other keys.
 
 mod association;
 mod counters;
+mod data;
 mod fingerprint;
 mod gate;
 mod message;
@@ -36,6 +38,7 @@ use self::counters::Counters;
 use self::gate::Gate;
 
 pub use self::counters::{DtlsCounters, HANDSHAKE_BUCKETS_MS};
+pub use self::data::DATA_LEN_MAX;
 pub use self::fingerprint::{Fingerprint, FingerprintError};
 
 /// First repeat of a lost flight. libwebrtc takes 50 ms and more (twice its round trip); below a long round trip it costs one
@@ -48,8 +51,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A plaintext alert may be forged: it ends the handshake when the peer then says nothing for this long.
 const ALERT_GRACE: Duration = Duration::from_secs(1);
 
-/// Events that wait for the owner of a peer. A handshake with repeats has about 20.
-const EVENTS_MAX: usize = 64;
+/// Events that wait for the owner of a peer. A handshake with repeats has about 20; the rest is application data, 150 KB of it.
+const EVENTS_MAX: usize = 160;
+
+/// Of these, places that application data does not take.
+const EVENTS_RESERVED: usize = 32;
 
 /// The profiles that a server of ours may choose, best first: GCM-128 costs 164 ns a packet, SHA1_80 740.
 const SERVER_PROFILES: [SrtpProfile; 3] = [SrtpProfile::AeadAes128Gcm, SrtpProfile::AeadAes256Gcm, SrtpProfile::Aes128CmSha1_80];
@@ -232,7 +238,7 @@ impl Dtls {
         let association = Arc::new(Association::new(self.0.clone(), role, events.clone()));
         let (started, starts) = watch::channel(false);
         tokio::spawn(association::run(Arc::clone(&association), remote, starts, events));
-        Ok((DtlsPeer { association, started }, DtlsEvents { receiver }))
+        Ok((DtlsPeer { association: Arc::clone(&association), started }, DtlsEvents { receiver, association }))
     }
 
     /// What has happened so far.
@@ -276,6 +282,8 @@ pub enum DtlsEvent {
         /// The fingerprint that the peer's certificate has.
         remote: Fingerprint,
     },
+    /// Application data of the peer; only for who has called [`DtlsEvents::take_data`].
+    Data(Box<[u8]>),
     /// The end, with no keys or (only [`DtlsError::Panicked`]) after them.
     Failed(DtlsError),
     /// The end: the peer's authenticated close_notify or fatal alert.
@@ -285,11 +293,23 @@ pub enum DtlsEvent {
 /// The events of one association, in order.
 pub struct DtlsEvents {
     receiver: mpsc::Receiver<DtlsEvent>,
+    association: Arc<Association>,
 }
 
 impl DtlsEvents {
     /// The next one; `None` after the end.
     pub async fn recv(&mut self) -> Option<DtlsEvent> {
         self.receiver.recv().await
+    }
+
+    /// From now on application data is taken. Until then it is refused.
+    pub fn take_data(&self) {
+        self.association.take_data();
+    }
+
+    /// A datagram that carries `data` to the peer, at most [`DATA_LEN_MAX`] bytes; `None` before the handshake is done, when it is
+    /// too long, and when the key has sealed all that it may.
+    pub fn seal_data(&self, data: &[u8]) -> Option<Box<[u8]>> {
+        self.association.seal_data(data)
     }
 }

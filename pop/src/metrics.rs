@@ -1,5 +1,6 @@
 //! What Prometheus scrapes. Names have base units; labels have few values and never a user's.
 
+mod data;
 mod dtls;
 mod http;
 mod probe;
@@ -23,6 +24,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use data::DataCollector;
 pub use dtls::DtlsCollector;
 pub use http::HttpCollector;
 pub use probe::ProbeCollector;
@@ -248,6 +250,24 @@ mod tests {
         assert!(text.contains("pop_dtls_handshakes_total{role=\"client\",result=\"panicked\"} 0"), "{text}");
         assert!(text.contains("pop_dtls_handshake_seconds_bucket{le=\"+Inf\"} 0"), "{text}");
         assert!(text.contains("pop_dtls_half_open 0"), "{text}");
+    }
+
+    #[test]
+    fn every_reason_and_both_directions_of_data_are_there_from_the_start() {
+        let counters: Arc<crate::data::DataCounters> = Arc::default();
+        counters.count(crate::data::Direction::Sent, true, 7);
+        let text =
+            Metrics::new("mmsg", &JoinSeconds::default(), vec![Box::new(DataCollector::new(counters))]).encode(Exposition::OpenMetrics);
+        for line in [
+            "pop_data_messages_total{direction=\"sent\",kind=\"reliable\"} 1",
+            "pop_data_bytes_total{direction=\"sent\",kind=\"reliable\"} 7",
+            "pop_data_messages_total{direction=\"received\",kind=\"lossy\"} 0",
+            "pop_data_dropped_total{reason=\"sctp_malformed\"} 0",
+            "pop_data_overflows_total 0",
+            "pop_sctp_panics_total 0",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! ```
 
 mod capture;
+mod data;
 mod directory;
 mod kept;
 mod member;
@@ -39,6 +40,7 @@ pub use member::{EnterError, Line, Seat, TransportStart};
 pub use route::{OpenRoute, RouteError, RouteSockets};
 
 use crate::config::{Backend, Config};
+use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
 use crate::metrics::JoinSeconds;
@@ -110,6 +112,7 @@ struct Shared {
     /// Replaced as a whole by a reload.
     keys: RwLock<Arc<ApiKeys>>,
     dtls: Dtls,
+    data: Arc<DataCounters>,
     clock: Clock,
     workers: Vec<Worker>,
     candidates: Vec<Vec<SocketAddr>>,
@@ -193,6 +196,7 @@ impl Node {
                 name: config.node.shown_name(),
                 keys: RwLock::new(Arc::new(keys)),
                 dtls,
+                data: Arc::default(),
                 clock,
                 workers,
                 candidates,
@@ -488,6 +492,11 @@ impl Node {
     /// What DTLS has done.
     pub fn dtls_counters(&self) -> DtlsCounters {
         self.shared.dtls.counters()
+    }
+
+    /// What became of data messages.
+    pub fn data_counters(&self) -> &Arc<DataCounters> {
+        &self.shared.data
     }
 
     /// Whether new clients are refused because the node ends.

@@ -14,7 +14,7 @@ use crate::cli::{Failure, RunArgs};
 use crate::config::{Config, HttpConfig, MediaConfig};
 use crate::keys::ApiKeys;
 use crate::logging::LogControl;
-use crate::metrics::{DtlsCollector, HttpCollector, Metrics, ProbeCollector, WorkerCollector};
+use crate::metrics::{DataCollector, DtlsCollector, HttpCollector, Metrics, ProbeCollector, WorkerCollector};
 use crate::node::Node;
 use crate::notify::Notifier;
 use crate::probe::ProbeApplier;
@@ -239,8 +239,9 @@ fn metrics_of(node: &Node, http: HttpCollector) -> Arc<Metrics> {
     let (workers, dtls, probe) = (node.clone(), node.clone(), node.clone());
     let workers = WorkerCollector::new(move || workers.workers());
     let dtls = DtlsCollector::new(move || dtls.dtls_counters());
+    let data = DataCollector::new(Arc::clone(node.data_counters()));
     let probe = ProbeCollector::new(move || probe.probe().requests(&probe.workers()));
-    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls), Box::new(probe), Box::new(http)])
+    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http)])
 }
 
 fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {

@@ -9,7 +9,7 @@
 pub mod answer;
 mod endpoint;
 mod ice_servers;
-mod livekit;
+pub mod livekit;
 mod patch;
 pub mod sdp;
 mod whep;

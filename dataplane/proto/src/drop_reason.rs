@@ -52,8 +52,12 @@ drop_reasons! {
     DtlsMalformed = "dtls_malformed",
     /// A plaintext (epoch 0) record after the handshake has ended.
     DtlsPlaintext = "dtls_plaintext",
-    /// A DTLS record that the association does not wait for: a repeat, application data, a later epoch.
+    /// A DTLS record that the association does not wait for: a repeat, application data of a client that is no member, a later epoch.
     DtlsUnexpected = "dtls_unexpected",
+    /// Application data whose authentication tag is wrong.
+    DtlsAuth = "dtls_auth",
+    /// Application data that was already received, or that is older than the window.
+    DtlsReplay = "dtls_replay",
     /// DTLS faster than a handshake needs, or the control plane does not keep up.
     DtlsQueueFull = "dtls_queue_full",
     /// An RTP header, extension or padding that does not fit its packet.

@@ -20,14 +20,19 @@ use webrtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use webrtc_util::KeyingMaterialExporter;
 use zeroize::Zeroizing;
 
+use super::data::Secrets;
 use super::gate::Caused;
+use super::record::{ALERT, APPLICATION_DATA};
 use super::{
-    ALERT_GRACE, CLIENT_PROFILES, DtlsError, DtlsEvent, DtlsShared, FLIGHT_INTERVAL, Fingerprint, Gate, HANDSHAKE_TIMEOUT, Role,
-    SERVER_PROFILES, record,
+    ALERT_GRACE, CLIENT_PROFILES, DtlsError, DtlsEvent, DtlsShared, EVENTS_RESERVED, FLIGHT_INTERVAL, Fingerprint, Gate, HANDSHAKE_TIMEOUT,
+    Role, SERVER_PROFILES, record,
 };
 
 /// RFC 5764 section 4.2.
 const EXPORTER_LABEL: &str = "EXTRACTOR-dtls_srtp";
+
+/// Level warning, description close_notify (RFC 5246 section 7.2).
+const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 
 /// The library's tasks end at once when its connection is dropped.
 const LIBRARY_END_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
@@ -69,9 +74,12 @@ impl Association {
             return Err(DropReason::DtlsUnexpected);
         }
         let mut caused = Caused::default();
-        let verdict = inner.gate.handle_datagram(now, datagram, &mut caused);
+        let mut verdict = inner.gate.handle_datagram(now, datagram, &mut caused);
         for datagram in caused.repeat {
             self.send(&inner, datagram);
+        }
+        for data in caused.data {
+            verdict = verdict.and(hand_over(&inner, data));
         }
         drop(inner);
         if caused.ready {
@@ -81,6 +89,14 @@ impl Association {
             self.news.notify_one();
         }
         verdict
+    }
+
+    pub(super) fn take_data(&self) {
+        self.lock().gate.take_data();
+    }
+
+    pub(super) fn seal_data(&self, data: &[u8]) -> Option<Box<[u8]>> {
+        self.lock().gate.seal(APPLICATION_DATA, data)
     }
 
     /// A datagram that finds the queue full is lost, as on any network.
@@ -94,6 +110,12 @@ impl Association {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("the gate does not panic: it is fuzzed with every mutation of a handshake")
     }
+}
+
+/// Application data never takes the last places, which are for the handshake's end and the association's.
+fn hand_over(inner: &Inner, data: Box<[u8]>) -> Result<(), DropReason> {
+    let events = inner.events.as_ref().filter(|events| events.capacity() > EVENTS_RESERVED).ok_or(DropReason::DtlsQueueFull)?;
+    events.try_send(DtlsEvent::Data(data)).map_err(|_| DropReason::DtlsQueueFull)
 }
 
 /// How an association ends.
@@ -151,7 +173,7 @@ async fn drive(
         handshake = shake_hands(association, remote) => handshake,
     };
     drop(permit);
-    let (connection, keys, remote) = match handshake {
+    let Established { connection, keys, remote } = match handshake {
         Ok(established) => established,
         Err(error) => {
             counters.count_failed(role, &error);
@@ -161,7 +183,6 @@ async fn drive(
             return End::Failed(error);
         }
     };
-    association.lock().gate.establish();
     counters.count_established(role, started_at.elapsed());
     let told = tokio::select! {
         told = events.send(DtlsEvent::Established { keys, remote }) => told.is_ok(),
@@ -208,11 +229,15 @@ async fn watch_handshake(association: &Association, deadline: Instant) -> DtlsEr
     }
 }
 
+/// What a handshake comes to.
+struct Established {
+    connection: DTLSConn,
+    keys: Box<SrtpKeys>,
+    remote: Fingerprint,
+}
+
 /// The handshake, with the keys of a peer that is the right one.
-async fn shake_hands(
-    association: &Arc<Association>,
-    remote: Vec<Fingerprint>,
-) -> Result<(DTLSConn, Box<SrtpKeys>, Fingerprint), DtlsError> {
+async fn shake_hands(association: &Arc<Association>, remote: Vec<Fingerprint>) -> Result<Established, DtlsError> {
     let role = association.role;
     let profiles = match role {
         Role::Client => CLIENT_PROFILES.to_vec(),
@@ -235,8 +260,12 @@ async fn shake_hands(
         Ok(Err(error)) => return Err(explain(association, error).await),
         Err(Panicked) => return Err(DtlsError::Panicked),
     };
-    let (keys, fingerprint) = export_keys(&connection, role, &profiles, &remote).await?;
-    Ok((connection, keys, fingerprint))
+    let (keys, remote) = export_keys(&connection, role, &profiles, &remote).await?;
+    let secrets = export_secrets(&connection).await?;
+    if !association.lock().gate.install(&secrets) {
+        return Err(DtlsError::Handshake("no keys for application data".into()));
+    }
+    Ok(Established { connection, keys, remote })
 }
 
 /// The best profile of the client's hello, or why there is none and the alert that says so.
@@ -333,6 +362,13 @@ async fn export_keys(
     Ok((Box::new(keys), fingerprint))
 }
 
+/// What our record layer derives its keys from. With the extended master secret, which is required, it is that one.
+async fn export_secrets(connection: &DTLSConn) -> Result<Secrets, DtlsError> {
+    let log = connection.connection_state().await.key_log_data();
+    let log = log.map_err(|error| DtlsError::Handshake(error.to_string().into()))?;
+    Ok(Secrets { master_secret: Zeroizing::new(log.master_secret), local_random: log.local_random, remote_random: log.remote_random })
+}
+
 /// RFC 5764 section 4.2: client key, server key, client salt, server salt.
 fn split_keys(profile: SrtpProfile, role: Role, material: &[u8]) -> Option<SrtpKeys> {
     let (client_key, rest) = material.split_at_checked(profile.key_len())?;
@@ -425,7 +461,9 @@ impl webrtc_util::Conn for LibraryConn {
     async fn send(&self, datagram: &[u8]) -> webrtc_util::Result<usize> {
         let mut inner = self.association.lock();
         if inner.gate.handle_sent(Instant::now(), datagram) {
-            self.association.send(&inner, datagram.into());
+            // After the handshake the library has alerts alone to send: our close_notify goes in their place.
+            let ours = inner.gate.seal(ALERT, &CLOSE_NOTIFY);
+            self.association.send(&inner, ours.unwrap_or_else(|| datagram.into()));
         }
         // A client's ChangeCipherSpec frees the server's. A bell for nothing does no harm.
         self.association.ready.notify_one();

@@ -4,6 +4,7 @@
 //! datagram -> records -+- epoch 0 handshake -> reassembly -> shape check -> in order, once, whole --+-> library
 //!                      +- epoch 0 CCS -------> when the library waits for it ----------------------+
 //!                      +- epoch 1 -----------> behind the CCS; after the handshake only alerts -----+
+//!                      +- application data --> opened by ourselves, for who takes data (data.rs)
 //!                      +- epoch 0 alert -----> noted; ends the handshake only if the peer falls silent
 //!                      +- a repeat ----------> our last flight again
 //!                      +- anything else -----> DropReason
@@ -23,9 +24,11 @@ use pop_proto::drop_reason::DropReason;
 use tokio::time::Instant;
 
 use super::Role;
+use super::data::{Records, Secrets};
 use super::message::{self, ClientHello};
 use super::record::{
-    self, ALERT, CHANGE_CIPHER_SPEC, Fragment, GCM_OVERHEAD_LEN, HANDSHAKE, HANDSHAKE_HEADER_LEN, RECORD_HEADER_LEN, Record,
+    self, ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC, Fragment, GCM_OVERHEAD_LEN, HANDSHAKE, HANDSHAKE_HEADER_LEN, RECORD_HEADER_LEN,
+    Record,
 };
 
 /// Longest handshake message that is put together, in bytes. The library reads records into 8,192 bytes; a chain of two RSA
@@ -105,6 +108,12 @@ pub(super) struct Gate {
     repeated_at: Option<Instant>,
     repeats: Repeats,
     alert_sent: bool,
+
+    /// Explicit nonces that the library drew.
+    nonces: Vec<u64>,
+    /// After the handshake.
+    records: Option<Records>,
+    takes_data: bool,
 }
 
 /// How far the handshake is.
@@ -131,6 +140,8 @@ pub(super) struct Caused {
     pub(super) news: bool,
     /// To send again.
     pub(super) repeat: Vec<Box<[u8]>>,
+    /// Application data, for the owner.
+    pub(super) data: Vec<Box<[u8]>>,
 }
 
 impl Gate {
@@ -156,6 +167,9 @@ impl Gate {
             repeated_at: None,
             repeats: Repeats::default(),
             alert_sent: false,
+            nonces: Vec::new(),
+            records: None,
+            takes_data: false,
         }
     }
 
@@ -169,9 +183,11 @@ impl Gate {
             return Err(DropReason::DtlsMalformed);
         }
         let records = record::records(datagram).ok_or(DropReason::DtlsMalformed)?;
-        // Plaintext costs an established association nothing, so it must not use up what its alerts need.
-        let plaintext = record::records(datagram).is_some_and(|mut records| records.all(|record| record.epoch == 0));
-        if self.stage == Stage::Handshake || !plaintext {
+        // Plaintext costs an established association nothing, so it must not use up what its alerts need. Application data has
+        // a bound of its own: the owner's queue.
+        let free = |record: Record<'_>| record.epoch == 0 || self.opens(record);
+        let free = record::records(datagram).is_some_and(|mut records| records.all(free));
+        if self.stage == Stage::Handshake || !free {
             self.take_token(now)?;
         }
         let mut verdict = Err(DropReason::DtlsUnexpected);
@@ -201,6 +217,27 @@ impl Gate {
         self.alert_sent
     }
 
+    /// The handshake is done, and from now on nothing that the library seals leaves the node. False: no keys.
+    pub(super) fn install(&mut self, secrets: &Secrets) -> bool {
+        self.establish();
+        self.records = Records::derive(self.role, secrets, &self.nonces);
+        self.records.is_some()
+    }
+
+    /// The owner takes application data.
+    pub(super) fn take_data(&mut self) {
+        self.takes_data = true;
+    }
+
+    /// A record of epoch 1, once the handshake is done; see [`Records::seal`].
+    pub(super) fn seal(&mut self, content_type: u8, data: &[u8]) -> Option<Box<[u8]>> {
+        self.records.as_mut()?.seal(content_type, data)
+    }
+
+    fn opens(&self, record: Record<'_>) -> bool {
+        self.takes_data && self.records.is_some() && (record.epoch, record.content_type) == (1, APPLICATION_DATA)
+    }
+
     /// The handshake is done: from now on only alerts under epoch 1 pass.
     pub(super) fn establish(&mut self) {
         self.stage = Stage::Established;
@@ -225,6 +262,9 @@ impl Gate {
         let mut changes_cipher_spec = false;
         let mut verifies_hello = false;
         for record in records {
+            if record.epoch == 1 && self.records.is_none() {
+                self.nonces.extend(record.explicit_nonce());
+            }
             match (record.content_type, record.epoch) {
                 (HANDSHAKE, 0) => {
                     for fragment in record::fragments(record.body).into_iter().flatten() {
@@ -240,6 +280,8 @@ impl Gate {
                     self.alert_sent = true;
                     return true;
                 }
+                // Nothing but alerts is left to say.
+                (_, 1) if self.records.is_some() => return false,
                 _ => {}
             }
         }
@@ -301,7 +343,12 @@ impl Gate {
             // RFC 6347 section 4.1.2.7: "invalid records SHOULD be silently discarded, thus preserving the association".
             (Stage::Established, 0, _) => Err(DropReason::DtlsPlaintext),
             (Stage::Established, 1, ALERT) => self.feed(record.bytes.into(), caused),
-            // Nobody reads application data, and renegotiation is off.
+            (Stage::Established, 1, APPLICATION_DATA) if self.opens(record) => {
+                let records = self.records.as_mut().ok_or(DropReason::DtlsUnexpected)?;
+                caused.data.push(records.open(record)?);
+                Ok(())
+            }
+            // Data before the keys are there, or for an owner that takes none; and renegotiation is off.
             _ => Err(DropReason::DtlsUnexpected),
         }
     }

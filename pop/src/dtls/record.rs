@@ -21,9 +21,18 @@ pub(super) const DTLS_1_2: [u8; 2] = [0xfe, 0xfd];
 pub(super) struct Record<'a> {
     pub(super) content_type: u8,
     pub(super) epoch: u16,
+    /// 48 bits.
+    pub(super) sequence: u64,
     pub(super) body: &'a [u8],
     /// Header and body.
     pub(super) bytes: &'a [u8],
+}
+
+impl Record<'_> {
+    /// Of a GCM record.
+    pub(super) fn explicit_nonce(&self) -> Option<u64> {
+        Some(u64::from_be_bytes(*self.body.first_chunk()?))
+    }
 }
 
 /// The records of a datagram; `None` unless every header holds, has a body and the last one ends with the datagram.
@@ -61,7 +70,8 @@ fn split_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
         return None;
     }
     let (record, rest) = bytes.split_at(bytes_len);
-    Some((Record { content_type, epoch, body: &record[RECORD_HEADER_LEN..], bytes: record }, rest))
+    let sequence = header[5..11].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    Some((Record { content_type, epoch, sequence, body: &record[RECORD_HEADER_LEN..], bytes: record }, rest))
 }
 
 /// One fragment of a handshake message.

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use pop_proto::control::ExtensionIds;
-use pop_schemas::{ParticipantId, SessionId, TransportId};
+use pop_schemas::{Identity, ParticipantId, SessionId, TransportId};
 use pop_session::Refusal;
 use pop_session::member::{MemberRequest, Notice, Offer, TransportOffer};
 use pop_session::placement::Claim;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::data::Parcel;
 use super::directory::{RoomSender, Slot};
 use super::room::RoomMessage;
 use super::{Node, Shared};
@@ -184,6 +185,8 @@ pub(super) struct Member {
     /// `None` while its client is away.
     pub(super) socket: Option<Socket>,
     pub(super) line: Arc<Mutex<Line>>,
+    /// Who it says it is.
+    pub(super) identity: Identity,
     /// What it claims, until it has a transport: then that one's task keeps them.
     pub(super) slots: Vec<Slot>,
     pub(super) transport: Option<MemberTransport>,
@@ -199,11 +202,13 @@ pub(super) struct MemberTransport {
 pub(super) enum Order {
     /// Keep this until the worker has forgotten the transport.
     Keep(Slot),
+    /// A message for the client.
+    Send(Parcel),
 }
 
 impl Member {
-    pub(super) fn new(socket: Socket, line: Arc<Mutex<Line>>, slot: Slot) -> Member {
-        Member { socket: Some(socket), line, slots: vec![slot], transport: None }
+    pub(super) fn new(socket: Socket, line: Arc<Mutex<Line>>, identity: Identity, slot: Slot) -> Member {
+        Member { socket: Some(socket), line, identity, slots: vec![slot], transport: None }
     }
 
     /// Keeps a slot for as long as the worker has what it is for.

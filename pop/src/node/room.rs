@@ -2,21 +2,29 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
-use pop_proto::control::{OpenTransport, SrtpProfile};
+use pop_proto::control::{DataMessage, OpenTransport, SrtpProfile};
 use pop_proto::{Command, Event};
 use pop_schemas::{ParticipantId, SessionId, Time, TransportId};
 use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume, TransportOffer};
 use pop_session::session::{Action, Audit};
 use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::sleep_until;
 
+use super::data::{DataPath, Outbox, Received};
 use super::directory::{RoomSender, Slot};
 use super::member::{Line, Member, MemberTransport, Order, Socket, TransportStart};
 use super::pump::Route;
 use super::{EndsProcess, Shared};
+use crate::data::DataDrop;
 use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
 use crate::logging::AUDIT;
+use crate::signal::livekit::data::Sender;
+
+/// Messages for a client that are handed to its association together.
+const ORDERS_PER_TURN: usize = 64;
 
 /// What reaches a room.
 pub(super) enum RoomMessage {
@@ -89,6 +97,17 @@ pub(super) enum RoomMessage {
     },
     /// From the session's worker.
     Event(Box<Event>),
+    /// A message of a client.
+    Data {
+        transport: TransportId,
+        message: Arc<DataMessage>,
+        place: OwnedSemaphorePermit,
+    },
+    /// A client takes messages slower than they come.
+    DataOverflow {
+        transport: TransportId,
+        generation: u32,
+    },
     /// DTLS is done; the worker has the keys.
     Connected {
         transport: TransportId,
@@ -129,6 +148,8 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
         members: HashMap::new(),
         opening: None,
         updates: Vec::new(),
+        outboxes: HashMap::new(),
+        overflowed: Vec::new(),
         requests: 0,
     };
     tokio::spawn(room.run(receiver));
@@ -149,6 +170,10 @@ struct Room {
     opening: Option<(ParticipantId, TransportStart)>,
     /// Commands of the room's own, which go before those of the session.
     updates: Vec<Command>,
+    /// Where the data of members goes.
+    outboxes: HashMap<TransportId, Outbox>,
+    /// Those that have overflowed in this turn: what the session has said for them before it knew is not sent.
+    overflowed: Vec<TransportId>,
     requests: u64,
 }
 
@@ -188,7 +213,7 @@ impl Room {
             RoomMessage::Ask { request, reply } => self.request(shared, request, Waiting::Ask(reply)),
             RoomMessage::Enter { enter, socket, line, slot, reply } => {
                 let participant = enter.participant;
-                self.members.insert(participant, Member::new(socket, line, slot));
+                self.members.insert(participant, Member::new(socket, line, enter.identity.clone(), slot));
                 self.request(shared, Request::Enter(enter), Waiting::Enter(reply, participant));
             }
             RoomMessage::Resume { resume, socket, reply } => self.resume(shared, resume, socket, reply),
@@ -221,6 +246,12 @@ impl Room {
             RoomMessage::Ping { reply } => drop(reply.send(())),
             RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
             RoomMessage::Event(event) => self.session.handle_event(now, *event),
+            RoomMessage::Data { transport, message, place: _place } => self.take_data(shared, transport, message),
+            RoomMessage::DataOverflow { transport, generation } => {
+                if self.outboxes.get(&transport).is_some_and(|outbox| outbox.is_current(generation)) {
+                    self.overflow(now, transport);
+                }
+            }
             RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
             RoomMessage::Failed { transport, failure } => self.session.handle_transport_failed(now, transport, failure),
             RoomMessage::Close => {
@@ -252,18 +283,23 @@ impl Room {
             shared.routes[self.worker].add(transport, Route { room, peer });
         }
         match events {
-            Some(events) => drop(self.start_transport(transport, events, vec![slot])),
+            Some(events) => self.start_transport(transport, events, mpsc::unbounded_channel().1, vec![slot], None),
             None => drop(self.routed.insert(transport, slot)),
         }
         self.request(shared, Request::Join(Box::new(join)), Waiting::Join(reply, transport));
     }
 
     /// Starts the task of a transport, which keeps `slots`.
-    fn start_transport(&self, id: TransportId, events: DtlsEvents, slots: Vec<Slot>) -> mpsc::UnboundedSender<Order> {
-        let (orders, received) = mpsc::unbounded_channel();
+    fn start_transport(
+        &self,
+        id: TransportId,
+        events: DtlsEvents,
+        orders: mpsc::UnboundedReceiver<Order>,
+        slots: Vec<Slot>,
+        data: Option<Box<DataPath>>,
+    ) {
         let (shared, room) = (self.shared.clone(), self.mailbox.clone());
-        tokio::spawn(Transport { shared, worker: self.worker, id, room, slots }.run(events, received));
-        orders
+        tokio::spawn(Transport { shared, worker: self.worker, id, room, slots, data }.run(events, orders));
     }
 
     fn resume(&mut self, shared: &Shared, resume: Box<Resume>, socket: Socket, reply: oneshot::Sender<Result<(), Refusal>>) {
@@ -308,11 +344,17 @@ impl Room {
                 if let Some(room) = self.mailbox.upgrade() {
                     shared.routes[self.worker].add(id, Route { room, peer: Some(peer) });
                 }
-                let slots = self.members.get_mut(&participant).map(|member| std::mem::take(&mut member.slots));
-                let orders = self.start_transport(id, events, slots.unwrap_or_default());
+                let (orders, received) = mpsc::unbounded_channel();
+                let (mut slots, mut data) = (Vec::new(), None);
                 if let Some(member) = self.members.get_mut(&participant) {
+                    slots = std::mem::take(&mut member.slots);
+                    let outbox = Outbox::new(orders.clone(), Arc::clone(&shared.data));
+                    let sender = Sender::new(participant, member.identity.clone());
+                    data = Some(Box::new(DataPath::new(now(), sender, outbox.generation(), Arc::clone(&shared.data))));
+                    self.outboxes.insert(id, outbox);
                     member.transport = Some(MemberTransport { id, orders });
                 }
+                self.start_transport(id, events, received, slots, data);
                 shared.command(self.worker, Command::OpenTransport(open)).await;
             }
             Err(error) => {
@@ -320,6 +362,33 @@ impl Room {
                 self.session.handle_transport_failed(shared.clock.now(), id, failure(&error));
             }
         }
+    }
+
+    fn take_data(&mut self, shared: &Shared, transport: TransportId, message: Arc<DataMessage>) {
+        let before = self.session.data_drops();
+        self.session.handle_event(shared.clock.now(), Event::Data { transport, message });
+        let after = self.session.data_drops();
+        for (reason, count) in [
+            (DataDrop::NotAllowed, after.forbidden - before.forbidden),
+            (DataDrop::Malformed, after.oversized - before.oversized),
+            (DataDrop::Repeated, after.repeated - before.repeated),
+        ] {
+            (0..count).for_each(|_| shared.data.count_drop(reason));
+        }
+    }
+
+    fn send_data(&mut self, shared: &Shared, transport: TransportId, message: &Arc<DataMessage>) {
+        let outbox = self.outboxes.get(&transport).filter(|_| !self.overflowed.contains(&transport));
+        let Some(outbox) = outbox else { return shared.data.count_drop(DataDrop::NotConnected) };
+        if outbox.send(now(), message).is_err() {
+            self.overflow(shared.clock.now(), transport);
+        }
+    }
+
+    fn overflow(&mut self, now: Time, transport: TransportId) {
+        tracing::debug!(%transport, "a client takes data too slowly; it is told to resume");
+        self.session.handle_data_overflow(now, transport);
+        self.overflowed.push(transport);
     }
 
     fn tell(&mut self, shared: &Shared, participant: ParticipantId, notice: Notice) {
@@ -350,6 +419,7 @@ impl Room {
                         shared.command(self.worker, Command::CloseTransport { transport }).await;
                     }
                 }
+                Output::Command(Command::SendData { transport, message }) => self.send_data(shared, transport, &message),
                 Output::Command(command) => {
                     shared.routes[self.worker].note(&command);
                     shared.command(self.worker, command).await;
@@ -368,10 +438,16 @@ impl Room {
             }
         }
         self.opening = None;
+        for transport in self.overflowed.drain(..) {
+            if let Some(outbox) = self.outboxes.get(&transport) {
+                outbox.restart();
+            }
+        }
     }
 
     fn forget(&mut self, shared: &Shared, transport: TransportId) {
         self.routed.remove(&transport);
+        self.outboxes.remove(&transport);
         shared.routes[self.worker].remove(transport);
     }
 
@@ -433,15 +509,34 @@ struct Transport {
     id: TransportId,
     room: mpsc::WeakUnboundedSender<RoomMessage>,
     slots: Vec<Slot>,
+    /// Of a member.
+    data: Option<Box<DataPath>>,
 }
 
 impl Transport {
     async fn run(mut self, mut events: DtlsEvents, mut orders: mpsc::UnboundedReceiver<Order>) {
+        if self.data.is_some() {
+            events.take_data();
+        }
         loop {
+            let wake = self.data.as_ref().and_then(|data| data.poll_timeout());
             let event = tokio::select! {
                 event = events.recv() => event,
                 Some(order) = orders.recv() => {
                     self.obey(order);
+                    // Those who wait behind it go out together.
+                    for _ in 0..ORDERS_PER_TURN {
+                        let Ok(order) = orders.try_recv() else { break };
+                        self.obey(order);
+                    }
+                    self.carry_data(&events).await;
+                    continue;
+                }
+                () = sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {
+                    if let Some(data) = &mut self.data {
+                        data.handle_timeout(now());
+                    }
+                    self.carry_data(&events).await;
                     continue;
                 }
             };
@@ -462,6 +557,13 @@ impl Transport {
                     tracing::debug!(transport = %self.id, %error, "DTLS failed");
                     RoomMessage::Failed { transport: self.id, failure: failure(&error) }
                 }
+                DtlsEvent::Data(packet) => {
+                    if let Some(data) = &mut self.data {
+                        data.handle_data(now(), &packet);
+                    }
+                    self.carry_data(&events).await;
+                    continue;
+                }
                 DtlsEvent::Closed => RoomMessage::Failed { transport: self.id, failure: TransportFailure::ClosedByPeer },
             };
             if let Some(room) = self.room.upgrade() {
@@ -477,8 +579,36 @@ impl Transport {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Keep(slot) => self.slots.push(slot),
+            Order::Send(parcel) => {
+                if let Some(data) = &mut self.data {
+                    data.queue(now(), parcel);
+                }
+            }
         }
     }
+
+    /// Brings the client's messages to the room, and what waits for the client to the worker.
+    async fn carry_data(&mut self, events: &DtlsEvents) {
+        let (Some(data), Some(shared)) = (&mut self.data, self.shared.upgrade()) else { return };
+        let (transport, room) = (self.id, self.room.upgrade());
+        for Received { message, place } in data.poll_messages(now()) {
+            // A room that has ended has closed its transports.
+            let _ = room.as_ref().map(|room| room.send(RoomMessage::Data { transport, message: Arc::new(message), place }));
+        }
+        if let Some(generation) = data.take_overflow() {
+            let _ = room.as_ref().map(|room| room.send(RoomMessage::DataOverflow { transport, generation }));
+        }
+        while let Some(packet) = data.poll_transmit(now()) {
+            match events.seal_data(&packet) {
+                Some(datagram) => shared.command(self.worker, Command::SendDtls { transport, datagram }).await,
+                None => shared.data.count_drop(DataDrop::NotSealed),
+            }
+        }
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn failure(error: &DtlsError) -> TransportFailure {

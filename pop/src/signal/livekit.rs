@@ -10,6 +10,7 @@
 //! the URL by the listener, messages by length, fields and rate, offers by the bounds of [`super::sdp`].
 
 mod counters;
+pub mod data;
 mod join;
 mod offer;
 mod request;

@@ -20,6 +20,7 @@ pub(crate) enum Report {
     Send(Vec<u8>),
     /// Profile number and exporter material in the order of RFC 5764.
     Keys(u16, Vec<u8>),
+    Data(Vec<u8>),
     Failed(String),
     Closed,
 }
@@ -28,6 +29,8 @@ pub(crate) enum Report {
 pub(crate) struct End {
     pub(crate) to: mpsc::UnboundedSender<Vec<u8>>,
     pub(crate) from: mpsc::UnboundedReceiver<Report>,
+    /// Application data to be sent.
+    pub(crate) data: mpsc::UnboundedSender<Vec<u8>>,
     /// Ours only: to look at verdicts, or to drop.
     pub(crate) peer: Option<Arc<DtlsPeer>>,
     task: AbortHandle,
@@ -91,11 +94,19 @@ pub(crate) fn ours(dtls: &Dtls, role: Role, remote: &str) -> End {
     let remote: Fingerprint = remote.parse().unwrap();
     let (peer, mut events) = dtls.open(role, vec![remote]).unwrap();
     peer.start();
+    events.take_data();
     let peer = Arc::new(peer);
     let (reports, from) = mpsc::unbounded_channel();
+    let (data, mut outbox) = mpsc::unbounded_channel::<Vec<u8>>();
     let task = tokio::spawn(async move {
-        while let Some(event) = events.recv().await {
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                Some(data) = outbox.recv() => Some(DtlsEvent::Send(events.seal_data(&data).expect("it fits, and the keys are there"))),
+            };
+            let Some(event) = event else { return };
             let report = match event {
+                DtlsEvent::Data(data) => Report::Data(data.into()),
                 DtlsEvent::Send(datagram) => Report::Send(datagram.into()),
                 DtlsEvent::Established { keys, .. } => Report::Keys(profile_number(&keys), material(&keys, role)),
                 DtlsEvent::Failed(error) => Report::Failed(error_text(&error)),
@@ -107,7 +118,7 @@ pub(crate) fn ours(dtls: &Dtls, role: Role, remote: &str) -> End {
         }
     });
     let (to, _) = mpsc::unbounded_channel();
-    End { to, from, peer: Some(peer), task: task.abort_handle() }
+    End { to, from, data, peer: Some(peer), task: task.abort_handle() }
 }
 
 /// The library without anything of ours.
@@ -130,6 +141,7 @@ pub(crate) fn bare(
         ..Config::default()
     };
     tune(&mut config);
+    let (data, mut outbox) = mpsc::unbounded_channel::<Vec<u8>>();
     let conn = Arc::new(TestConn { inbox: Mutex::new(inbox), reports: reports.clone() });
     let task = tokio::spawn(async move {
         let connection = match DTLSConn::new(conn, config, role == Role::Client, None).await {
@@ -146,16 +158,27 @@ pub(crate) fn bare(
         let material = state.export_keying_material("EXTRACTOR-dtls_srtp", &[], len).await.unwrap();
         let _ = reports.send(Report::Keys(number, material));
         let mut data = [0; 2_000];
-        while connection.read(&mut data, None).await.is_ok() {}
-        let _ = reports.send(Report::Closed);
+        loop {
+            tokio::select! {
+                read = connection.read(&mut data, None) => {
+                    let report = read.map_or(Report::Closed, |len| Report::Data(data[..len].to_vec()));
+                    let end = report == Report::Closed;
+                    if reports.send(report).is_err() || end {
+                        return;
+                    }
+                }
+                Some(data) = outbox.recv() => drop(connection.write(&data, None).await.unwrap()),
+            }
+        }
     });
-    End { to, from, peer: None, task: task.abort_handle() }
+    End { to, from, data, peer: None, task: task.abort_handle() }
 }
 
 /// dimpl; `auto` offers DTLS 1.3 as well.
 pub(crate) fn dimpl(certificate: dimpl::DtlsCertificate, role: Role, mtu: usize, auto: bool) -> End {
     let (to, mut inbox) = mpsc::unbounded_channel::<Vec<u8>>();
     let (reports, from) = mpsc::unbounded_channel();
+    let (data, mut outbox) = mpsc::unbounded_channel::<Vec<u8>>();
     let config = dimpl::Config::builder().mtu(mtu).flight_start_rto(std::time::Duration::from_millis(100)).build().unwrap();
     // dimpl has the clock of the standard library, the test may have a paused one.
     let (base, begin) = (std::time::Instant::now(), Instant::now());
@@ -180,6 +203,7 @@ pub(crate) fn dimpl(certificate: dimpl::DtlsCertificate, role: Role, mtu: usize,
                         };
                         Report::Keys(number, material.to_vec())
                     }
+                    dimpl::Output::ApplicationData(data) => Report::Data(data.to_vec()),
                     dimpl::Output::CloseNotify => Report::Closed,
                     dimpl::Output::Timeout(at) => break at,
                     _ => continue,
@@ -203,6 +227,7 @@ pub(crate) fn dimpl(certificate: dimpl::DtlsCertificate, role: Role, mtu: usize,
                         Err(error) => Err(error),
                     },
                 },
+                Some(data) = outbox.recv() => end.send_application_data(&data).map(drop),
                 () = tokio::time::sleep_until(wake) => end.handle_timeout(now()),
             };
             if let Err(error) = result {
@@ -211,7 +236,7 @@ pub(crate) fn dimpl(certificate: dimpl::DtlsCertificate, role: Role, mtu: usize,
             }
         }
     });
-    End { to, from, peer: None, task: task.abort_handle() }
+    End { to, from, data, peer: None, task: task.abort_handle() }
 }
 
 pub(crate) fn library_certificate() -> (webrtc_dtls::crypto::Certificate, String) {

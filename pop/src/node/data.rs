@@ -1,0 +1,715 @@
+//! The data of a member's transport: its SCTP association, what comes from it, and what waits for it.
+//!
+//! ```text
+//! DTLS data -> handle_data -> Sctp -> poll_message: stamped with its sender, at the rate of a sender -> room
+//! room -> Outbox -> queue -> [reliable | lossy] -> Sctp -> poll_transmit -> DTLS data
+//! ```
+//!
+//! A sender that is too fast is not read from: its window closes, and it waits. Its lossy messages are dropped instead.
+//!
+//! A receiver that is too slow has at most [`RELIABLE_LEN_MAX`] bytes or [`RELIABLE_AGE_MAX`] of reliable messages waiting. Then all
+//! that waits for it is dropped, and the session tells its client to resume and sends again what it missed. What the association
+//! has already is what came before all that, so the order holds. Each such end of the queue begins another generation of messages:
+//! those of an older one are no longer sent.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pop_proto::control::DataMessage;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::member::Order;
+use crate::data::{DataCounters, DataDrop, Direction};
+use crate::sctp::{Sctp, SctpEnd, SctpEvent, Side};
+use crate::signal::livekit::data::Sender;
+
+/// Channels of the room protocol.
+const RELIABLE: &str = "_reliable";
+const LOSSY: &str = "_lossy";
+const DATA_TRACK: &str = "_data_track";
+
+/// Reliable messages that wait for one receiver: bytes, and how long the oldest waits.
+const RELIABLE_LEN_MAX: usize = 1 << 20;
+const RELIABLE_AGE_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes of lossy messages that wait for one receiver.
+const LOSSY_LEN_MAX: usize = 64 << 10;
+
+/// Bytes that one association has on its way: 2.5 MB/s at a round trip of 100 ms.
+const RELIABLE_FLIGHT_LEN: usize = 256 << 10;
+const LOSSY_FLIGHT_LEN: usize = 32 << 10;
+
+/// What a waiting message costs beside its body, in bytes.
+const PARCEL_COST: usize = 128;
+
+/// Bytes of one sender's messages that wait for the room.
+const ROOM_LEN_MAX: usize = 512 << 10;
+
+/// When the room has that much, it is asked again after this.
+const ROOM_RETRY: Duration = Duration::from_millis(2);
+
+/// What a sender may send: a second and so much at once. Everybody in the room gets it, so one sender at 4 MiB/s is a room's load.
+const RELIABLE_RATE: Rate = Rate { bytes: 4 << 20, bytes_burst: 1 << 20, messages: 5_000, messages_burst: 5_000 };
+const LOSSY_RATE: Rate = Rate { bytes: 4 << 20, bytes_burst: 1 << 20, messages: 5_000, messages_burst: 5_000 };
+
+/// Messages that are read in one turn.
+const MESSAGES_PER_TURN: usize = 128;
+
+/// A message on its way to one receiver's association.
+pub(super) struct Parcel {
+    message: Arc<DataMessage>,
+    generation: u32,
+    queued_at: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// A receiver's queue is full.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Overflow;
+
+/// The room's end of a receiver's queue.
+pub(super) struct Outbox {
+    orders: mpsc::UnboundedSender<Order>,
+    reliable: Arc<Semaphore>,
+    lossy: Arc<Semaphore>,
+    generation: Arc<AtomicU32>,
+    counters: Arc<DataCounters>,
+}
+
+impl Outbox {
+    pub(super) fn new(orders: mpsc::UnboundedSender<Order>, counters: Arc<DataCounters>) -> Outbox {
+        Outbox {
+            orders,
+            reliable: Arc::new(Semaphore::new(RELIABLE_LEN_MAX)),
+            lossy: Arc::new(Semaphore::new(LOSSY_LEN_MAX)),
+            generation: Arc::new(AtomicU32::new(0)),
+            counters,
+        }
+    }
+
+    /// For [`DataPath::new`].
+    pub(super) fn generation(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.generation)
+    }
+
+    /// Hands a message to the receiver's task.
+    ///
+    /// # Errors
+    /// [`Overflow`]: a reliable one has no place. The caller tells the session, and calls [`Outbox::restart`].
+    pub(super) fn send(&self, now: Instant, message: &Arc<DataMessage>) -> Result<(), Overflow> {
+        let places = if message.reliable { &self.reliable } else { &self.lossy };
+        // A body is at most 64 KiB.
+        let cost = (message.body.len() + PARCEL_COST) as u32;
+        let Ok(place) = Arc::clone(places).try_acquire_many_owned(cost) else {
+            if message.reliable {
+                self.counters.count_drop(DataDrop::ReliableOverflow);
+                return Err(Overflow);
+            }
+            self.counters.count_drop(DataDrop::LossyQueueFull);
+            return Ok(());
+        };
+        let generation = self.generation.load(Relaxed);
+        let parcel = Parcel { message: Arc::clone(message), generation, queued_at: now, _place: place };
+        if self.orders.send(Order::Send(parcel)).is_err() {
+            self.counters.count_drop(DataDrop::NotConnected);
+        }
+        Ok(())
+    }
+
+    /// Whether this is the generation that overflowed: it may have been reported twice.
+    pub(super) fn is_current(&self, generation: u32) -> bool {
+        self.generation.load(Relaxed) == generation
+    }
+
+    /// What waits is no longer sent.
+    pub(super) fn restart(&self) {
+        self.generation.fetch_add(1, Relaxed);
+        self.counters.count_overflow();
+    }
+}
+
+/// A message of the client, with its place in what the room may have waiting.
+pub(super) struct Received {
+    pub(super) message: DataMessage,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// The task's part.
+pub(super) struct DataPath {
+    sctp: Sctp,
+    sender: Sender,
+    counters: Arc<DataCounters>,
+
+    /// Open channels by what they carry; the newest is sent on.
+    reliable: Vec<u16>,
+    lossy: Vec<u16>,
+    others: Vec<(u16, DataDrop)>,
+
+    reliable_bucket: Bucket,
+    lossy_bucket: Bucket,
+    /// Places in the room's mailbox.
+    room: Arc<Semaphore>,
+    /// Something is left to be read then.
+    read_at: Option<Instant>,
+
+    waiting: VecDeque<Parcel>,
+    lossy_waiting: VecDeque<Parcel>,
+    generation: Arc<AtomicU32>,
+    /// What the task itself has seen overflow.
+    overflowed: Option<u32>,
+    reported: Option<u32>,
+    has_ended: bool,
+}
+
+impl DataPath {
+    pub(super) fn new(now: Instant, sender: Sender, generation: Arc<AtomicU32>, counters: Arc<DataCounters>) -> DataPath {
+        DataPath {
+            sctp: Sctp::new(Side::Accepts, now),
+            sender,
+            counters,
+            reliable: Vec::new(),
+            lossy: Vec::new(),
+            others: Vec::new(),
+            reliable_bucket: Bucket::new(RELIABLE_RATE, now),
+            lossy_bucket: Bucket::new(LOSSY_RATE, now),
+            room: Arc::new(Semaphore::new(ROOM_LEN_MAX)),
+            read_at: None,
+            waiting: VecDeque::new(),
+            lossy_waiting: VecDeque::new(),
+            generation,
+            overflowed: None,
+            reported: None,
+            has_ended: false,
+        }
+    }
+
+    /// Application data of the client.
+    pub(super) fn handle_data(&mut self, now: Instant, data: &[u8]) {
+        if let Err(reason) = self.sctp.handle_datagram(now, data) {
+            self.counters.count_drop(reason);
+        }
+        self.read_at = Some(now);
+        self.settle(now);
+    }
+
+    /// A message for the client.
+    pub(super) fn queue(&mut self, now: Instant, parcel: Parcel) {
+        if parcel.message.reliable {
+            self.waiting.push_back(parcel)
+        } else {
+            self.lossy_waiting.push_back(parcel)
+        }
+        self.settle(now);
+    }
+
+    /// Time has passed.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.sctp.handle_timeout(now);
+        self.settle(now);
+    }
+
+    /// When [`DataPath::handle_timeout`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let oldest = self.waiting.front().map(|parcel| parcel.queued_at + RELIABLE_AGE_MAX);
+        [self.sctp.poll_timeout(), oldest, self.read_at].into_iter().flatten().min()
+    }
+
+    /// The next packet for the client.
+    pub(super) fn poll_transmit(&mut self, now: Instant) -> Option<Bytes> {
+        self.sctp.poll_transmit(now)
+    }
+
+    /// Messages of the client, at most as many as one turn may have.
+    pub(super) fn poll_messages(&mut self, now: Instant) -> Vec<Received> {
+        let mut received = Vec::new();
+        if self.read_at.is_none_or(|at| at > now) {
+            return received;
+        }
+        self.read_at = None;
+        self.read_others(now);
+        self.read_lossy(now, &mut received);
+        if received.len() == MESSAGES_PER_TURN {
+            self.read_at = Some(now);
+        }
+        self.read_reliable(now, &mut received);
+        self.settle(now);
+        received
+    }
+
+    /// The generation that has just overflowed, once.
+    pub(super) fn take_overflow(&mut self) -> Option<u32> {
+        let overflowed = self.overflowed.filter(|_| self.reported != self.overflowed);
+        self.reported = self.overflowed;
+        overflowed
+    }
+
+    /// Brings what has happened together: events, what may go out now, what has waited too long.
+    fn settle(&mut self, now: Instant) {
+        while let Some(event) = self.sctp.poll_event() {
+            self.handle_event(event);
+        }
+        for reason in self.sctp.take_drops() {
+            self.counters.count_drop(reason);
+        }
+        self.drop_what_is_over();
+        self.send_waiting();
+        if self.waiting.front().is_some_and(|parcel| now >= parcel.queued_at + RELIABLE_AGE_MAX) {
+            self.overflow();
+        }
+    }
+
+    fn handle_event(&mut self, event: SctpEvent) {
+        match event {
+            SctpEvent::Opened { channel, label, .. } => match &*label {
+                RELIABLE => self.reliable.push(channel),
+                LOSSY => self.lossy.push(channel),
+                DATA_TRACK => self.others.push((channel, DataDrop::DataTrack)),
+                _ => self.others.push((channel, DataDrop::UnknownChannel)),
+            },
+            SctpEvent::Closed { channel } => {
+                self.reliable.retain(|known| *known != channel);
+                self.lossy.retain(|known| *known != channel);
+                self.others.retain(|(known, _)| *known != channel);
+            }
+            SctpEvent::Ended(end) => {
+                self.reliable.clear();
+                self.lossy.clear();
+                self.others.clear();
+                self.has_ended = true;
+                self.counters.count_lost();
+                if end == SctpEnd::Panicked {
+                    self.counters.count_panic();
+                }
+            }
+            SctpEvent::Connected | SctpEvent::Acknowledged { .. } => {}
+        }
+    }
+
+    fn read_others(&mut self, now: Instant) {
+        for (channel, reason) in self.others.clone() {
+            while self.sctp.read(now, channel).is_some() {
+                self.counters.count_drop(reason);
+            }
+        }
+    }
+
+    /// Lossy messages are never left behind: they would keep the reliable ones of their sender waiting.
+    fn read_lossy(&mut self, now: Instant, received: &mut Vec<Received>) {
+        for channel in self.lossy.clone() {
+            while received.len() < MESSAGES_PER_TURN {
+                let Some(message) = self.sctp.read(now, channel) else { break };
+                if self.lossy_bucket.take(now, message.body.len()) {
+                    self.take(false, &message.body, received);
+                } else {
+                    self.counters.count_drop(DataDrop::LossyRate);
+                }
+            }
+        }
+    }
+
+    fn read_reliable(&mut self, now: Instant, received: &mut Vec<Received>) {
+        for channel in self.reliable.clone() {
+            loop {
+                let is_busy = self.room.available_permits() < ROOM_LEN_MAX / 2;
+                let ready_at = if is_busy { now + ROOM_RETRY } else { self.reliable_bucket.ready_at(now) };
+                if ready_at > now || received.len() >= 2 * MESSAGES_PER_TURN {
+                    self.read_at = Some(self.read_at.map_or(ready_at, |at| at.min(ready_at)));
+                    return;
+                }
+                let Some(message) = self.sctp.read(now, channel) else { break };
+                self.reliable_bucket.charge(message.body.len());
+                self.take(true, &message.body, received);
+            }
+        }
+    }
+
+    fn take(&mut self, reliable: bool, body: &[u8], received: &mut Vec<Received>) {
+        self.counters.count(Direction::Received, reliable, body.len());
+        let stamped = self.sender.stamp(reliable, body).and_then(|message| {
+            let cost = (message.body.len() + PARCEL_COST) as u32;
+            let place = Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| DataDrop::LossyRate)?;
+            Ok(Received { message, place })
+        });
+        match stamped {
+            Ok(message) => received.push(message),
+            Err(reason) => self.counters.count_drop(reason),
+        }
+    }
+
+    /// Drops what waits of a generation that has overflowed.
+    fn drop_what_is_over(&mut self) {
+        let current = self.generation.load(Relaxed);
+        let is_over = |parcel: &Parcel| parcel.generation != current || Some(parcel.generation) == self.overflowed;
+        if self.waiting.front().is_some_and(&is_over) {
+            let before = self.waiting.len();
+            self.waiting.retain(|parcel| !is_over(parcel));
+            for _ in self.waiting.len()..before {
+                self.counters.count_drop(DataDrop::ReliableOverflow);
+            }
+        }
+        if self.has_ended {
+            let lost = self.waiting.drain(..).chain(self.lossy_waiting.drain(..));
+            lost.for_each(|_| self.counters.count_drop(DataDrop::NotConnected));
+        }
+    }
+
+    fn send_waiting(&mut self) {
+        if let Some(channel) = self.lossy.last().copied() {
+            while !self.lossy_waiting.is_empty() && self.sctp.buffered_len(channel) < LOSSY_FLIGHT_LEN {
+                let parcel = self.lossy_waiting.pop_front().expect("it is not empty");
+                self.send(channel, &parcel);
+            }
+        }
+        if let Some(channel) = self.reliable.last().copied() {
+            while !self.waiting.is_empty() && self.sctp.buffered_len(channel) < RELIABLE_FLIGHT_LEN {
+                let parcel = self.waiting.pop_front().expect("it is not empty");
+                self.send(channel, &parcel);
+            }
+        }
+    }
+
+    fn send(&mut self, channel: u16, parcel: &Parcel) {
+        let body = &parcel.message.body;
+        match self.sctp.send(channel, true, &Bytes::copy_from_slice(body)) {
+            Ok(()) => self.counters.count(Direction::Sent, parcel.message.reliable, body.len()),
+            Err(_) => self.counters.count_drop(DataDrop::NotConnected),
+        }
+    }
+
+    /// The oldest has waited too long. A client that never opened a channel is not told anything: it does not want data.
+    fn overflow(&mut self) {
+        if self.reliable.is_empty() {
+            self.waiting.drain(..).for_each(|_| self.counters.count_drop(DataDrop::NotConnected));
+            return;
+        }
+        self.overflowed = self.waiting.front().map(|parcel| parcel.generation);
+        self.drop_what_is_over();
+    }
+}
+
+/// What may come in a second, and at once.
+#[derive(Clone, Copy)]
+struct Rate {
+    bytes: u64,
+    bytes_burst: u64,
+    messages: u64,
+    messages_burst: u64,
+}
+
+/// Tokens for bytes and for messages, both in millionths, so that a microsecond brings a whole number. They may go below zero by one
+/// message.
+struct Bucket {
+    rate: Rate,
+    bytes: i64,
+    messages: i64,
+    filled_at: Instant,
+}
+
+const MILLION: i64 = 1_000_000;
+
+impl Bucket {
+    fn new(rate: Rate, now: Instant) -> Bucket {
+        Bucket { rate, bytes: rate.bytes_burst as i64 * MILLION, messages: rate.messages_burst as i64 * MILLION, filled_at: now }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        // Ten seconds fill every bucket.
+        let us = now.saturating_duration_since(self.filled_at).as_micros().min(10_000_000) as i64;
+        self.filled_at = now;
+        self.bytes = (self.bytes + us * self.rate.bytes as i64).min(self.rate.bytes_burst as i64 * MILLION);
+        self.messages = (self.messages + us * self.rate.messages as i64).min(self.rate.messages_burst as i64 * MILLION);
+    }
+
+    /// When a message may be taken.
+    fn ready_at(&mut self, now: Instant) -> Instant {
+        self.fill(now);
+        let wait = |tokens: i64, rate: u64| (-tokens).max(-1) / rate as i64 + 1;
+        if self.bytes > 0 && self.messages > 0 {
+            return now;
+        }
+        let us = wait(self.bytes, self.rate.bytes).max(wait(self.messages, self.rate.messages)).max(1);
+        now + Duration::from_micros(us as u64)
+    }
+
+    fn charge(&mut self, len: usize) {
+        self.bytes -= len as i64 * MILLION;
+        self.messages -= MILLION;
+    }
+
+    fn take(&mut self, now: Instant, len: usize) -> bool {
+        let ready = self.ready_at(now) <= now;
+        if ready {
+            self.charge(len);
+        }
+        ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pop_schemas::{Identity, ParticipantId};
+
+    use super::*;
+    use crate::sctp::{Limit, Promise};
+    use crate::signal::livekit::data::testing::{packet, sender_of};
+
+    const PROMISES: [(&str, Promise); 3] = [
+        (RELIABLE, Promise { ordered: true, limit: Limit::None }),
+        (LOSSY, Promise { ordered: false, limit: Limit::Repeats(0) }),
+        (DATA_TRACK, Promise { ordered: false, limit: Limit::Repeats(0) }),
+    ];
+
+    /// A member of a room: its client, its transport's data, and the room's end of its queue.
+    struct Member {
+        client: Sctp,
+        path: DataPath,
+        outbox: Outbox,
+        orders: mpsc::UnboundedReceiver<Order>,
+        reads: bool,
+        /// What the client has got, by channel.
+        got: BTreeMap<&'static str, Vec<Vec<u8>>>,
+        /// What the room has got, with its places.
+        said: Vec<DataMessage>,
+        overflows: Vec<u32>,
+    }
+
+    impl Member {
+        fn new(now: Instant, name: &str, counters: &Arc<DataCounters>) -> Member {
+            let (sender, orders) = mpsc::unbounded_channel();
+            let outbox = Outbox::new(sender, Arc::clone(counters));
+            let stamp = Sender::new(ParticipantId(7), Identity::new(name).unwrap());
+            let path = DataPath::new(now, stamp, outbox.generation(), Arc::clone(counters));
+            let mut client = Sctp::new(Side::Begins, now);
+            client.begin();
+            let (got, said, overflows) = (BTreeMap::new(), Vec::new(), Vec::new());
+            Member { client, path, outbox, orders, reads: true, got, said, overflows }
+        }
+
+        /// A round trip on a network without delay.
+        fn turn(&mut self, now: Instant) {
+            self.client.handle_timeout(now);
+            self.path.handle_timeout(now);
+            while let Ok(Order::Send(parcel)) = self.orders.try_recv() {
+                self.path.queue(now, parcel);
+            }
+            while let Some(packet) = self.client.poll_transmit(now) {
+                self.path.handle_data(now, &packet);
+            }
+            self.said.extend(self.path.poll_messages(now).into_iter().map(|received| received.message));
+            self.overflows.extend(self.path.take_overflow());
+            while let Some(packet) = self.path.poll_transmit(now) {
+                let _ = self.client.handle_datagram(now, &packet);
+            }
+            while let Some(event) = self.client.poll_event() {
+                if event == SctpEvent::Connected {
+                    PROMISES.iter().for_each(|(label, promise)| drop(self.client.open(label, *promise)));
+                }
+            }
+            for (label, _) in PROMISES {
+                let Some(channel) = self.client.find(label).filter(|_| self.reads) else { continue };
+                while let Some(message) = self.client.read(now, channel) {
+                    self.got.entry(label).or_default().push(message.body);
+                }
+            }
+        }
+
+        fn say(&mut self, label: &str, body: &[u8]) {
+            let channel = self.client.find(label).expect("it is open");
+            self.client.send(channel, true, &Bytes::copy_from_slice(body)).unwrap();
+        }
+
+        fn numbers(&self) -> Vec<u32> {
+            self.got.get(RELIABLE).into_iter().flatten().map(|body| u32::from_be_bytes(body[..4].try_into().unwrap())).collect()
+        }
+    }
+
+    fn members(names: &[&str]) -> (Instant, Vec<Member>, Arc<DataCounters>) {
+        let counters: Arc<DataCounters> = Arc::default();
+        let mut now = Instant::now();
+        let mut members: Vec<Member> = names.iter().map(|name| Member::new(now, name, &counters)).collect();
+        for _ in 0..100 {
+            now += Duration::from_millis(1);
+            members.iter_mut().for_each(|member| member.turn(now));
+        }
+        assert!(members.iter().all(|member| member.path.reliable.len() == 1 && member.path.lossy.len() == 1));
+        (now, members, counters)
+    }
+
+    fn message(number: u32, len: usize, reliable: bool) -> Arc<DataMessage> {
+        let mut body = number.to_be_bytes().to_vec();
+        body.resize(len, 7);
+        Arc::new(DataMessage { reliable, to: Vec::new(), sequence: number, body: body.into() })
+    }
+
+    #[test]
+    fn messages_come_in_order_with_their_senders_name_and_data_tracks_end_here() {
+        let (mut now, mut members, counters) = members(&["ann"]);
+        let ann = &mut members[0];
+        for n in 1..=300 {
+            ann.say(RELIABLE, &packet(vec![n as u8; 100], n));
+            ann.say(DATA_TRACK, b"a frame");
+        }
+        ann.say(LOSSY, &packet(vec![1], 0));
+        ann.say(RELIABLE, b"no packet");
+        for _ in 0..100 {
+            now += Duration::from_millis(1);
+            ann.turn(now);
+        }
+        let (reliable, lossy): (Vec<_>, Vec<_>) = ann.said.iter().partition(|message| message.reliable);
+        assert_eq!(reliable.iter().map(|m| m.sequence).collect::<Vec<_>>(), (1..=300).collect::<Vec<_>>());
+        assert_eq!(lossy.len(), 1);
+        assert!(ann.said.iter().all(|message| sender_of(&message.body) == "ann"));
+        assert_eq!(counters.dropped(DataDrop::DataTrack), 300);
+        assert_eq!(counters.dropped(DataDrop::Malformed), 1);
+        assert_eq!(counters.total(Direction::Received, true).0, 301);
+    }
+
+    #[test]
+    fn a_receiver_that_stops_is_told_while_the_others_go_on_and_misses_nothing_when_it_is_back() {
+        let (mut now, mut members, counters) = members(&["slow", "fast"]);
+        members[0].reads = false;
+        let (mut sent, mut stopped_at) = (0, None);
+        let begin = now;
+        while sent < 4_000 {
+            now += Duration::from_millis(1);
+            // Half a megabyte a second.
+            for _ in 0..1 {
+                let message = message(sent, 500, true);
+                for member in &mut members {
+                    let is_behind = !member.overflows.is_empty();
+                    if !is_behind && member.outbox.send(now, &message).is_err() {
+                        member.overflows.push(0);
+                    }
+                }
+                sent += 1;
+            }
+            members.iter_mut().for_each(|member| member.turn(now));
+            if members[0].overflows.len() == 1 && stopped_at.is_none() {
+                stopped_at = Some(now - begin);
+                members[0].outbox.restart();
+            }
+        }
+        let stopped_at = stopped_at.expect("it does not read");
+        println!("told after {stopped_at:?}");
+        assert!(stopped_at >= RELIABLE_AGE_MAX && stopped_at < Duration::from_secs(5), "{stopped_at:?}");
+        assert_eq!(members[1].numbers(), (0..4_000).collect::<Vec<_>>(), "the other one goes on");
+        assert_eq!((members[0].overflows.len(), members[1].overflows.len()), (1, 0));
+        assert_eq!(counters.overflows(), 1);
+        assert!(counters.dropped(DataDrop::ReliableOverflow) > 0);
+        // It is back, and says what it has; the session sends the rest again, while the association still has some of the old.
+        members[0].reads = true;
+        members[0].turn(now);
+        let has = members[0].numbers().len() as u32;
+        let mut next = has;
+        for _ in 0..4_000 {
+            now += Duration::from_millis(1);
+            if next < 4_000 && members[0].outbox.send(now, &message(next, 500, true)).is_ok() {
+                next += 1;
+            }
+            members[0].turn(now);
+        }
+        // As clients of the room protocol do: what is not newer than the last one is a repeat.
+        let mut newest = None;
+        let numbers: Vec<u32> = members[0]
+            .numbers()
+            .into_iter()
+            .filter(|n| newest.replace(newest.map_or(*n, |m: u32| m.max(*n))).is_none_or(|m| *n > m))
+            .collect();
+        assert_eq!(numbers, (0..4_000).collect::<Vec<_>>(), "none missing, none out of order");
+    }
+
+    #[test]
+    fn a_queue_that_is_full_overflows_at_once() {
+        let (now, mut members, counters) = members(&["slow"]);
+        let slow = &mut members[0];
+        slow.reads = false;
+        let taken = (0..100).take_while(|n| slow.outbox.send(now, &message(*n, 60_000, true)).is_ok()).count();
+        assert_eq!(taken, RELIABLE_LEN_MAX / (60_000 + PARCEL_COST));
+        assert_eq!(counters.dropped(DataDrop::ReliableOverflow), 1);
+        slow.outbox.restart();
+        slow.turn(now);
+        assert!(slow.path.waiting.is_empty(), "what waited is gone, and its places are free");
+        assert!(slow.outbox.send(now, &message(0, 60_000, true)).is_ok());
+        assert!(!slow.outbox.is_current(0) && slow.outbox.is_current(1));
+    }
+
+    #[test]
+    fn lossy_messages_are_dropped_and_never_wait_behind_reliable_ones() {
+        let (mut now, mut members, counters) = members(&["slow"]);
+        let slow = &mut members[0];
+        slow.reads = false;
+        for n in 0..2_000 {
+            now += Duration::from_micros(100);
+            assert!(slow.outbox.send(now, &message(n, 1_000, false)).is_ok());
+            slow.turn(now);
+        }
+        let dropped = counters.dropped(DataDrop::LossyQueueFull);
+        assert!((1_500..1_970).contains(&dropped), "{dropped}");
+        assert!(slow.overflows.is_empty());
+        slow.reads = true;
+        for _ in 0..2_000 {
+            now += Duration::from_millis(1);
+            slow.turn(now);
+        }
+        assert!(slow.outbox.send(now, &message(1, 1_000, false)).is_ok());
+        let before = slow.got[LOSSY].len();
+        for n in 0..400 {
+            assert!(slow.outbox.send(now, &message(n, 2_000, true)).is_ok());
+        }
+        slow.outbox.send(now, &message(2, 1_000, false)).unwrap();
+        for _ in 0..10 {
+            now += Duration::from_millis(1);
+            slow.turn(now);
+        }
+        assert_eq!(slow.got[LOSSY].len(), before + 2);
+    }
+
+    #[test]
+    fn a_sender_that_floods_is_slowed_and_loses_nothing() {
+        let (mut now, mut members, counters) = members(&["flood"]);
+        let flood = &mut members[0];
+        let channel = flood.client.find(RELIABLE).unwrap();
+        let begin = now;
+        let mut next = 1;
+        while flood.said.len() < 1_200 && now - begin < Duration::from_secs(60) {
+            now += Duration::from_millis(1);
+            // As fast as it is taken.
+            while next <= 1_200 && flood.client.buffered_len(channel) < 1 << 20 {
+                flood.say(RELIABLE, &packet(vec![0; 15_000], next));
+                next += 1;
+            }
+            flood.turn(now);
+        }
+        let elapsed = now - begin;
+        let rate = 1_200.0 * 15_000.0 / elapsed.as_secs_f64();
+        println!("18 MB in {elapsed:?}: {:.1} MB/s", rate / 1e6);
+        assert_eq!(flood.said.iter().map(|m| m.sequence).collect::<Vec<_>>(), (1..=1_200).collect::<Vec<_>>());
+        assert!(rate < 1.1 * (RELIABLE_RATE.bytes + RELIABLE_RATE.bytes_burst / 3) as f64, "{rate}");
+        assert!(rate > 0.5 * RELIABLE_RATE.bytes as f64, "the window opens again without a timer of the sender: {rate}");
+        for reason in [DataDrop::SctpFlood, DataDrop::LossyRate, DataDrop::Malformed] {
+            assert_eq!(counters.dropped(reason), 0, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn who_never_opened_a_channel_is_told_nothing() {
+        let counters: Arc<DataCounters> = Arc::default();
+        let mut now = Instant::now();
+        let mut silent = Member::new(now, "silent", &counters);
+        for n in 0..3_000 {
+            now += Duration::from_millis(1);
+            assert!(silent.outbox.send(now, &message(n, 100, true)).is_ok());
+            while let Ok(Order::Send(parcel)) = silent.orders.try_recv() {
+                silent.path.queue(now, parcel);
+            }
+            silent.path.handle_timeout(now);
+        }
+        assert_eq!(silent.path.take_overflow(), None);
+        assert!(counters.dropped(DataDrop::NotConnected) >= 900);
+    }
+}
