@@ -20,7 +20,7 @@ mod transmit;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use pop_proto::allocation::Demand;
+use pop_proto::allocation::{Demand, Grant};
 use pop_proto::audio_level::{AudioLevels, Loudness};
 use pop_proto::control::{
     Command, Datagram, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path,
@@ -30,7 +30,7 @@ use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::Inbound;
-use pop_proto::layers::LayerRanks;
+use pop_proto::layers::{LayerRanks, TargetRates};
 use pop_proto::outbound::{Outbound, Scratch};
 use pop_proto::probe::{IceProbe, ProbeResult};
 use pop_proto::protection::{Receiver, Sender};
@@ -234,6 +234,8 @@ struct Stream {
 struct Layer {
     rid: Box<str>,
     inbound: Inbound,
+    /// What the layers inside it bring.
+    inside: TargetRates,
 }
 
 /// A packet of this turn.
@@ -295,8 +297,8 @@ struct Subscription {
     outbound: Outbound,
     track: Option<usize>,
     wish: LayerWish,
-    /// The highest rank that there is bandwidth for; `None`: for none.
-    granted: Option<u8>,
+    /// What there is bandwidth for; `None`: for nothing.
+    granted: Option<Grant>,
     packets_reported: u64,
     /// Whether the figures that were told last said so.
     congested_reported: bool,
@@ -946,7 +948,10 @@ impl Core {
             id: open.track,
             transport: transport_index,
             mid: open.mid.clone(),
-            layers: rids.iter().map(|rid| Layer { rid: rid.clone(), inbound: Inbound::new(open) }).collect(),
+            layers: rids
+                .iter()
+                .map(|rid| Layer { rid: rid.clone(), inbound: Inbound::new(open), inside: TargetRates::default() })
+                .collect(),
             ranks: LayerRanks::new(layers, &open.order),
             subscribers: Vec::new(),
             fresh: Vec::with_capacity(FRESH_MAX),
@@ -1008,7 +1013,7 @@ impl Core {
             track: None,
             wish: LayerWish::default(),
             // Where there is little, a new section begins with little.
-            granted: Some(transport.downstream.allowance.limit().map_or(u8::MAX, |_| 0)),
+            granted: Some(transport.downstream.allowance.limit().map_or(Grant::ALL, |_| Grant::LEAST)),
             packets_reported: 0,
             congested_reported: false,
             packets_at_report: 0,
@@ -1088,6 +1093,7 @@ impl Core {
         self.tick = (self.tick + 1) % TICKS_PER_ROUND;
         for index in (self.tick..self.tracks.capacity()).step_by(TICKS_PER_ROUND) {
             self.review_layers(index);
+            self.measure_inside(now, index);
         }
         for (_, track) in &mut self.tracks {
             if track.ranks.handle_timeout(now) {

@@ -182,6 +182,8 @@ struct Call {
     viewers: Vec<Viewer>,
     /// Bytes per frame of each layer; 0: it is paused.
     frame_len: [usize; 3],
+    /// Each second frame of VP8 is of a higher temporal layer.
+    temporal: bool,
     next: [u64; 3],
     frame: u32,
     /// Layers that a keyframe was asked of since they last made one.
@@ -208,6 +210,7 @@ impl Call {
             publisher,
             viewers: Vec::new(),
             frame_len: [300, 1_000, 4_000],
+            temporal: false,
             // Each layer has numbers of its own, the second close to the end of its first round.
             next: [100, 65_500, 7_000],
             frame: 0,
@@ -286,7 +289,9 @@ impl Call {
             let report = self.publisher.rtcp(|c| c.sender_report(&info, &[]));
             self.rig.receive(&self.publisher, report);
         }
-        let keyframe = self.frame == 0 || std::mem::take(&mut self.asked[layer]);
+        // A keyframe is of the lowest temporal layer.
+        let may_be = !self.temporal || self.frame.is_multiple_of(2);
+        let keyframe = self.frame == 0 || (may_be && std::mem::take(&mut self.asked[layer]));
         let number = (20_000 * (1 + layer as u32) + self.frame) as u16;
         let descriptor = [[0xc0], [(number >> 8) as u8], [number as u8]].concat();
         let elements: [(u8, &[u8]); 3] = [(1, b"0"), (2, RIDS[layer].as_bytes()), (4, &descriptor)];
@@ -296,7 +301,13 @@ impl Call {
             let len = left.min(1_000);
             left -= len;
             let mut payload = vec![layer as u8; len.max(16)];
-            let head = payload_head(self.codec, begins, keyframe, number, self.frame as u8);
+            let mut head = payload_head(self.codec, begins, keyframe, number, self.frame as u8);
+            if self.temporal {
+                let higher = self.frame as u8 % 2;
+                // L and T besides I; TID, and Y: it is built on the lowest layer alone.
+                (head[1], head[4]) = (0xe0, self.frame as u8 / 2);
+                head.insert(5, higher << 6 | 0x20);
+            }
             payload[..head.len()].copy_from_slice(&head);
             let timestamp = self.timestamp(layer);
             let packet = Packet { ssrc, payload_type: 96, index: self.next[layer], timestamp, elements, payload: &payload };
@@ -681,4 +692,34 @@ fn a_wish_takes_its_share_at_once_while_there_is_a_bound() {
     call.run(1);
     call.run(1);
     assert_eq!((call.layers(2, 1), call.layers(3, 1)), (vec![], vec![1]), "what one leaves the other takes");
+}
+
+#[test]
+fn a_stream_with_temporal_layers_becomes_slower_before_it_stops() {
+    let mut call = Call::new(Codec::Vp8, &[0, 1, 2], &[]);
+    (call.temporal, call.frame_len) = (true, [0, 1_000, 0]);
+    call.join_by(2, LayerWish::default(), Some(Way::new(Tells::Feedback, PLENTY)));
+    call.run(5);
+    // All of it takes 245 kbit/s, half of its frames 123.
+    call.viewers[0].way.as_mut().unwrap().capacity = 150_000;
+    call.run(6);
+    let at = call.now_ms();
+    call.rig.events();
+    call.run(3);
+    let frames: Vec<Frame> = call.viewers[0].frames_since(at).copied().collect();
+    assert!((40..=50).contains(&frames.len()), "{} frames in 3 s", frames.len());
+    for pair in frames.windows(2) {
+        assert_eq!(pair[1].numbers.unwrap().0, pair[0].numbers.unwrap().0 + 1, "pictures have no holes");
+    }
+    assert!(call.viewers[0].indexes.windows(2).all(|pair| pair[1] == pair[0] + 1), "nor have sequence numbers");
+    let told = call.rig.events().into_iter().find_map(|event| match event {
+        Event::SubscriptionStats { stats, .. } => Some((stats.temporal, stats.congested)),
+        _ => None,
+    });
+    assert_eq!(told, Some((0, false)));
+    call.viewers[0].way.as_mut().unwrap().capacity = PLENTY;
+    call.run(60);
+    let at = call.now_ms();
+    call.run(3);
+    assert!(call.viewers[0].frames_since(at).count() >= 85, "all frames again");
 }

@@ -1,6 +1,6 @@
 //! Who gets what of one client's bandwidth.
 //!
-//! First the lowest layer for every section, the most important first; then better layers, again the most important first, and
+//! First the lowest quality for every section, the most important first; then better ones, again the most important first, and
 //! among equals in turn, a step each.
 
 use crate::control::LAYERS_MAX;
@@ -13,11 +13,30 @@ const RESUME_PERCENT: u64 = 125;
 /// A step up needs so much of the better layer's bitrate beyond what it costs, in percent: bitrates vary with the picture.
 const STEP_UP_PERCENT: u64 = 15;
 
-/// One layer that a section could get.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Steps that a section may have: one for each layer, and the lowest at a lower frame rate.
+pub const STEPS_MAX: usize = LAYERS_MAX + 1;
+
+/// What a section may get at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Grant {
+    /// Rank of a simulcast layer, counted from the lowest, or spatial layer of a stream that has them inside.
+    pub spatial: u8,
+    /// Temporal layer.
+    pub temporal: u8,
+}
+
+impl Grant {
+    /// Everything.
+    pub const ALL: Grant = Grant { spatial: u8::MAX, temporal: u8::MAX };
+    /// The least that there is.
+    pub const LEAST: Grant = Grant { spatial: 0, temporal: 0 };
+}
+
+/// One quality that a section could get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The layer's rank, counted from the lowest.
-    pub rank: u8,
+    /// Which.
+    pub grant: Grant,
     /// Its bitrate in bit/s.
     pub rate: u64,
 }
@@ -29,11 +48,11 @@ pub struct Demand {
     pub section: usize,
     /// The lower the earlier.
     pub priority: u8,
-    /// The rank that it has now; `None`: nothing.
-    pub current: Option<u8>,
-    /// The rank that it gets; `None`: nothing.
-    pub granted: Option<u8>,
-    steps: [Step; LAYERS_MAX],
+    /// What it may have now; `None`: nothing.
+    pub current: Option<Grant>,
+    /// What it gets; `None`: nothing.
+    pub granted: Option<Grant>,
+    steps: [Step; STEPS_MAX],
     steps_len: usize,
     /// Index of the step that it gets.
     at: usize,
@@ -41,11 +60,17 @@ pub struct Demand {
 
 impl Demand {
     /// A section that wants nothing yet.
-    pub fn new(section: usize, priority: u8, current: Option<u8>) -> Demand {
-        Demand { section, priority, current, granted: None, steps: Default::default(), steps_len: 0, at: 0 }
+    pub fn new(section: usize, priority: u8, current: Option<Grant>) -> Demand {
+        let steps = [Step { grant: Grant::LEAST, rate: 0 }; STEPS_MAX];
+        Demand { section, priority, current, granted: None, steps, steps_len: 0, at: 0 }
     }
 
-    /// Adds a layer that it would take, above those before; at most [`LAYERS_MAX`].
+    /// It wants something that comes.
+    pub fn has_steps(&self) -> bool {
+        self.steps_len > 0
+    }
+
+    /// Adds a quality that it would take, above those before; at most [`STEPS_MAX`].
     pub fn push(&mut self, step: Step) {
         self.steps[self.steps_len] = step;
         self.steps_len += 1;
@@ -61,7 +86,7 @@ impl Demand {
         if self.steps_len == 0 || (may_stop && self.rate() / 100 * percent > room) {
             return room;
         }
-        self.granted = Some(self.steps[0].rank);
+        self.granted = Some(self.steps[0].grant);
         room.saturating_sub(self.rate())
     }
 
@@ -70,12 +95,12 @@ impl Demand {
         self.granted?;
         let next = self.steps[..self.steps_len].get(self.at + 1)?;
         let cost = next.rate.saturating_sub(self.rate());
-        let has_it = self.current.is_some_and(|current| current >= next.rank);
+        let has_it = self.current.is_some_and(|current| current >= next.grant);
         let spare = if has_it { 0 } else { next.rate / 100 * STEP_UP_PERCENT };
         if cost + spare > room {
             return None;
         }
-        (self.at, self.granted) = (self.at + 1, Some(next.rank));
+        (self.at, self.granted) = (self.at + 1, Some(next.grant));
         Some(room - cost)
     }
 }
@@ -89,7 +114,7 @@ pub fn allocate(mut room: u64, may_stop: bool, demands: &mut [Demand]) {
     }
     for equals in demands.chunk_by_mut(|a, b| a.priority == b.priority) {
         // One step each in a round, and no section has more than these.
-        for _ in 1..LAYERS_MAX {
+        for _ in 1..STEPS_MAX {
             for demand in equals.iter_mut() {
                 room = demand.step_up(room).unwrap_or(room);
             }
@@ -103,9 +128,13 @@ mod tests {
 
     const RATES: [u64; 3] = [150_000, 500_000, 2_000_000];
 
+    fn rank(spatial: u8) -> Grant {
+        Grant { spatial, temporal: u8::MAX }
+    }
+
     fn demand(section: usize, priority: u8, current: Option<u8>) -> Demand {
-        let mut demand = Demand::new(section, priority, current);
-        RATES.iter().enumerate().for_each(|(rank, rate)| demand.push(Step { rank: rank as u8, rate: *rate }));
+        let mut demand = Demand::new(section, priority, current.map(rank));
+        RATES.iter().enumerate().for_each(|(at, rate)| demand.push(Step { grant: rank(at as u8), rate: *rate }));
         demand
     }
 
@@ -115,7 +144,7 @@ mod tests {
         demands.reverse();
         allocate(room, true, &mut demands);
         demands.sort_by_key(|demand| demand.section);
-        demands.iter().map(|demand| demand.granted).collect()
+        demands.iter().map(|demand| demand.granted.map(|grant| grant.spatial)).collect()
     }
 
     #[test]
@@ -157,13 +186,13 @@ mod tests {
     fn a_lowest_layer_that_may_not_stop_is_sent_whatever_it_costs() {
         let mut demands = [demand(0, 1, None), demand(1, 1, None)];
         allocate(0, false, &mut demands);
-        assert!(demands.iter().all(|demand| demand.granted == Some(0)));
+        assert!(demands.iter().all(|demand| demand.granted == Some(rank(0))));
     }
 
     #[test]
     fn a_section_of_which_nothing_comes_gets_nothing_and_costs_nothing() {
         let mut demands = [Demand::new(0, 1, None), demand(1, 1, Some(0))];
         allocate(150_000, true, &mut demands);
-        assert_eq!(demands.map(|demand| demand.granted), [None, Some(0)]);
+        assert_eq!(demands.map(|demand| demand.granted), [None, Some(rank(0))]);
     }
 }

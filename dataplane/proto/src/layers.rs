@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
-use crate::allocation::Step;
+use crate::allocation::{Grant, Step};
 use crate::control::LAYERS_MAX;
+use crate::layering::{Layering, TARGETS_MAX, Target, TargetSet};
 
 /// Bitrates are measured over this, and longer where fewer than [`WINDOW_FRAMES`] frames come meanwhile: a slow screen share.
 const WINDOW: Duration = Duration::from_millis(500);
@@ -123,7 +124,15 @@ impl LayerRanks {
         let is_choice = move |rank: &usize| !is_idle && self.is_active(self.order[*rank].into());
         let lowest = (0..self.len).find(is_choice);
         let better = (lowest.map_or(within, |rank| rank + 1)..within).filter(move |rank| is_choice(rank) && self.rate_at(*rank) > 0);
-        lowest.into_iter().chain(better).map(|rank| Step { rank: rank as u8, rate: self.rate_at(rank) })
+        lowest
+            .into_iter()
+            .chain(better)
+            .map(|rank| Step { grant: Grant { spatial: rank as u8, temporal: u8::MAX }, rate: self.rate_at(rank) })
+    }
+
+    /// The layer of a rank.
+    pub fn layer_at(&self, rank: u8) -> usize {
+        usize::from(self.order[usize::from(rank).min(self.len - 1)])
     }
 
     fn rate_at(&self, rank: usize) -> u64 {
@@ -248,6 +257,70 @@ impl LayerRanks {
             }
         }
         moved
+    }
+}
+
+/// What the qualities inside one stream bring, from one look to the next.
+pub struct TargetRates {
+    looked: Time,
+    bytes: [u64; TARGETS_MAX],
+    /// In bit/s.
+    rates: [u64; TARGETS_MAX],
+    known: TargetSet,
+}
+
+impl Default for TargetRates {
+    fn default() -> TargetRates {
+        TargetRates { looked: Time::ZERO, bytes: [0; TARGETS_MAX], rates: [0; TARGETS_MAX], known: TargetSet::NONE }
+    }
+}
+
+impl TargetRates {
+    /// Looks at what came since the last time: about once a second.
+    pub fn look(&mut self, now: Time, layering: &Layering) {
+        let elapsed_us = now.since(std::mem::replace(&mut self.looked, now)).as_micros().max(1) as u64;
+        let known = std::mem::take(&mut self.known);
+        for (target, bytes) in layering.targets() {
+            let index = target.index();
+            let before = std::mem::replace(&mut self.bytes[index], bytes);
+            if before > 0 && bytes > before {
+                self.rates[index] = (bytes - before) * 8_000_000 / elapsed_us;
+            }
+            // Where nothing came, what was known stays so.
+            if before > 0 && bytes >= before && (bytes > before || known.has(target)) {
+                self.known = self.known.with(target);
+            }
+        }
+    }
+
+    /// What the stream brings up to a temporal layer, in bit/s; `None` while that is not known.
+    pub fn up_to_temporal(&self, temporal_max: u8) -> Option<u64> {
+        self.known.best(Target::new(u8::MAX, temporal_max)).map(|target| self.rates[target.index()])
+    }
+
+    /// The lowest quality, where there are more; `None` while that is not known.
+    pub fn lowest(&self) -> Option<Step> {
+        let mut targets = self.known.iter();
+        let lowest = targets.next()?;
+        targets.next().map(|_| self.step(lowest, lowest.temporal()))
+    }
+
+    /// The best quality of each spatial layer up to these layers, the lowest first; none while nothing is known.
+    pub fn steps(&self, spatial_max: u8, temporal_max: u8) -> impl Iterator<Item = Step> {
+        let wish = Target::new(spatial_max, temporal_max);
+        let is_wanted = move |target: &Target| target.spatial() <= wish.spatial() && target.temporal() <= wish.temporal();
+        let mut targets = self.known.iter().filter(is_wanted).peekable();
+        std::iter::from_fn(move || {
+            let mut best = targets.next()?;
+            while let Some(better) = targets.next_if(|target| target.spatial() == best.spatial()) {
+                best = better;
+            }
+            Some(self.step(best, u8::MAX))
+        })
+    }
+
+    fn step(&self, target: Target, temporal: u8) -> Step {
+        Step { grant: Grant { spatial: target.spatial(), temporal }, rate: self.rates[target.index()] }
     }
 }
 
@@ -413,12 +486,12 @@ mod tests {
     #[test]
     fn steps_are_the_layers_that_come_with_what_they_bring() {
         let mut rig = Rig::new([500, 2_000, 8_000], 30);
-        let ranks = |rig: &Rig, rank_max| rig.ranks.steps(rig.now, rank_max).map(|step| step.rank).collect::<Vec<_>>();
+        let ranks = |rig: &Rig, rank_max| rig.ranks.steps(rig.now, rank_max).map(|step| step.grant.spatial).collect::<Vec<_>>();
         assert_eq!(ranks(&rig, 2), [0; 0]);
         rig.run(Duration::from_millis(300));
         assert_eq!(ranks(&rig, 2).len(), 1, "nothing is measured yet");
         rig.run(Duration::from_secs(2));
-        let steps: Vec<_> = rig.ranks.steps(rig.now, 1).map(|step| (step.rank, step.rate / 10_000)).collect();
+        let steps: Vec<_> = rig.ranks.steps(rig.now, 1).map(|step| (step.grant.spatial, step.rate / 10_000)).collect();
         assert!(matches!(steps[..], [(0, 11..13), (1, 46..50)]), "{steps:?}");
         rig.frame_len[0] = 0;
         rig.run(Duration::from_secs(1));

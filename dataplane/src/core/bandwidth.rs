@@ -9,12 +9,12 @@
 
 use std::time::Duration;
 
-use pop_proto::allocation::{Demand, allocate};
+use pop_proto::allocation::{Demand, Grant, Step, allocate};
 use pop_proto::allowance::{Allowance, Told};
-use pop_proto::control::MediaKind;
+use pop_proto::control::{LayerWish, MediaKind};
 use pop_schemas::Time;
 
-use super::{Core, Endpoint, give_layer};
+use super::{Core, Endpoint, Track, give_layer};
 
 /// Bytes of an RTP header of ours with its extensions, about.
 const HEADER_LEN: u64 = 20;
@@ -143,25 +143,46 @@ impl Core {
             let subscription = &subscriptions[section];
             let wish = &subscription.wish;
             let Some(track) = subscription.track.map(|track| &tracks[track]).filter(|_| !wish.paused) else { continue };
-            let mut steps = track.ranks.steps(now, wish.spatial_max).peekable();
             if track.layers[0].inbound.kind() == MediaKind::Audio {
-                room = room.saturating_sub(steps.map(|step| step.rate).sum());
-            } else if steps.peek().is_some() {
-                let mut demand = Demand::new(section, wish.priority, subscription.granted);
-                steps.for_each(|step| demand.push(step));
-                demands.push(demand);
+                room = room.saturating_sub(track.ranks.steps(now, 0).map(|step| step.rate).sum());
+                continue;
             }
+            let mut demand = Demand::new(section, wish.priority, subscription.granted);
+            track.push_steps(now, wish, &mut demand);
+            demands.extend(Some(demand).filter(Demand::has_steps));
         }
         // A route's receiver is the operator's: it is never left without anything.
         allocate(room, matches!(transport.endpoint, Endpoint::Ice(_)), demands);
         for Demand { section, granted, .. } in demands {
             let subscription = &mut subscriptions[*section];
-            let granted = if limit.is_none() { Some(u8::MAX) } else { *granted };
+            let granted = if limit.is_none() { Some(Grant::ALL) } else { *granted };
             if std::mem::replace(&mut subscription.granted, granted) != granted
                 && let Some(track) = subscription.track
             {
                 give_layer(&mut tracks[track], subscription);
             }
+        }
+    }
+}
+
+impl Track {
+    /// What a section could get of the track, the lowest first: the lowest layer at its lowest frame rate, then each layer whole.
+    fn push_steps(&self, now: Time, wish: &LayerWish, demand: &mut Demand) {
+        let mut steps = self.ranks.steps(now, wish.spatial_max).peekable();
+        let Some(lowest) = steps.peek() else { return };
+        let inside = &self.layers[self.ranks.layer_at(lowest.grant.spatial)].inside;
+        if self.layers.len() > 1 {
+            let spatial = lowest.grant.spatial;
+            inside.lowest().into_iter().for_each(|step| demand.push(Step { grant: Grant { spatial, ..step.grant }, ..step }));
+            for step in steps {
+                let inside = &self.layers[self.ranks.layer_at(step.grant.spatial)].inside;
+                demand.push(Step { rate: inside.up_to_temporal(wish.temporal_max).unwrap_or(step.rate), ..step });
+            }
+            return;
+        }
+        inside.lowest().into_iter().chain(inside.steps(wish.spatial_max, wish.temporal_max)).for_each(|step| demand.push(step));
+        if !demand.has_steps() {
+            steps.for_each(|step| demand.push(step));
         }
     }
 }

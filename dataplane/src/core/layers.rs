@@ -10,10 +10,10 @@
 use pop_proto::control::{LayerWish, SubscriptionStats};
 use pop_proto::inbound::Inbound;
 use pop_proto::outbound::Outbound;
-use pop_schemas::SubscriptionId;
+use pop_schemas::{SubscriptionId, Time};
 use slab::Slab;
 
-use super::{Core, Subscription, Track};
+use super::{Core, Layer, Subscription, Track};
 
 impl Core {
     pub(super) fn set_wish(&mut self, id: SubscriptionId, wish: LayerWish) {
@@ -38,6 +38,16 @@ impl Core {
         }
         for (index, layer) in track.layers.iter_mut().enumerate() {
             layer.inbound.set_wanted(track.tap.is_some() || wanted >> index & 1 == 1);
+        }
+    }
+
+    /// Once a second: what the layers inside a track's streams bring.
+    pub(super) fn measure_inside(&mut self, now: Time, track: usize) {
+        let Some(track) = self.tracks.get_mut(track) else { return };
+        for Layer { inbound, inside, .. } in &mut track.layers {
+            if let Some(layering) = inbound.layering() {
+                inside.look(now, layering);
+            }
         }
     }
 }
@@ -75,11 +85,12 @@ pub(super) fn follow_layers(track: &mut Track, subscriptions: &mut Slab<Subscrip
 pub(super) fn give_layer(track: &mut Track, subscription: &mut Subscription) {
     let Subscription { outbound, wish, granted, .. } = subscription;
     let Some(granted) = granted.filter(|_| !wish.paused) else { return outbound.rest() };
-    let layer = track.ranks.choose(wish.spatial_max.min(granted));
+    let (spatial_max, temporal_max) = (wish.spatial_max.min(granted.spatial), wish.temporal_max.min(granted.temporal));
+    let layer = track.ranks.choose(spatial_max);
     outbound.want_layer(layer);
     // Where the spatial layers are streams of their own, what one stream has inside is its own business.
-    let spatial_max = if track.layers.len() > 1 { u8::MAX } else { wish.spatial_max };
-    outbound.want_spatial(spatial_max, wish.temporal_max);
+    let spatial_inside = if track.layers.len() > 1 { u8::MAX } else { spatial_max };
+    outbound.want_spatial(spatial_inside, temporal_max);
     let inbound = &mut track.layers[layer].inbound;
     inbound.set_wanted(true);
     if outbound.wants_keyframe().is_some() {
