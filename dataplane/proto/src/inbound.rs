@@ -292,7 +292,8 @@ impl Inbound {
             self.keyframe_wanted = false;
             self.plis_unanswered = 0;
         }
-        if self.kind == MediaKind::Video {
+        // Raw packets stand alone: nothing old helps anybody.
+        if self.kind == MediaKind::Video && !matches!(codec, Codec::Raw { .. }) {
             self.follow_group(now, sequence, &meta);
         }
         Ok(())
@@ -623,6 +624,36 @@ mod tests {
         rig.inbound.request_repair(rig.now, 40);
         rig.now = rig.now + ASK_INTERVAL;
         assert_eq!(rig.asks(), [20]);
+    }
+
+    /// What a late joiner would begin with now: first and next packet.
+    fn group(rig: &mut Rig) -> Option<(u64, u64)> {
+        rig.inbound.request_picture();
+        rig.inbound.poll_group(rig.now).map(|group| (group.start(), group.next()))
+    }
+
+    #[test]
+    fn a_group_begins_at_the_last_keyframe_and_is_whole_or_none() {
+        let mut rig = Rig::new();
+        let mut picture = |rig: &mut Rig, sequence: u64, timestamp: u32, keyframe_start: bool| {
+            let meta = Meta { timestamp, payload_type: 96, keyframe_start, header_len: 12, len: 112, ..Meta::default() };
+            rig.inbound.handle_packet(&mut rig.pool, rig.now, sequence, &[0; 112], meta, Codec::Vp8).unwrap();
+        };
+        picture(&mut rig, 1, 0, false);
+        assert_eq!(group(&mut rig), None);
+        // A keyframe of two packets that each look like a beginning, the second first.
+        picture(&mut rig, 3, 9, true);
+        picture(&mut rig, 2, 9, true);
+        assert_eq!(group(&mut rig), Some((2, 4)));
+        picture(&mut rig, 5, 18, false);
+        assert_eq!(group(&mut rig), None, "a hole");
+        picture(&mut rig, 4, 18, false);
+        assert_eq!(group(&mut rig), Some((2, 6)), "is filled");
+        picture(&mut rig, 6, 27, true);
+        assert_eq!(group(&mut rig), Some((6, 7)), "the next one");
+        rig.now = rig.now + crate::group::GROUP_AGE_MAX + Duration::from_millis(1);
+        assert_eq!(group(&mut rig), None, "too old");
+        assert!(rig.inbound.pli_due(rig.now));
     }
 
     #[test]

@@ -274,6 +274,7 @@ impl Outbound {
 
     /// The layer's numbers begin anew or end: so does the source if it is that one, from the next keyframe on.
     pub fn end_layer(&mut self, layer: usize) {
+        self.past_until = None;
         if self.source.is_some_and(|source| source.layer == layer) {
             self.restart_source();
         }
@@ -754,6 +755,49 @@ mod tests {
         o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
         let r = forward(&mut o, Time::from_millis(1_020), 30_000, meta(777_777, false)).unwrap();
         assert_eq!((r.index, r.timestamp), (1_002, 50_000 + 960 + 48_000));
+    }
+
+    #[test]
+    fn pictures_of_the_past_are_squeezed_behind_a_clock_that_goes_on() {
+        let mut o = outbound(MediaKind::Video);
+        forward(&mut o, Time::ZERO, 10, meta(0, true)).unwrap();
+        o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
+        // A second later: the newest of what is kept is the present, and the keyframe was made a second before it.
+        o.begin_in_the_past(300_000);
+        let at = Time::from_millis(1_000);
+        let first = forward(&mut o, at, 20, meta(210_000, true)).unwrap();
+        assert_eq!((first.index, first.timestamp), (1_001, 140_000 - 3_000));
+        for (sequence, published, expected) in
+            [(21, 213_000, 137_100), (22, 297_000, 139_900), (23, 300_000, 140_000), (24, 303_000, 143_000)]
+        {
+            let packet = meta(published, false);
+            let sent = forward(&mut o, at, sequence, packet).unwrap();
+            assert_eq!(sent.timestamp, expected);
+            assert_eq!(o.repair(sequence, &stored(packet, &PACKET)), Ok(sent), "the same when it is sent again");
+        }
+        // Half a turn of the clock later it is still the present.
+        for (sequence, published) in [(25, 1_300_000), (26, 0x7fff_ffff), (27, 0xffff_0000)] {
+            assert_eq!(forward(&mut o, at, sequence, meta(published, false)).unwrap().timestamp, published - 160_000);
+        }
+    }
+
+    #[test]
+    fn who_comes_back_at_once_gets_no_picture_older_than_it_has() {
+        let mut o = outbound(MediaKind::Video);
+        let last = forward(&mut o, Time::ZERO, 10, meta(0, true)).unwrap().timestamp;
+        o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
+        o.begin_in_the_past(180_000);
+        assert_eq!(forward(&mut o, Time::from_millis(1), 20, meta(0, true)).unwrap().timestamp, last + 1);
+    }
+
+    #[test]
+    fn a_past_that_is_given_up_moves_no_clock() {
+        for end in [Outbound::forget_past as fn(&mut Outbound), |o| o.end_layer(0)] {
+            let mut o = outbound(MediaKind::Video);
+            o.begin_in_the_past(300_000);
+            end(&mut o);
+            assert_eq!(forward(&mut o, Time::ZERO, 20, meta(7, true)).unwrap().timestamp, 50_000);
+        }
     }
 
     #[test]
