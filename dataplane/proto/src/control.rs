@@ -648,14 +648,14 @@ pub enum Event {
         /// As its receivers get it.
         message: Arc<DataMessage>,
     },
-    /// Once a second while packets flow.
+    /// Once a second while packets flow; with more than 4,000 of them on a worker less often, each in turn.
     TrackStats {
         /// Which.
         track: TrackId,
         /// Since its start.
         stats: TrackStats,
     },
-    /// Once a second while packets flow.
+    /// Once a second while packets flow; with more than 4,000 of them on a worker less often, each in turn.
     SubscriptionStats {
         /// Which.
         subscription: SubscriptionId,
