@@ -249,7 +249,8 @@ impl Layering {
     #[inline]
     pub fn read(&mut self, sequence: u64, codec: Codec, descriptor: Option<&[u8]>, payload: &[u8], marker: bool) -> Read {
         let mut read = descriptor.map_or_else(Read::default, |bytes| self.read_descriptor(sequence, bytes));
-        // VP8's own tells more: where a temporal layer can be entered. Senders mark each frame of a descriptor as such a place.
+        // VP8's own counts pictures, which viewers without the descriptor want without holes. libwebrtc writes it only where it does
+        // not send the other.
         let own = match codec {
             Codec::Vp8 => self.read_vp8(payload, marker),
             Codec::Vp9 if !read.layers.is_known() => self.read_vp9(payload),

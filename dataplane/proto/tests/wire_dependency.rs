@@ -4,9 +4,10 @@ mod common;
 
 use common::svc::{BitWriter, Encoder, Prediction};
 use common::{captured, run_mutations};
+use pop_proto::codec::is_keyframe_start;
 use pop_proto::control::{Codec, Extension, ExtensionIds};
 use pop_proto::header::CopiedElements;
-use pop_proto::layering::{Layering, Target};
+use pop_proto::layering::{Layering, Target, TargetSet};
 use pop_proto::wire::dependency::{Descriptor, Indication, LayerIds, Malformed, Structure};
 use pop_proto::wire::rtp::RtpView;
 
@@ -198,9 +199,61 @@ fn vp8_and_vp9_tell_their_layers_without_a_descriptor() {
     }
 }
 
+/// What Chromium numbered the descriptor with.
+const CAPTURED: ExtensionIds = ExtensionIds::NONE.with(Extension::DependencyDescriptor, 12);
+
+/// Packets of `file`, and each one's descriptor and payload.
+fn captured_layers(file: &str) -> Vec<(Vec<u8>, Vec<u8>, bool)> {
+    let packets = captured("layers", file).into_iter().map(|packet| {
+        let view = RtpView::parse(&packet).expect("captured");
+        let descriptor = CopiedElements::find(&view, &CAPTURED).descriptor(&packet).expect("each has one").to_vec();
+        (descriptor, packet[view.header_len()..].to_vec(), view.marker())
+    });
+    packets.collect()
+}
+
+#[test]
+fn chromium_describes_the_layers_that_it_was_told_to_make() {
+    for (codec, file, spatial, temporal) in [
+        (Codec::Vp8, "vp8_l1t3", 1, 3),
+        (Codec::H264, "h264_l1t3", 1, 3),
+        (Codec::Vp9, "vp9_l3t3_key", 3, 3),
+        (Codec::Av1, "av1_l3t3", 3, 3),
+        (Codec::Av1, "av1_l3t3_key", 3, 3),
+    ] {
+        let mut layering = Layering::default();
+        let (mut starts, mut seen) = (0, TargetSet::NONE);
+        for (sequence, (descriptor, payload, marker)) in captured_layers(file).iter().enumerate() {
+            let read = layering.read(sequence as u64, codec, Some(descriptor), payload, *marker);
+            let layers = read.layers;
+            assert!(layers.is_known() && !read.malformed, "{file}: packet {sequence}");
+            assert!(!marker || layers.ends(), "{file}: packet {sequence}");
+            assert_eq!(layers.active.iter().count(), spatial * temporal, "{file}");
+            starts += usize::from(read.keyframe_start == Some(true));
+            // H.264's parameter sets and its picture are two starts to the eye and one frame to the descriptor.
+            assert!(codec == Codec::H264 || read.keyframe_start == Some(is_keyframe_start(codec, payload)), "{file}: packet {sequence}");
+            seen = seen.with(Target::new(layers.spatial(), layers.temporal()));
+            // Its own layers' target is the lowest that the frame belongs to, and it belongs to itself.
+            assert!(layers.present.has(Target::new(layers.spatial(), layers.temporal())), "{file}: packet {sequence}");
+            assert!(layers.present.iter().all(|target| target.spatial() >= layers.spatial() && target.temporal() >= layers.temporal()));
+            if codec == Codec::Vp9 {
+                // The payload descriptor's word for it: SID and TID behind a picture id of 15 bits.
+                assert_eq!((payload[3] >> 1 & 7, payload[3] >> 5), (layers.spatial(), layers.temporal()), "{file}: packet {sequence}");
+            }
+        }
+        assert_eq!(seen, layering.active(), "{file}: each layer came");
+        assert!(starts >= 1, "{file}");
+        let sizes: Vec<u16> = layering.resolutions().unwrap_or_default().iter().map(|(width, _)| *width).collect();
+        assert!(spatial == 1 || sizes == [320, 640, 1_280], "{file}: {sizes:?}");
+    }
+}
+
 /// Captured descriptors, and made ones.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![l1t2_key(), vec![0x80 | 7, 0x12, 0x35]];
+    for file in ["vp8_l1t3", "h264_l1t3", "vp9_l3t3_key", "av1_l3t3"] {
+        seeds.extend(captured_layers(file).into_iter().map(|(descriptor, _, _)| descriptor).take(4));
+    }
     for prediction in [Prediction::Full, Prediction::Key] {
         let mut encoder = Encoder::new(3, 3, prediction);
         seeds.extend((0..5).flat_map(|_| encoder.picture()).map(|frame| frame.descriptor(true, true)));
