@@ -29,7 +29,7 @@ use pop_proto::probe::ProbeRates;
 use pop_schemas::SessionId;
 use pop_session::member::{AdminRequest, Enter, Resume, RoomInfo};
 use pop_session::placement::{Claim, Full};
-use pop_session::token::{self, Access, TokenError};
+use pop_session::token::{self, Access, TokenError, VideoGrant};
 use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
 use pop_uring::BackendKind;
 use tokio::sync::oneshot;
@@ -264,6 +264,16 @@ impl Node {
     pub fn verify_token(&self, token: &str) -> Result<Access, TokenError> {
         let keys = self.keys();
         token::verify(token, unix_now_s(), |id| keys.secret(id))
+    }
+
+    /// The same for the token of a server, which is nobody.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the token.
+    pub fn verify_server_token(&self, token: &str) -> Result<VideoGrant, TokenError> {
+        let keys = self.keys();
+        token::verify_claims(token, unix_now_s(), |id| keys.secret(id)).map(|claims| claims.video)
     }
 
     /// Chooses the worker for one more client of `session` and keeps what it claims there until the placement is dropped or the

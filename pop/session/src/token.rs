@@ -102,6 +102,24 @@ pub struct VideoGrant {
 }
 
 impl VideoGrant {
+    /// Its holder may manage `room`.
+    pub fn may_manage(&self, room: &SessionId) -> Result<(), GrantError> {
+        if !self.room_admin {
+            return Err(GrantError::NoAdmin);
+        }
+        (self.room.as_deref() == Some(room.as_str())).then_some(()).ok_or(GrantError::OtherRoom)
+    }
+
+    /// Its holder may make rooms, and end them.
+    pub fn may_create(&self) -> Result<(), GrantError> {
+        self.room_create.then_some(()).ok_or(GrantError::NoCreate)
+    }
+
+    /// Its holder may see which rooms there are.
+    pub fn may_list(&self) -> Result<(), GrantError> {
+        self.room_list.then_some(()).ok_or(GrantError::NoList)
+    }
+
     /// What it allows somebody who is in the room.
     pub fn permissions(&self) -> Permissions {
         let publish = self.can_publish.unwrap_or(true);
@@ -193,6 +211,15 @@ pub enum GrantError {
     /// `video.canSubscribe` is false.
     #[error("the token does not allow watching (video.canSubscribe)")]
     NoSubscribe,
+    /// `video.roomAdmin` is not true.
+    #[error("the token does not allow managing a room (video.roomAdmin)")]
+    NoAdmin,
+    /// `video.roomCreate` is not true.
+    #[error("the token does not allow making and ending rooms (video.roomCreate)")]
+    NoCreate,
+    /// `video.roomList` is not true.
+    #[error("the token does not allow listing rooms (video.roomList)")]
+    NoList,
 }
 
 /// A token that is genuine and in time.
@@ -272,6 +299,13 @@ pub fn sign(claims: &Claims, secret: &[u8]) -> Result<String, TokenError> {
 
 /// Checks a token at `now_s`, in Unix seconds. `secret_of` finds the secret of an API key by its id.
 pub fn verify<'k>(token: &str, now_s: u64, secret_of: impl FnOnce(&str) -> Option<&'k [u8]>) -> Result<Access, TokenError> {
+    let claims = verify_claims(token, now_s, secret_of)?;
+    let identity = Identity::new(&claims.sub).map_err(TokenError::Identity)?;
+    Ok(Access { identity, claims })
+}
+
+/// The same for the token of a server, which is nobody: it needs no identity.
+pub fn verify_claims<'k>(token: &str, now_s: u64, secret_of: impl FnOnce(&str) -> Option<&'k [u8]>) -> Result<Claims, TokenError> {
     if token.len() > TOKEN_LEN_MAX {
         return Err(TokenError::TooLong);
     }
@@ -292,8 +326,7 @@ pub fn verify<'k>(token: &str, now_s: u64, secret_of: impl FnOnce(&str) -> Optio
     if claims.nbf.is_some_and(|nbf| nbf > now_s.saturating_add(NOT_BEFORE_GRACE_S)) {
         return Err(TokenError::NotYetValid);
     }
-    let identity = Identity::new(&claims.sub).map_err(TokenError::Identity)?;
-    Ok(Access { identity, claims })
+    Ok(claims)
 }
 
 /// The one claim that is read before the signature: it names the key to check with.

@@ -15,7 +15,9 @@ mod join;
 mod offer;
 mod request;
 mod response;
+mod rooms;
 mod socket;
+mod twirp;
 mod wire;
 
 use std::sync::Arc;
@@ -87,8 +89,9 @@ impl Problem {
     }
 }
 
-/// `/rtc/v1` and what belongs to it.
+/// `/rtc/v1` and what belongs to it, and the calls of servers.
 pub(super) fn routes(node: Node, config: &Config) -> Router {
+    let services = rooms::routes(node.clone());
     let context = Arc::new(Context { node, dtls_role: config.media.dtls_role, ice_servers: config.http.ice_servers.clone() });
     Router::new()
         .route("/rtc/v1", get(connect).options(preflight))
@@ -97,6 +100,7 @@ pub(super) fn routes(node: Node, config: &Config) -> Router {
         .route("/rtc/validate", get(refuse_version).options(preflight))
         .route_layer(middleware::from_fn(open_to_all_origins))
         .with_state(context)
+        .merge(services)
 }
 
 async fn preflight() -> Response {

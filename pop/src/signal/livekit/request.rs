@@ -153,7 +153,7 @@ pub(super) fn add_track(add: proto::AddTrackRequest) -> Said {
     })))
 }
 
-fn source(source: proto::TrackSource) -> Source {
+pub(super) fn source(source: proto::TrackSource) -> Source {
     match source {
         proto::TrackSource::Unknown => Source::Unknown,
         proto::TrackSource::Camera => Source::Camera,
