@@ -129,14 +129,3 @@ export async function openRoom(browser, page) {
   const names = ["join", "remotes", "received", "state", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
   return { page: client.page, ...Object.fromEntries(names.map((name) => [name, call(name)])) };
 }
-
-/** Waits until `ask` gives something true, and gives it. */
-export async function eventually(what, ask, timeoutMs = 15_000) {
-  const end = Date.now() + timeoutMs;
-  for (;;) {
-    const found = await ask();
-    if (found) return found;
-    if (Date.now() > end) throw new Error(`it did not come to be that ${what}`);
-    await new Promise((done) => setTimeout(done, 100));
-  }
-}

@@ -6,7 +6,8 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::middleware::{self, Next};
@@ -22,13 +23,18 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 
 /// `signal` with the page around it, bounded and counted.
 pub fn router(signal: Router, metrics: Arc<Metrics>) -> Router {
-    let mut router = signal.route("/", get(|| async { Redirect::temporary("/demo") }));
+    let mut router = signal.route("/", get(|| async { Redirect::temporary("/demo") }).head(warm_up));
     for asset in &demo::ASSETS {
         router = router.route(asset.path, get(move |headers: HeaderMap| async move { page(asset, &headers) }));
     }
     let router = router.fallback(|| async { (StatusCode::NOT_FOUND, "nothing is here: try /demo, /whip/{room} or /whep/{room}\n") });
     // Refusals of the bounds are answers, and counted.
     counted(serve::bounded(router), metrics)
+}
+
+/// Clients of rooms ask so from any page, to have name, connection and TLS ready before they join.
+async fn warm_up() -> Response {
+    [(ACCESS_CONTROL_ALLOW_ORIGIN, "*")].into_response()
 }
 
 /// Counts every answer of `router` under the pattern of its route.

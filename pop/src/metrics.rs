@@ -5,6 +5,7 @@ mod dtls;
 mod http;
 mod probe;
 mod process;
+mod signal;
 mod workers;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ pub use data::DataCollector;
 pub use dtls::DtlsCollector;
 pub use http::HttpCollector;
 pub use probe::ProbeCollector;
+pub use signal::SignalCollector;
 pub use workers::WorkerCollector;
 
 use crate::reload::LastReload;

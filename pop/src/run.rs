@@ -14,7 +14,7 @@ use crate::cli::{Failure, RunArgs};
 use crate::config::{Config, HttpConfig, MediaConfig};
 use crate::keys::ApiKeys;
 use crate::logging::LogControl;
-use crate::metrics::{DataCollector, DtlsCollector, HttpCollector, Metrics, ProbeCollector, WorkerCollector};
+use crate::metrics::{DataCollector, DtlsCollector, HttpCollector, Metrics, ProbeCollector, SignalCollector, WorkerCollector};
 use crate::node::Node;
 use crate::notify::Notifier;
 use crate::probe::ProbeApplier;
@@ -241,7 +241,12 @@ fn metrics_of(node: &Node, http: HttpCollector) -> Arc<Metrics> {
     let dtls = DtlsCollector::new(move || dtls.dtls_counters());
     let data = DataCollector::new(Arc::clone(node.data_counters()));
     let probe = ProbeCollector::new(move || probe.probe().requests(&probe.workers()));
-    Metrics::new(backend, node.join_seconds(), vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http)])
+    let signal = SignalCollector::new(node.clone());
+    Metrics::new(
+        backend,
+        node.join_seconds(),
+        vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http), Box::new(signal)],
+    )
 }
 
 fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {

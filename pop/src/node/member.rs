@@ -13,7 +13,7 @@ use pop_proto::control::ExtensionIds;
 use pop_schemas::{Identity, ParticipantId, SessionId, TransportId};
 use pop_session::Refusal;
 use pop_session::member::{MemberRequest, Notice, Offer, TransportOffer};
-use pop_session::placement::Claim;
+use pop_session::placement::{Claim, Full};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::data::Parcel;
@@ -124,22 +124,30 @@ impl Seat {
         let _ = self.room.send(RoomMessage::Member { participant, socket, request, permit });
     }
 
-    /// Claims what an offer needs beyond what its member has: the most that the member may use now.
+    /// Claims what an offer needs beyond what its member has, or what there is of it: the most that the member may use now.
     pub async fn claim(&self, wanted: Claim) -> Claim {
         let claimed = self.line().claimed;
-        let growth = Claim {
-            transports: 0,
-            tracks: wanted.tracks.saturating_sub(claimed.tracks),
-            subscriptions: wanted.subscriptions.saturating_sub(claimed.subscriptions),
-        };
-        if growth == Claim::default() {
-            return claimed;
+        let tracks = |tracks| Claim { tracks, ..Claim::default() };
+        let subscriptions = |subscriptions| Claim { subscriptions, ..Claim::default() };
+        self.grow(wanted.tracks.saturating_sub(claimed.tracks), tracks).await;
+        self.grow(wanted.subscriptions.saturating_sub(claimed.subscriptions), subscriptions).await;
+        self.line().claimed
+    }
+
+    /// Claims `missing` of something, or as many as there are, by halves.
+    async fn grow(&self, mut missing: usize, of: impl Fn(usize) -> Claim) {
+        let mut step = missing;
+        while step > 0 {
+            match self.node.shared.directory.grow(&self.session, of(step)).await {
+                Ok(slot) => {
+                    self.line().claimed += of(step);
+                    let _ = self.room.send(RoomMessage::Claimed { participant: self.participant, slot });
+                    missing -= step;
+                    step = step.min(missing);
+                }
+                Err(Full) => step /= 2,
+            }
         }
-        let Ok(slot) = self.node.shared.directory.grow(&self.session, growth).await else { return claimed };
-        let mut line = self.line();
-        line.claimed += growth;
-        let _ = self.room.send(RoomMessage::Claimed { participant: self.participant, slot });
-        line.claimed
     }
 
     /// Hands an offer to the room.
@@ -261,5 +269,20 @@ impl Shared {
     /// Counts a socket that was cut because its client did not read.
     pub(super) fn count_slow_reader(&self) {
         self.slow_readers.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pop_schemas::TrackId;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_read_is_cut_before_it_costs_much() {
+        let (sender, _notices) = mpsc::channel(NOTICES_MAX);
+        let socket = Socket { number: 1, notices: sender, queued_len: Arc::default() };
+        let told = (0..2 * NOTICES_MAX).take_while(|_| socket.tell(Notice::TrackSubscribed(TrackId(1)))).count();
+        assert_eq!(told, NOTICES_MAX);
     }
 }
