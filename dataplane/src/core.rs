@@ -43,7 +43,7 @@ use pop_proto::{DropReason, Event};
 use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
 use slab::Slab;
 
-use bandwidth::{Downstream, Tally};
+use bandwidth::{Downstream, Reported, Tally};
 use catch_up::{CatchUp, CatchUps, begin_catch_ups};
 use layers::{follow_layers, give_layer, request_keyframe, request_wanted};
 use route::RtpRoute;
@@ -302,8 +302,8 @@ struct Subscription {
     packets_reported: u64,
     /// Whether the figures that were told last said so.
     congested_reported: bool,
-    /// Packets sent, retransmissions excluded, when the client's last report came.
-    packets_at_report: u64,
+    /// The client's last report.
+    reported: Option<Reported>,
     /// In its transport's `dirty`.
     is_dirty: bool,
     /// In `Core::repairing`.
@@ -1016,7 +1016,7 @@ impl Core {
             granted: Some(transport.downstream.allowance.limit().map_or(Grant::ALL, |_| Grant::LEAST)),
             packets_reported: 0,
             congested_reported: false,
-            packets_at_report: 0,
+            reported: None,
             is_dirty: false,
             is_repairing: false,
             catch_up: None,

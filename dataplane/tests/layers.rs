@@ -56,11 +56,13 @@ struct Way {
     sent: u64,
     lost: u64,
     arrived_bits: u64,
+    /// The newest sequence number that arrived, with its cycles.
+    newest: u32,
 }
 
 impl Way {
     fn new(tells: Tells, capacity: u64) -> Way {
-        Way { tells, capacity, credit: capacity / 10, recorder: TwccRecorder::new(), sent: 0, lost: 0, arrived_bits: 0 }
+        Way { tells, capacity, credit: capacity / 10, recorder: TwccRecorder::new(), sent: 0, lost: 0, arrived_bits: 0, newest: 0 }
     }
 
     /// Ten milliseconds pass.
@@ -70,6 +72,7 @@ impl Way {
 
     fn take(&mut self, now: Time, view: &RtpView<'_>, bits: u64) {
         self.sent += 1;
+        self.newest = self.newest.max(u32::from(view.sequence()));
         let Some(left) = self.credit.checked_sub(bits) else {
             self.lost += 1;
             return;
@@ -96,7 +99,7 @@ impl Way {
             Tells::Reports => {
                 let fraction_lost = (256 * self.lost / self.sent.max(1)).min(255) as u8;
                 (self.sent, self.lost) = (0, 0);
-                let block = ReportBlock { ssrc, fraction_lost, ..ReportBlock::default() };
+                let block = ReportBlock { ssrc, fraction_lost, highest_sequence: self.newest, ..ReportBlock::default() };
                 Some(client.rtcp(|c| c.receiver_report(9, &[block])))
             }
             Tells::Estimate => {

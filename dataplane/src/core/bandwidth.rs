@@ -63,16 +63,36 @@ impl Tally {
     }
 }
 
+/// Where a section stood when a report block about it came.
+#[derive(Clone, Copy)]
+pub(super) struct Reported {
+    /// Sent to it, retransmissions excluded.
+    pub(super) packets: u64,
+    /// As the client tells.
+    pub(super) highest_sequence: u32,
+}
+
+impl Reported {
+    /// What was sent since `before`, and how much of it the client did not get. What the publisher lost is a hole in the numbers for the
+    /// client, too, and no fault of its network.
+    pub(super) fn lost_since(&self, before: &Reported, fraction_lost: u8) -> (u64, u64) {
+        let sent = self.packets - before.packets;
+        // A client that makes up numbers would slow down itself alone.
+        let numbers = u64::from(self.highest_sequence.wrapping_sub(before.highest_sequence));
+        let holes = numbers.saturating_sub(sent);
+        (sent, (numbers * u64::from(fraction_lost) / 256).saturating_sub(holes).min(sent))
+    }
+}
+
 impl Downstream {
     /// Takes transport-wide feedback.
     pub(super) fn handle_feedback(&mut self, received: u64, lost: u64) {
         self.feedback.add(received, lost);
     }
 
-    /// Takes a report block about a section that was sent `packets` since its last one; `fraction_lost` is of 256.
-    pub(super) fn handle_report(&mut self, packets: u64, fraction_lost: u8) {
-        let lost = packets * u64::from(fraction_lost) / 256;
-        self.reports.add(packets - lost, lost);
+    /// Takes what a report block tells of a section: of so many packets so many were lost on the way to this client.
+    pub(super) fn handle_report(&mut self, expected: u64, lost: u64) {
+        self.reports.add(expected.saturating_sub(lost), lost);
     }
 
     /// Takes an estimate in bit/s.
@@ -184,5 +204,22 @@ impl Track {
         if !demand.has_steps() {
             steps.for_each(|step| demand.push(step));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_came_from_the_publisher_is_no_loss_of_the_clients() {
+        let at = |packets, highest_sequence| Reported { packets, highest_sequence };
+        let before = at(1_000, 0xffff_fff0);
+        assert_eq!(at(1_100, 0x54).lost_since(&before, 64), (100, 25), "a quarter of 100");
+        assert_eq!(at(1_075, 0x54).lost_since(&before, 64), (75, 0), "which never came");
+        assert_eq!(at(1_075, 0x54).lost_since(&before, 128), (75, 25), "and as many on the way");
+        assert_eq!(at(1_010, 5).lost_since(&before, 255), (10, 9));
+        assert_eq!(before.lost_since(&before, 255), (0, 0));
+        assert_eq!(at(1_010, 0xffff_ff00).lost_since(&before, 255), (10, 0), "a number that goes back");
     }
 }

@@ -11,6 +11,7 @@ use pop_proto::remb::Received;
 use pop_proto::wire::rtcp::{FirEntry, ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo, TransportCc};
 use pop_schemas::{Time, TransportId};
 
+use super::bandwidth::Reported;
 use super::{Core, Endpoint, STREAMS_PER_TRANSPORT_MAX, Stream, Transmit, Transport, follow_layers, request_keyframe};
 use crate::limits::TRACKS_PER_TRANSPORT_MAX;
 
@@ -109,9 +110,11 @@ impl Core {
         let subscription = &mut self.subscriptions[index];
         subscription.outbound.handle_report(block.fraction_lost, clock.and_then(|clock| round_trip(now, &clock, block)));
         let stats = subscription.outbound.stats();
-        let sent = stats.packets - stats.retransmitted;
-        let expected = sent - std::mem::replace(&mut subscription.packets_at_report, sent);
-        self.transports[transport].downstream.handle_report(expected, block.fraction_lost);
+        let told = Reported { packets: stats.packets - stats.retransmitted, highest_sequence: block.highest_sequence };
+        if let Some(before) = subscription.reported.replace(told) {
+            let (expected, lost) = told.lost_since(&before, block.fraction_lost);
+            self.transports[transport].downstream.handle_report(expected, lost);
+        }
     }
 
     fn handle_nack(&mut self, now: Time, transport: usize, media: u32, sequence: u16) -> Result<(), DropReason> {
