@@ -103,7 +103,12 @@ pub struct Session {
     socketless: BTreeSet<(Time, ParticipantId)>,
     /// Members whose client was asked for an offer, by when it is asked again.
     asking: BTreeSet<(Time, ParticipantId)>,
-    /// Of this call: whom others must hear of, ...
+    /// When changes of a large room's audience are told.
+    tell_at: Option<Time>,
+    /// When the number of participants is told, and what it was then: all, and those who publish.
+    room_at: Option<Time>,
+    told_counts: (u32, u32),
+    /// Of this call, or not told yet: whom others must hear of, ...
     changed: BTreeSet<ParticipantId>,
     /// ... who is gone, ...
     gone: Vec<ParticipantInfo>,
@@ -141,6 +146,9 @@ impl Session {
             epoch_ms: None,
             socketless: BTreeSet::new(),
             asking: BTreeSet::new(),
+            tell_at: None,
+            room_at: None,
+            told_counts: (0, 0),
             changed: BTreeSet::new(),
             gone: Vec::new(),
             ended: Vec::new(),
@@ -267,7 +275,7 @@ impl Session {
         let members = [&self.connecting, &self.socketless, &self.asking];
         let members = members.iter().filter_map(|deadlines| deadlines.first()).map(|(deadline, _)| *deadline);
         let tracks = self.calming.first().map(|(deadline, _)| *deadline);
-        let room = [self.speakers.due, self.quality_due, self.history.deadline()];
+        let room = [self.speakers.due, self.quality_due, self.history.deadline(), self.tell_at, self.room_at];
         members.chain(tracks).chain(room.into_iter().flatten()).min()
     }
 
@@ -282,6 +290,7 @@ impl Session {
         self.count_speakers(now);
         self.judge(now);
         self.forget_old_data(now);
+        self.tell_waiting(now);
         self.settle(now);
     }
 
@@ -293,7 +302,7 @@ impl Session {
     /// The end of each call: what it has changed is told once.
     fn settle(&mut self, now: Time) {
         let fresh = self.fresh.take();
-        self.tell_changes(fresh);
+        self.settle_changes(now, fresh);
         self.settle_subscriptions(now);
         self.settle_demand(now);
     }

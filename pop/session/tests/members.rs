@@ -1,14 +1,16 @@
 //! What members do in a room, in fake time.
 
 #[path = "members/stage.rs"]
+#[allow(dead_code)]
 mod stage;
 
 use std::time::Duration;
 
 use pop_proto::control::{Command, MediaKind};
-use pop_session::member::{LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, Quality};
+use pop_schemas::TrackId;
+use pop_session::member::{LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, Quality, Source, Sync};
 use pop_session::session::RESUME_GRACE;
-use pop_session::{Refusal, Reply};
+use pop_session::{Limits, Refusal, Reply};
 use stage::*;
 
 #[test]
@@ -195,4 +197,202 @@ fn a_muted_track_is_told_to_everybody() {
     }
     stage.say("ann", MemberRequest::Mute { track, muted: true });
     assert!(stage.told("bob").is_empty(), "nothing has changed");
+}
+
+#[test]
+fn an_audience_is_told_together_and_a_publisher_at_once() {
+    let mut stage = Stage::new();
+    let names: Vec<_> = (0..70).map(|n| &*Box::leak(format!("guest{n}").into_boxed_str())).collect();
+    for name in &names {
+        stage.enter(name);
+    }
+    stage.pass(Duration::from_secs(6));
+    stage.forget();
+    let updates = |stage: &mut Stage, name| {
+        let notices = stage.told(name);
+        notices.iter().filter_map(|n| if let Notice::Participants(infos) = n { Some(infos.len()) } else { None }).collect::<Vec<_>>()
+    };
+    for name in ["x", "y", "z"] {
+        stage.enter(name);
+        stage.offer(name, first_offer());
+    }
+    assert_eq!(updates(&mut stage, names[0]), Vec::<usize>::new());
+    let Notice::Welcome(welcome) = &stage.told("z")[0] else { panic!("the welcome comes first") };
+    assert_eq!(welcome.others.len(), 72, "one who comes in sees everybody");
+    stage.pass(Duration::from_secs(1));
+    assert_eq!(updates(&mut stage, names[0]), [3]);
+
+    // One who waits to be told as gone and is back as a publisher: the order is kept.
+    let old = stage.members["x"];
+    stage.say("x", MemberRequest::Leave);
+    assert_eq!(updates(&mut stage, names[0]), Vec::<usize>::new());
+    let new = stage.enter("x");
+    stage.add_track("x", camera("cam"));
+    stage.offer("x", vec![sends("0", "cam", &[VP8], &[])]);
+    let told = participants(&stage.told(names[0]));
+    let who: Vec<_> = told.iter().map(|info| (info.participant, info.state == MemberState::Disconnected)).collect();
+    assert_eq!(who, [(old, true), (new, false)]);
+}
+
+#[test]
+fn how_many_are_here_is_told_a_little_later() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    let rooms = |stage: &mut Stage| {
+        let notices = stage.told("ann");
+        notices
+            .iter()
+            .filter_map(|n| if let Notice::Room(room) = n { Some((room.participants, room.publishers)) } else { None })
+            .collect::<Vec<_>>()
+    };
+    stage.add_track("bob", camera("cam"));
+    stage.offer("bob", vec![sends("0", "cam", &[VP8], &[])]);
+    stage.connect("bob");
+    assert_eq!(rooms(&mut stage), []);
+    stage.pass(Duration::from_secs(5));
+    assert_eq!(rooms(&mut stage), [(2, 1)]);
+    stage.pass(Duration::from_secs(60));
+    assert_eq!(rooms(&mut stage), []);
+}
+
+#[test]
+fn whip_whep_and_members_share_a_room() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.offer("ann", first_offer());
+    let source = stage.publish("studio");
+    let told = stage.told("ann");
+    let seen = &participants(&told)[0];
+    assert_eq!((seen.identity.as_str(), seen.tracks[0].track, seen.tracks[0].source), ("studio", source, Source::Camera));
+    assert_eq!(asked(&told), [(0, 0)]);
+    stage.forwards();
+    stage.offer("ann", first_offer());
+    assert_eq!(stage.forwards().last().unwrap().1, Some(source));
+
+    let mine = stage.add_track("ann", camera("cam")).unwrap();
+    stage.offer("ann", [first_offer(), vec![sends("6", "cam", &[VP8], &[])]].concat());
+    stage.forwards();
+    stage.watch();
+    assert!(participants(&stage.told("ann")).iter().all(|info| info.identity.as_str() != "viewer"), "an audience is not shown");
+    assert_eq!(stage.forwards(), [(stage.viewer_section(), Some(source))], "the oldest");
+    stage.event(pop_proto::control::Event::TrackStarted { track: mine });
+    assert_eq!(stage.forwards(), [(stage.viewer_section(), Some(mine))], "one that sends is better than one that does not");
+}
+
+#[test]
+fn a_member_takes_the_place_of_a_whip_client_of_its_identity_and_the_reverse() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.publish("bob");
+    stage.told("ann");
+    stage.enter("bob");
+    let told = participants(&stage.told("ann"));
+    assert_eq!(told.iter().map(|info| info.state).collect::<Vec<_>>(), [MemberState::Disconnected, MemberState::Joining]);
+    stage.publish("bob");
+    let expected = (LeaveReason::DuplicateIdentity, LeaveAction::Disconnect);
+    assert!(matches!(stage.told("bob").last(), Some(Notice::Leave { reason, action }) if (*reason, *action) == expected));
+    let told = participants(&stage.told("ann"));
+    assert_eq!(told.iter().map(|info| info.state).collect::<Vec<_>>(), [MemberState::Disconnected, MemberState::Joined]);
+}
+
+#[test]
+fn a_lost_transport_ends_a_member_with_the_word_to_begin_anew() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    stage.offer("ann", first_offer());
+    let transport = stage.transport("ann");
+    let loss = pop_proto::control::TransportLoss::ConsentExpired;
+    stage.event(pop_proto::control::Event::TransportLost { transport, loss });
+    let expected = (LeaveReason::ConnectionTimeout, LeaveAction::Reconnect);
+    assert!(matches!(stage.told("ann").last(), Some(Notice::Leave { reason, action }) if (*reason, *action) == expected));
+    assert!(!stage.heard.commands.iter().any(|command| matches!(command, Command::CloseTransport { .. })), "the worker has forgotten it");
+    assert_eq!(participants(&stage.told("bob"))[0].left, Some(LeaveReason::ConnectionTimeout));
+    assert_eq!(stage.resume("ann"), Err(Refusal::UnknownParticipant));
+}
+
+#[test]
+fn a_client_that_does_not_answer_is_asked_again() {
+    let mut stage = Stage::new();
+    stage.enter("bob");
+    stage.offer("bob", first_offer());
+    stage.publish("studio");
+    assert_eq!(asked(&stage.told("bob")), [(0, 0)]);
+    stage.publish("other");
+    assert_eq!(asked(&stage.told("bob")), []);
+    stage.pass(Duration::from_secs(5));
+    assert_eq!(asked(&stage.told("bob")), [(0, 0)]);
+}
+
+#[test]
+fn an_offer_that_was_under_way_does_not_make_the_client_add_sections_twice() {
+    let mut stage = Stage::new();
+    stage.enter("bob");
+    stage.offer("bob", vec![receives("0", &[OPUS])]);
+    stage.publish("studio");
+    assert_eq!(asked(&stage.told("bob")), [(0, 1)]);
+    stage.offer("bob", vec![receives("0", &[OPUS])]);
+    assert_eq!(asked(&stage.told("bob")), [], "it was made before the client heard");
+    stage.offer("bob", vec![receives("0", &[OPUS]), receives("1", &[VP8])]);
+    assert_eq!(asked(&stage.told("bob")), []);
+    assert!(stage.forwards().last().unwrap().1.is_some());
+}
+
+#[test]
+fn what_a_resumed_client_has_not_seen_is_said_again() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let (seen, unseen) = (stage.add_track("ann", camera("a")).unwrap(), stage.add_track("ann", camera("b")).unwrap());
+    stage.say("ann", MemberRequest::SocketClosed);
+    stage.resume("ann").unwrap();
+    stage.told("ann");
+    let published = vec![("a".into(), seen)];
+    stage.say("ann", MemberRequest::Sync(Box::new(Sync { published, ..Sync::default() })));
+    let told: Vec<_> = stage
+        .told("ann")
+        .into_iter()
+        .filter_map(|n| if let Notice::TrackPublished { track, .. } = n { Some(track.track) } else { None })
+        .collect();
+    assert_eq!(told, [unseen]);
+}
+
+#[test]
+fn a_sync_restores_what_was_not_taken() {
+    let mut stage = Stage::new();
+    stage.enter("bob");
+    stage.offer("bob", first_offer());
+    let track = stage.publish("studio");
+    stage.offer("bob", first_offer());
+    assert_eq!(stage.forwards().last().unwrap().1, Some(track));
+    stage.resume("bob").unwrap();
+    let sync = Sync { tracks: vec![track, TrackId(99)], subscribe: false, ..Sync::default() };
+    stage.say("bob", MemberRequest::Sync(Box::new(sync)));
+    assert_eq!(stage.forwards().last().unwrap().1, None);
+    assert!(!stage.told("bob").iter().any(|n| matches!(n, Notice::SubscriptionFailed { .. })), "what is gone is no failure");
+}
+
+#[test]
+fn the_identity_of_a_route_cannot_be_taken_and_bounds_hold() {
+    let mut stage = Stage::with(Limits { participants_max: 2, ..Limits::default() }, 1);
+    stage.enter("ann");
+    stage.enter("bob");
+    let refused = stage.try_enter("cid", |_| {});
+    assert_eq!(refused, Err(Refusal::Full(2)));
+    assert_eq!(stage.try_enter("ann", |_| {}), Ok(Reply::Joined), "it takes its own place");
+    assert_eq!(stage.try_enter("bob", |enter| enter.metadata = "x".repeat(70_000).into()), Err(Refusal::TextTooLong));
+    assert!(stage.told("bob").iter().all(|notice| !matches!(notice, Notice::Leave { .. })), "a refused request changes nothing");
+}
+
+#[test]
+fn an_offer_of_too_many_sections_or_twice_the_same_is_refused_and_changes_nothing() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let many = (0..321).map(|n| receives(&n.to_string(), &[VP8])).collect();
+    let twice = vec![receives("0", &[VP8]), receives("0", &[VP8])];
+    for sections in [many, twice, vec![receives("", &[VP8])]] {
+        assert!(stage.offer_with("ann", "r", sections).is_none());
+        assert!(matches!(stage.told("ann").last(), Some(Notice::OfferRefused { .. })));
+        assert!(stage.heard.commands.is_empty());
+    }
 }

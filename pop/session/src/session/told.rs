@@ -1,6 +1,7 @@
 //! What members are told of participants. Changes within one call are told once, at its end: one value for all who hear of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pop_schemas::{ParticipantId, Time};
 
@@ -10,6 +11,14 @@ use super::remotes::{client_version, describe_remote};
 use crate::member::{LeaveReason, MemberState, Notice, ParticipantInfo, Permissions, RoomInfo};
 use crate::participant::{Connection, LocalParticipant};
 use crate::presence::{RemoteParticipant, Version};
+
+/// A room of more members is large: who comes and goes without publishing is told together, at most this much later. A thousand people
+/// who come at once would else be told of each other three million times.
+const AUDIENCE_MIN: usize = 64;
+const AUDIENCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many are here is told so much later (LiveKit's figure): nothing but a number on a page hangs on it.
+const ROOM_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Session {
     /// Tells a member, while its socket is here.
@@ -30,7 +39,43 @@ impl Session {
     }
 
     /// The end of each call: tells what it has changed. `fresh` has been told all by its welcome.
+    pub(super) fn settle_changes(&mut self, now: Time, fresh: Option<ParticipantId>) {
+        if self.gone.is_empty() && self.changed.is_empty() {
+            return self.tell_changes(fresh);
+        }
+        if self.tell_at.is_none_or(|at| at > now) && self.may_wait() {
+            self.tell_at.get_or_insert(now + AUDIENCE_INTERVAL);
+            return;
+        }
+        self.tell_changes(fresh);
+        self.room_at.get_or_insert(now + ROOM_INTERVAL);
+    }
+
+    /// A large room and changes of its audience alone. They wait together with what came before, so that the order is kept.
+    fn may_wait(&self) -> bool {
+        let publishes = |id: &ParticipantId| self.participants.get(id).is_none_or(|participant| !participant.tracks.is_empty());
+        let is_calm = !self.gone.iter().any(|info| info.is_publisher) && !self.changed.iter().any(publishes);
+        is_calm && self.members_here().nth(AUDIENCE_MIN).is_some()
+    }
+
+    /// What has waited.
+    pub(super) fn tell_waiting(&mut self, now: Time) {
+        if self.tell_at.is_some_and(|at| at <= now) {
+            self.tell_changes(None);
+            self.room_at.get_or_insert(now + ROOM_INTERVAL);
+        }
+        if self.room_at.take_if(|at| *at <= now).is_some() {
+            let room = self.describe_room();
+            let counts = (room.participants, room.publishers);
+            if std::mem::replace(&mut self.told_counts, counts) != counts {
+                self.tell_room();
+            }
+        }
+    }
+
+    /// Tells everything that has changed and was not told.
     pub(super) fn tell_changes(&mut self, fresh: Option<ParticipantId>) {
+        self.tell_at = None;
         let gone = std::mem::take(&mut self.gone);
         let changed = std::mem::take(&mut self.changed);
         if gone.is_empty() && changed.is_empty() && self.ended.is_empty() {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pop_proto::control::{Command, Event, ExtensionIds, IceCredentials, MediaKind, SrtpProfile};
+use pop_proto::control::{
+    Command, Event, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTrack, OpenTransport, SrtpProfile,
+};
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 use pop_session::member::{
     AddTrack, Answer, Enter, MemberRequest, Notice, Offer, OfferedSection, ParticipantInfo, Permissions, ReceivingSection, Resume,
@@ -11,7 +13,10 @@ use pop_session::member::{
 };
 use pop_session::presence::LocalRecord;
 use pop_session::session::{Action, Audit};
-use pop_session::{CloseReason, Format, Limits, Output, PayloadFormat, Refusal, Reply, Request, RequestId, Session};
+use pop_session::{
+    CloseReason, Format, Join, Limits, Media, Opening, Output, PayloadFormat, Publication, Refusal, Reply, Request, RequestId, Section,
+    Session,
+};
 
 pub(crate) const OPUS: PayloadFormat = PayloadFormat { number: 111, format: Format::Opus, rtx: None };
 pub(crate) const AV1: PayloadFormat = PayloadFormat { number: 45, format: Format::Av1 { profile: 0 }, rtx: None };
@@ -107,6 +112,11 @@ impl Stage {
     }
 
     pub(crate) fn enter_with(&mut self, name: &'static str, change: impl FnOnce(&mut Enter)) -> ParticipantId {
+        assert_eq!(self.try_enter(name, change), Ok(Reply::Joined));
+        self.members[name]
+    }
+
+    pub(crate) fn try_enter(&mut self, name: &'static str, change: impl FnOnce(&mut Enter)) -> Result<Reply, Refusal> {
         self.next += 1;
         let participant = ParticipantId(self.next);
         let mut enter = Enter {
@@ -122,9 +132,78 @@ impl Stage {
             client: "test".into(),
         };
         change(&mut enter);
-        assert_eq!(self.request(Request::Enter(Box::new(enter))), Ok(Reply::Joined));
-        self.members.insert(name, participant);
-        participant
+        let reply = self.request(Request::Enter(Box::new(enter)));
+        if reply.is_ok() {
+            self.members.insert(name, participant);
+        }
+        reply
+    }
+
+    /// A client of WHIP with one video track.
+    pub(crate) fn publish(&mut self, name: &str) -> TrackId {
+        self.next += 1;
+        let open = OpenTrack {
+            track: TrackId(self.next),
+            transport: TransportId(self.next),
+            kind: MediaKind::Video,
+            ssrc: None,
+            rtx_ssrc: None,
+            mid: "0".into(),
+            layers: Vec::new(),
+            order: Vec::new(),
+            payload_types: Vec::new(),
+            nack: true,
+            pli: true,
+            fir: false,
+        };
+        let media = Media::Publish(vec![Publication { open, formats: vec![VP8] }]);
+        self.join(name, media);
+        TrackId(self.next)
+    }
+
+    /// A client of WHEP with one video section.
+    pub(crate) fn watch(&mut self) {
+        self.next += 1;
+        let open = OpenSubscription {
+            subscription: SubscriptionId(self.next),
+            transport: TransportId(self.next),
+            kind: MediaKind::Video,
+            ssrc: 7,
+            first_sequence: 0,
+            first_timestamp: 0,
+            rtx_ssrc: None,
+            extensions: ExtensionIds::NONE,
+            mid: "0".into(),
+        };
+        self.join("viewer", Media::Watch(vec![Section { open, formats: vec![VP8], publisher: None }]));
+    }
+
+    /// Of the last one.
+    pub(crate) fn viewer_section(&self) -> SubscriptionId {
+        SubscriptionId(self.next)
+    }
+
+    fn join(&mut self, name: &str, media: Media) {
+        let transport = TransportId(self.next);
+        let ice = IceCredentials { local_ufrag: "l".into(), local_pwd: "p".into(), remote_ufrag: "r".into() };
+        let join = Join {
+            participant: ParticipantId(self.next),
+            identity: identity(name),
+            hidden: false,
+            resource: self.next.to_string().into(),
+            transport: Opening::WebRtc(OpenTransport {
+                transport,
+                ice,
+                extensions: ExtensionIds::NONE,
+                transport_cc: false,
+                remb: false,
+                reduced_size_rtcp: true,
+                rtcp_ssrc: 1,
+                cname: "c".into(),
+            }),
+            media,
+        };
+        assert_eq!(self.request(Request::Join(Box::new(join))), Ok(Reply::Joined));
     }
 
     pub(crate) fn resume(&mut self, name: &'static str) -> Result<Reply, Refusal> {
