@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pop_proto::control::{Command, MediaKind};
 use pop_schemas::TrackId;
-use pop_session::member::{LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, Quality, Source, Sync};
+use pop_session::member::{LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, Quality, Source, SubscriptionError, Sync};
 use pop_session::session::RESUME_GRACE;
 use pop_session::{Limits, Refusal, Reply};
 use stage::*;
@@ -395,4 +395,26 @@ fn an_offer_of_too_many_sections_or_twice_the_same_is_refused_and_changes_nothin
         assert!(matches!(stage.told("ann").last(), Some(Notice::OfferRefused { .. })));
         assert!(stage.heard.commands.is_empty());
     }
+}
+
+#[test]
+fn a_client_whose_offers_never_have_the_sections_is_not_asked_for_ever() {
+    let mut stage = Stage::new();
+    stage.enter("bob");
+    stage.offer("bob", vec![receives("0", &[OPUS])]);
+    let track = stage.publish("studio");
+    let mut asks = 0;
+    let mut failed = false;
+    for _ in 0..20 {
+        stage.offer("bob", vec![receives("0", &[OPUS])]);
+        stage.pass(Duration::from_secs(1));
+        let told = stage.told("bob");
+        asks += asked(&told).len();
+        failed |= told
+            .iter()
+            .any(|notice| matches!(notice, Notice::SubscriptionFailed { track: id, error: SubscriptionError::Full } if *id == track));
+    }
+    assert_eq!((asks, failed), (3, true));
+    stage.say("bob", MemberRequest::Subscribe { tracks: vec![track], subscribe: true });
+    assert_eq!(asked(&stage.told("bob")), [(0, 1)], "it may try again");
 }

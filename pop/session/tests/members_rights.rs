@@ -174,7 +174,7 @@ fn a_hidden_one_is_not_seen_and_sees() {
 fn texts_change_within_their_bounds_by_those_who_may() {
     let (mut stage, _) = two();
     stage.enter_as("cid", Permissions { update_metadata: false, ..everything() }, true);
-    let mut update = |stage: &mut Stage, who: &str, update: MetadataUpdate| {
+    let update = |stage: &mut Stage, who: &str, update: MetadataUpdate| {
         stage.forget();
         stage.say(who, MemberRequest::UpdateMetadata(Box::new(update)));
         stage.told(who)

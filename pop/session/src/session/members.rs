@@ -10,7 +10,7 @@ use super::output::{Action, CloseReason, Output, audit};
 use super::publish::Announced;
 use super::quality::QUALITY_INTERVAL;
 use super::request::{Refusal, Reply};
-use super::subscriptions::{Asked, Subscription};
+use super::subscriptions::{Asked, Patience, Subscription};
 use super::{RESUME_GRACE, Session};
 use crate::member::{
     ConnectionGrade, Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, SubscriptionPermission, Sync,
@@ -44,6 +44,7 @@ pub(crate) struct Member {
     pub(super) next_serial: u64,
     /// Its client was asked for an offer.
     pub(super) asked: Option<Asked>,
+    pub(super) patience: Patience,
     /// What its last offer said of the transport.
     pub(super) transport: Option<TransportOffer>,
     /// All that were used under the transport's key.
@@ -59,7 +60,7 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool, client: Box<str>) -> Member {
+    fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool, client: &str) -> Member {
         Member {
             permissions,
             auto_subscribe,
@@ -72,6 +73,7 @@ impl Member {
             declined: BTreeSet::new(),
             next_serial: 0,
             asked: None,
+            patience: Patience::default(),
             transport: None,
             ssrcs: BTreeSet::new(),
             told_grades: BTreeMap::new(),
@@ -126,7 +128,7 @@ impl Session {
             texts: Texts { name, metadata, attributes },
             counter: 0,
             epoch: 0,
-            member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream, client))),
+            member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream, &client))),
         };
         self.outputs.push_back(Output::Audit(audit(&participant, Action::Entered)));
         self.participants.insert(id, participant);

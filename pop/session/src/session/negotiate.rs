@@ -12,7 +12,9 @@ use super::Session;
 use super::output::{Action, Output, audit};
 use super::{CONNECT_TIMEOUT, MEMBER_SECTIONS_MAX};
 use crate::format::{PayloadFormat, map_payload_types};
-use crate::member::{Answer, Feed, Notice, Offer, OfferedSection, ReceivingSection, SectionUse, SendingSection, TransportOffer};
+use crate::member::{
+    Answer, Feed, Notice, Offer, OfferedSection, ReceivingSection, SectionUse, SendingSection, SubscriptionError, TransportOffer,
+};
 use crate::participant::{Choice, Connection, IceSession, LocalSection};
 
 /// A media section of a member's transport.
@@ -203,7 +205,7 @@ impl Session {
             match self.find_section(id, track) {
                 Ok(Some(mid)) => self.feed_section(id, &mid, track),
                 Ok(None) => {}
-                Err(Undecodable) => self.fail_subscription(id, track),
+                Err(Undecodable) => self.fail_subscription(id, track, SubscriptionError::Codec),
             }
         }
     }

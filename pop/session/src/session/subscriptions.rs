@@ -10,8 +10,11 @@ use super::{MEMBER_SECTIONS_MAX, MEMBER_SUBSCRIPTIONS_MAX, Session};
 use crate::member::{Notice, SubscriptionError};
 
 /// A client that was asked for sections and made no offer is asked again after this long: a negotiation takes a round trip and some
-/// hundred milliseconds of the client.
+/// hundred milliseconds of the client. Twice as long each time.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Offers without the sections that were asked for, until the tracks that wait fail.
+const ASKS_IN_VAIN_MAX: u32 = 3;
 
 /// A member's wish for a track that is here.
 #[derive(Debug)]
@@ -20,8 +23,8 @@ pub(crate) struct Subscription {
     serial: u64,
     /// The section that it is fed into.
     pub(super) section: Option<SubscriptionId>,
-    /// Its client can decode none of the formats.
-    undecodable: bool,
+    /// Its client can decode none of the formats, or has no section for it.
+    failed: bool,
     /// Its publisher, or its own permissions, do not allow it.
     pub(super) denied: bool,
     pub(super) settings: Settings,
@@ -69,6 +72,10 @@ impl Session {
             }
             if let Some(member) = self.member_mut(id) {
                 member.declined.remove(&track);
+                member.patience = Patience::default();
+                if let Some(subscription) = member.subscriptions.get_mut(&track) {
+                    subscription.failed = false;
+                }
             }
             if !self.add_subscription(id, track) {
                 self.notify(id, Notice::SubscriptionFailed { track, error: SubscriptionError::Full });
@@ -96,8 +103,9 @@ impl Session {
             return false;
         }
         member.next_serial += 1;
+        member.patience.try_once_more();
         let (serial, settings) = (member.next_serial, Settings::new(member.adaptive_stream));
-        let subscription = Subscription { serial, section: None, undecodable: false, denied: false, settings };
+        let subscription = Subscription { serial, section: None, failed: false, denied: false, settings };
         member.subscriptions.insert(track, subscription);
         self.recheck(id, track);
         self.unsettled.insert(id);
@@ -134,7 +142,7 @@ impl Session {
         let waiting = member
             .subscriptions
             .iter()
-            .filter(|(track, s)| !s.undecodable && !s.denied && self.tracks.contains_key(track) && !self.is_fed(**track, s));
+            .filter(|(track, s)| !s.failed && !s.denied && self.tracks.contains_key(track) && !self.is_fed(**track, s));
         let mut waiting: Vec<_> = waiting.map(|(track, subscription)| (subscription.serial, *track)).collect();
         waiting.sort_unstable();
         waiting.into_iter().map(|(_, track)| track).collect()
@@ -151,11 +159,12 @@ impl Session {
         }
     }
 
-    pub(super) fn fail_subscription(&mut self, id: ParticipantId, track: TrackId) {
+    /// It waits no longer: until it is asked for anew, nothing will change that.
+    pub(super) fn fail_subscription(&mut self, id: ParticipantId, track: TrackId, error: SubscriptionError) {
         if let Some(subscription) = self.member_mut(id).and_then(|member| member.subscriptions.get_mut(&track)) {
-            subscription.undecodable = true;
+            subscription.failed = true;
         }
-        self.notify(id, Notice::SubscriptionFailed { track, error: SubscriptionError::Codec });
+        self.notify(id, Notice::SubscriptionFailed { track, error });
     }
 
     /// An offer came and is answered.
@@ -164,6 +173,7 @@ impl Session {
         // An offer that was under way when its client was asked has not the sections; the next one has.
         let receiving = member.receiving_sections();
         if let Some(asked) = member.asked.take_if(|asked| receiving >= asked.sections || asked.passed) {
+            member.patience.note(receiving >= asked.sections);
             self.asking.remove(&(asked.again, id));
         } else if let Some(asked) = &mut member.asked {
             asked.passed = true;
@@ -188,10 +198,21 @@ impl Session {
             let of_kind = member.sections.values().filter(|section| section.kind == kind && section.receives.is_some());
             waiting.saturating_sub(of_kind.filter(|section| self.source_of(section).is_none()).count())
         };
+        let needed = missing(MediaKind::Audio) + missing(MediaKind::Video);
+        if needed > 0 && member.patience.is_over() {
+            return self.fail_waiting(id, waiting);
+        }
         let room = MEMBER_SECTIONS_MAX.saturating_sub(member.sections.len());
         let audio = missing(MediaKind::Audio).min(room);
         let video = missing(MediaKind::Video).min(room - audio);
         self.ask(now, id, audio, video);
+    }
+
+    /// Gives up: the client makes offers, and they have no more sections that can be served.
+    fn fail_waiting(&mut self, id: ParticipantId, waiting: Vec<TrackId>) {
+        for track in waiting {
+            self.fail_subscription(id, track, SubscriptionError::Full);
+        }
     }
 
     /// Asks for an offer, whatever is in it.
@@ -203,7 +224,7 @@ impl Session {
 
     fn ask(&mut self, now: Time, id: ParticipantId, audio: usize, video: usize) {
         let Some(member) = self.member_mut(id) else { return };
-        let (sections, again) = (member.receiving_sections() + audio + video, now + ASK_AGAIN);
+        let (sections, again) = (member.receiving_sections() + audio + video, now + member.patience.next_wait());
         member.asked = Some(Asked { sections, again, passed: false });
         self.asking.insert((again, id));
         self.notify(id, Notice::SectionsNeeded { audio: audio as u32, video: video as u32 });
@@ -214,8 +235,11 @@ impl Session {
         while let Some(due) = self.asking.first().filter(|(at, _)| *at <= now).copied() {
             self.asking.remove(&due);
             let (_, id) = due;
-            if let Some(member) = self.member_mut(id) {
-                member.asked = None;
+            if let Some(member) = self.member_mut(id)
+                && let Some(asked) = member.asked.take()
+                && asked.passed
+            {
+                member.patience.note(false);
             }
             self.ask_for_sections(now, id);
         }
@@ -226,6 +250,37 @@ impl Session {
         for id in std::mem::take(&mut self.unsettled) {
             self.ask_for_sections(now, id);
         }
+    }
+}
+
+/// How often a client was asked in vain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Patience {
+    /// Since it did last what it was asked for.
+    asked: u32,
+    /// Its offers since then that did not have the sections.
+    short: u32,
+}
+
+impl Patience {
+    fn note(&mut self, satisfied: bool) {
+        *self = if satisfied { Patience::default() } else { Patience { short: self.short + 1, ..*self } };
+    }
+
+    /// Offers come without the sections: this worker has no place for them, or the client none.
+    fn is_over(&self) -> bool {
+        self.short >= ASKS_IN_VAIN_MAX
+    }
+
+    /// Something is new: perhaps there is a place by now.
+    fn try_once_more(&mut self) {
+        self.short = self.short.min(ASKS_IN_VAIN_MAX - 1);
+    }
+
+    /// Each request adds sections to a client that only sleeps.
+    fn next_wait(&mut self) -> Duration {
+        self.asked += 1;
+        ASK_AGAIN * (1 << (self.asked - 1).min(4))
     }
 }
 

@@ -48,7 +48,7 @@ impl Session {
             return;
         }
         self.tell_changes(fresh);
-        self.room_at.get_or_insert(now + ROOM_INTERVAL);
+        self.count_later(now);
     }
 
     /// A large room and changes of its audience alone. They wait together with what came before, so that the order is kept.
@@ -58,11 +58,17 @@ impl Session {
         is_calm && self.members_here().nth(AUDIENCE_MIN).is_some()
     }
 
+    fn count_later(&mut self, now: Time) {
+        if self.room_at.is_none() && self.members().next().is_some() {
+            self.room_at = Some(now + ROOM_INTERVAL);
+        }
+    }
+
     /// What has waited.
     pub(super) fn tell_waiting(&mut self, now: Time) {
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell_changes(None);
-            self.room_at.get_or_insert(now + ROOM_INTERVAL);
+            self.count_later(now);
         }
         if self.room_at.take_if(|at| *at <= now).is_some() {
             let room = self.describe_room();

@@ -54,15 +54,15 @@ impl Settings {
         if layers.len() < 2 {
             return None;
         }
+        if self.height > 0 && layers.iter().all(|layer| layer.height > 0) {
+            // A tenth less is not seen (LiveKit's figure), and spares a step for a pixel.
+            let covers = |layer: &VideoLayer| u64::from(layer.height) * 10 >= u64::from(self.height) * 9;
+            return Some(layers.iter().position(covers).unwrap_or(layers.len() - 1));
+        }
         let quality = match self.height {
             0 => self.quality,
-            height if layers.iter().all(|layer| layer.height > 0) => {
-                // A tenth less is not seen (LiveKit's figure), and spares a step for a pixel.
-                let covers = |layer: &VideoLayer| u64::from(layer.height) * 10 >= u64::from(height) * 9;
-                return Some(layers.iter().position(covers).unwrap_or(layers.len() - 1));
-            }
-            ..=LOW_HEIGHT => Quality::Low,
-            ..=MEDIUM_HEIGHT => Quality::Medium,
+            height if height <= LOW_HEIGHT => Quality::Low,
+            height if height <= MEDIUM_HEIGHT => Quality::Medium,
             _ => Quality::High,
         };
         Some(layers.iter().rposition(|layer| layer.quality <= quality).unwrap_or(0))
