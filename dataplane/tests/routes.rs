@@ -11,7 +11,7 @@ use pop_proto::control::{
     RtcpVia, RtpPeer, SrtpKeys, SrtpProfile, TransportLoss,
 };
 use pop_proto::srtp::SrtpSender;
-use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, RtcpWriter, SenderInfo};
+use pop_proto::wire::rtcp::{ReportBlock, RtcpPacket, RtcpReader, RtcpWriter, SenderInfo};
 use pop_proto::wire::rtp;
 use pop_proto::{Command, DropReason, Event};
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
@@ -508,4 +508,22 @@ fn a_closed_route_leaves_its_sockets_to_nobody() {
     route_in(&mut rig, 2, open_rtp(2, learnt(), RtcpVia::Off), VP8);
     give(&mut rig, RTP, "192.0.2.5:1234", packet(5, 1, &vp8(true, 50)));
     assert_eq!(learnt_peers(&mut rig).last(), Some(&address("192.0.2.5:1234")));
+}
+
+#[test]
+fn a_route_whose_receiver_loses_half_of_it_is_not_stopped() {
+    let mut rig = Rig::new();
+    let publisher = rig.publisher(1);
+    route_out(&mut rig, 2, 1, open_rtp(2, learnt(), RtcpVia::Next { socket: RTCP }), map(96, 102));
+    let mut last = 0;
+    for frame in 0..600u64 {
+        last = rig.exchange(publisher.path, publisher.packet(1, frame, &vp8(frame.is_multiple_of(30), 900))).len();
+        rig.pass(Duration::from_millis(30));
+        if frame.is_multiple_of(30) {
+            let block = ReportBlock { ssrc: 0xabc, fraction_lost: 128, highest_sequence: 1_000 + frame as u32, ..ReportBlock::default() };
+            give(&mut rig, RTCP, "192.0.2.9:6000", rtcp(|c| c.receiver_report(3, &[block])));
+        }
+    }
+    let congested = rig.events().into_iter().any(|event| matches!(event, Event::SubscriptionStats { stats, .. } if stats.congested));
+    assert!(last == 1 && !congested, "{last} {congested}");
 }
