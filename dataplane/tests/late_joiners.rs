@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{CONSENT, Client, Packet, Rig, Sent, limits, media_to, open_transport, protect, vp8};
 use pop_dataplane::core::Core;
 use pop_dataplane::limits::WorkerLimits;
-use pop_proto::control::{OpenSubscription, OpenTransport, PayloadTypeMap};
+use pop_proto::control::{LayerWish, OpenSubscription, OpenTransport, PayloadTypeMap};
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::{Command, DropReason};
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
@@ -262,14 +262,15 @@ fn what_was_lost_of_the_burst_is_repaired_with_the_time_that_it_had() {
     }
 }
 
-#[test]
-fn who_comes_back_goes_on_with_its_numbers_and_its_clock() {
+/// A viewer that takes nothing for a while: the commands that stop and start it.
+fn comes_back(stop: impl FnOnce(&mut Rig), start: impl FnOnce(&mut Rig)) {
     let (mut rig, mut camera) = studio();
     let mut client = viewer(&mut rig, 2);
     let mut sent = camera.film(&mut rig, Duration::from_millis(300), true);
-    rig.command(Command::Forward { subscription: SubscriptionId(2), track: None, payload_types: Vec::new() });
-    sent.extend(camera.film(&mut rig, Duration::from_millis(600), false));
-    watch(&mut rig, 2, 1);
+    stop(&mut rig);
+    let pause = camera.film(&mut rig, Duration::from_millis(600), false);
+    assert_eq!(media_to(&mut client, &pause), []);
+    start(&mut rig);
     sent.extend(camera.film(&mut rig, Duration::from_millis(600), false));
     let packets = media_to(&mut client, &sent);
     let times: Vec<u32> = packets.iter().map(|(_, header, _)| RtpView::parse(header).unwrap().timestamp()).collect();
@@ -278,7 +279,32 @@ fn who_comes_back_goes_on_with_its_numbers_and_its_clock() {
     // Within two frames of the 1.5 s that have passed, the publisher's pictures being 30 ms apart.
     let passed = times.last().unwrap().wrapping_sub(times[0]);
     assert!(passed.abs_diff(49 * PICTURE_TICKS) <= 2 * PICTURE_TICKS, "{passed}");
-    assert_eq!(plis(&rig), 0);
+    assert_eq!((plis(&rig), rig.core.counters().catch_ups), (0, 1));
+}
+
+#[test]
+fn who_takes_the_track_again_goes_on_with_its_numbers_and_its_clock() {
+    let none = Command::Forward { subscription: SubscriptionId(2), track: None, payload_types: Vec::new() };
+    comes_back(|rig| rig.command(none), |rig| watch(rig, 2, 1));
+}
+
+#[test]
+fn who_is_back_from_a_pause_goes_on_with_its_numbers_and_its_clock() {
+    let wish = |paused| Command::Wish { subscription: SubscriptionId(2), wish: LayerWish { paused, ..LayerWish::default() } };
+    comes_back(|rig| rig.command(wish(true)), |rig| rig.command(wish(false)));
+}
+
+#[test]
+fn who_pauses_in_its_burst_gets_no_more_of_it() {
+    let (mut rig, mut camera) = studio();
+    camera.film(&mut rig, Duration::from_millis(1_500), true);
+    let mut late = viewer(&mut rig, 2);
+    let first = rig.pass(Duration::from_millis(10));
+    assert!(seen(&mut late, &first).len() > 20);
+    rig.command(Command::Wish { subscription: SubscriptionId(2), wish: LayerWish { paused: true, ..LayerWish::default() } });
+    let sent = camera.film(&mut rig, Duration::from_millis(300), false);
+    assert_eq!(media_to(&mut late, &sent), []);
+    assert_eq!((plis(&rig), rig.core.counters().catch_ups_broken), (0, 1));
 }
 
 #[test]

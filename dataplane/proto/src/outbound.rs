@@ -64,8 +64,8 @@ struct Source {
 }
 
 impl Source {
-    /// A published timestamp on our clock. The past is squeezed: with its own timestamps a client would play it at the pace at which
-    /// it was made, and stay behind as long as the group was old.
+    /// A published timestamp on our clock. The past is squeezed: who comes back after a short pause must get no picture that is older
+    /// than what it has, and a player that keeps to the timestamps must not play the past at the pace at which it was made.
     #[inline]
     fn timestamp(&self, published: u32) -> u32 {
         let published = self.past_until.map_or(published, |newest| squeeze(newest, published));
