@@ -31,12 +31,20 @@ pub(super) struct Downstream {
     /// By report blocks, since the start.
     reports: Tally,
     remb: Option<(Time, u64)>,
-    /// At the last judgement: when, and how many bytes were sent until then.
-    judged: (Time, u64),
+    /// When it was judged last, and what was sent until then.
+    judged: (Time, Sent),
     feedback_judged: Tally,
     reports_judged: Tally,
     /// In `Core::sharing`.
     is_sharing: bool,
+}
+
+/// What was sent to a client, of the sections that it still has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    packets: u64,
+    /// With RTP headers.
+    bytes: u64,
 }
 
 /// Packets that a client has told of.
@@ -100,17 +108,18 @@ impl Downstream {
         self.remb = Some((now, bitrate));
     }
 
-    /// Judges what was told since the last time; `bytes` were sent since the start.
-    fn judge(&mut self, now: Time, bytes: u64) {
-        let (at, before) = std::mem::replace(&mut self.judged, (now, bytes));
+    /// Judges what was told since the last time.
+    fn judge(&mut self, now: Time, sent: Sent) {
+        let (at, before) = std::mem::replace(&mut self.judged, (now, sent));
+        // A section that was closed took its figures along.
+        let (packets, bytes) = (sent.packets.saturating_sub(before.packets), sent.bytes.saturating_sub(before.bytes));
         let elapsed_us = now.since(at).as_micros().max(1) as u64;
         let feedback = self.feedback.take_since(&mut self.feedback_judged);
         let reports = self.reports.take_since(&mut self.reports_judged);
-        // Feedback tells of each packet; reports tell less, and later.
-        let tally = if feedback.total() > 0 { feedback } else { reports };
+        // Feedback is newer, where the extension was negotiated for what is sent, and not for sound alone.
+        let tally = if 2 * feedback.total() >= packets || reports.total() == 0 { feedback } else { reports };
         let told = Told {
-            // A section that was closed took its bytes along.
-            sent: bytes.saturating_sub(before).saturating_mul(8_000_000) / elapsed_us,
+            sent: bytes.saturating_mul(8_000_000) / elapsed_us,
             expected: tally.total(),
             lost: tally.lost,
             remb: self.remb.filter(|(at, _)| now.since(*at) < REMB_AGE_MAX).map(|(_, bitrate)| bitrate),
@@ -123,10 +132,14 @@ impl Core {
     /// Once a second: what does this client's network take?
     pub(super) fn judge_bandwidth(&mut self, now: Time, index: usize) {
         let transport = &mut self.transports[index];
-        let stats = transport.subscriptions.iter().map(|section| self.subscriptions[*section].outbound.stats());
-        let bytes = stats.map(|stats| stats.bytes + stats.packets * HEADER_LEN).sum();
+        let mut sent = Sent::default();
+        for section in &transport.subscriptions {
+            let stats = self.subscriptions[*section].outbound.stats();
+            sent.packets += stats.packets;
+            sent.bytes += stats.bytes + stats.packets * HEADER_LEN;
+        }
         let before = transport.downstream.allowance.limit();
-        transport.downstream.judge(now, bytes);
+        transport.downstream.judge(now, sent);
         if before.is_some() || transport.downstream.allowance.limit().is_some() {
             self.mark_sharing(index);
         }
@@ -221,5 +234,19 @@ mod tests {
         assert_eq!(at(1_010, 5).lost_since(&before, 255), (10, 9));
         assert_eq!(before.lost_since(&before, 255), (0, 0));
         assert_eq!(at(1_010, 0xffff_ff00).lost_since(&before, 255), (10, 0), "a number that goes back");
+    }
+
+    #[test]
+    fn feedback_about_sound_alone_does_not_hide_what_reports_tell_of_pictures() {
+        let second = |feedback: (u64, u64), report: (u64, u64)| {
+            let mut downstream = Downstream::default();
+            downstream.handle_feedback(feedback.0, feedback.1);
+            downstream.handle_report(report.0, report.1);
+            downstream.judge(Time::from_millis(1_000), Sent { packets: 200, bytes: 200_000 });
+            downstream.allowance.limit()
+        };
+        assert_eq!(second((50, 0), (200, 60)), Some(1_120_000), "30 % of 1.6 Mbit/s are lost");
+        assert_eq!(second((50, 50), (0, 0)), Some(800_000));
+        assert_eq!(second((190, 5), (200, 60)), None, "reports are of before");
     }
 }
