@@ -125,6 +125,8 @@ async fn shake_hands(dtls: &Dtls, socket: &UdpSocket, answer: &Answer) -> Result
                     socket.send_to(&datagram, server).await.map_err(|e| format!("{server}: {e}"))?;
                 }
                 Some(DtlsEvent::Established { keys, .. }) => return Ok(*keys),
+                // Data of the application can only follow the keys.
+                Some(DtlsEvent::Data(_)) => {}
                 Some(DtlsEvent::Failed(reason)) => return Err(format!("DTLS with {server}: {reason}")),
                 Some(DtlsEvent::Closed) | None => return Err(format!("DTLS with {server} ended without keys")),
             },
