@@ -10,7 +10,7 @@ use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId, Transp
 use crate::format::PayloadFormat;
 use crate::member::TrackInfo;
 use crate::presence::RemoteParticipant;
-use crate::session::{Demand, Judged, Member};
+use crate::session::{Bucket, Demand, Judged, Member};
 
 /// What a client of WHIP or WHEP comes for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -150,6 +150,8 @@ pub struct LocalParticipant {
     pub(crate) texts: Texts,
     /// Raised by each change that others may see.
     pub(crate) counter: u32,
+    /// How often changes of it are told at once.
+    pub(crate) told: Bucket,
     /// Raised by each take-over.
     pub(crate) epoch: u32,
     /// Of a member alone.

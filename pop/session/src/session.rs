@@ -10,6 +10,7 @@
 //! Drain [`Session::poll`] to the end after each call.
 
 mod admin;
+mod bucket;
 mod clients;
 mod data;
 mod members;
@@ -43,6 +44,7 @@ use crate::sid::format_room_sid;
 use crate::subscribe::choose;
 use crate::view::{self, SessionView};
 
+pub(crate) use bucket::Bucket;
 pub use data::DataDrops;
 pub(crate) use members::Member;
 pub use output::{Action, Audit, CloseReason, Output, TransportFailure};

@@ -282,3 +282,55 @@ fn participants_of_other_nodes_come_change_and_go() {
         Record { key: RemoteKey { node: 2, participant: stage.members["ann"] }, version: Version { epoch: 0, counter: 9 }, manifest: None };
     assert_eq!(stage.session.handle_record(record), Applied::Stale, "ours is not theirs to write");
 }
+
+#[test]
+fn the_welcome_comes_first_whatever_is_not_allowed() {
+    let (mut stage, _) = two();
+    let permission = SubscriptionPermission { all: false, participants: Vec::new() };
+    stage.say("ann", MemberRequest::SubscriptionPermission(permission));
+    for permissions in [everything(), Permissions { subscribe: false, ..everything() }] {
+        stage.enter_as("cid", permissions, true);
+        let told = stage.told("cid");
+        assert!(matches!(told[0], Notice::Welcome(_)), "{told:?}");
+    }
+}
+
+#[test]
+fn one_that_changes_without_end_is_told_now_and_then() {
+    let (mut stage, track) = two();
+    let mut updates = 0;
+    for n in 0..1_000 {
+        stage.say("ann", MemberRequest::Mute { track, muted: n % 2 == 0 });
+        stage.pass(std::time::Duration::from_millis(10));
+        updates += stage.told("bob").iter().filter(|notice| matches!(notice, Notice::Participants(_))).count();
+    }
+    assert!((40..=62).contains(&updates), "20 at once and 4 each second of 10: {updates}");
+    stage.say("ann", MemberRequest::Mute { track, muted: true });
+    stage.pass(std::time::Duration::from_secs(1));
+    assert!(participants(&stage.told("bob"))[0].tracks[0].muted, "the last word is told");
+
+    let update = || MemberRequest::UpdateMetadata(Box::new(MetadataUpdate { name: Some("x".into()), ..MetadataUpdate::default() }));
+    for _ in 0..11 {
+        stage.say("bob", update());
+    }
+    assert_eq!(refusals(&stage.told("bob")), [RequestRefusal::LimitExceeded]);
+}
+
+#[test]
+fn tracks_that_are_gone_do_not_use_up_what_a_member_may_take() {
+    let (mut stage, _) = two();
+    stage.connect("ann");
+    stage.connect("bob");
+    for n in 1..300 {
+        let cid = n.to_string();
+        let track = stage.add_track("ann", camera(&cid)).unwrap();
+        stage.offer("ann", vec![sends("1", &cid, &[VP8], &[])]);
+        stage.say("bob", MemberRequest::Subscribe { tracks: vec![track], subscribe: n % 2 == 0 });
+        stage.forget();
+    }
+    let last = stage.add_track("ann", camera("last")).unwrap();
+    stage.offer("ann", vec![sends("1", "last", &[VP8], &[])]);
+    stage.offer("bob", first_offer());
+    stage.offer("bob", first_offer());
+    assert_eq!(stage.forwards().last().unwrap().1, Some(last));
+}

@@ -113,6 +113,8 @@ impl Worker {
 struct Client {
     name: &'static str,
     here: bool,
+    /// It was told nothing yet.
+    new_socket: bool,
     /// By identity, as the SDKs keep them.
     others: BTreeMap<String, ParticipantInfo>,
     sections: Vec<OfferedSection>,
@@ -179,6 +181,8 @@ impl World {
         *self.said.entry(name.to_owned()).or_default() += 1;
         let client = self.clients.get_mut(&to).unwrap_or_else(|| panic!("{to} has not come in: {notice:?}"));
         assert!(client.here, "{to} has no socket: {notice:?}");
+        let is_first = std::mem::take(&mut client.new_socket);
+        assert_eq!(is_first, matches!(notice, Notice::Welcome(_) | Notice::Resumed(_)), "{notice:?}");
         match notice {
             Notice::Welcome(welcome) => {
                 assert_eq!(welcome.participant.participant, to);
@@ -317,7 +321,7 @@ impl World {
         };
         let (others, sections, announced) = Default::default();
         let (here, fragment, asked) = (true, self.next, None);
-        self.clients.insert(id, Client { name, here, others, sections, mids: 0, fragment, announced, asked });
+        self.clients.insert(id, Client { name, here, new_socket: true, others, sections, mids: 0, fragment, announced, asked });
         if self.come(Request::Enter(Box::new(enter))).is_err() {
             self.clients.remove(&id);
         }
@@ -509,8 +513,10 @@ impl World {
         let client = self.clients.get_mut(&id).unwrap();
         let before = (client.here, std::mem::take(&mut client.others));
         client.here = true;
+        let old = std::mem::replace(&mut client.new_socket, true);
         if self.come(Request::Resume(Box::new(Resume { participant: id, identity }))).is_err() {
             let client = self.clients.get_mut(&id).unwrap();
+            client.new_socket = old;
             (client.here, client.others) = before;
         }
     }

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use pop_proto::control::{Command, MediaKind, OpenTrack, RtpPeer, RtpPeerStats};
 use pop_schemas::{ParticipantId, Time};
 
+use super::bucket::Bucket;
 use super::output::{Action, CloseReason, Output, audit};
 use super::publish::{mime_of, order_layers};
 use super::request::{IceCondition, IceUpdate, Join, Media, Opening, Publication, Refusal, Reply, Section};
+use super::told::CHANGES_BURST;
 use super::{CONNECT_TIMEOUT, Session};
 use crate::format::PayloadFormat;
 use crate::member::{Source, TrackInfo};
@@ -57,6 +59,7 @@ impl Session {
             sections: Vec::new(),
             texts: Texts::default(),
             counter: 0,
+            told: Bucket::full(CHANGES_BURST),
             epoch: 0,
             member: None,
         };

@@ -1,6 +1,6 @@
 //! Data messages: who may send, who gets them, and what a receiver that comes back has missed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use pop_proto::control::{Command, DATA_MESSAGE_LEN_MAX, DataMessage};
@@ -148,7 +148,8 @@ impl Session {
         member.is_behind = false;
         let Some(receiver) = self.participants.get(&id) else { return };
         let (Some(transport), Connection::Connected { .. }) = (receiver.transport, receiver.connection) else { return };
-        let last = |sender: ParticipantId| received.iter().find(|(known, _)| *known == sender).map_or(0, |(_, last)| *last);
+        let received: BTreeMap<_, _> = received.iter().copied().collect();
+        let last = |sender: ParticipantId| received.get(&sender).copied().unwrap_or(0);
         let is_missing = |kept: &&Kept| {
             let is_later = kept.message.sequence > last(kept.sender);
             kept.sender != id && kept.at >= receiver.opened && takes(receiver, &kept.message) && is_later

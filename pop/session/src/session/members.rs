@@ -5,16 +5,19 @@ use std::sync::Arc;
 
 use pop_schemas::{ParticipantId, Time, TrackId};
 
+use super::bucket::Bucket;
 use super::negotiate::MemberSection;
 use super::output::{Action, CloseReason, Output, audit};
+use super::permissions::Takers;
 use super::publish::Announced;
 use super::quality::QUALITY_INTERVAL;
 use super::request::{Refusal, Reply};
 use super::subscriptions::{Asked, Patience, Subscription};
+use super::texts::TEXT_UPDATES_BURST;
+use super::told::CHANGES_BURST;
 use super::{RESUME_GRACE, Session};
 use crate::member::{
-    ConnectionGrade, Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, SubscriptionPermission, Sync,
-    TransportOffer, Welcome,
+    ConnectionGrade, Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, Sync, TransportOffer, Welcome,
 };
 use crate::participant::{Connection, Kind, LocalParticipant, Texts};
 use crate::view::SignalView;
@@ -55,8 +58,10 @@ pub(crate) struct Member {
     pub(super) last_message: u32,
     /// Its buffer of messages was full: it gets no more before it is back and has told what it has.
     pub(super) is_behind: bool,
+    /// How often it may change its texts.
+    pub(super) texts: Bucket,
     /// Who may take its tracks.
-    pub(super) permission: SubscriptionPermission,
+    pub(super) takers: Takers,
 }
 
 impl Member {
@@ -79,7 +84,8 @@ impl Member {
             told_grades: BTreeMap::new(),
             last_message: 0,
             is_behind: false,
-            permission: SubscriptionPermission { all: true, participants: Vec::new() },
+            texts: Bucket::full(TEXT_UPDATES_BURST),
+            takers: Takers::everybody(),
         }
     }
 
@@ -127,6 +133,7 @@ impl Session {
             sections: Vec::new(),
             texts: Texts { name, metadata, attributes },
             counter: 0,
+            told: Bucket::full(CHANGES_BURST),
             epoch: 0,
             member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream, &client))),
         };
@@ -134,10 +141,10 @@ impl Session {
         self.participants.insert(id, participant);
         self.touch(id);
         self.fresh = Some(id);
-        self.subscribe_to_all(id);
         let participant = self.describe_local(&self.participants[&id]);
         let welcome = Welcome { room: self.describe_room(), participant, others: self.others(id) };
         self.notify(id, Notice::Welcome(Box::new(welcome)));
+        self.subscribe_to_all(id);
         self.repeat_speakers(id);
         self.quality_due.get_or_insert(now + QUALITY_INTERVAL);
         Ok(Reply::Joined)
@@ -216,7 +223,7 @@ impl Session {
             MemberRequest::SocketClosed => self.lose_socket(now, id),
             MemberRequest::TrackSettings(settings) => self.take_settings(id, settings),
             MemberRequest::SubscriptionPermission(permission) => return self.set_subscription_permission(id, permission),
-            MemberRequest::UpdateMetadata(update) => self.update_own_texts(id, *update),
+            MemberRequest::UpdateMetadata(update) => self.update_own_texts(now, id, *update),
         }
         true
     }

@@ -1,14 +1,49 @@
 //! What members may: by their token, by an operator's later word, and by each publisher's own choice of who takes its tracks.
 
-use pop_schemas::{ParticipantId, SubscriptionId, TrackId};
+use std::collections::BTreeMap;
+
+use pop_schemas::{Identity, ParticipantId, SubscriptionId, TrackId};
 
 use super::Session;
 use crate::member::{Grants, LeaveReason, Notice, PermissionSubject, Permissions, Source, SubscriptionPermission};
-use crate::participant::{Choice, Texts};
+use crate::participant::{Choice, LocalParticipant, Texts};
 
 /// Entries of one publisher's choice, and tracks of one entry: as many as one member may meet.
 const SUBJECTS_MAX: usize = 1_024;
 const SUBJECT_TRACKS_MAX: usize = 64;
+
+/// Who may take a publisher's tracks: looked up for each who would.
+#[derive(Debug)]
+pub(crate) struct Takers {
+    all: bool,
+    /// All tracks (`None`), or these.
+    identities: BTreeMap<Identity, Option<Vec<TrackId>>>,
+    participants: BTreeMap<ParticipantId, Option<Vec<TrackId>>>,
+}
+
+impl Takers {
+    pub(super) fn everybody() -> Takers {
+        Takers { all: true, identities: BTreeMap::new(), participants: BTreeMap::new() }
+    }
+
+    /// Of two entries for one the later counts.
+    fn new(permission: SubscriptionPermission) -> Takers {
+        let mut takers = Takers { all: permission.all, ..Takers::everybody() };
+        for (subject, tracks) in permission.participants {
+            match subject {
+                PermissionSubject::Identity(identity) => drop(takers.identities.insert(identity, tracks)),
+                PermissionSubject::Participant(participant) => drop(takers.participants.insert(participant, tracks)),
+            }
+        }
+        takers
+    }
+
+    fn include(&self, taker: &LocalParticipant, track: TrackId) -> bool {
+        let covers = |tracks: &Option<Vec<TrackId>>| tracks.as_ref().is_none_or(|tracks| tracks.contains(&track));
+        let by_identity = self.identities.get(&taker.identity).is_some_and(covers);
+        self.all || by_identity || self.participants.get(&taker.id).is_some_and(covers)
+    }
+}
 
 impl Permissions {
     /// It may publish a track of this source.
@@ -25,13 +60,7 @@ impl Session {
             return false;
         }
         let Some(publisher) = self.tracks.get(&track).and_then(|track| self.member(track.owner)) else { return true };
-        let SubscriptionPermission { all, participants } = &publisher.permission;
-        let names = |subject: &PermissionSubject| match subject {
-            PermissionSubject::Identity(identity) => *identity == taker.identity,
-            PermissionSubject::Participant(participant) => *participant == id,
-        };
-        let covers = |tracks: &Option<Vec<TrackId>>| tracks.as_ref().is_none_or(|tracks| tracks.contains(&track));
-        *all || participants.iter().any(|(subject, tracks)| names(subject) && covers(tracks))
+        publisher.takers.include(taker, track)
     }
 
     /// Takes a publisher's choice of who takes its tracks. `false`: it is longer than any room needs, and nothing has changed.
@@ -42,7 +71,7 @@ impl Session {
             return false;
         }
         let Some(member) = self.member_mut(id) else { return false };
-        member.permission = permission;
+        member.takers = Takers::new(permission);
         let tracks: Vec<_> = self.tracks_of(id).map(|track| track.id).collect();
         for taker in self.members().collect::<Vec<_>>() {
             for track in &tracks {
@@ -123,7 +152,10 @@ impl Session {
         if let Some(section) = section {
             self.forward(section, None);
         }
-        self.tell_permission(id, track, allowed);
+        // What its own permissions forbid it learns with them.
+        if self.member(id).is_some_and(|member| member.permissions.subscribe) {
+            self.tell_permission(id, track, allowed);
+        }
         self.unsettled.insert(id);
     }
 

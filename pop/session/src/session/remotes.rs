@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use pop_schemas::{ParticipantId, TrackId};
+use pop_schemas::{ParticipantId, Time, TrackId};
 
 use super::Session;
 use super::output::Output;
@@ -46,7 +46,7 @@ impl Session {
         }
         // Nothing of it is here to be fed, so there is nobody to ask for an offer.
         self.unsettled.clear();
-        self.tell_changes(None);
+        self.tell_changes(Time::ZERO, None);
         applied
     }
 

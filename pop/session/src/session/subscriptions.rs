@@ -13,6 +13,9 @@ use crate::member::{Notice, SubscriptionError};
 /// hundred milliseconds of the client. Twice as long each time.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Tracks that one request may name: more than a member may take, of which each may be answered.
+const CHOICES_MAX: usize = 2 * MEMBER_SUBSCRIPTIONS_MAX;
+
 /// Offers without the sections that were asked for, until the tracks that wait fail.
 const ASKS_IN_VAIN_MAX: u32 = 3;
 
@@ -54,7 +57,9 @@ impl Session {
     }
 
     /// Takes a member's, or an operator's, choice.
-    pub(super) fn choose_tracks(&mut self, now: Time, id: ParticipantId, tracks: Vec<TrackId>, subscribe: bool) {
+    pub(super) fn choose_tracks(&mut self, now: Time, id: ParticipantId, mut tracks: Vec<TrackId>, subscribe: bool) {
+        self.unknown_events += tracks.len().saturating_sub(CHOICES_MAX) as u64;
+        tracks.truncate(CHOICES_MAX);
         for track in tracks {
             if !subscribe {
                 self.end_subscription(id, track);

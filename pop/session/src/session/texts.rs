@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use pop_schemas::ParticipantId;
+use pop_schemas::{ParticipantId, Time};
 
 use super::Session;
 use crate::member::{MetadataUpdate, Notice, RequestRefusal};
@@ -17,6 +18,10 @@ const METADATA_LEN_MAX: usize = 64 << 10;
 
 /// Bytes of all attributes of a participant, keys and values (LiveKit's limit).
 const ATTRIBUTES_LEN_MAX: usize = 64 << 10;
+
+/// A member may change its own texts so often at once, and once in so long for ever.
+pub(super) const TEXT_UPDATES_BURST: u32 = 10;
+const TEXT_UPDATE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Texts {
     /// Short enough for everybody.
@@ -38,10 +43,16 @@ impl Texts {
 
 impl Session {
     /// A member changes its own texts.
-    pub(super) fn update_own_texts(&mut self, id: ParticipantId, update: MetadataUpdate) {
+    pub(super) fn update_own_texts(&mut self, now: Time, id: ParticipantId, update: MetadataUpdate) {
         let request = update.request;
         let allowed = self.member(id).is_some_and(|member| member.permissions.update_metadata);
-        let result = if allowed { self.update_texts(id, update) } else { Err(RequestRefusal::NotAllowed) };
+        // Each may be 128 KiB for everybody in the room.
+        let is_rare = self.member_mut(id).is_some_and(|member| member.texts.take(now, TEXT_UPDATES_BURST, TEXT_UPDATE_INTERVAL));
+        let result = match (allowed, is_rare) {
+            (false, _) => Err(RequestRefusal::NotAllowed),
+            (true, false) => Err(RequestRefusal::LimitExceeded),
+            (true, true) => self.update_texts(id, update),
+        };
         self.notify(id, Notice::RequestAnswered { request, refused: result.err() });
         if result.is_ok() {
             self.tell_grants(id);

@@ -12,10 +12,17 @@ use crate::member::{LeaveReason, MemberState, Notice, ParticipantInfo, Permissio
 use crate::participant::{Connection, LocalParticipant};
 use crate::presence::{RemoteParticipant, Version};
 
-/// A room of more members is large: who comes and goes without publishing is told together, at most this much later. A thousand people
-/// who come at once would else be told of each other three million times.
+/// A room of more members is large: who comes and goes without publishing is told together. A thousand people who come at once would
+/// else be told of each other three million times.
 const AUDIENCE_MIN: usize = 64;
-const AUDIENCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// So many changes of one participant are told at once, and one more each interval: one that mutes and unmutes without end is told to
+/// everybody, with all of its texts.
+pub(super) const CHANGES_BURST: u32 = 20;
+const CHANGE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Other changes are told together, at most this much later.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// How many are here is told so much later (LiveKit's figure): nothing but a number on a page hangs on it.
 const ROOM_INTERVAL: Duration = Duration::from_secs(5);
@@ -41,21 +48,29 @@ impl Session {
     /// The end of each call: tells what it has changed. `fresh` has been told all by its welcome.
     pub(super) fn settle_changes(&mut self, now: Time, fresh: Option<ParticipantId>) {
         if self.gone.is_empty() && self.changed.is_empty() {
-            return self.tell_changes(fresh);
+            return self.tell_changes(now, fresh);
         }
-        if self.tell_at.is_none_or(|at| at > now) && self.may_wait() {
-            self.tell_at.get_or_insert(now + AUDIENCE_INTERVAL);
+        if self.tell_at.is_none_or(|at| at > now) && self.may_wait(now) {
+            self.tell_at.get_or_insert(now + WAIT);
             return;
         }
-        self.tell_changes(fresh);
+        self.tell_changes(now, fresh);
         self.count_later(now);
     }
 
-    /// A large room and changes of its audience alone. They wait together with what came before, so that the order is kept.
-    fn may_wait(&self) -> bool {
-        let publishes = |id: &ParticipantId| self.participants.get(id).is_none_or(|participant| !participant.tracks.is_empty());
-        let is_calm = !self.gone.iter().any(|info| info.is_publisher) && !self.changed.iter().any(publishes);
-        is_calm && self.members_here().nth(AUDIENCE_MIN).is_some()
+    /// Nothing of it is urgent: it is about the audience of a large room, or about one that changes again and again. It waits
+    /// together with what came before, so that the order is kept.
+    fn may_wait(&mut self, now: Time) -> bool {
+        let is_large = self.members_here().nth(AUDIENCE_MIN).is_some();
+        if self.gone.iter().any(|info| info.is_publisher || !is_large) {
+            return false;
+        }
+        let urgent = |participant: &mut LocalParticipant| {
+            let is_audience = is_large && participant.tracks.is_empty();
+            !is_audience && participant.told.has(now, CHANGES_BURST, CHANGE_INTERVAL)
+        };
+        let participants = &mut self.participants;
+        !self.changed.iter().any(|id| participants.get_mut(id).is_none_or(urgent))
     }
 
     fn count_later(&mut self, now: Time) {
@@ -67,7 +82,7 @@ impl Session {
     /// What has waited.
     pub(super) fn tell_waiting(&mut self, now: Time) {
         if self.tell_at.is_some_and(|at| at <= now) {
-            self.tell_changes(None);
+            self.tell_changes(now, None);
             self.count_later(now);
         }
         if self.room_at.take_if(|at| *at <= now).is_some() {
@@ -80,7 +95,7 @@ impl Session {
     }
 
     /// Tells everything that has changed and was not told.
-    pub(super) fn tell_changes(&mut self, fresh: Option<ParticipantId>) {
+    pub(super) fn tell_changes(&mut self, now: Time, fresh: Option<ParticipantId>) {
         self.tell_at = None;
         let gone = std::mem::take(&mut self.gone);
         let changed = std::mem::take(&mut self.changed);
@@ -89,6 +104,11 @@ impl Session {
         }
         // Those who are gone come first: the same identity may be here again.
         let mut news = gone;
+        for id in &changed {
+            if let Some(participant) = self.participants.get_mut(id) {
+                participant.told.take(now, CHANGES_BURST, CHANGE_INTERVAL);
+            }
+        }
         self.put_records(&changed);
         let shown = changed.iter().filter_map(|id| self.participants.get(id)).filter(|participant| participant.is_shown());
         news.extend(shown.map(|participant| self.describe_local(participant)));
