@@ -244,3 +244,29 @@ fn a_malformed_descriptor_is_counted_and_its_packet_passes() {
     assert_eq!(media_to(&mut call.viewer, &sent).len(), 1);
     assert_eq!(call.rig.core.counters().descriptors_malformed, 1);
 }
+
+#[test]
+fn a_network_that_takes_less_gets_fewer_layers_of_the_stream_and_more_when_it_recovers() {
+    let mut call = Call::new(Codec::Av1, Prediction::Full, false);
+    call.run(60);
+    assert_eq!(call.target(), Some((2, 2)));
+    // Each spatial layer takes 175 kbit/s, the lowest temporal one a quarter of it.
+    for (bitrate, target) in [(400_000, (1, 2)), (150_000, (0, 0)), (1, (0, 0))] {
+        for _ in 0..4 {
+            let estimate = call.viewer.rtcp(|c| c.receiver_report(9, &[])?.remb(9, bitrate, &[2]));
+            call.rig.receive(&call.viewer, estimate);
+            call.run(33);
+        }
+        assert_eq!(call.target(), Some(target), "{bitrate}");
+    }
+    for _ in 0..40 {
+        let checked = call.viewer.check(common::PWD);
+        call.rig.exchange(call.viewer.path, checked);
+        let estimate = call.viewer.rtcp(|c| c.receiver_report(9, &[])?.remb(9, 9_000_000, &[2]));
+        call.rig.receive(&call.viewer, estimate);
+        call.run(33);
+    }
+    assert_eq!(call.target(), Some((2, 2)));
+    let numbers: Vec<u64> = call.got.keys().copied().collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no hole shows it");
+}

@@ -655,7 +655,8 @@ pub enum Event {
         /// Since its start.
         stats: TrackStats,
     },
-    /// Once a second while packets flow; with more than 4,000 of them on a worker less often, each in turn.
+    /// Once a second while packets flow, and when the section becomes congested or does not any more; with more than 4,000 of them on a
+    /// worker less often, each in turn.
     SubscriptionStats {
         /// Which.
         subscription: SubscriptionId,
