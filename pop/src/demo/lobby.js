@@ -4,6 +4,8 @@ import { MADE, NONE, PICTURES, SOUNDS, listDevices, openPicture, openSound } fro
 import { byId, sentenceOf, showSentence } from "/demo/words.js";
 import { sendableCodecs } from "/demo/whip.js";
 
+const NO_DEVICES = "The browser gives cameras and microphones only to pages on https or on this machine's own address.";
+
 /** The form before the call. `wishes` are the address's: name, pattern, codec, size. */
 export class Lobby {
   constructor(wishes, onJoin) {
@@ -42,7 +44,11 @@ export class Lobby {
     for (const label of this.form.querySelectorAll("label:not(:first-of-type)")) label.hidden = !mayPublish;
     byId("lobby").classList.toggle("watch-only", !mayPublish);
     if (!mayPublish) return this.choose(NONE, NONE);
-    if (this.wishes.pattern || !navigator.mediaDevices) return this.choose(MADE, this.wishes.silent ? NONE : MADE);
+    if (this.wishes.pattern || !navigator.mediaDevices) {
+      await this.choose(MADE, this.wishes.silent ? NONE : MADE);
+      if (!navigator.mediaDevices) showSentence(this.alert, NO_DEVICES);
+      return;
+    }
     await this.listAll();
     this.choose(this.fields.picture.options[0].value, this.fields.sound.options[0].value);
     await this.opening;
