@@ -24,7 +24,10 @@ export function startPicture({ width = 1280, height = 720, label = "pop" } = {})
     picture.push();
   };
   const ticker = new Worker(new URL("./ticker.js", import.meta.url));
-  ticker.onmessage = draw;
+  ticker.onmessage = () => {
+    draw();
+    ticker.postMessage("drawn");
+  };
   ticker.postMessage(FRAMES_PER_SECOND);
   draw();
   const stop = () => {

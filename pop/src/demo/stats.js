@@ -38,6 +38,7 @@ export class Stats {
       width: stat.frameWidth,
       height: stat.frameHeight,
       framesPerSecond: stat.framesPerSecond ?? per(isOut ? "framesEncoded" : "framesDecoded"),
+      frames: isOut ? stat.framesEncoded : stat.framesDecoded,
       bitrate: per(isOut ? "bytesSent" : "bytesReceived") * 8,
       packets: per(isOut ? "packetsSent" : "packetsReceived"),
       lost: isOut ? told?.packetsLost : stat.packetsLost,

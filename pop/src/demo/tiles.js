@@ -202,13 +202,12 @@ class Tile {
     const numbers = this.track && !this.root.classList.contains("unseen") ? reading.of(this.track) : undefined;
     this.badge.hidden = !numbers?.width;
     if (this.badge.hidden) return;
-    const { width, height, codec, framesPerSecond, bitrate, layers } = numbers;
+    const { width, height, codec, framesPerSecond, bitrate, layers, frames } = numbers;
     const layer = this.participant.isLocal ? layers.join(" ") : layerName(this.publication, width, height);
     const words = [`${width}x${height}`, layer, codec, `${Math.round(framesPerSecond)} fps`, bits(bitrate)];
     this.badge.textContent = words.filter(Boolean).join("  ");
-    this.root.dataset.layer = layer;
-    this.root.dataset.width = width;
-    this.root.dataset.codec = codec;
+    // For whoever looks from outside.
+    Object.assign(this.root.dataset, { layer, width, codec, frames: frames ?? 0 });
   }
 }
 
