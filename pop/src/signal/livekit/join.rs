@@ -14,6 +14,7 @@ use pop_session::token::Access;
 use prost::Message;
 use serde::Deserialize;
 
+use super::offer::StreamNames;
 use super::wire::is_within_bounds;
 use crate::signal::sdp::Bounds;
 
@@ -38,6 +39,8 @@ pub(super) struct Query {
     adaptive_stream: Option<String>,
     sdk: Option<String>,
     version: Option<String>,
+    protocol: Option<String>,
+    browser: Option<String>,
 }
 
 /// Why a client's query is not taken.
@@ -72,6 +75,7 @@ pub(super) struct Joined {
     pub(super) tracks: Vec<proto::AddTrackRequest>,
     /// What a client that is back still knows, when it came at once.
     pub(super) sync: Option<proto::SyncState>,
+    pub(super) streams: StreamNames,
 }
 
 impl Query {
@@ -83,15 +87,21 @@ impl Query {
         };
         let proto::JoinRequest { publisher_offer, add_track_requests, sync_state, .. } = &request;
         let (offer, tracks, sync) = (publisher_offer.clone(), add_track_requests.clone(), sync_state.clone());
-        Ok(Joined { arrival: arrive(request, access, participant, now_ms), offer, tracks, sync })
+        let streams = request.client_info.as_ref().map_or(StreamNames::OfTracks, stream_names);
+        Ok(Joined { arrival: arrive(request, access, participant, now_ms), offer, tracks, sync, streams })
     }
 
     /// The same as a join request.
     fn request(&self) -> proto::JoinRequest {
         let is = |value: &Option<String>, default| value.as_deref().map_or(default, |value| matches!(value, "1" | "true"));
-        let client = proto::ClientInfo { version: self.version.clone().unwrap_or_default(), ..Default::default() };
+        let client = proto::ClientInfo {
+            version: self.version.clone().unwrap_or_default(),
+            protocol: self.protocol.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default(),
+            browser: self.browser.clone().or_else(|| self.sdk.clone()).unwrap_or_default(),
+            ..Default::default()
+        };
         proto::JoinRequest {
-            client_info: Some(proto::ClientInfo { browser: self.sdk.clone().unwrap_or_default(), ..client }),
+            client_info: Some(client),
             connection_settings: Some(proto::ConnectionSettings {
                 auto_subscribe: is(&self.auto_subscribe, true),
                 adaptive_stream: is(&self.adaptive_stream, false),
@@ -102,6 +112,12 @@ impl Query {
             ..Default::default()
         }
     }
+}
+
+/// Clients know streams of several tracks from version 10 of the protocol on. Firefox names a track as it likes, and its stream must tell.
+fn stream_names(client: &proto::ClientInfo) -> StreamNames {
+    let knows = client.protocol >= 10 && !client.browser.eq_ignore_ascii_case("firefox");
+    if knows { StreamNames::OfSources } else { StreamNames::OfTracks }
 }
 
 /// A join request from the query's text.

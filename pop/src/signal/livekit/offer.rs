@@ -34,6 +34,15 @@ struct Pending {
     claim: Claim,
 }
 
+/// How the streams of an answer are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamNames {
+    /// By what they show: a camera and its microphone are one stream and played in step. The client finds the track by its mid.
+    OfSources,
+    /// By their track, for clients that find it by this alone.
+    OfTracks,
+}
+
 /// Why an offer is not taken.
 #[derive(Debug)]
 pub(super) enum OfferError {
@@ -89,7 +98,13 @@ impl Offers {
     }
 
     /// The answer as its client gets it; `None` when nobody waits for it.
-    pub(super) fn answer(&mut self, context: &Context, seat: &Seat, answer: &Answer) -> Option<proto::SessionDescription> {
+    pub(super) fn answer(
+        &mut self,
+        context: &Context,
+        seat: &Seat,
+        streams: StreamNames,
+        answer: &Answer,
+    ) -> Option<proto::SessionDescription> {
         let place = self.pending.iter().position(|pending| pending.id == answer.id)?;
         let Pending { text, before, claim, .. } = self.pending.remove(place)?;
         let offer = sdp::parse_within(Bounds::MEMBER, text.as_bytes()).ok()?;
@@ -97,7 +112,7 @@ impl Offers {
         negotiation.restrict(claim);
         Some(proto::SessionDescription {
             r#type: "answer".to_owned(),
-            sdp: write(context, seat, &negotiation, answer),
+            sdp: write(context, seat, streams, &negotiation, answer),
             id: answer.id,
             mid_to_track_id: name_tracks(&answer.sections),
         })
@@ -131,7 +146,7 @@ fn offered_section(section: &MemberSection<'_>) -> Option<OfferedSection> {
     Some(OfferedSection { mid: section.mid().into(), kind, sends, receives: section.feeds().map(receiving) })
 }
 
-fn write(context: &Context, seat: &Seat, negotiation: &MemberNegotiation<'_>, answer: &Answer) -> String {
+fn write(context: &Context, seat: &Seat, streams: StreamNames, negotiation: &MemberNegotiation<'_>, answer: &Answer) -> String {
     let candidates = &*context.node.candidates()[seat.worker()];
     let fingerprint = context.node.fingerprint().attribute();
     let mut line = seat.line();
@@ -148,15 +163,21 @@ fn write(context: &Context, seat: &Seat, negotiation: &MemberNegotiation<'_>, an
     };
     let uses = |mid: &str| {
         let used = answer.sections.get(mid);
-        (used.is_some_and(|used| used.takes.is_some()), used.and_then(|used| used.feeds.as_ref()).map(feed_text))
+        (used.is_some_and(|used| used.takes.is_some()), used.and_then(|used| used.feeds.as_ref()).map(|feed| feed_text(streams, feed)))
     };
     negotiation.write(&local, &answer.cname, uses)
 }
 
-/// What clients find the track by: `PARTICIPANT|TRACK`.
-fn feed_text(feed: &Feed) -> FeedText {
+/// What clients find a track by: `PARTICIPANT|STREAM`.
+fn feed_text(streams: StreamNames, feed: &Feed) -> FeedText {
     let track = format_track_sid(feed.track);
-    let stream = format!("{}|{track}", format_participant_sid(feed.publisher));
+    // The publisher's own word: only what cannot be mistaken, for a line's end or for another track.
+    let is_plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && !name.starts_with("TR");
+    let stream = match streams {
+        StreamNames::OfSources if !feed.stream.is_empty() && is_plain(&feed.stream) => &*feed.stream,
+        _ => &*track,
+    };
+    let stream = format!("{}|{stream}", format_participant_sid(feed.publisher));
     FeedText { stream, track, source: LocalSource { ssrc: feed.ssrc, rtx_ssrc: feed.rtx_ssrc } }
 }
 
@@ -164,4 +185,25 @@ fn feed_text(feed: &Feed) -> FeedText {
 fn name_tracks(sections: &BTreeMap<Box<str>, SectionUse>) -> HashMap<String, String> {
     let fed = |(mid, used): (&Box<str>, &SectionUse)| Some((mid.to_string(), format_track_sid(used.feeds.as_ref()?.track)));
     sections.iter().filter_map(fed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use pop_schemas::{ParticipantId, TrackId};
+
+    use super::*;
+
+    #[test]
+    fn a_publisher_cannot_write_into_the_answers_of_others() {
+        let name = |streams, stream: &str| {
+            let feed = Feed { track: TrackId(2), publisher: ParticipantId(1), stream: stream.into(), ssrc: 1, rtx_ssrc: None };
+            feed_text(streams, &feed).stream
+        };
+        let by_track = "PA_0000000000000001|TR_0000000000000002";
+        assert_eq!(name(StreamNames::OfSources, "camera"), "PA_0000000000000001|camera");
+        assert_eq!(name(StreamNames::OfTracks, "camera"), by_track);
+        for bad in ["", "a\r\na=candidate:1", "two words", "a|b", "TR_0000000000000003", "\u{e9}"] {
+            assert_eq!(name(StreamNames::OfSources, bad), by_track, "{bad:?}");
+        }
+    }
 }

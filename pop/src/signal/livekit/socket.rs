@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::counters::{Refused, SignalCounters};
 use super::join::{Arrival, Joined, room_of};
-use super::offer::{OfferError, Offers};
+use super::offer::{OfferError, Offers, StreamNames};
 use super::request::{self, Said, Simulation};
 use super::response::{About, OwnTracks, PING_INTERVAL_S, PING_TIMEOUT_S, kind_of, leave};
 use super::wire::is_within_bounds;
@@ -57,7 +57,7 @@ impl Context {
 /// Serves a client from its first notice to the end of its socket. `place` is its place among the listener's connections.
 pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: Access, joined: Joined, place: Option<Arc<Place>>) {
     let _open = context.counters().open();
-    let Joined { arrival, offer, tracks, sync } = joined;
+    let Joined { arrival, offer, tracks, sync, streams } = joined;
     let seat = match take_seat(&context, &access, arrival).await {
         Ok(seat) => seat,
         Err((refused, reason, action)) => {
@@ -73,6 +73,7 @@ pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: 
         seat,
         access,
         offers: Offers::default(),
+        streams,
         own: OwnTracks::default(),
         budget: Budget::new(Instant::now()),
     };
@@ -129,6 +130,7 @@ struct Socket<'c> {
     seat: Seat,
     access: Access,
     offers: Offers,
+    streams: StreamNames,
     own: OwnTracks,
     budget: Budget,
 }
@@ -246,7 +248,7 @@ impl Socket<'_> {
 
     async fn tell(&mut self, frames: &mut WebSocket, notice: Notice) -> Turn {
         match notice {
-            Notice::Answer(answer) => match self.offers.answer(self.context, &self.seat, &answer) {
+            Notice::Answer(answer) => match self.offers.answer(self.context, &self.seat, self.streams, &answer) {
                 Some(description) => self.writer.send(frames, Out::Answer(description)).await,
                 None => Turn::On,
             },
@@ -301,7 +303,7 @@ impl Socket<'_> {
     }
 }
 
-fn read_binary(bytes: &[u8]) -> Option<proto::SignalRequest> {
+pub(super) fn read_binary(bytes: &[u8]) -> Option<proto::SignalRequest> {
     if !is_within_bounds(bytes) {
         return None;
     }
