@@ -44,6 +44,7 @@ pub const BODIES: &[Body] = &[
     Body { name: "stun", run: parsers::stun, seeds: || hex_files("stun").into_iter().filter(|packet| packet.len() >= 28).collect() },
     Body { name: "dtls", run: parsers::dtls, seeds: || hex_files("dtls") },
     Body { name: "sdp", run: parsers::sdp, seeds: offers },
+    Body { name: "signal", run: parsers::signal, seeds: signal_messages },
     Body { name: "config", run: parsers::config, seeds: documented_config },
     Body { name: "twcc", run: machines::twcc, seeds: programs },
     Body { name: "ice", run: machines::ice, seeds: programs },
@@ -121,6 +122,32 @@ fn unhex(text: &str) -> Vec<u8> {
 
 fn offers() -> Vec<Vec<u8>> {
     files("pop/tests/corpus/sdp").into_iter().filter(|text| text.starts_with(b"v=0")).collect()
+}
+
+/// What a client of a room says: each offer in a `SignalRequest`, and a message of each small kind.
+fn signal_messages() -> Vec<Vec<u8>> {
+    let field = |number: u8, bytes: &[u8]| {
+        let mut field = vec![number << 3 | 2];
+        let mut len = bytes.len();
+        while len > 0x7f {
+            field.push(len as u8 | 0x80);
+            len >>= 7;
+        }
+        field.push(len as u8);
+        field.extend_from_slice(bytes);
+        field
+    };
+    let track = b"TR_00000000000000ab";
+    let small = [
+        field(4, &[field(1, b"cid"), vec![0x18, 1], field(9, &field(7, b"q"))].concat()),
+        field(5, &[field(1, track), vec![0x10, 1]].concat()),
+        field(6, &field(1, track)),
+        field(7, &[field(1, track), vec![0x28, 64]].concat()),
+        field(12, &field(2, &field(1, track))),
+        field(15, &field(2, b"ann")),
+    ];
+    let offers = offers().into_iter().map(|offer| field(1, &[field(1, b"offer"), field(2, &offer), vec![0x18, 1]].concat()));
+    offers.chain(small).chain(self::offers()).collect()
 }
 
 fn documented_config() -> Vec<Vec<u8>> {

@@ -35,6 +35,7 @@ runs! {
     fuzz_stun: "stun", 200_000;
     fuzz_dtls: "dtls", 400_000;
     fuzz_sdp: "sdp", 20_000;
+    fuzz_signal: "signal", 20_000;
     fuzz_config: "config", 10_000;
     fuzz_twcc: "twcc", 20_000;
     fuzz_ice: "ice", 20_000;

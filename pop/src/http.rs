@@ -18,8 +18,9 @@ use crate::demo::{self, Asset};
 use crate::metrics::Metrics;
 use crate::serve;
 
-/// Open connections of the public listener. A request takes milliseconds; media does not come here.
-pub const CONNECTIONS_MAX: usize = 4_096;
+/// Open connections of the public listener. A request takes milliseconds, a member of a room keeps one for as long as it stays; media
+/// does not come here.
+pub const CONNECTIONS_MAX: usize = 8_192;
 
 /// `signal` with the page around it, bounded and counted.
 pub fn router(signal: Router, metrics: Arc<Metrics>) -> Router {

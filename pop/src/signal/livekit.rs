@@ -43,7 +43,7 @@ use crate::node::Node;
 use crate::serve::Place;
 
 pub use self::counters::{Refused, SignalCounters};
-pub use self::digest::{Digest, digest_join_request, digest_message};
+pub use self::digest::{Digest, digest_join_request, digest_message, digest_offer};
 
 /// Longest message of a client, in bytes: an offer, and the offer and the answer that a resume brings.
 const MESSAGE_LEN_MAX: usize = 2 * Bounds::MEMBER.len;

@@ -37,7 +37,8 @@ pub fn digest_join_request(text: &str) -> Digest {
     request.publisher_offer.map_or(Digest::Read, |offer| digest_offer(&offer.sdp))
 }
 
-fn digest_offer(text: &str) -> Digest {
+/// The text of an offer.
+pub fn digest_offer(text: &str) -> Digest {
     let Ok(offer) = sdp::parse_within(Bounds::MEMBER, text.as_bytes()) else { return Digest::Read };
     let Ok(negotiation) = negotiate_member(&offer, DtlsRole::Auto, Agreed::default()) else { return Digest::Read };
     let candidates = [([192, 0, 2, 1], 10_000).into()];
