@@ -83,7 +83,8 @@ fn each_of_256_sections_reports_once_a_second_in_compounds_that_stand_alone() {
             assert!(matches!(first, Some(RtcpPacket::SenderReport { .. } | RtcpPacket::ReceiverReport { .. })), "RFC 3550 section 6.1");
             let mut told: Vec<u32> = sender_reports(std::slice::from_ref(compound)).into_keys().collect();
             let mut described = described(compound);
-            (told.sort_unstable(), described.sort_unstable());
+            told.sort_unstable();
+            described.sort_unstable();
             assert_eq!(told, described, "each source has its CNAME beside it");
         }
     }
