@@ -635,7 +635,7 @@ mod tests {
     #[test]
     fn a_group_begins_at_the_last_keyframe_and_is_whole_or_none() {
         let mut rig = Rig::new();
-        let mut picture = |rig: &mut Rig, sequence: u64, timestamp: u32, keyframe_start: bool| {
+        let picture = |rig: &mut Rig, sequence: u64, timestamp: u32, keyframe_start: bool| {
             let meta = Meta { timestamp, payload_type: 96, keyframe_start, header_len: 12, len: 112, ..Meta::default() };
             rig.inbound.handle_packet(&mut rig.pool, rig.now, sequence, &[0; 112], meta, Codec::Vp8).unwrap();
         };
