@@ -66,6 +66,10 @@ const STATS_PER_TICK_MAX: usize = 40;
 /// DTLS datagrams that one transport may hand up per second: a handshake with every flight repeated five times.
 const DTLS_PER_SECOND_MAX: u32 = 64;
 
+/// Protected DTLS datagrams that one transport may hand up per second once it has keys: its data messages, at most 4.7 MB/s. What
+/// reads them slows a sender down by its window; this bounds who does not listen.
+const DATA_PER_SECOND_MAX: u32 = 4_096;
+
 /// Datagrams that one receive buffer can hold: the kernel joins at most 64 before Linux 6.9, and 128 since
 /// (`UDP_MAX_SEGMENTS`).
 const GRO_SEGMENTS_MAX: usize = 128;
@@ -168,6 +172,7 @@ struct Transport {
     /// Sections whose track has fresh packets in this turn; room for all of them.
     dirty: Vec<usize>,
     dtls_budget: u32,
+    data_budget: u32,
     /// The control plane knows that the client's checks come.
     validated: bool,
     /// In `Core::dirty` for this turn.
@@ -202,6 +207,7 @@ impl Transport {
             sections: Vec::new(),
             dirty: Vec::new(),
             dtls_budget: DTLS_PER_SECOND_MAX,
+            data_budget: DATA_PER_SECOND_MAX,
             validated: false,
             is_dirty: false,
             is_reporting: false,
@@ -610,10 +616,12 @@ impl Core {
             return Err(DropReason::DtlsPlaintext);
         }
         let datagram = Datagram::new(datagram).ok_or(DropReason::DtlsMalformed)?;
-        if transport.dtls_budget == 0 || self.events.len() >= crate::limits::EVENTS_MAX / 2 {
+        let is_data = transport.keys.is_some() && !summary.has_plaintext();
+        let budget = if is_data { &mut transport.data_budget } else { &mut transport.dtls_budget };
+        if *budget == 0 || self.events.len() >= crate::limits::EVENTS_MAX / 2 {
             return Err(DropReason::DtlsQueueFull);
         }
-        transport.dtls_budget -= 1;
+        *budget -= 1;
         self.counters.dtls_datagrams_in += 1;
         self.events.push_back(Event::Dtls { transport: transport.id, datagram });
         Ok(())
@@ -1148,6 +1156,7 @@ impl Core {
         }
         let transport = &mut self.transports[index];
         transport.dtls_budget = DTLS_PER_SECOND_MAX;
+        transport.data_budget = DATA_PER_SECOND_MAX;
         let Some(keys) = &transport.keys else { return };
         if keys.sender.is_exhausted() || transport.subscriptions.iter().any(|s| self.subscriptions[*s].outbound.is_exhausted()) {
             let id = transport.id;

@@ -259,6 +259,15 @@ fn dtls_goes_up_only_from_a_validated_address_and_never_in_the_clear_after_the_h
         rig.receive(&client, repeated_flight.clone());
     }
     assert!(rig.drops(DropReason::DtlsQueueFull) > 900, "a flood is bounded");
+    rig.events();
+    let before = rig.drops(DropReason::DtlsQueueFull);
+    let message = [vec![23, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, 6, 0, 40], vec![7; 40]].concat();
+    for _ in 0..10 {
+        (0..500).for_each(|_| rig.receive(&client, message.clone()));
+        rig.events();
+    }
+    let dropped = rig.drops(DropReason::DtlsQueueFull) - before;
+    assert!((500..1_000).contains(&dropped), "data messages have a bound of their own, and thousands a second pass: {dropped}");
 }
 
 #[test]
