@@ -17,6 +17,9 @@ TARGET = REPOSITORY / os.environ.get("CARGO_TARGET_DIR", "target")
 PROGRAMS = TARGET / "release"
 ARTIFACTS = TARGET / "e2e"
 
+# Of the API key "e2e".
+SECRET = "a secret of this test run alone, 0123456789"
+
 
 def free_media_port(address):
     """Two workers' ports side by side, below the range from which the kernel gives ports to clients."""
@@ -44,7 +47,7 @@ class Node:
         self.socket = folder / "pop.sock"
         self.media_port = free_media_port(address)
         self.keys = folder / "keys.toml"
-        self.keys.write_text('e2e = "a secret of this test run alone, 0123456789"\n')
+        self.keys.write_text(f'e2e = "{SECRET}"\n')
         self.keys.chmod(0o600)
         config = folder / "pop.toml"
         config.write_text(
