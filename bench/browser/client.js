@@ -42,9 +42,9 @@ globalThis.popClient = (() => {
     return canvas.captureStream(30);
   }
 
-  /** Three layers, the smallest first, or one with its bound. Those below get so little that even a busy machine's estimate is
+  /** Three layers, the smallest first, or one with its bound and the layers that it has inside. Those below get so little that even a busy machine's estimate is
    * soon enough for the top one. */
-  function encodings({ simulcast, bitrateMax }) {
+  function encodings({ simulcast, bitrateMax, scalabilityMode }) {
     if (simulcast) {
       return [
         { rid: "q", scaleResolutionDownBy: 4, maxBitrate: 60_000 },
@@ -52,7 +52,7 @@ globalThis.popClient = (() => {
         { rid: "f", maxBitrate: 800_000 },
       ];
     }
-    return bitrateMax ? [{ maxBitrate: bitrateMax }] : undefined;
+    return bitrateMax || scalabilityMode ? [{ ...(bitrateMax && { maxBitrate: bitrateMax }), ...(scalabilityMode && { scalabilityMode }) }] : undefined;
   }
 
   async function publish(options) {
@@ -80,10 +80,18 @@ globalThis.popClient = (() => {
     await exchange(options.url);
   }
 
+  /** Offers the dependency descriptor, which Chromium's offers to receive leave out and LiveKit's have. */
+  function describe(transceiver) {
+    const extensions = transceiver.getHeaderExtensionsToNegotiate();
+    for (const extension of extensions) if (extension.uri.includes("dependency-descriptor")) extension.direction = "sendrecv";
+    transceiver.setHeaderExtensionsToNegotiate(extensions);
+  }
+
   async function watch(options) {
     token = options.token;
     pc = new RTCPeerConnection();
-    pc.addTransceiver("video", { direction: "recvonly" });
+    const video = pc.addTransceiver("video", { direction: "recvonly" });
+    if (options.descriptor) describe(video);
     pc.addTransceiver("audio", { direction: "recvonly" });
     const element = document.createElement("video");
     element.autoplay = true;
