@@ -33,16 +33,31 @@ struct Call {
 
 impl Call {
     fn new(codec: Codec, prediction: Prediction, rtx: bool) -> Call {
+        Call::with(codec, prediction, rtx, OURS)
+    }
+
+    fn with(codec: Codec, prediction: Prediction, rtx: bool, extensions: ExtensionIds) -> Call {
         let mut rig = Rig::new();
         let publisher = rig.connect_with(OpenTransport { extensions: THEIRS, transport_cc: false, ..common::open_transport(1) });
         let payload_types = vec![PayloadType { number: 96, codec, rtx: Some(97) }];
         rig.command(Command::OpenTrack(Box::new(OpenTrack { payload_types, ..Rig::track(1) })));
         let viewer = rig.connect(2);
-        let subscription = OpenSubscription { extensions: OURS, rtx_ssrc: rtx.then_some(3), ..Rig::subscription(2) };
+        let subscription = OpenSubscription { extensions, rtx_ssrc: rtx.then_some(3), ..Rig::subscription(2) };
         rig.command(Command::OpenSubscription(Box::new(subscription)));
         let payload_types = vec![PayloadTypeMap { from: 96, to: 102, rtx: rtx.then_some(103), unwrap_red: false }];
         rig.command(Command::Forward { subscription: SubscriptionId(2), track: Some(TrackId(1)), payload_types });
         Call { rig, publisher, viewer, encoder: Encoder::new(3, 3, prediction), next: 100, got: BTreeMap::new(), plis: 0 }
+    }
+
+    /// The viewer asks for a keyframe `times` times, so far apart.
+    fn plead(&mut self, times: usize, apart: Duration) {
+        for _ in 0..times {
+            let pli = self.viewer.rtcp(|c| c.pli(0, 2));
+            let sent = self.rig.exchange(self.viewer.path, pli);
+            self.take(&sent);
+            let sent = self.rig.pass(apart);
+            self.take(&sent);
+        }
     }
 
     fn wish(&mut self, spatial_max: u8, temporal_max: u8) {
@@ -269,4 +284,33 @@ fn a_network_that_takes_less_gets_fewer_layers_of_the_stream_and_more_when_it_re
     assert_eq!(call.target(), Some((2, 2)));
     let numbers: Vec<u64> = call.got.keys().copied().collect();
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no hole shows it");
+}
+
+#[test]
+fn who_cannot_put_the_layers_of_av1_together_gets_the_lowest_after_asking_and_asking() {
+    let without = ExtensionIds::NONE.with(Extension::Mid, 5);
+    let (often, seldom) = (Duration::from_millis(250), Duration::from_millis(1_000));
+    for (codec, extensions, apart, is_helped) in [
+        (Codec::Av1, without, often, true),
+        (Codec::Av1, without, seldom, false),
+        (Codec::Av1, OURS, often, false),
+        (Codec::Vp9, without, often, false),
+    ] {
+        let mut call = Call::with(codec, Prediction::Full, false, extensions);
+        let bytes = |call: &mut Call| {
+            let before = call.got.len();
+            for _ in 0..8 {
+                let frames = call.encoder.picture();
+                for packet in call.packets(&frames) {
+                    let sent = call.rig.exchange(call.publisher.path, packet);
+                    call.take(&sent);
+                }
+            }
+            call.got.len() - before
+        };
+        assert_eq!(bytes(&mut call), 8 * 6);
+        call.plead(6, apart);
+        bytes(&mut call);
+        assert_eq!(bytes(&mut call), if is_helped { 8 * 2 } else { 8 * 6 }, "{codec:?} {apart:?}");
+    }
 }

@@ -133,6 +133,11 @@ impl HeaderLayout {
         self.has_transport_sequence || self.has_send_time
     }
 
+    /// The dependency descriptor passes.
+    pub fn has_descriptor(&self) -> bool {
+        self.copied[DESCRIPTOR] != 0
+    }
+
     /// Each packet takes a number of the transport.
     #[inline]
     pub fn has_transport_sequence(&self) -> bool {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
-use crate::control::{ANY_PAYLOAD_TYPE, MediaKind, Numbering, OpenSubscription, PAYLOAD_TYPES_MAX, PayloadTypeMap, SubscriptionStats};
+use crate::control::{
+    ANY_PAYLOAD_TYPE, Codec, MediaKind, Numbering, OpenSubscription, PAYLOAD_TYPES_MAX, PayloadTypeMap, SubscriptionStats,
+};
 use crate::drop_reason::DropReason;
 use crate::header::{CopiedElements, HEADER_LEN_MAX, HeaderLayout, Stamp};
 use crate::history::{Meta, SLOT_LEN, Stored};
@@ -80,6 +82,35 @@ fn squeeze(newest: u32, published: u32) -> u32 {
     }
 }
 
+/// Keyframe requests one after the other, each within [`REQUEST_INTERVAL_MAX`] of the one before, from a client that cannot put the
+/// layers together. Chromium sends four a second then.
+#[derive(Clone, Copy, Default)]
+struct Helpless {
+    requests: u8,
+    last: Option<Time>,
+}
+
+/// Who lost packets has its keyframe by then.
+const REQUEST_INTERVAL_MAX: Duration = Duration::from_millis(700);
+/// So many requests are no loss.
+const REQUESTS_MAX: u8 = 5;
+
+impl Helpless {
+    fn is_so(&self) -> bool {
+        self.requests >= REQUESTS_MAX
+    }
+
+    /// Counts a request; true when it is the one that settles it.
+    fn note(&mut self, now: Time) -> bool {
+        let follows = self.last.replace(now).is_some_and(|last| now.since(last) <= REQUEST_INTERVAL_MAX);
+        if !self.is_so() {
+            self.requests = if follows { self.requests + 1 } else { 1 };
+            return self.is_so();
+        }
+        false
+    }
+}
+
 /// A packet as this subscriber gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewritten<'a> {
@@ -147,6 +178,9 @@ pub struct Outbound {
     rested: Option<(usize, u32)>,
     thinning: Thinning,
     slots: Slots,
+    /// What is wanted of the layers inside a stream.
+    inside: Target,
+    helpless: Helpless,
     /// A source was chosen and its first packet is awaited.
     waiting: bool,
     /// The next source begins with pictures that were kept; the newest of them has this timestamp.
@@ -185,6 +219,8 @@ impl Outbound {
             rested: None,
             thinning: Thinning::default(),
             slots: Slots::default(),
+            inside: Target::new(u8::MAX, u8::MAX),
+            helpless: Helpless::default(),
             waiting: false,
             past_until: None,
             next: u64::from(open.first_sequence),
@@ -231,6 +267,8 @@ impl Outbound {
     /// Takes packets from another track from now on, beginning with `layer` of it, or from none. Numbers go on where they are.
     pub fn switch_source(&mut self, layer: Option<usize>, payload_types: &[PayloadTypeMap]) {
         self.restart_source();
+        self.helpless = Helpless::default();
+        self.want_inside();
         self.rested = None;
         self.waiting = layer.is_some();
         self.wanted = layer.unwrap_or(0);
@@ -264,7 +302,23 @@ impl Outbound {
     /// picture, the higher where the stream lets it be entered. Holds for every source, and until it is said otherwise everything is
     /// taken. Numbers that there are not mean the highest.
     pub fn want_spatial(&mut self, spatial: u8, temporal: u8) {
-        self.thinning.want(Target::new(spatial, temporal));
+        self.inside = Target::new(spatial, temporal);
+        self.want_inside();
+    }
+
+    fn want_inside(&mut self) {
+        let spatial = if self.helpless.is_so() { 0 } else { self.inside.spatial() };
+        self.thinning.want(Target::new(spatial, self.inside.temporal()));
+    }
+
+    /// The client asked for a keyframe of a stream in `codec`. Chromium since 152 puts spatial layers of AV1 together by the dependency
+    /// descriptor alone, and offers to receive that only when it is told to; Firefox needs none. So who was not given it and asks again
+    /// and again gets the lowest spatial layer of this track from then on.
+    pub fn note_keyframe_request(&mut self, now: Time, codec: Codec) {
+        let layered = self.target().is_some_and(|target| target.spatial() > 0);
+        if codec == Codec::Av1 && layered && !self.layout.has_descriptor() && self.helpless.note(now) {
+            self.want_inside();
+        }
     }
 
     /// Highest spatial and temporal layer that is sent now; `None` while the stream tells no layers.
@@ -693,7 +747,7 @@ mod tests {
     use pop_schemas::{SubscriptionId, TransportId};
 
     use super::*;
-    use crate::control::{Codec, Extension, ExtensionIds};
+    use crate::control::{Extension, ExtensionIds};
     use crate::header::CopiedElements;
     use crate::picture::PicturePlaces;
 

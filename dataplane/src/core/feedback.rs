@@ -12,7 +12,7 @@ use pop_proto::wire::rtcp::{FirEntry, ReportBlock, RtcpPacket, RtcpReader, RtcpW
 use pop_schemas::{Time, TransportId};
 
 use super::bandwidth::Reported;
-use super::{Core, Endpoint, STREAMS_PER_TRANSPORT_MAX, Stream, Transmit, Transport, follow_layers, request_keyframe};
+use super::{Core, Endpoint, STREAMS_PER_TRANSPORT_MAX, Stream, Subscription, Transmit, Transport, follow_layers, request_keyframe};
 use crate::limits::TRACKS_PER_TRANSPORT_MAX;
 
 /// RTCP datagrams that we make stay below the smallest path MTU that browsers assume for media.
@@ -65,8 +65,8 @@ impl Core {
                         }
                     }
                 }
-                RtcpPacket::Pli { media, .. } => self.handle_keyframe_request(index, media),
-                RtcpPacket::Fir { entries, .. } => entries.iter().for_each(|entry| self.handle_fir(index, entry)),
+                RtcpPacket::Pli { media, .. } => self.handle_keyframe_request(now, index, media),
+                RtcpPacket::Fir { entries, .. } => entries.iter().for_each(|entry| self.handle_fir(now, index, entry)),
                 RtcpPacket::TransportCc(feedback) => self.handle_transport_feedback(index, &feedback),
                 RtcpPacket::Bye { sources } => sources.iter().for_each(|ssrc| self.handle_bye(index, ssrc)),
                 RtcpPacket::Remb { bitrate, .. } => {
@@ -137,9 +137,15 @@ impl Core {
         Ok(())
     }
 
-    fn handle_keyframe_request(&mut self, transport: usize, media: u32) {
+    fn handle_keyframe_request(&mut self, now: Time, transport: usize, media: u32) {
         self.counters.rtcp_pli_in += 1;
-        match self.subscription_of(transport, media) {
+        let subscription = self.subscription_of(transport, media);
+        if let Some(Subscription { outbound, track: Some(track), .. }) = subscription.map(|index| &mut self.subscriptions[index])
+            && let Some(codec) = outbound.layer().and_then(|layer| self.tracks[*track].layers[layer].inbound.stats().codec)
+        {
+            outbound.note_keyframe_request(now, codec);
+        }
+        match subscription {
             // Its picture is on the way.
             Some(subscription) if self.subscriptions[subscription].catch_up.is_some() => {}
             Some(subscription) if self.subscriptions[subscription].track.is_some() => {
@@ -149,12 +155,12 @@ impl Core {
         }
     }
 
-    fn handle_fir(&mut self, transport: usize, entry: FirEntry) {
+    fn handle_fir(&mut self, now: Time, transport: usize, entry: FirEntry) {
         let repeated = self
             .subscription_of(transport, entry.ssrc)
             .is_some_and(|subscription| !self.subscriptions[subscription].outbound.handle_fir(entry.sequence));
         if !repeated {
-            self.handle_keyframe_request(transport, entry.ssrc);
+            self.handle_keyframe_request(now, transport, entry.ssrc);
         }
     }
 
