@@ -111,7 +111,7 @@ class Call {
   constructor() {
     this.room = new Room({ adaptiveStream: true, dynacast: true });
     this.sources = { picture: null, sound: null };
-    this.setUp = { codec: "vp8", height: 720, name: "" };
+    this.setUp = { codec: "vp8", height: 720 };
     this.isOver = false;
   }
 
@@ -123,9 +123,9 @@ class Call {
   }
 
   /** The page follows the room from here on; what the lobby hands over is published. */
-  start({ name, picture, sound, codec, height }) {
+  start({ picture, sound, codec, height }) {
     const { room } = this;
-    this.setUp = { codec, height, name };
+    this.setUp = { codec, height };
     this.tiles = new Tiles(room);
     this.stats = new Stats(room);
     this.chat = new Chat(room, () => drawer.countUnread());
@@ -197,8 +197,8 @@ class Call {
         before.choice = choice;
         return;
       }
-      const { height, name } = this.setUp;
-      const next = await (kind === "picture" ? openPicture(choice, { height, label: name }) : openSound(choice));
+      const { height } = this.setUp;
+      const next = await (kind === "picture" ? openPicture(choice, { height, label: location.host }) : openSound(choice));
       if (before) await this.own.unpublishTrack(before.track, true);
       before?.stop();
       await this.publish(kind, next);

@@ -91,7 +91,7 @@ function rowsOf(room, connection) {
     ["Estimate up", bits(connection.estimate), "What the browser believes the path carries"],
     ["Path", connection.path ?? "none yet", "The node's end of the path that media takes"],
     ["From", connection.from ?? "none yet", "This end"],
-    ["Cipher", connection.cipher ?? "unknown", "How media is encrypted between the browser and the node"],
+    ["Cipher", connection.cipher?.replace(/^SRTP_/, "").replaceAll("_", " ") ?? "unknown", "How media is encrypted between the browser and the node"],
   ];
 }
 

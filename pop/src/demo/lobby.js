@@ -74,7 +74,7 @@ export class Lobby {
     return this.next(async () => {
       this.picture?.stop();
       this.picture = null;
-      const label = this.fields.name.value;
+      const label = location.host;
       this.picture = await this.tryOpen(this.fields.picture, (choice) => openPicture(choice, { height: Number(this.fields.size.value), label }));
       this.veil.hidden = Boolean(this.picture);
       this.video.classList.toggle("mirrored", this.picture !== null && this.picture.choice !== MADE);
@@ -136,7 +136,7 @@ export class Lobby {
     this.picture?.track.detach(this.video);
     const name = this.fields.name.value.trim();
     sessionStorage.setItem("name", name);
-    const taken = { name, picture: this.picture, sound: this.sound, codec: this.fields.codec.value, height: Number(this.fields.size.value) };
+    const taken = { picture: this.picture, sound: this.sound, codec: this.fields.codec.value, height: Number(this.fields.size.value) };
     this.sound?.resume?.();
     this.picture = this.sound = this.meter = null;
     return taken;
