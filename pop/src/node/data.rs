@@ -7,7 +7,7 @@
 //!
 //! A sender that is too fast is not read from: its window closes, and it waits. Its lossy messages are dropped instead.
 //!
-//! A receiver that is too slow has at most [`RELIABLE_LEN_MAX`] bytes or [`RELIABLE_AGE_MAX`] of reliable messages waiting. Then all
+//! A receiver that is too slow has at most [`RELIABLE_LEN`] bytes or [`RELIABLE_AGE_MAX`] of reliable messages waiting. Then all
 //! that waits for it is dropped, and the session tells its client to resume and sends again what it missed. What the association
 //! has already is what came before all that, so the order holds. Each such end of the queue begins another generation of messages:
 //! those of an older one are no longer sent.
@@ -31,8 +31,15 @@ const RELIABLE: &str = "_reliable";
 const LOSSY: &str = "_lossy";
 const DATA_TRACK: &str = "_data_track";
 
-/// Reliable messages that wait for one receiver: bytes, and how long the oldest waits.
+/// Bytes of reliable messages that wait for one receiver. Half of what a room keeps, so that what was dropped is still there when its
+/// client comes back; then as much as the room keeps may wait, all of it at once.
+const RELIABLE_LEN: usize = RELIABLE_LEN_MAX / 2;
 const RELIABLE_LEN_MAX: usize = 1 << 20;
+
+/// A receiver that is back has caught up when this is over and half of the queue is free.
+const CATCH_UP_MIN: Duration = Duration::from_millis(100);
+
+/// How long the oldest of them waits.
 const RELIABLE_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// Bytes of lossy messages that wait for one receiver.
@@ -76,7 +83,17 @@ pub(super) struct Outbox {
     reliable: Arc<Semaphore>,
     lossy: Arc<Semaphore>,
     generation: Arc<AtomicU32>,
+    catching_up: CatchingUp,
     counters: Arc<DataCounters>,
+}
+
+/// A receiver that has overflowed gets what it missed all at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CatchingUp {
+    No,
+    /// Nothing has come yet.
+    Waits,
+    Since(Instant),
 }
 
 impl Outbox {
@@ -86,6 +103,7 @@ impl Outbox {
             reliable: Arc::new(Semaphore::new(RELIABLE_LEN_MAX)),
             lossy: Arc::new(Semaphore::new(LOSSY_LEN_MAX)),
             generation: Arc::new(AtomicU32::new(0)),
+            catching_up: CatchingUp::No,
             counters,
         }
     }
@@ -99,11 +117,13 @@ impl Outbox {
     ///
     /// # Errors
     /// [`Overflow`]: a reliable one has no place. The caller tells the session, and calls [`Outbox::restart`].
-    pub(super) fn send(&self, now: Instant, message: &Arc<DataMessage>) -> Result<(), Overflow> {
+    pub(super) fn send(&mut self, now: Instant, message: &Arc<DataMessage>) -> Result<(), Overflow> {
         let places = if message.reliable { &self.reliable } else { &self.lossy };
         // A body is at most 64 KiB.
         let cost = (message.body.len() + PARCEL_COST) as u32;
-        let Ok(place) = Arc::clone(places).try_acquire_many_owned(cost) else {
+        let place = Arc::clone(places).try_acquire_many_owned(cost);
+        let is_full = message.reliable && self.is_full(now);
+        let Some(place) = place.ok().filter(|_| !is_full) else {
             if message.reliable {
                 self.counters.count_drop(DataDrop::ReliableOverflow);
                 return Err(Overflow);
@@ -119,13 +139,26 @@ impl Outbox {
         Ok(())
     }
 
+    /// Whether more waits than may.
+    fn is_full(&mut self, now: Instant) -> bool {
+        let waiting = RELIABLE_LEN_MAX - self.reliable.available_permits();
+        match self.catching_up {
+            CatchingUp::No => {}
+            CatchingUp::Waits => self.catching_up = CatchingUp::Since(now),
+            CatchingUp::Since(at) if now >= at + CATCH_UP_MIN && waiting <= RELIABLE_LEN / 2 => self.catching_up = CatchingUp::No,
+            CatchingUp::Since(_) => {}
+        }
+        self.catching_up == CatchingUp::No && waiting > RELIABLE_LEN
+    }
+
     /// Whether this is the generation that overflowed: it may have been reported twice.
     pub(super) fn is_current(&self, generation: u32) -> bool {
         self.generation.load(Relaxed) == generation
     }
 
     /// What waits is no longer sent.
-    pub(super) fn restart(&self) {
+    pub(super) fn restart(&mut self) {
+        self.catching_up = CatchingUp::Waits;
         self.generation.fetch_add(1, Relaxed);
         self.counters.count_overflow();
     }
@@ -629,13 +662,15 @@ mod tests {
         let slow = &mut members[0];
         slow.reads = false;
         let taken = (0..100).take_while(|n| slow.outbox.send(now, &message(*n, 60_000, true)).is_ok()).count();
-        assert_eq!(taken, RELIABLE_LEN_MAX / (60_000 + PARCEL_COST));
+        assert_eq!(taken, RELIABLE_LEN / (60_000 + PARCEL_COST));
         assert_eq!(counters.dropped(DataDrop::ReliableOverflow), 1);
         slow.outbox.restart();
         slow.turn(now);
         assert!(slow.path.waiting.is_empty(), "what waited is gone, and its places are free");
-        assert!(slow.outbox.send(now, &message(0, 60_000, true)).is_ok());
         assert!(!slow.outbox.is_current(0) && slow.outbox.is_current(1));
+        // All that the room has kept comes at once, and more is too much.
+        let replayed = (0..100).take_while(|n| slow.outbox.send(now, &message(*n, 60_000, true)).is_ok()).count();
+        assert_eq!(replayed, RELIABLE_LEN_MAX / (60_000 + PARCEL_COST));
     }
 
     #[test]

@@ -378,7 +378,7 @@ impl Room {
     }
 
     fn send_data(&mut self, shared: &Shared, transport: TransportId, message: &Arc<DataMessage>) {
-        let outbox = self.outboxes.get(&transport).filter(|_| !self.overflowed.contains(&transport));
+        let outbox = self.outboxes.get_mut(&transport).filter(|_| !self.overflowed.contains(&transport));
         let Some(outbox) = outbox else { return shared.data.count_drop(DataDrop::NotConnected) };
         if outbox.send(now(), message).is_err() {
             self.overflow(shared.clock.now(), transport);
@@ -439,7 +439,7 @@ impl Room {
         }
         self.opening = None;
         for transport in self.overflowed.drain(..) {
-            if let Some(outbox) = self.outboxes.get(&transport) {
+            if let Some(outbox) = self.outboxes.get_mut(&transport) {
                 outbox.restart();
             }
         }
