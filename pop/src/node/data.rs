@@ -540,7 +540,9 @@ mod tests {
             }
             while let Some(event) = self.client.poll_event() {
                 if event == SctpEvent::Connected {
-                    PROMISES.iter().for_each(|(label, promise)| drop(self.client.open(label, *promise)));
+                    for (label, promise) in PROMISES {
+                        self.client.open(label, promise).expect("it is connected");
+                    }
                 }
             }
             for (label, _) in PROMISES {
@@ -609,18 +611,13 @@ mod tests {
         let (mut sent, mut stopped_at) = (0, None);
         let begin = now;
         while sent < 4_000 {
-            now += Duration::from_millis(1);
-            // Half a megabyte a second.
-            for _ in 0..1 {
-                let message = message(sent, 500, true);
-                for member in &mut members {
-                    let is_behind = !member.overflows.is_empty();
-                    if !is_behind && member.outbox.send(now, &message).is_err() {
-                        member.overflows.push(0);
-                    }
-                }
-                sent += 1;
+            now += Duration::from_millis(2);
+            // 150 KB a second: it is the age that is too much.
+            let message = message(sent, 300, true);
+            for member in members.iter_mut().filter(|member| member.overflows.is_empty()) {
+                assert!(member.outbox.send(now, &message).is_ok());
             }
+            sent += 1;
             members.iter_mut().for_each(|member| member.turn(now));
             if members[0].overflows.len() == 1 && stopped_at.is_none() {
                 stopped_at = Some(now - begin);
@@ -629,7 +626,7 @@ mod tests {
         }
         let stopped_at = stopped_at.expect("it does not read");
         println!("told after {stopped_at:?}");
-        assert!(stopped_at >= RELIABLE_AGE_MAX && stopped_at < Duration::from_secs(5), "{stopped_at:?}");
+        assert!(stopped_at >= RELIABLE_AGE_MAX && stopped_at < Duration::from_secs(7), "{stopped_at:?}");
         assert_eq!(members[1].numbers(), (0..4_000).collect::<Vec<_>>(), "the other one goes on");
         assert_eq!((members[0].overflows.len(), members[1].overflows.len()), (1, 0));
         assert_eq!(counters.overflows(), 1);
@@ -641,7 +638,7 @@ mod tests {
         let mut next = has;
         for _ in 0..4_000 {
             now += Duration::from_millis(1);
-            if next < 4_000 && members[0].outbox.send(now, &message(next, 500, true)).is_ok() {
+            if next < 4_000 && members[0].outbox.send(now, &message(next, 300, true)).is_ok() {
                 next += 1;
             }
             members[0].turn(now);
@@ -693,7 +690,7 @@ mod tests {
         }
         assert!(slow.outbox.send(now, &message(1, 1_000, false)).is_ok());
         let before = slow.got[LOSSY].len();
-        for n in 0..400 {
+        for n in 0..200 {
             assert!(slow.outbox.send(now, &message(n, 2_000, true)).is_ok());
         }
         slow.outbox.send(now, &message(2, 1_000, false)).unwrap();

@@ -412,7 +412,7 @@ mod tests {
             let mut bytes = seeds[random() % seeds.len()].clone();
             for _ in 0..=random() % 3 {
                 let at = random() % bytes.len();
-                match random() % 4 {
+                match random() % 8 {
                     0 => bytes.truncate(at.max(1)),
                     1 => bytes.insert(at, random() as u8),
                     _ => bytes[at] ^= 1 << (random() % 8),
@@ -426,6 +426,6 @@ mod tests {
             }
         }
         println!("20000 inputs: {:.1} % past the outline, {:.1} % stamped", outlined as f64 / 200.0, stamped as f64 / 200.0);
-        assert!(outlined > 6_000 && stamped > 4_000);
+        assert!(outlined > 4_000 && stamped > 3_500);
     }
 }
