@@ -321,7 +321,7 @@ fn tracks_that_are_gone_do_not_use_up_what_a_member_may_take() {
     let (mut stage, _) = two();
     stage.connect("ann");
     stage.connect("bob");
-    for n in 1..300 {
+    for n in 1..600 {
         let cid = n.to_string();
         let track = stage.add_track("ann", camera(&cid)).unwrap();
         stage.offer("ann", vec![sends("1", &cid, &[VP8], &[])]);

@@ -63,7 +63,7 @@ impl Session {
         for track in tracks {
             if !subscribe {
                 self.end_subscription(id, track);
-                if self.tracks.contains_key(&track)
+                if self.is_visible(id, track)
                     && let Some(member) = self.member_mut(id)
                 {
                     member.declined.insert(track);
