@@ -478,3 +478,53 @@ async fn what_a_client_asks_to_see_happens_to_itself() {
     assert!(bob.ping().await < Duration::from_secs(1));
     assert!(host.node.admin(&SessionId::new("other").unwrap(), pop_session::member::AdminRequest::List).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_hold_on_the_socket_and_a_changed_one_comes_with_a_token() {
+    let host = Host::start().await;
+    let token = host.token_of(|claims| {
+        claims.video.can_publish_sources = vec!["microphone".to_owned()];
+        claims.rest.insert("sip".to_owned(), "kept".into());
+    });
+    let mut ann = host.connect(&query(&token, &proto::JoinRequest::default())).await.unwrap();
+    let Told::Join(join) = ann.next().await else { panic!("the first message is a JoinResponse") };
+    let permission = join.participant.unwrap().permission.unwrap();
+    assert_eq!((permission.can_publish_sources, permission.can_update_metadata), (vec![proto::TrackSource::Microphone as i32], false));
+    let camera = proto::AddTrackRequest { cid: "c".to_owned(), r#type: 1, source: 1, ..Default::default() };
+    ann.say(Say::AddTrack(camera.clone())).await;
+    let refused = |told: &Told| match told {
+        Told::RequestResponse(response) => Some(response.reason()),
+        _ => None,
+    };
+    assert_eq!(ann.until("refusal", refused).await, proto::request_response::Reason::NotAllowed);
+    ann.say(Say::UpdateMetadata(proto::UpdateParticipantMetadata { name: "x".to_owned(), request_id: 9, ..Default::default() })).await;
+    assert_eq!(ann.until("refusal", refused).await, proto::request_response::Reason::NotAllowed);
+
+    let mut video = VideoGrant::default();
+    video.can_update_own_metadata = Some(true);
+    let update = |permissions| pop_session::member::AdminRequest::Update {
+        identity: pop_schemas::Identity::new("ann").unwrap(),
+        texts: pop_session::member::MetadataUpdate::default(),
+        permissions: Some(permissions),
+    };
+    let room = SessionId::new(ROOM).unwrap();
+    host.node.admin(&room, update(video.permissions())).await.unwrap();
+    let refreshed = |told: &Told| match told {
+        Told::RefreshToken(token) => Some(token.clone()),
+        _ => None,
+    };
+    let token = ann.until("token", refreshed).await;
+    let access = host.node.verify_token(&token).unwrap();
+    let claims = access.claims();
+    assert_eq!((claims.video.can_update_own_metadata, claims.video.can_publish_sources.len()), (Some(true), 0));
+    assert_eq!((&claims.rest["sip"], claims.video.room.as_deref()), (&"kept".into(), Some(ROOM)));
+    assert!(claims.exp >= unix_now_s() + 590, "it holds for ten minutes");
+    ann.say(Say::AddTrack(camera)).await;
+    ann.until("track", |told| matches!(told, Told::TrackPublished(_)).then_some(())).await;
+
+    // A key that was removed signs nothing.
+    host.node.set_keys(ApiKeys::draw());
+    host.node.admin(&room, update(VideoGrant::default().permissions())).await.unwrap();
+    ann.ping().await;
+    assert_eq!(ann.token, token);
+}

@@ -167,6 +167,6 @@ fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<
     }
     // Whoever knows it may resume: drawn, and not counted.
     let participant = ParticipantId(u64::from_be_bytes(draw(&context.node)));
-    let joined = query.read(&access, participant, socket::unix_now_ms())?;
+    let joined = query.read(token, &access, participant, socket::unix_now_ms())?;
     Ok((access, joined))
 }

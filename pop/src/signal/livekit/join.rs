@@ -76,11 +76,13 @@ pub(super) struct Joined {
     /// What a client that is back still knows, when it came at once.
     pub(super) sync: Option<proto::SyncState>,
     pub(super) streams: StreamNames,
+    /// What it came by.
+    pub(super) token: String,
 }
 
 impl Query {
     /// Reads what `access` comes for. `participant` was drawn for the case that it is a new one.
-    pub(super) fn read(self, access: &Access, participant: ParticipantId, now_ms: u64) -> Result<Joined, JoinError> {
+    pub(super) fn read(self, token: String, access: &Access, participant: ParticipantId, now_ms: u64) -> Result<Joined, JoinError> {
         let request = match &self.join_request {
             Some(text) => unwrap(text)?,
             None => self.request(),
@@ -88,7 +90,7 @@ impl Query {
         let proto::JoinRequest { publisher_offer, add_track_requests, sync_state, .. } = &request;
         let (offer, tracks, sync) = (publisher_offer.clone(), add_track_requests.clone(), sync_state.clone());
         let streams = request.client_info.as_ref().map_or(StreamNames::OfTracks, stream_names);
-        Ok(Joined { arrival: arrive(request, access, participant, now_ms), offer, tracks, sync, streams })
+        Ok(Joined { arrival: arrive(request, access, participant, now_ms), offer, tracks, sync, streams, token })
     }
 
     /// The same as a join request.

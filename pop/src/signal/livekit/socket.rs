@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, close_code};
 use livekit_protocol as proto;
 use pop_session::member::{Enter, LeaveAction, LeaveReason, MemberRequest, Notice};
-use pop_session::token::{self, Access};
+use pop_session::token::{self, Access, TokenError};
 use prost::Message as _;
 use proto::signal_request::Message as In;
 use proto::signal_response::Message as Out;
@@ -57,7 +57,7 @@ impl Context {
 /// Serves a client from its first notice to the end of its socket. `place` is its place among the listener's connections.
 pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: Access, joined: Joined, place: Option<Arc<Place>>) {
     let _open = context.counters().open();
-    let Joined { arrival, offer, tracks, sync, streams } = joined;
+    let Joined { arrival, offer, tracks, sync, streams, token } = joined;
     let seat = match take_seat(&context, &access, arrival).await {
         Ok(seat) => seat,
         Err((refused, reason, action)) => {
@@ -72,6 +72,7 @@ pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: 
         context: &context,
         seat,
         access,
+        token,
         offers: Offers::default(),
         streams,
         own: OwnTracks::default(),
@@ -129,6 +130,8 @@ struct Socket<'c> {
     writer: Writer<'c>,
     seat: Seat,
     access: Access,
+    /// The last one that it got, or came by: of the same key.
+    token: String,
     offers: Offers,
     streams: StreamNames,
     own: OwnTracks,
@@ -276,14 +279,22 @@ impl Socket<'_> {
     }
 
     /// Signs the client's token anew with the key that signed it, so that it can come back after the old one has expired. A key that
-    /// was removed signs nothing.
+    /// was removed signs nothing, and one that has another secret now is another key: what it did not sign is not renewed.
     async fn refresh_token(&mut self, frames: &mut WebSocket) -> Turn {
         let keys = self.context.node.keys();
+        // At time 0 no token has expired, and one that is not valid yet has a right signature.
+        let signed = token::verify(&self.token, 0, |id| keys.secret(id));
+        if !matches!(signed, Ok(_) | Err(TokenError::NotYetValid)) {
+            return Turn::On;
+        }
         let claims = self.access.claims_mut();
         let Some(secret) = keys.secret(&claims.iss) else { return Turn::On };
         claims.exp = claims.exp.max(unix_now_s() + REFRESH_TTL_S);
         match token::sign(claims, secret) {
-            Ok(token) => self.writer.send(frames, Out::RefreshToken(token)).await,
+            Ok(token) => {
+                self.token.clone_from(&token);
+                self.writer.send(frames, Out::RefreshToken(token)).await
+            }
             Err(_) => Turn::On,
         }
     }
