@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pop_proto::control::{DataMessage, ExtensionIds, IceCredentials, MediaKind};
+use pop_proto::control::{Codec, DataMessage, ExtensionIds, IceCredentials, MediaKind};
 use pop_schemas::{Identity, ParticipantId, TrackId};
 
 use crate::format::PayloadFormat;
@@ -173,6 +173,8 @@ pub struct AddTrack {
     pub stereo: bool,
     /// The sender never falls silent on its own.
     pub disable_dtx: bool,
+    /// What it means to send: its client offers every codec in an order that says nothing, and sends the answer's first.
+    pub codec: Option<Codec>,
 }
 
 /// A layer that a publisher means to send.
@@ -396,6 +398,8 @@ pub struct Answer {
 pub struct SectionUse {
     /// The client's track that we take.
     pub takes: Option<TrackId>,
+    /// What the client's track should be sent as: the first of the answer.
+    pub codec: Option<Codec>,
     /// The track of another that we send.
     pub feeds: Option<Feed>,
 }

@@ -6,10 +6,10 @@ mod stage;
 
 use std::time::Duration;
 
-use pop_proto::control::{Command, Event, LayerWish, SubscriptionStats, TrackStats};
+use pop_proto::control::{Codec, Command, Event, LayerWish, SubscriptionStats, TrackStats};
 use pop_schemas::{SubscriptionId, TrackId};
-use pop_session::Request;
 use pop_session::member::{AddTrack, ConnectionGrade, MemberRequest, Notice, Quality, Speaker, StreamState, TrackSettings, VideoLayer};
+use pop_session::{Format, PayloadFormat, Request};
 use stage::*;
 
 const CALM: Duration = Duration::from_secs(5);
@@ -272,4 +272,19 @@ fn a_stream_that_stops_for_want_of_bandwidth_is_told_and_told_when_it_goes_on() 
     let publisher = stage.members["ann"];
     let told = states(stage.told("bob"));
     assert_eq!(told, [true, false].map(|paused| StreamState { publisher, track, paused }));
+}
+
+#[test]
+fn the_codec_that_was_announced_leads_the_answer_whatever_the_offers_order() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let vp9 = PayloadFormat { number: 98, format: Format::Vp9 { profile: 0 }, rtx: None };
+    stage.add_track("ann", AddTrack { codec: Some(Codec::Vp9), ..camera("cam") }).unwrap();
+    let answer = stage.offer("ann", vec![sends("0", "cam", &[VP8, vp9], &[])]);
+    assert_eq!(answer.sections["0"].codec, Some(Codec::Vp9));
+    let opened = stage.heard.commands.iter().find_map(|command| match command {
+        Command::OpenTrack(open) => Some(open.payload_types.iter().map(|payload_type| payload_type.codec).collect::<Vec<_>>()),
+        _ => None,
+    });
+    assert_eq!(opened.unwrap(), [Codec::Vp9, Codec::Vp8]);
 }

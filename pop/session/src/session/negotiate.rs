@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pop_proto::control::{Command, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTransport};
+use pop_proto::control::{Codec, Command, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTransport};
 use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use super::Session;
@@ -27,6 +27,8 @@ pub(crate) struct MemberSection {
     pub(super) takes: Option<TrackId>,
     /// By which name it was announced; the offer may have another one.
     pub(super) cid: Box<str>,
+    /// See [`AddTrack::codec`](crate::member::AddTrack::codec).
+    pub(super) codec: Option<Codec>,
     /// What its client can take from it.
     pub(super) receives: Option<ReceivingSection>,
     /// Opened when it is used for the first time.
@@ -140,6 +142,7 @@ impl Session {
                 sends: None,
                 takes: None,
                 cid: "".into(),
+                codec: None,
                 receives: None,
                 outgoing: None,
                 told: false,
@@ -267,7 +270,11 @@ impl Session {
 
     fn answer_sections(&mut self, id: ParticipantId) -> BTreeMap<Box<str>, SectionUse> {
         let Some(member) = self.member(id) else { return BTreeMap::new() };
-        let uses = |section: &MemberSection| SectionUse { takes: section.takes, feeds: self.feed_of(section) };
+        let uses = |section: &MemberSection| SectionUse {
+            takes: section.takes,
+            codec: section.codec.filter(|_| section.takes.is_some()),
+            feeds: self.feed_of(section),
+        };
         let uses: BTreeMap<_, _> = member.sections.iter().map(|(mid, section)| (mid.clone(), uses(section))).collect();
         if let Some(member) = self.member_mut(id) {
             for (mid, section) in &mut member.sections {

@@ -1,7 +1,7 @@
 //! Tracks of members: announced, opened when their media section comes, changed, closed. `open_track` and `close_track` serve
 //! every publisher.
 
-use pop_proto::control::{Command, MediaKind, OpenTrack};
+use pop_proto::control::{Codec, Command, MediaKind, OpenTrack};
 use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId};
 
 use super::Session;
@@ -26,6 +26,8 @@ pub(crate) struct Announced {
     pub(super) info: TrackInfo,
     /// As announced.
     pub(super) layers: Vec<VideoLayer>,
+    /// See [`AddTrack::codec`].
+    pub(super) codec: Option<Codec>,
 }
 
 impl Session {
@@ -39,7 +41,7 @@ impl Session {
         let info = announce(TrackId(self.draw.next_id()), &add);
         self.notify(id, Notice::TrackPublished { cid: cid.clone(), track: Box::new(info.clone()) });
         let Some(member) = self.member_mut(id) else { return };
-        member.announced.push(Announced { cid: cid.clone(), info, layers: add.layers });
+        member.announced.push(Announced { cid: cid.clone(), info, layers: add.layers, codec: add.codec });
         // The offer may have been faster; its answer said that nothing is taken, so another one is needed.
         let early = member.sections.iter().find(|(_, section)| {
             let offered = section.sends.as_ref();
@@ -118,15 +120,18 @@ impl Session {
         let Some(transport) = self.participants.get(&id).and_then(|participant| participant.transport) else { return };
         let Some(member) = self.member_mut(id) else { return };
         let Some(section) = member.sections.get_mut(mid).filter(|section| section.takes.is_none()) else { return };
-        let (kind, Some(sends)) = (section.kind, section.sends.clone()) else { return };
+        let (kind, Some(mut sends)) = (section.kind, section.sends.clone()) else { return };
         let place = member.announced.iter().position(|announced| *announced.cid == *cid && announced.info.kind == kind);
         let Some(place) = place else { return };
-        let Announced { mut info, layers, .. } = member.announced.remove(place);
+        let Announced { mut info, layers, codec, .. } = member.announced.remove(place);
         section.takes = Some(info.track);
         section.cid = cid.into();
+        section.codec = codec;
         let order;
         (info.layers, order) = order_layers(kind, &sends.layers, &layers);
         info.simulcast = sends.layers.len() > 1;
+        // As in the answer.
+        sends.formats.sort_by_key(|format| Some(format.format.codec()) != codec);
         info.mime = mime_of(&sends.formats);
         info.mid = mid.into();
         let SendingSection { formats, ssrc, rtx_ssrc, layers, nack, pli, fir, .. } = sends;

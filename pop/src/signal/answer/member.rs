@@ -3,7 +3,7 @@
 use std::fmt;
 
 use pop_dataplane::limits::{SUBSCRIPTIONS_PER_TRANSPORT_MAX, TRACKS_PER_TRANSPORT_MAX};
-use pop_proto::control::{Extension, ExtensionIds};
+use pop_proto::control::{Codec, Extension, ExtensionIds};
 use pop_session::Role;
 use pop_session::placement::Claim;
 
@@ -240,6 +240,16 @@ impl<'a> MemberNegotiation<'a> {
     /// The sections, in order.
     pub fn sections(&self) -> impl Iterator<Item = &MemberSection<'a>> {
         self.sections.iter()
+    }
+
+    /// Puts the codec that a publisher means to send first: it sends the first one of the answer.
+    pub fn prefer(&mut self, codec_of: impl Fn(&str) -> Option<Codec>) {
+        for section in &mut self.sections {
+            let codec = codec_of(section.mid());
+            if let Some(takes) = section.takes_mut().filter(|_| codec.is_some()) {
+                takes.prefer(codec);
+            }
+        }
     }
 
     /// The answer. `uses` says of a mid whether its track is taken and what it is fed with.

@@ -1,6 +1,6 @@
 //! What is taken of one media section.
 
-use pop_proto::control::{Extension, ExtensionIds, LAYERS_MAX, MediaKind, PAYLOAD_TYPES_MAX};
+use pop_proto::control::{Codec, Extension, ExtensionIds, LAYERS_MAX, MediaKind, PAYLOAD_TYPES_MAX};
 use pop_session::{Format, PayloadFormat, Role};
 
 use super::super::sdp::{Direction, LayerRid, Offer, OfferedMedia, OfferedPayload};
@@ -143,6 +143,13 @@ impl Accepted<'_> {
     /// Streams that the section takes of the worker's plan: its layers.
     pub fn streams(&self) -> usize {
         self.layers.len().max(1)
+    }
+
+    /// Puts the formats of `codec` first.
+    pub(super) fn prefer(&mut self, codec: Option<Codec>) {
+        let mut pairs: Vec<_> = self.payloads.drain(..).zip(self.formats.drain(..)).collect();
+        pairs.sort_by_key(|(_, format)| Some(format.format.codec()) != codec);
+        (self.payloads, self.formats) = pairs.into_iter().unzip();
     }
 
     /// The client takes, or sends, retransmissions as a stream of their own.

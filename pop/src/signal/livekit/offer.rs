@@ -110,6 +110,7 @@ impl Offers {
         let offer = sdp::parse_within(Bounds::MEMBER, text.as_bytes()).ok()?;
         let mut negotiation = negotiate_member(&offer, context.dtls_role, before).ok()?;
         negotiation.restrict(claim);
+        negotiation.prefer(|mid| answer.sections.get(mid)?.codec);
         Some(proto::SessionDescription {
             r#type: "answer".to_owned(),
             sdp: write(context, seat, streams, &negotiation, answer),

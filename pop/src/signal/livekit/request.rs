@@ -1,7 +1,7 @@
 //! What a client says on its socket, in the session's words.
 
 use livekit_protocol as proto;
-use pop_proto::control::MediaKind;
+use pop_proto::control::{Codec, MediaKind};
 use pop_schemas::{Identity, TrackId};
 use pop_session::member::{
     AddTrack, MemberRequest, MetadataUpdate, PermissionSubject, Quality, Source, SubscriptionPermission, Sync, TrackSettings, TrackUpdate,
@@ -150,7 +150,14 @@ pub(super) fn add_track(add: proto::AddTrackRequest) -> Said {
         cid: add.cid.into(),
         name: add.name.into(),
         stream: add.stream.into(),
+        codec: codec.filter(|_| kind == MediaKind::Video).and_then(|codec| video_codec(&codec.codec)),
     })))
+}
+
+/// `vp9`, or `video/VP9`.
+fn video_codec(name: &str) -> Option<Codec> {
+    let name = name.rsplit('/').next().unwrap_or_default();
+    [Codec::Vp8, Codec::Vp9, Codec::H264, Codec::H265, Codec::Av1].into_iter().find(|codec| codec.name().eq_ignore_ascii_case(name))
 }
 
 pub(super) fn source(source: proto::TrackSource) -> Source {
