@@ -4,15 +4,16 @@ import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { once } from "node:events";
 
-const library = new URL("./node_modules/livekit-client/dist/livekit-client.umd.js", import.meta.url);
+const dist = new URL("./node_modules/livekit-client/dist/", import.meta.url);
+const SCRIPTS = ["livekit-client.umd.js", "livekit-client.e2ee.worker.js"];
 
 /** A page that has loaded the library, on an origin of its own. */
 export async function serveLiveKitPage() {
-  const script = await readFile(library);
+  const scripts = new Map(await Promise.all(SCRIPTS.map(async (name) => [`/${name}`, await readFile(new URL(name, dist))])));
   const server = createServer((request, response) => {
-    const isScript = request.url === "/livekit-client.umd.js";
-    response.setHeader("Content-Type", isScript ? "text/javascript" : "text/html");
-    response.end(isScript ? script : '<!doctype html><title>rooms</title><script src="/livekit-client.umd.js"></script><body></body>');
+    const script = scripts.get(request.url);
+    response.setHeader("Content-Type", script ? "text/javascript" : "text/html");
+    response.end(script ?? '<!doctype html><title>rooms</title><script src="/livekit-client.umd.js"></script><body></body>');
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -35,8 +36,14 @@ function inPage() {
   let room;
   const events = [];
 
-  async function join(url, token, options = {}, connect = {}) {
+  async function join(url, token, { passphrase, ...options } = {}, connect = {}) {
+    if (passphrase) {
+      const keyProvider = new globalThis.LivekitClient.ExternalE2EEKeyProvider();
+      await keyProvider.setKey(passphrase);
+      options.encryption = { keyProvider, worker: new Worker("/livekit-client.e2ee.worker.js") };
+    }
     room = new Room(options);
+    if (passphrase) await room.setE2EEEnabled(true);
     for (const [name, event] of Object.entries(RoomEvent)) {
       room.on(event, (...values) => events.push({ name, at: performance.now(), text: values.map(describe) }));
     }
@@ -99,10 +106,44 @@ function inPage() {
     return found;
   }
 
+  /** Packets and frames of each stream that is sent, by RID. */
+  async function sent() {
+    const found = {};
+    for (const publication of room.localParticipant.trackPublications.values()) {
+      for (const row of (await publication.track.sender.getStats()).values()) {
+        if (row.type !== "outbound-rtp" || row.kind !== "video") continue;
+        const { packetsSent: packets, framesSent: frames, frameWidth: width, active, keyFramesEncoded: keyframes, pliCount: plis } = row;
+        found[row.rid ?? ""] = { packets, frames, width, active, keyframes, plis };
+      }
+    }
+    return found;
+  }
+
+  const publicationOf = (sid) =>
+    [...room.remoteParticipants.values()].map((person) => person.trackPublications.get(sid)).find((publication) => publication);
+
+  /** Publishes a sound of this loudness (0 to 1). */
+  async function tone(gain) {
+    const context = new AudioContext();
+    const [oscillator, volume, out] = [context.createOscillator(), context.createGain(), context.createMediaStreamDestination()];
+    volume.gain.value = gain;
+    oscillator.connect(volume).connect(out);
+    oscillator.start();
+    const publication = await room.localParticipant.publishTrack(out.stream.getAudioTracks()[0], { source: Track.Source.Microphone, dtx: false });
+    return publication.trackSid;
+  }
+
   globalThis.popRoom = {
     join,
     remotes,
     received,
+    sent,
+    tone,
+    /** 0: low, 1: medium, 2: high. */
+    quality: (sid, quality) => publicationOf(sid).setVideoQuality(quality),
+    enable: (sid, enabled) => publicationOf(sid).setEnabled(enabled),
+    speakers: () => room.activeSpeakers.map((person) => person.identity),
+    grades: () => [...room.remoteParticipants.values(), room.localParticipant].map((person) => person.connectionQuality),
     /** For what runs in the page as well. */
     room: () => room,
     state: () => room.state,
@@ -126,6 +167,6 @@ export async function openRoom(browser, page) {
   const client = await browser.open(page.url);
   await client.page.evaluate(`(${inPage})()`);
   const call = (name) => (...values) => client.page.evaluate(`globalThis.popRoom.${name}(...${JSON.stringify(values)})`);
-  const names = ["join", "remotes", "received", "state", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
+  const names = ["join", "remotes", "received", "sent", "tone", "quality", "enable", "speakers", "grades", "state", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
   return { page: client.page, ...Object.fromEntries(names.map((name) => [name, call(name)])) };
 }
