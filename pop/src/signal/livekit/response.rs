@@ -244,6 +244,7 @@ pub(crate) fn room(info: &RoomInfo) -> proto::Room {
         creation_time_ms: info.created_at_ms as i64,
         num_participants: info.participants,
         num_publishers: info.publishers,
+        max_participants: info.participants_max,
         enabled_codecs: CODECS.map(codec).into(),
         ..Default::default()
     }

@@ -290,7 +290,10 @@ mod tests {
             for _ in 0..rounds {
                 let mut body = sample.clone();
                 for _ in 0..=dice.below(3) {
-                    let at = dice.below(body.len());
+                    let at = dice.below(body.len().max(1));
+                    if body.is_empty() {
+                        break;
+                    }
                     match dice.below(4) {
                         0 => body[at] = dice.below(256) as u8,
                         1 => body[at] ^= 1 << dice.below(8),
