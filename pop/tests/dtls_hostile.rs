@@ -149,10 +149,10 @@ async fn plaintext_after_the_handshake_changes_nothing() {
             // A server answers a repeat of the client's flight with its own, here once.
             assert!(matches!(verdict, Err(DropReason::DtlsPlaintext)) || (role == Role::Server && datagram[0] == 22), "{verdict:?}");
         }
-        // Under epoch 1: a ChangeCipherSpec is not authenticated by the library, a short record panics it, data has no reader.
+        // Under epoch 1: a ChangeCipherSpec is not authenticated by the library, a short record panics it, data must be the peer's.
         assert_eq!(near.deliver(&record(20, 1, 9, &[1])), Err(DropReason::DtlsMalformed));
         assert_eq!(near.deliver(&record(21, 1, 9, &[0; 23])), Err(DropReason::DtlsMalformed));
-        assert_eq!(near.deliver(&record(23, 1, 9, &[0; 40])), Err(DropReason::DtlsUnexpected));
+        assert_eq!(near.deliver(&record(23, 1, 9, &[0; 40])), Err(DropReason::DtlsAuth));
         assert_eq!(near.deliver(&record(21, 2, 9, &[0; 40])), Err(DropReason::DtlsUnexpected));
         assert_eq!(near.deliver(&record(24, 0, 9, &[0; 40])), Err(DropReason::DtlsMalformed));
         assert_eq!(near.deliver(&[22, 0xfe]), Err(DropReason::DtlsMalformed));
