@@ -288,3 +288,35 @@ fn the_codec_that_was_announced_leads_the_answer_whatever_the_offers_order() {
     });
     assert_eq!(opened.unwrap(), [Codec::Vp9, Codec::Vp8]);
 }
+
+#[test]
+fn a_muted_track_is_not_forwarded_and_its_publisher_is_not_told_that_nobody_wants_it() {
+    let (mut stage, track, subscription) = two();
+    let wishes = |stage: &Stage| -> Vec<_> {
+        let wish = |command: &Command| match command {
+            Command::Wish { subscription: of, wish } => Some((*of, wish.paused)),
+            _ => None,
+        };
+        stage.heard.commands.iter().filter_map(wish).collect()
+    };
+    stage.say("ann", MemberRequest::Mute { track, muted: true });
+    assert_eq!(wishes(&stage), [(subscription, true)]);
+    stage.pass(2 * CALM);
+    assert_eq!(demands(&stage.told("ann")), []);
+    stage.forget();
+    stage.say("ann", MemberRequest::Mute { track, muted: false });
+    assert_eq!(wishes(&stage), [(subscription, false)]);
+}
+
+#[test]
+fn a_low_wish_reaches_layers_inside_a_stream_that_told_of_none() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    let track = stage.add_track("ann", camera("cam")).unwrap();
+    stage.offer("ann", vec![sends("0", "cam", &[VP8], &[])]);
+    stage.offer("bob", first_offer());
+    let wish = |quality| TrackSettings { tracks: vec![track], quality, ..TrackSettings::default() };
+    assert_eq!(want(&mut stage, wish(Quality::Low)).unwrap().spatial_max, 0);
+    assert_eq!(want(&mut stage, wish(Quality::High)).unwrap().spatial_max, u8::MAX);
+}

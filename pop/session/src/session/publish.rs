@@ -228,6 +228,7 @@ impl Session {
             track.info.muted = muted;
             track.judged = None;
             self.touch(owner);
+            self.wish_for_all(id);
         }
         true
     }

@@ -41,20 +41,19 @@ impl Settings {
         Settings { disabled: disabled || quality == Quality::Off, quality, height, fps, priority }
     }
 
+    /// A muted track is not forwarded: its client may go on sending after an operator has silenced it.
     fn wish(&self, track: &LocalTrack) -> LayerWish {
+        let paused = self.disabled || track.info.muted;
         if track.kind == MediaKind::Audio {
-            return LayerWish { paused: self.disabled, ..LayerWish::default() };
+            return LayerWish { paused, ..LayerWish::default() };
         }
         let spatial_max = self.place(&track.info.layers).map_or(u8::MAX, |place| place as u8);
-        LayerWish { paused: self.disabled, spatial_max, temporal_max: self.temporal(), priority: self.priority }
+        LayerWish { paused, spatial_max, temporal_max: self.temporal(), priority: self.priority }
     }
 
     /// The layer's place, the lowest is 0; `None`: whatever there is.
     fn place(&self, layers: &[VideoLayer]) -> Option<usize> {
-        if layers.len() < 2 {
-            return None;
-        }
-        if self.height > 0 && layers.iter().all(|layer| layer.height > 0) {
+        if self.height > 0 && layers.len() > 1 && layers.iter().all(|layer| layer.height > 0) {
             // A tenth less is not seen (LiveKit's figure), and spares a step for a pixel.
             let covers = |layer: &VideoLayer| u64::from(layer.height) * 10 >= u64::from(self.height) * 9;
             return Some(layers.iter().position(covers).unwrap_or(layers.len() - 1));
@@ -65,6 +64,14 @@ impl Settings {
             height if height <= MEDIUM_HEIGHT => Quality::Medium,
             _ => Quality::High,
         };
+        if layers.len() < 2 {
+            // Nobody told of layers, and the stream may have some inside.
+            return match quality {
+                Quality::Low | Quality::Off => Some(0),
+                Quality::Medium => Some(1),
+                Quality::High => None,
+            };
+        }
         Some(layers.iter().rposition(|layer| layer.quality <= quality).unwrap_or(0))
     }
 
@@ -137,6 +144,16 @@ impl Session {
         self.rated.insert(id);
     }
 
+    /// Tells the worker anew how everybody wants a track.
+    pub(super) fn wish_for_all(&mut self, id: TrackId) {
+        let Some(track) = self.tracks.get(&id) else { return };
+        let takers: Vec<_> = track.takers.iter().filter_map(|taker| Some((self.sections.get(taker)?.owner, *taker))).collect();
+        for (owner, section) in takers {
+            self.wish_for(owner, id, section);
+        }
+        self.rated.insert(id);
+    }
+
     /// Tells publishers of the tracks of which somebody wants more or less since the last call.
     pub(super) fn settle_demand(&mut self, now: Time) {
         for id in std::mem::take(&mut self.rated) {
@@ -150,12 +167,13 @@ impl Session {
         let is_taken = track.takers.iter().any(|taker| self.sections.get(taker).is_some_and(|section| section.owner != owner));
         let is_video = track.kind == MediaKind::Video;
         let Some(track) = self.tracks.get_mut(&id) else { return };
-        let demand = &mut track.demand;
+        let (demand, muted) = (&mut track.demand, track.info.muted);
         if is_taken && !demand.subscribed {
             demand.subscribed = true;
             self.notify(owner, Notice::TrackSubscribed(id));
         }
-        if is_video {
+        // Nothing is sent of a muted track, whoever wants it: what was wanted holds when it is heard again.
+        if is_video && !muted {
             self.settle_quality(now, owner, id, wanted);
         }
     }
@@ -182,6 +200,9 @@ impl Session {
             self.calming.remove(&(at, id));
             let Some(track) = self.tracks.get_mut(&id) else { continue };
             track.demand.calm_at = None;
+            if track.info.muted {
+                continue;
+            }
             let (owner, wanted) = (track.owner, self.wanted_of(&self.tracks[&id]));
             self.tell_demand(owner, id, wanted);
         }
