@@ -320,3 +320,57 @@ fn a_low_wish_reaches_layers_inside_a_stream_that_told_of_none() {
     assert_eq!(want(&mut stage, wish(Quality::Low)).unwrap().spatial_max, 0);
     assert_eq!(want(&mut stage, wish(Quality::High)).unwrap().spatial_max, u8::MAX);
 }
+
+#[test]
+fn a_track_with_other_layers_is_opened_anew_so_that_the_streams_of_a_transport_stay_within_what_a_worker_holds() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    stage.offer("bob", first_offer());
+    let cids = ["a", "b", "c", "d", "e", "f", "g"];
+    let tracks: Vec<_> = cids.iter().map(|cid| stage.add_track("ann", camera(cid)).unwrap()).collect();
+    let section = |place: usize, rids: &[&str]| sends(&place.to_string(), cids[place], &[VP8], rids);
+    let four = ["1", "2", "3", "4"];
+    stage.offer("ann", (0..4).map(|place| section(place, &four)).collect());
+    // Counted by this offer alone it is 4 and 12 streams.
+    let second: Vec<_> = (0..4).map(|place| section(place, &[])).chain((4..7).map(|place| section(place, &four))).collect();
+    stage.told("bob");
+    let answer = stage.offer("ann", second);
+    let taken: Vec<_> = answer.sections.values().filter_map(|section| section.takes).collect();
+    assert_eq!(taken, tracks, "everybody knows them by the same ids");
+    assert_eq!(streams_most(&stage), 16);
+    let seen = participants(&stage.told("bob"));
+    assert_eq!(seen[0].tracks.iter().filter(|track| track.simulcast).count(), 3);
+    let answer = stage.offer("bob", first_offer());
+    assert_eq!(answer.sections.values().filter(|section| section.feeds.is_some()).count(), 3, "they go on");
+}
+
+#[test]
+fn a_track_that_a_worker_has_no_place_for_is_not_opened() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let cids = ["a", "b", "c", "d", "e"];
+    for cid in cids {
+        stage.add_track("ann", camera(cid)).expect("it is announced");
+    }
+    let four = ["1", "2", "3", "4"];
+    let sections = cids.iter().enumerate().map(|(place, cid)| sends(&place.to_string(), cid, &[VP8], &four));
+    let answer = stage.offer("ann", sections.collect());
+    assert_eq!(answer.sections.values().filter(|section| section.takes.is_some()).count(), 4);
+    assert_eq!(streams_most(&stage), 16);
+}
+
+/// The most streams that the worker had open at a time.
+fn streams_most(stage: &Stage) -> usize {
+    let mut open = std::collections::BTreeMap::new();
+    let mut most = 0;
+    for command in &stage.heard.commands {
+        match command {
+            Command::OpenTrack(track) => drop(open.insert(track.track, track.layers.len().max(1))),
+            Command::CloseTrack { track } => drop(open.remove(track)),
+            _ => {}
+        }
+        most = most.max(open.values().sum());
+    }
+    most
+}

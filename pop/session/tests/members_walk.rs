@@ -55,14 +55,15 @@ impl Dice {
 #[derive(Default)]
 struct Worker {
     transports: BTreeMap<TransportId, BTreeSet<u32>>,
-    tracks: BTreeMap<TrackId, (TransportId, MediaKind)>,
+    /// With its layers.
+    tracks: BTreeMap<TrackId, (TransportId, MediaKind, Vec<Box<str>>)>,
     sections: BTreeMap<SubscriptionId, (TransportId, MediaKind, Option<TrackId>)>,
 }
 
 impl Worker {
     fn forget(&mut self, transport: TransportId) {
         assert!(self.transports.remove(&transport).is_some(), "{transport} is closed and was not open");
-        self.tracks.retain(|_, (of, _)| *of != transport);
+        self.tracks.retain(|_, (of, ..)| *of != transport);
         self.sections.retain(|_, (of, ..)| *of != transport);
     }
 
@@ -78,7 +79,10 @@ impl Worker {
             }
             Command::OpenTrack(open) => {
                 assert!(self.transports.contains_key(&open.transport));
-                assert!(self.tracks.insert(open.track, (open.transport, open.kind)).is_none(), "opened twice");
+                let value = (open.transport, open.kind, open.layers.clone());
+                assert!(self.tracks.insert(open.track, value).is_none(), "opened twice");
+                let streams = self.tracks.values().filter(|(of, ..)| *of == open.transport).map(|(.., layers)| layers.len().max(1));
+                assert!(streams.sum::<usize>() <= 6, "more streams than a transport has places for");
                 assert!(!open.payload_types.is_empty());
                 let mut order = open.order.clone();
                 order.sort_unstable();
@@ -142,7 +146,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let limits = Limits { participants_max: 12, tracks_max: 4, connecting_max: 4 };
+        let limits = Limits { participants_max: 12, tracks_max: 4, streams_max: 6, connecting_max: 4 };
         World {
             dice: Dice(seed),
             session: Session::new(SessionId::new("walk").unwrap(), limits, seed),
@@ -193,6 +197,12 @@ impl World {
             Notice::Leave { .. } => client.here = false,
             Notice::SectionsNeeded { audio, video } => client.asked = Some((audio, video)),
             Notice::TrackPublished { cid, track } => client.announced.push((cid, track.kind)),
+            Notice::Answer(answer) => {
+                for (mid, track) in answer.sections.iter().filter_map(|(mid, section)| Some((mid, section.takes?))) {
+                    let offered = client.sections.iter().find(|section| section.mid == *mid).and_then(|section| section.sends.as_ref());
+                    assert_eq!(self.worker.tracks[&track].2, offered.expect("it is offered").layers, "the layers of the offer");
+                }
+            }
             _ => {}
         }
     }
@@ -354,6 +364,13 @@ impl World {
             }
             2 if !client.sections.is_empty() => drop(client.sections.remove(dice.below(client.sections.len()))),
             3 if dice.once_in(3) => client.fragment += 1_000,
+            4 => {
+                let rids: &[&str] = [&[][..], &["q", "h", "f"], &["f", "h"]][dice.below(3)];
+                let video = client.sections.iter_mut().filter(|section| section.kind == MediaKind::Video);
+                if let Some(sends) = video.filter_map(|section| section.sends.as_mut()).next_back() {
+                    sends.layers = rids.iter().map(|rid| (*rid).into()).collect();
+                }
+            }
             _ => {}
         }
         let sections = client.sections.clone();

@@ -105,6 +105,10 @@ impl Session {
                 if publications.len() > self.limits.tracks_max {
                     return Err(Refusal::TooManyTracks(self.limits.tracks_max));
                 }
+                let streams: usize = publications.iter().map(|p| p.open.layers.len().max(1)).sum();
+                if streams > self.limits.streams_max {
+                    return Err(Refusal::TooManyTracks(self.limits.streams_max));
+                }
                 let ids: BTreeSet<_> = publications.iter().map(|p| p.open.track).collect();
                 if ids.len() != publications.len() || ids.iter().any(|id| self.tracks.contains_key(id)) {
                     return Err(Refusal::Duplicate);

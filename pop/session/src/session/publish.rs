@@ -90,16 +90,26 @@ impl Session {
     /// Ends the tracks of sections that no longer send them, then opens those that are announced.
     pub(super) fn take_offered(&mut self, id: ParticipantId, offered: &[OfferedSection]) {
         let Some(member) = self.member(id) else { return };
+        // Its track is offered still; whether with the same layers.
         let goes_on = |mid: &str, section: &MemberSection| {
             let now = offered.iter().find(|offered| *offered.mid == *mid && offered.kind == section.kind);
             let now = now.and_then(|offered| offered.sends.as_ref());
-            now.is_some_and(|now| section.sends.as_ref().is_some_and(|before| before.cid == now.cid))
+            let (now, before) = (now?, section.sends.as_ref()?);
+            (now.cid == before.cid).then(|| now.layers == before.layers)
         };
-        let over = member.sections.iter().filter(|(mid, section)| !goes_on(mid, section));
-        for track in over.filter_map(|(_, section)| section.takes).collect::<Vec<_>>() {
-            self.close_track(track);
+        let taken = member.sections.iter().filter_map(|(mid, section)| Some((mid.clone(), section.takes?, goes_on(mid, section))));
+        let over: Vec<_> = taken.filter(|(.., goes_on)| *goes_on != Some(true)).collect();
+        for (mid, track, goes_on) in &over {
+            if goes_on.is_some() {
+                self.announce_again(id, mid, *track);
+            }
+            self.close_track(*track);
         }
         self.note_sections(id, offered);
+        for (mid, ..) in over.iter().filter(|(.., goes_on)| goes_on.is_some()) {
+            let cid = self.member(id).and_then(|member| member.sections.get(mid)).map(|section| section.cid.clone());
+            self.take_section(id, mid, &cid.unwrap_or_default());
+        }
         let sending = offered.iter().filter_map(|section| Some((section, section.sends.as_ref()?)));
         let sending: Vec<_> = sending.map(|(section, sends)| (section.mid.clone(), section.kind, sends.cid.clone())).collect();
         for (mid, _, cid) in &sending {
@@ -115,9 +125,30 @@ impl Session {
         }
     }
 
+    /// A track with other layers than before is another one to the worker, whose places are counted by what is offered now: it is
+    /// opened anew under the id that everybody knows.
+    fn announce_again(&mut self, id: ParticipantId, mid: &str, track: TrackId) {
+        let Some(info) = self.tracks.get(&track).map(|track| track.info.clone()) else { return };
+        let Some(member) = self.member_mut(id) else { return };
+        let Some(section) = member.sections.get(mid) else { return };
+        let (cid, codec, layers) = (section.cid.clone(), section.codec, info.layers.clone());
+        member.announced.push(Announced { cid, info, layers, codec });
+    }
+
+    /// The worker has a place for so many more streams of this publisher.
+    fn has_room_for(&self, id: ParticipantId, layers: usize) -> bool {
+        let open: usize = self.tracks_of(id).map(|track| track.layers.len().max(1)).sum();
+        open + layers.max(1) <= self.limits.streams_max
+    }
+
     /// Opens the track that was announced as `cid` from a section that sends and is not taken.
     pub(super) fn take_section(&mut self, id: ParticipantId, mid: &str, cid: &str) {
         let Some(transport) = self.participants.get(&id).and_then(|participant| participant.transport) else { return };
+        let Some(section) = self.member(id).and_then(|member| member.sections.get(mid)) else { return };
+        let layers = section.sends.as_ref().map_or(0, |sends| sends.layers.len());
+        if !self.has_room_for(id, layers) {
+            return;
+        }
         let Some(member) = self.member_mut(id) else { return };
         let Some(section) = member.sections.get_mut(mid).filter(|section| section.takes.is_none()) else { return };
         let (kind, Some(mut sends)) = (section.kind, section.sends.clone()) else { return };

@@ -228,8 +228,10 @@ pub enum Refusal {
 pub struct Limits {
     /// Local participants of one session.
     pub participants_max: usize,
-    /// Streams of one publisher.
+    /// Tracks of one publisher.
     pub tracks_max: usize,
+    /// Streams of one publisher's transport, each layer counted: the worker has no place for more.
+    pub streams_max: usize,
     /// Clients of one identity that have not connected yet.
     pub connecting_max: usize,
 }
@@ -239,6 +241,6 @@ impl Default for Limits {
     /// One token in a hall may bring a few hundred viewers within the second that a client needs to connect; who never connects
     /// must not keep every place of a worker for the 40 s that it may try.
     fn default() -> Self {
-        Limits { participants_max: 16_384, tracks_max: 8, connecting_max: 256 }
+        Limits { participants_max: 16_384, tracks_max: 8, streams_max: 16, connecting_max: 256 }
     }
 }
