@@ -367,6 +367,8 @@ async fn nonsense_is_counted_and_ends_nothing() {
 async fn text_is_answered_by_text() {
     let host = Host::start().await;
     let (mut ann, _) = host.join("ann").await;
+    let flood = format!(r#"{{"syncState":{{"publishTracks":[{}{{}}]}}}}"#, "{},".repeat(10_000));
+    ann.socket.send(Frame::Text(flood.into())).await.unwrap();
     ann.socket.send(Frame::Text(r#"{"pingReq":{"timestamp":"7"}}"#.into())).await.unwrap();
     let text = loop {
         if let Some(Ok(Frame::Text(text))) = ann.socket.next().await {
@@ -374,6 +376,7 @@ async fn text_is_answered_by_text() {
         }
     };
     assert!(text.contains(r#""pongResp":{"lastPingTimestamp":"7""#), "{text}");
+    assert_eq!(host.refused(Refused::Message), 1, "a flood of empty values is not parsed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -477,6 +480,27 @@ async fn what_a_client_asks_to_see_happens_to_itself() {
     }
     assert!(bob.ping().await < Duration::from_secs(1));
     assert!(host.node.admin(&SessionId::new("other").unwrap(), pop_session::member::AdminRequest::List).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_change_its_metadata_brings_none_but_its_tokens() {
+    let host = Host::start().await;
+    let asked = proto::JoinRequest {
+        metadata: "its own".to_owned(),
+        participant_attributes: [("role".to_owned(), "host".to_owned())].into(),
+        ..Default::default()
+    };
+    for (may, metadata, role) in [(None, "of the token", "guest"), (Some(true), "its own", "host")] {
+        let token = host.token_of(|claims| {
+            claims.metadata = Some("of the token".to_owned());
+            claims.attributes.insert("role".to_owned(), "guest".to_owned());
+            claims.video.can_update_own_metadata = may;
+        });
+        let mut ann = host.connect(&query(&token, &asked)).await.unwrap();
+        let Told::Join(join) = ann.next().await else { panic!("the first message is a JoinResponse") };
+        let me = join.participant.unwrap();
+        assert_eq!((&*me.metadata, &*me.attributes["role"]), (metadata, role));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

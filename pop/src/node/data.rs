@@ -52,6 +52,9 @@ const LOSSY_FLIGHT_LEN: usize = 32 << 10;
 /// What a waiting message costs beside its body, in bytes.
 const PARCEL_COST: usize = 128;
 
+/// What a receiver that a message names costs beside its name, in bytes: it is looked up.
+const NAME_COST: usize = 64;
+
 /// Bytes of one sender's messages that wait for the room.
 const ROOM_LEN_MAX: usize = 512 << 10;
 
@@ -118,9 +121,8 @@ impl Outbox {
     /// # Errors
     /// [`Overflow`]: a reliable one has no place. The caller tells the session, and calls [`Outbox::restart`].
     pub(super) fn send(&mut self, now: Instant, message: &Arc<DataMessage>) -> Result<(), Overflow> {
-        let places = if message.reliable { &self.reliable } else { &self.lossy };
-        // A body is at most 64 KiB.
-        let cost = (message.body.len() + PARCEL_COST) as u32;
+        let (places, len_max) = if message.reliable { (&self.reliable, RELIABLE_LEN_MAX) } else { (&self.lossy, LOSSY_LEN_MAX) };
+        let cost = cost(message).min(len_max) as u32;
         let place = Arc::clone(places).try_acquire_many_owned(cost);
         let is_full = message.reliable && self.is_full(now);
         let Some(place) = place.ok().filter(|_| !is_full) else {
@@ -168,6 +170,16 @@ impl Outbox {
 pub(super) struct Received {
     pub(super) message: DataMessage,
     pub(super) place: OwnedSemaphorePermit,
+}
+
+/// What a message costs while it waits, in bytes.
+fn cost(message: &DataMessage) -> usize {
+    message.body.len() + names_cost(message) + PARCEL_COST
+}
+
+/// The part of it that is for the receivers which it names.
+fn names_cost(message: &DataMessage) -> usize {
+    message.to.iter().map(|identity| identity.as_str().len() + NAME_COST).sum()
 }
 
 /// The task's part.
@@ -362,7 +374,9 @@ impl DataPath {
     fn take(&mut self, reliable: bool, body: &[u8], received: &mut Vec<Received>) {
         self.counters.count(Direction::Received, reliable, body.len());
         let stamped = self.sender.stamp(reliable, body).and_then(|message| {
-            let cost = (message.body.len() + PARCEL_COST) as u32;
+            let bucket = if reliable { &mut self.reliable_bucket } else { &mut self.lossy_bucket };
+            bucket.charge_bytes(names_cost(&message));
+            let cost = cost(&message) as u32;
             let place = Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| DataDrop::LossyRate)?;
             Ok(Received { message, place })
         });
@@ -467,8 +481,12 @@ impl Bucket {
         now + Duration::from_micros(us as u64)
     }
 
-    fn charge(&mut self, len: usize) {
+    fn charge_bytes(&mut self, len: usize) {
         self.bytes -= len as i64 * MILLION;
+    }
+
+    fn charge(&mut self, len: usize) {
+        self.charge_bytes(len);
         self.messages -= MILLION;
     }
 
@@ -485,7 +503,9 @@ impl Bucket {
 mod tests {
     use std::collections::BTreeMap;
 
+    use livekit_protocol::DataPacket;
     use pop_schemas::{Identity, ParticipantId};
+    use prost::Message as _;
 
     use super::*;
     use crate::sctp::{Limit, Promise};
@@ -699,6 +719,23 @@ mod tests {
             slow.turn(now);
         }
         assert_eq!(slow.got[LOSSY].len(), before + 2);
+    }
+
+    #[test]
+    fn naming_many_receivers_costs_as_much_as_sending_bytes() {
+        let (mut now, mut members, counters) = members(&["flood"]);
+        let flood = &mut members[0];
+        let to = vec!["b".repeat(16); 200];
+        let packet = DataPacket { destination_identities: to, ..DataPacket::decode(&packet(vec![1], 0)[..]).unwrap() }.encode_to_vec();
+        for _ in 0..100 {
+            now += Duration::from_millis(1);
+            (0..2).for_each(|_| flood.say(LOSSY, &packet));
+            flood.turn(now);
+        }
+        let paid = RELIABLE_RATE.bytes_burst as usize / (200 * (16 + NAME_COST));
+        println!("{} of 200 messages taken", flood.said.len());
+        assert!((paid..2 * paid + 10).contains(&flood.said.len()), "{}", flood.said.len());
+        assert!(counters.dropped(DataDrop::LossyRate) > 0);
     }
 
     #[test]

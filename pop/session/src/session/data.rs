@@ -1,10 +1,10 @@
 //! Data messages: who may send, who gets them, and what a receiver that comes back has missed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use pop_proto::control::{Command, DATA_MESSAGE_LEN_MAX, DataMessage};
-use pop_schemas::{ParticipantId, Time, TransportId};
+use pop_schemas::{Identity, ParticipantId, Time, TransportId};
 
 use super::request::Refusal;
 use super::{RESUME_GRACE, Session};
@@ -117,11 +117,7 @@ impl Session {
             }
             member.last_message = message.sequence;
         }
-        let receivers: Vec<_> = self.participants.values().filter(|p| p.id != id && takes(p, &message)).collect();
-        let ready = receivers.iter().filter(|participant| is_ready(participant)).filter_map(|participant| participant.transport);
-        for transport in ready.collect::<Vec<_>>() {
-            self.command(Command::SendData { transport, message: message.clone() });
-        }
+        self.hand_out(&message, Some(id));
         // One without a number cannot be asked for.
         if message.reliable && message.sequence != 0 {
             self.history.push(id, now, message);
@@ -134,11 +130,20 @@ impl Session {
         if message.body.len() > DATA_MESSAGE_LEN_MAX || message.to.len() > DATA_RECEIVERS_MAX {
             return Err(Refusal::MessageTooLarge);
         }
-        let receivers = self.participants.values().filter(|participant| takes(participant, message) && is_ready(participant));
-        for transport in receivers.filter_map(|participant| participant.transport).collect::<Vec<_>>() {
+        self.hand_out(message, None);
+        Ok(())
+    }
+
+    /// Hands a message to all whom it is for and who can be reached now, but not to its sender.
+    fn hand_out(&mut self, message: &Arc<DataMessage>, sender: Option<ParticipantId>) {
+        // A message may name many, and a room may have many.
+        let named: BTreeSet<&Identity> = message.to.iter().collect();
+        let is_for = |participant: &LocalParticipant| named.is_empty() || named.contains(&participant.identity);
+        let others = self.participants.values().filter(|participant| Some(participant.id) != sender && participant.member.is_some());
+        let ready = others.filter(|participant| is_ready(participant) && is_for(participant));
+        for transport in ready.filter_map(|participant| participant.transport).collect::<Vec<_>>() {
             self.command(Command::SendData { transport, message: message.clone() });
         }
-        Ok(())
     }
 
     /// Sends again what a receiver that is back has missed: `received` is the last of each sender that it has.

@@ -19,8 +19,11 @@ use prost::Message;
 
 use crate::data::DataDrop;
 
-/// Fields of a packet: one for each receiver that it names, and 6 more.
-const FIELDS_MAX: usize = 1_024;
+/// Receivers that a client's message may name.
+const RECEIVERS_MAX: usize = 256;
+
+/// Fields of a packet: one for each receiver that it names, and those of a newer client.
+const FIELDS_MAX: usize = RECEIVERS_MAX + 64;
 
 /// Fields of its value. The decoder makes an object of each, whatever its length: a batch of metrics has some hundred.
 const VALUE_FIELDS_MAX: usize = 2_048;
@@ -125,6 +128,9 @@ fn receivers(packet: &DataPacket) -> Result<Vec<Identity>, DataDrop> {
         if named.is_empty() && !user.destination_sids.is_empty() {
             return Err(DataDrop::Destination);
         }
+    }
+    if named.len() > RECEIVERS_MAX {
+        return Err(DataDrop::Destination);
     }
     // One that can be nobody's is nobody.
     let to: Vec<Identity> = named.iter().filter_map(|text| Identity::new(text).ok()).collect();
@@ -383,6 +389,19 @@ mod tests {
         assert_eq!(alice().stamp(true, &packet.encode_to_vec()), Err(DataDrop::Malformed));
         let twice = [user(UserPacket::default()).encode_to_vec(), user(UserPacket::default()).encode_to_vec()].concat();
         assert_eq!(alice().stamp(true, &twice), Err(DataDrop::Malformed), "two values");
+    }
+
+    #[test]
+    fn receivers_are_bounded_wherever_they_are_named() {
+        let names = |count: usize| vec!["b".to_owned(); count];
+        let of_packet = |count| DataPacket { destination_identities: names(count), ..user(UserPacket::default()) };
+        let of_user = |count| user(UserPacket { destination_identities: names(count), ..UserPacket::default() });
+        for packet in [of_packet(RECEIVERS_MAX), of_user(RECEIVERS_MAX)] {
+            assert_eq!(alice().stamp(true, &packet.encode_to_vec()).unwrap().to.len(), RECEIVERS_MAX);
+        }
+        for packet in [of_packet(RECEIVERS_MAX + 1), of_user(RECEIVERS_MAX + 1)] {
+            assert_eq!(alice().stamp(true, &packet.encode_to_vec()), Err(DataDrop::Destination));
+        }
     }
 
     #[test]

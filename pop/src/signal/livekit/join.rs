@@ -158,10 +158,14 @@ fn arrive(request: proto::JoinRequest, access: &Access, participant: Participant
     }
     let settings = request.connection_settings.unwrap_or(proto::ConnectionSettings { auto_subscribe: true, ..Default::default() });
     let claims = access.claims();
-    let metadata = if request.metadata.is_empty() { claims.metadata.clone().unwrap_or_default() } else { request.metadata };
+    let permissions = claims.video.permissions();
+    // Who may not change them later may not bring others than its token's either.
+    let may_bring = permissions.update_metadata;
+    let metadata = Some(request.metadata).filter(|metadata| may_bring && !metadata.is_empty());
+    let metadata = metadata.unwrap_or_else(|| claims.metadata.clone().unwrap_or_default());
     let own = claims.attributes.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
     // "will set keys provided via this; will overwrite if the same key is in the token; will not delete keys from token"
-    let given = request.participant_attributes.into_iter().filter(|(_, value)| !value.is_empty());
+    let given = request.participant_attributes.into_iter().filter(|(_, value)| may_bring && !value.is_empty());
     let attributes: BTreeMap<Box<str>, Box<str>> = own.chain(given.map(|(key, value)| (key.into(), value.into()))).collect();
     Arrival::Enter(Box::new(Enter {
         participant,
@@ -169,7 +173,7 @@ fn arrive(request: proto::JoinRequest, access: &Access, participant: Participant
         name: claims.name.clone().unwrap_or_default().into(),
         metadata: metadata.into(),
         attributes,
-        permissions: claims.video.permissions(),
+        permissions,
         auto_subscribe: settings.auto_subscribe,
         adaptive_stream: settings.adaptive_stream,
         joined_at_ms: now_ms,

@@ -17,7 +17,7 @@ use super::join::{Arrival, Joined, room_of};
 use super::offer::{OfferError, Offers, StreamNames};
 use super::request::{self, Said, Simulation};
 use super::response::{About, OwnTracks, PING_INTERVAL_S, PING_TIMEOUT_S, kind_of, leave};
-use super::wire::is_within_bounds;
+use super::wire::{is_json_within_bounds, is_within_bounds};
 use crate::config::{DtlsRole, IceServer};
 use crate::node::{EnterError, Node, Seat};
 use crate::serve::Place;
@@ -185,7 +185,7 @@ impl Socket<'_> {
             Frame::Binary(bytes) => read_binary(&bytes),
             Frame::Text(text) => {
                 self.writer.as_text = true;
-                serde_json::from_str::<proto::SignalRequest>(&text).ok()
+                read_text(&text)
             }
             Frame::Ping(_) | Frame::Pong(_) => {
                 self.charge(1);
@@ -319,6 +319,13 @@ pub(super) fn read_binary(bytes: &[u8]) -> Option<proto::SignalRequest> {
         return None;
     }
     proto::SignalRequest::decode(bytes).ok()
+}
+
+fn read_text(text: &str) -> Option<proto::SignalRequest> {
+    if !is_json_within_bounds(text.as_bytes()) {
+        return None;
+    }
+    serde_json::from_str(text).ok()
 }
 
 /// Writes messages the way that the client writes its own.

@@ -1,11 +1,15 @@
-//! The shape of protobuf before the library's parser: how many fields there are at all levels. The library makes a struct of some
-//! hundred bytes of each empty message of two, so what is allowed is bounded by fields and not by bytes alone.
+//! The shape of protobuf, and of JSON, before the library's parser: how many fields there are at all levels. The library makes a
+//! struct of some hundred bytes of each empty message of two, so what is allowed is bounded by fields and not by bytes alone.
 
 /// Most fields of one message and all that is inside. A resume that tells of a thousand tracks has three thousand.
 pub(super) const FIELDS_MAX: usize = 8_192;
 
 /// Deepest nesting that is looked into: the room protocol's requests have four levels.
 const DEPTH_MAX: usize = 6;
+
+/// Deepest nesting of JSON, where a list is a level of its own: a resume that tells of tracks, their codecs and the layers of these
+/// has nine.
+const JSON_DEPTH_MAX: usize = 12;
 
 /// `bytes` is a sequence of fields, and has at most [`FIELDS_MAX`] at all levels. Whatever looks like a message inside is counted as
 /// one, text that happens to look so included: it only counts too much.
@@ -64,9 +68,50 @@ fn read_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     None
 }
 
+/// The same for JSON: an object of at most [`FIELDS_MAX`] values in all, nested at most [`JSON_DEPTH_MAX`] deep. Whether it is JSON, the library says.
+pub(super) fn is_json_within_bounds(text: &[u8]) -> bool {
+    let (mut depth, mut values) = (0, 0);
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => skip_string(&mut bytes),
+            b'{' | b'[' => (depth, values) = (depth + 1, values + 1),
+            b'}' | b']' => depth = usize::saturating_sub(depth, 1),
+            b',' => values += 1,
+            _ => {}
+        }
+        if depth > JSON_DEPTH_MAX || values > FIELDS_MAX {
+            return false;
+        }
+    }
+    text.trim_ascii_start().starts_with(b"{")
+}
+
+fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => return,
+            b'\\' => drop(bytes.next()),
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_of_empty_values_is_refused_and_text_is_no_flood() {
+        let flood = format!("{{\"agents\": [{}{{}}]}}", "{},".repeat(FIELDS_MAX));
+        assert!(!is_json_within_bounds(flood.as_bytes()));
+        assert!(!is_json_within_bounds(&b"[".repeat(JSON_DEPTH_MAX + 1)));
+        let text = format!("{{\"metadata\": \"{}\\\"[[[[[[[[[[[[[[\"}}", "{},".repeat(FIELDS_MAX));
+        assert!(is_json_within_bounds(text.as_bytes()));
+        for other in ["", "[]", "null", "\"{}\""] {
+            assert!(!is_json_within_bounds(other.as_bytes()), "{other:?}");
+        }
+    }
 
     #[test]
     fn a_flood_of_empty_messages_is_refused_at_any_level() {
