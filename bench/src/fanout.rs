@@ -6,13 +6,13 @@
 //! ```
 //! The packet worker has one core, the load another. The floor runs on the worker's core while the worker sleeps.
 
-mod arrival;
-mod ice;
-mod join;
-mod load;
-mod packet;
+pub(crate) mod arrival;
+pub(crate) mod ice;
+pub(crate) mod join;
+pub(crate) mod load;
+pub(crate) mod packet;
 mod report;
-mod server;
+pub(crate) mod server;
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -29,14 +29,14 @@ use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients};
 use crate::http;
 use crate::machine::{Machine, Workers};
 use crate::random::{random_bytes, random_hex};
-use crate::token::sign_token;
+use crate::token::{Grant, sign_token};
 use crate::{make_folder_of, write_json};
 
 use join::{Joined, Ticket, join};
 use load::{Client, Load, Outcome, Pace, Publisher, Role, Subscriber};
 use packet::PACKET_LEN_MIN;
 use report::{Allocations, Report};
-use server::Server;
+use server::{Capacity, Server};
 
 /// Clients that join at the same time: a handshake costs the node about a millisecond of CPU, and nothing here is a storm.
 const JOINS_AT_ONCE: usize = 20;
@@ -67,7 +67,7 @@ const OVERRUN_MAX: Duration = Duration::from_millis(20);
 const SEARCH_RATIO: f64 = 1.03;
 
 /// The longest RTP packet that is sent, in bytes: with its tag it fits an Ethernet MTU.
-const PACKET_LEN_MAX: usize = 1_400;
+pub(crate) const PACKET_LEN_MAX: usize = 1_400;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -122,12 +122,13 @@ pub(crate) struct FanoutArgs {
     json: Option<PathBuf>,
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// `10s`, `500ms`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     pop::config::parse_duration(text).ok_or_else(|| "give digits and a unit, such as 10s or 500ms".to_owned())
 }
 
 /// `1.5M`, `500k`, `64000`.
-fn parse_bitrate(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bitrate(text: &str) -> Result<u64, String> {
     let (number, factor) = match text.strip_suffix(['M', 'm']) {
         Some(number) => (number, 1e6),
         None => text.strip_suffix(['k', 'K']).map_or((text, 1.0), |number| (number, 1e3)),
@@ -150,8 +151,8 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), String> {
         }
         None => {
             let program = args.pop.clone().map_or_else(program_beside, Ok)?;
-            let transports = args.subscribers + args.publishers + 8;
-            Server::start(&program, args.server_core, transports, &args.backend, (key.0, &key.1))?
+            let capacity = Capacity { transports: args.subscribers + args.publishers + 8, ..Capacity::default() };
+            Server::start(&program, args.server_core, capacity, &args.backend, (key.0, &key.1))?
         }
     };
     // Only now: a child inherits the cores of its parent.
@@ -188,7 +189,8 @@ fn check_args(args: &FanoutArgs) -> Result<(), String> {
     Ok(())
 }
 
-fn program_beside() -> Result<PathBuf, String> {
+/// The `pop` that was built together with this program.
+pub(crate) fn program_beside() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|e| format!("this program's path: {e}"))?;
     Ok(own.with_file_name("pop"))
 }
@@ -203,7 +205,7 @@ fn make_tickets(args: &FanoutArgs, base: &str, key: (&str, &str)) -> Result<Vec<
     let ticket = |path: &str, publisher: usize, identity: String, ssrc: Option<u32>| {
         let (token, room) = given.clone().unwrap_or_else(|| {
             let room = format!("bench-{publisher}");
-            (sign_token(key, &room, &identity, ssrc.is_some(), now_s), room)
+            (sign_token(key, &room, &identity, if ssrc.is_some() { Grant::Publish } else { Grant::Watch }, now_s), room)
         });
         Ticket { url: format!("{base}/{path}/{room}"), token, ssrc }
     };
@@ -294,7 +296,8 @@ fn measure(args: &FanoutArgs, server: &Server, workers: &Workers, load: &mut Loa
     Ok(Report::new(args, &pace, measured, [floor_before, floor_after], machine(server), server.drops()))
 }
 
-fn machine(server: &Server) -> Machine {
+/// This machine, and what the server says about itself.
+pub(crate) fn machine(server: &Server) -> Machine {
     let version = server.version();
     let field = |name: &str| Some(serde_json::from_str::<Value>(version.as_deref()?).ok()?.get(name)?.as_str()?.to_owned());
     Machine::describe(&server.backend().unwrap_or_else(|| "unknown".to_owned()), field("commit"))
@@ -384,7 +387,7 @@ mod tests {
 
     #[test]
     fn the_room_is_read_from_the_token() {
-        assert_eq!(room_of(&sign_token(("k", "secret"), "blue", "me", true, 1_000)), Ok("blue".to_owned()));
+        assert_eq!(room_of(&sign_token(("k", "secret"), "blue", "me", Grant::Publish, 1_000)), Ok("blue".to_owned()));
         assert!(room_of("a.b.c").is_err());
     }
 }

@@ -9,6 +9,7 @@ mod oracle;
 mod pcap;
 mod random;
 mod refuse;
+mod rooms;
 mod sdp;
 mod token;
 
@@ -38,6 +39,8 @@ enum Case {
     Floor(FloorArgs),
     /// One node with publishers and many real SRTP subscribers, and the floor beside it.
     Fanout(Box<fanout::FanoutArgs>),
+    /// One room with members that speak the room protocol: joins, memory, and how many it carries.
+    Rooms(Box<rooms::RoomsArgs>),
     /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
     Shaper(ShaperArgs),
     /// Run a program that the kernel refuses io_uring, as container runtimes and hardened services do.
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Case::Oracle(args) => judge_capture(&args),
         Case::Floor(args) => end("floor", run_floor(&args)),
         Case::Fanout(args) => end("fanout", fanout::run(&args)),
+        Case::Rooms(args) => end("rooms", rooms::run(&args)),
         Case::Shaper(args) => end("shaper", run_shaper(&args)),
         Case::RefuseIoUring(args) => end("refuse-io-uring", refuse::run(&args).map(|never| match never {})),
     }

@@ -1,37 +1,55 @@
-//! The offers of a plain client with one video section, and what it needs of the answer.
+//! The offers of a plain client with video sections, and what it needs of the answer.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use crate::random::random_hex;
+
 /// Payload type of VP8 in every offer.
 pub(crate) const PAYLOAD_TYPE: u8 = 96;
 
+/// What a publisher calls its track.
+pub(crate) const TRACK: &str = "video";
+
 /// What a client says about itself.
-pub(crate) struct Offer<'a> {
+pub(crate) struct Offer {
     /// ICE credentials.
-    pub(crate) ufrag: &'a str,
-    /// At least 22 characters.
-    pub(crate) password: &'a str,
-    /// Hash of the certificate: the value of `a=fingerprint`.
-    pub(crate) fingerprint: &'a str,
-    /// The SSRC of a publisher; `None` makes a viewer's offer.
-    pub(crate) ssrc: Option<u32>,
+    pub(crate) ufrag: String,
+    password: String,
+    fingerprint: String,
+    ssrc: Option<u32>,
+    receives: usize,
 }
 
-impl Offer<'_> {
-    /// The offer of one bundled VP8 section.
-    pub(crate) fn text(&self) -> String {
-        let Offer { ufrag, password, fingerprint, ssrc } = self;
-        let direction = if ssrc.is_some() { "sendonly" } else { "recvonly" };
+impl Offer {
+    /// An offer with new credentials. `fingerprint` is the value of `a=fingerprint`; with an `ssrc` the client publishes, in its first
+    /// section; `receives` more sections take what others publish.
+    pub(crate) fn new(fingerprint: String, ssrc: Option<u32>, receives: usize) -> Offer {
+        Offer { ufrag: random_hex::<4>(), password: random_hex::<12>(), fingerprint, ssrc, receives }
+    }
+
+    /// The offer as text, bundled. `version` grows from offer to offer of one client.
+    pub(crate) fn text(&self, version: u32) -> String {
+        let Offer { ufrag, password, fingerprint, ssrc, receives } = self;
+        let sections = usize::from(ssrc.is_some()) + receives;
+        let mids: Vec<String> = (0..sections).map(|mid| mid.to_string()).collect();
         let mut text = format!(
-            "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\n\
-             m=video 9 UDP/TLS/RTP/SAVPF {PAYLOAD_TYPE}\r\nc=IN IP4 0.0.0.0\r\n\
-             a=ice-ufrag:{ufrag}\r\na=ice-pwd:{password}\r\na=fingerprint:{fingerprint}\r\na=setup:actpass\r\n\
-             a=mid:0\r\na={direction}\r\na=rtcp-mux\r\na=rtcp-rsize\r\na=rtpmap:{PAYLOAD_TYPE} VP8/90000\r\n\
-             a=rtcp-fb:{PAYLOAD_TYPE} nack\r\na=rtcp-fb:{PAYLOAD_TYPE} nack pli\r\n"
+            "v=0\r\no=- 1 {version} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE {}\r\n\
+             a=ice-ufrag:{ufrag}\r\na=ice-pwd:{password}\r\na=fingerprint:{fingerprint}\r\na=setup:actpass\r\n",
+            mids.join(" ")
         );
-        if let Some(ssrc) = ssrc {
-            let _ = write!(text, "a=msid:bench video\r\na=ssrc:{ssrc} cname:bench\r\n");
+        for mid in 0..sections {
+            let own = ssrc.filter(|_| mid == 0);
+            let direction = if own.is_some() { "sendonly" } else { "recvonly" };
+            let _ = write!(
+                text,
+                "m=video 9 UDP/TLS/RTP/SAVPF {PAYLOAD_TYPE}\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n\
+                 a=rtcp-mux\r\na=rtcp-rsize\r\na=rtpmap:{PAYLOAD_TYPE} VP8/90000\r\n\
+                 a=rtcp-fb:{PAYLOAD_TYPE} nack\r\na=rtcp-fb:{PAYLOAD_TYPE} nack pli\r\n"
+            );
+            if let Some(ssrc) = own {
+                let _ = write!(text, "a=msid:bench {TRACK}\r\na=ssrc:{ssrc} cname:bench\r\n");
+            }
         }
         text
     }
@@ -50,6 +68,8 @@ pub(crate) struct Answer {
     pub(crate) server_is_active: bool,
     /// The first UDP candidate, IPv4 before IPv6.
     pub(crate) candidate: SocketAddr,
+    /// SSRCs that the server sends, each once.
+    pub(crate) sources: Vec<u32>,
 }
 
 impl Answer {
@@ -66,8 +86,15 @@ impl Answer {
             fingerprint: value("a=fingerprint:")?.to_owned(),
             server_is_active: value("a=setup:")? == "active",
             candidate: *candidates.first().ok_or("the answer has no UDP candidate")?,
+            sources: parse_sources(text),
         })
     }
+}
+
+/// `a=ssrc:number attribute` (RFC 5576 section 4.1): a source has a line for each of its attributes.
+fn parse_sources(text: &str) -> Vec<u32> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("a=ssrc:")?.split(' ').next()?.parse().ok());
+    lines.collect::<std::collections::BTreeSet<u32>>().into_iter().collect()
 }
 
 /// `a=candidate:foundation component transport priority address port typ ..` (RFC 8839 section 5.1).
@@ -86,9 +113,11 @@ mod tests {
     fn an_answer_gives_credentials_role_and_the_ipv4_candidate() {
         let text = "v=0\r\na=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:sha-256 AA:BB\r\na=setup:passive\r\n\
                     a=candidate:1 1 TCP 9 10.0.0.1 9 typ host tcptype passive\r\na=candidate:2 1 udp 9 ::1 10000 typ host\r\n\
-                    a=candidate:3 1 UDP 9 127.0.0.1 10000 typ host generation 0\r\n";
+                    a=candidate:3 1 UDP 9 127.0.0.1 10000 typ host generation 0\r\n\
+                    a=ssrc:7 cname:x\r\na=ssrc:7 msid:a b\r\na=ssrc:9 cname:x\r\n";
         let answer = Answer::parse(text).unwrap();
         assert_eq!((answer.candidate, answer.server_is_active), ("127.0.0.1:10000".parse().unwrap(), false));
+        assert_eq!(answer.sources, [7, 9]);
         assert_eq!(Answer::parse("v=0\r\n").unwrap_err(), "the answer has no a=ice-ufrag:");
     }
 }

@@ -8,11 +8,23 @@ use serde_json::json;
 /// A token is good for this long, in seconds: longer than any run.
 const LIFETIME_S: u64 = 6 * 3_600;
 
-/// Signs a token that lets `identity` publish into or watch `room`. `now_s` is Unix time.
-pub(crate) fn sign_token(key: (&str, &str), room: &str, identity: &str, publishes: bool, now_s: u64) -> String {
+/// What a token allows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Grant {
+    /// To publish alone.
+    Publish,
+    /// To watch alone.
+    Watch,
+    /// Both.
+    Member,
+}
+
+/// Signs a token that lets `identity` into `room`. `now_s` is Unix time.
+pub(crate) fn sign_token(key: (&str, &str), room: &str, identity: &str, grant: Grant, now_s: u64) -> String {
+    let (publishes, watches) = (!matches!(grant, Grant::Watch), !matches!(grant, Grant::Publish));
     let claims = json!({
         "iss": key.0, "sub": identity, "nbf": now_s - 10, "iat": now_s, "exp": now_s + LIFETIME_S,
-        "video": {"room": room, "roomJoin": true, "canPublish": publishes, "canSubscribe": !publishes},
+        "video": {"room": room, "roomJoin": true, "canPublish": publishes, "canSubscribe": watches},
     });
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.1.as_bytes()), signed.as_bytes());

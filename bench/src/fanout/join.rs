@@ -10,17 +10,16 @@ use tokio::time::{sleep, timeout};
 
 use super::ice::Checks;
 use crate::http;
-use crate::random::random_hex;
 use crate::sdp::{Answer, Offer};
 
 /// All of it takes a few milliseconds; a client that is not in by then is reported.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// First retransmission of a check; doubles (RFC 8445 section 14.3 starts at 500 ms, loopback needs less).
 const CHECK_RETRY: Duration = Duration::from_millis(50);
 
 /// Longest datagram before media flows, in bytes.
-const DATAGRAM_LEN_MAX: usize = 2_048;
+pub(crate) const DATAGRAM_LEN_MAX: usize = 2_048;
 
 /// Who joins, and where.
 #[derive(Clone, Debug)]
@@ -55,13 +54,11 @@ pub(crate) async fn join(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket
 
 async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket) -> Result<Joined, String> {
     let socket = UdpSocket::from_std(socket).map_err(|e| format!("client socket: {e}"))?;
-    let (ufrag, password) = (random_hex::<4>(), random_hex::<12>());
-    let fingerprint = dtls.fingerprint().attribute();
-    let offer = Offer { ufrag: &ufrag, password: &password, fingerprint: &fingerprint, ssrc: ticket.ssrc }.text();
-    let (answer, resource) = signal(&ticket, offer).await?;
-    let mut checks = Checks::new(&ufrag, (&answer.ufrag, &answer.password));
+    let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, usize::from(ticket.ssrc.is_none()));
+    let (answer, resource) = signal(&ticket, offer.text(1)).await?;
+    let mut checks = Checks::new(&offer.ufrag, (&answer.ufrag, &answer.password));
     check_connectivity(&socket, &answer, &mut checks).await?;
-    let keys = shake_hands(&dtls, &socket, &answer).await?;
+    let keys = shake_hands(&dtls, &socket, &answer, |_| {}).await?;
     Ok(Joined { server: answer.candidate, checks, keys, resource })
 }
 
@@ -83,7 +80,8 @@ async fn signal(ticket: &Ticket, offer: String) -> Result<(Answer, String), Stri
     Ok((Answer::parse(&response.body).map_err(|e| format!("{}: {e}", ticket.url))?, resource))
 }
 
-async fn check_connectivity(socket: &UdpSocket, answer: &Answer, checks: &mut Checks) -> Result<(), String> {
+/// Sends checks until one is answered.
+pub(crate) async fn check_connectivity(socket: &UdpSocket, answer: &Answer, checks: &mut Checks) -> Result<(), String> {
     let mut retry = CHECK_RETRY;
     let mut buffer = [0; DATAGRAM_LEN_MAX];
     loop {
@@ -111,7 +109,13 @@ async fn check_connectivity(socket: &UdpSocket, answer: &Answer, checks: &mut Ch
 }
 
 /// The association ends with this function: after the keys it has nothing to say, and its goodbye has no way out.
-async fn shake_hands(dtls: &Dtls, socket: &UdpSocket, answer: &Answer) -> Result<SrtpKeys, String> {
+/// `early` gets what is not DTLS: the first media may overtake the keys.
+pub(crate) async fn shake_hands(
+    dtls: &Dtls,
+    socket: &UdpSocket,
+    answer: &Answer,
+    mut early: impl FnMut(&[u8]),
+) -> Result<SrtpKeys, String> {
     let server = answer.candidate;
     let expected: Fingerprint = answer.fingerprint.parse().map_err(|e| format!("the answer: {e}"))?;
     let role = if answer.server_is_active { Role::Server } else { Role::Client };
@@ -133,10 +137,12 @@ async fn shake_hands(dtls: &Dtls, socket: &UdpSocket, answer: &Answer) -> Result
             received = socket.recv_from(&mut buffer) => {
                 if let Ok((len, from)) = received
                     && from == server
-                    && matches!(buffer[..len], [20..=63, ..])
                 {
-                    // A datagram that the gate drops is sent again by the other side.
-                    let _ = peer.deliver(&buffer[..len]);
+                    match buffer[..len] {
+                        // A datagram that the gate drops is sent again by the other side.
+                        [20..=63, ..] => drop(peer.deliver(&buffer[..len])),
+                        _ => early(&buffer[..len]),
+                    }
                 }
             }
         }

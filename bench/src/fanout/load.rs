@@ -20,7 +20,7 @@ use super::packet::{FrameSizer, HEADER_LEN, Place, read_payload, write_packet};
 use crate::groups::Groups;
 
 /// Between two checks of one client: consent must be renewed well before it expires (RFC 7675 section 5.1 says 5 s).
-const CHECK_INTERVAL: Duration = Duration::from_millis(2_500);
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(2_500);
 
 /// Between two sweeps of a load that only waits.
 const IDLE_INTERVAL: Duration = Duration::from_millis(10);
@@ -29,7 +29,7 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(10);
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After the last frame, packets are waited for until this long nothing came.
-const QUIET: Duration = Duration::from_millis(100);
+pub(crate) const QUIET: Duration = Duration::from_millis(100);
 
 /// Bytes that SRTP and SRTCP may add.
 const OVERHEAD_MAX: usize = pop_proto::srtp::OVERHEAD_MAX;
@@ -333,46 +333,28 @@ impl Load {
         self.groups.flush(at).map_err(|e| format!("load generator: check: {e}"))
     }
 
-    /// One frame as one burst. A full queue of the generator is its own fault and ends the run.
     fn send_frame(&mut self, publisher: usize, packets: usize, pace: &Pace) -> Result<(), String> {
         let at = self.publishers[publisher];
-        let now = self.clock.elapsed();
         let Client { server, role: Role::Publisher(stream), .. } = &mut self.clients[at] else {
             unreachable!("the list holds the indexes of publishers");
         };
-        let server = *server;
-        if now >= stream.next_report {
-            stream.next_report = now + REPORT_INTERVAL;
-            self.groups.send(at, server, |out| stream.write_report(out, now));
-        }
-        let keyframe = std::mem::take(&mut stream.wants_keyframe);
-        for n in 0..packets {
-            let place = Place {
-                ssrc: stream.ssrc,
-                sequence: stream.index as u16,
-                timestamp: stream.timestamp,
-                starts_frame: n == 0,
-                ends_frame: n + 1 == packets,
-                keyframe,
-            };
-            write_packet(&mut self.filler, &place, self.number, self.clock.elapsed().as_nanos() as u64);
-            self.number += 1;
-            let (header, payload) = self.filler.split_at(HEADER_LEN);
-            let fill = |out: &mut [u8]| {
-                stream.sender.protect_rtp(stream.index, header, payload, out).expect("a slot is longer than a packet and its tag")
-            };
-            if !self.groups.send(at, server, fill) {
-                self.groups.flush(at).map_err(|e| format!("load generator: send: {e}"))?;
-                if !self.groups.send(at, server, fill) {
-                    return Err("the load generator's own send queue is full".to_owned());
-                }
-            }
-            stream.index += 1;
-            stream.packets += 1;
-        }
-        stream.timestamp = stream.timestamp.wrapping_add(90_000 / pace.fps);
-        self.groups.flush(at).map_err(|e| format!("load generator: send: {e}"))
+        let frame = Frame { packets, fps: pace.fps, filler: &mut self.filler, number: &mut self.number, clock: self.clock };
+        stream.send_frame(&mut self.groups, (at, *server), frame)
     }
+}
+
+/// What a frame is made of.
+pub(crate) struct Frame<'a> {
+    /// How many packets.
+    pub(crate) packets: usize,
+    /// Frames per second of its stream.
+    pub(crate) fps: u32,
+    /// A packet, to be filled in.
+    pub(crate) filler: &'a mut [u8],
+    /// Number of the next packet.
+    pub(crate) number: &'a mut u64,
+    /// What stamps are read from.
+    pub(crate) clock: Instant,
 }
 
 #[derive(Default)]
@@ -386,6 +368,45 @@ struct Counts {
 }
 
 impl Publisher {
+    /// Sends one frame as one burst. A full queue of the generator is its own fault and ends the run. `way` is the client's place in
+    /// `groups`, and its server.
+    pub(crate) fn send_frame(&mut self, groups: &mut Groups, way: (usize, SocketAddr), frame: Frame<'_>) -> Result<(), String> {
+        let (at, server) = way;
+        let Frame { packets, fps, filler, number, clock } = frame;
+        let now = clock.elapsed();
+        if now >= self.next_report {
+            self.next_report = now + REPORT_INTERVAL;
+            groups.send(at, server, |out| self.write_report(out, now));
+        }
+        let keyframe = std::mem::take(&mut self.wants_keyframe);
+        for n in 0..packets {
+            let place = Place {
+                ssrc: self.ssrc,
+                sequence: self.index as u16,
+                timestamp: self.timestamp,
+                starts_frame: n == 0,
+                ends_frame: n + 1 == packets,
+                keyframe,
+            };
+            write_packet(filler, &place, *number, clock.elapsed().as_nanos() as u64);
+            *number += 1;
+            let (header, payload) = filler.split_at(HEADER_LEN);
+            let fill = |out: &mut [u8]| {
+                self.sender.protect_rtp(self.index, header, payload, out).expect("a slot is longer than a packet and its tag")
+            };
+            if !groups.send(at, server, fill) {
+                groups.flush(at).map_err(|e| format!("load generator: send: {e}"))?;
+                if !groups.send(at, server, fill) {
+                    return Err("the load generator's own send queue is full".to_owned());
+                }
+            }
+            self.index += 1;
+            self.packets += 1;
+        }
+        self.timestamp = self.timestamp.wrapping_add(90_000 / fps);
+        groups.flush(at).map_err(|e| format!("load generator: send: {e}"))
+    }
+
     fn write_report(&mut self, out: &mut [u8], now: Duration) -> usize {
         let info = SenderInfo {
             ssrc: self.ssrc,
@@ -404,7 +425,8 @@ impl Publisher {
         self.sender.protect_rtcp(out, len).expect("a slot is longer than a report and its tag")
     }
 
-    fn take_rtcp(&mut self, packet: &mut [u8]) {
+    /// Takes an RTCP packet: a request for a keyframe is granted with the next frame.
+    pub(crate) fn take_rtcp(&mut self, packet: &mut [u8]) {
         let Ok(len) = self.receiver.unprotect_rtcp(packet) else { return };
         let Ok(reader) = RtcpReader::new(&packet[..len]) else { return };
         for packet in reader {

@@ -60,6 +60,11 @@ pub(crate) fn read_payload(payload: &[u8]) -> Option<(u64, u64)> {
     Some((word(NUMBER_AT)?, word(SENT_AT)?))
 }
 
+/// The payload begins a keyframe.
+pub(crate) fn starts_keyframe(payload: &[u8]) -> bool {
+    matches!(payload, [0x10, tag, ..] if tag & 1 == 0)
+}
+
 /// How many packets each frame gets so that their mean is `bitrate`: all packets have one size, so frames differ in count.
 pub(crate) struct FrameSizer {
     packets_per_frame: f64,
@@ -94,6 +99,9 @@ mod tests {
         assert_eq!((packet[1], &packet[2..4]), (0x80 | PAYLOAD_TYPE, &[1, 44][..]));
         assert_eq!((packet[12], packet[13] & 1, &packet[16..19]), (0x10, 0, &[0x9d, 0x01, 0x2a][..]));
         assert_eq!(read_payload(&[0; 10]), None);
+        assert!(starts_keyframe(&packet[HEADER_LEN..]));
+        write_packet(&mut packet, &Place { keyframe: false, ..place }, 13, 35);
+        assert!(!starts_keyframe(&packet[HEADER_LEN..]));
     }
 
     #[test]

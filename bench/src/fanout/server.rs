@@ -13,6 +13,26 @@ use crate::http;
 /// A node is serving within a second (DESIGN 11); a debug build on a busy machine gets this long.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a server has room for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Capacity {
+    /// Clients.
+    pub(crate) transports: usize,
+    /// Published tracks.
+    pub(crate) tracks: usize,
+    /// Sections that carry a track to a client.
+    pub(crate) subscriptions: usize,
+    /// How long a client may be silent.
+    pub(crate) consent_timeout_s: u32,
+}
+
+impl Default for Capacity {
+    /// The defaults of `pop.toml`.
+    fn default() -> Capacity {
+        Capacity { transports: 2_000, tracks: 1_000, subscriptions: 10_000, consent_timeout_s: 15 }
+    }
+}
+
 /// A running node and the way to its interfaces.
 pub(crate) struct Server {
     /// Base URL of signalling, without a slash at the end.
@@ -31,14 +51,16 @@ struct Started {
 
 impl Server {
     /// Starts `program` with one worker on `core`, everything else on loopback and free ports, and `key` as its API key.
-    pub(crate) fn start(program: &Path, core: usize, transports_max: usize, backend: &str, key: (&str, &str)) -> Result<Server, String> {
+    pub(crate) fn start(program: &Path, core: usize, capacity: Capacity, backend: &str, key: (&str, &str)) -> Result<Server, String> {
         let folder = std::env::temp_dir().join(format!("pop-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let config = folder.join("pop.toml");
+        let Capacity { transports, tracks, subscriptions, consent_timeout_s } = capacity;
         let text = format!(
             "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"{socket}\"\n\
-             [media]\naddresses = [\"127.0.0.1\"]\nport = 0\n\
-             [dataplane]\ncores = \"{core}\"\ntransports_max = {transports_max}\nbackend = \"{backend}\"\n\
+             [media]\naddresses = [\"127.0.0.1\"]\nport = 0\nconsent_timeout = \"{consent_timeout_s}s\"\n\
+             [dataplane]\ncores = \"{core}\"\ntransports_max = {transports}\ntracks_max = {tracks}\n\
+             subscriptions_max = {subscriptions}\nbackend = \"{backend}\"\n\
              [auth.keys]\n{name} = \"{secret}\"\n[log]\nlevel = \"warn\"\n",
             socket = folder.join("pop.sock").display(),
             name = key.0,
