@@ -74,7 +74,7 @@ impl Source {
 /// Who comes in.
 #[derive(Debug)]
 pub struct Enter {
-    /// A new id, drawn at random: its text is what a client resumes by.
+    /// A new id, drawn at random. Its text is what a client resumes by, and no secret: others see it.
     pub participant: ParticipantId,
     /// From the token.
     pub identity: Identity,
@@ -103,6 +103,8 @@ pub struct Resume {
     pub participant: ParticipantId,
     /// From the token: must be the participant's.
     pub identity: Identity,
+    /// From the token: it must allow what the participant may, or what its first token did. Ids are no secret.
+    pub permissions: Permissions,
 }
 
 /// What a member says on its socket.
@@ -270,7 +272,7 @@ pub struct ParticipantInfo {
     pub version: u32,
     /// What it may.
     pub permissions: Permissions,
-    /// It publishes something, or may.
+    /// It publishes something.
     pub is_publisher: bool,
     /// Why it is gone, with [`MemberState::Disconnected`].
     pub left: Option<LeaveReason>,

@@ -114,6 +114,8 @@ pub struct Session {
     changed: BTreeSet<ParticipantId>,
     /// ... who is gone, ...
     gone: Vec<ParticipantInfo>,
+    /// (and who has gone lately: those whose socket was away did not hear of it), ...
+    past: VecDeque<(Time, ParticipantInfo)>,
     /// ... what is the last word on it for other nodes, ...
     ended: Vec<LocalRecord>,
     /// ... who has been told everything, ...
@@ -153,6 +155,7 @@ impl Session {
             told_counts: (0, 0),
             changed: BTreeSet::new(),
             gone: Vec::new(),
+            past: VecDeque::new(),
             ended: Vec::new(),
             fresh: None,
             unsettled: BTreeSet::new(),
@@ -215,7 +218,7 @@ impl Session {
             Request::Tap { tap, kind } => self.open_tap(tap, kind),
             Request::Untap { tap } => self.close_tap(tap),
             Request::Enter(enter) => self.enter(now, *enter),
-            Request::Resume(resume) => self.resume(*resume),
+            Request::Resume(resume) => self.resume(now, *resume),
             Request::Shutdown => self.shut_down(now),
             Request::Admin(admin) => self.administer(now, admin),
         };
@@ -256,6 +259,10 @@ impl Session {
             return;
         };
         participant.connection = Connection::Connected { profile };
+        if let Some(member) = &mut participant.member {
+            // There is nothing from before that it could have missed.
+            member.is_behind = false;
+        }
         let id = participant.id;
         self.connecting.remove(&(participant.opened + CONNECT_TIMEOUT, id));
         let action = Action::Connected { profile, address: participant.address, after: now.since(participant.opened) };
@@ -411,7 +418,7 @@ impl Session {
     fn feed_sections(&mut self) {
         let chosen = self.sections.values().filter(|section| matches!(section.choice, Choice::Oldest { .. }));
         let changes: Vec<_> = chosen
-            .map(|section| (section.id, choose(&self.tracks, section), section.source))
+            .map(|section| (section.id, choose(&self.tracks, section, |track| self.is_open_to(section.owner, track)), section.source))
             .filter(|(_, wanted, source)| wanted != source)
             .collect();
         for (section, wanted, _) in changes {

@@ -42,11 +42,16 @@ fn rank(track: &LocalTrack, section: &LocalSection) -> Option<Rank> {
     Some(Rank { undecodable_now, silent: !track.started, order: track.order })
 }
 
-/// The track that should feed `section`.
-pub(crate) fn choose(tracks: &BTreeMap<TrackId, LocalTrack>, section: &LocalSection) -> Option<TrackId> {
-    let ranked = tracks.values().filter_map(|track| Some((rank(track, section)?, track.id)));
+/// The track that should feed `section`, of those that are open to it.
+pub(crate) fn choose(
+    tracks: &BTreeMap<TrackId, LocalTrack>,
+    section: &LocalSection,
+    is_open: impl Fn(&LocalTrack) -> bool,
+) -> Option<TrackId> {
+    let rank = |track| rank(track, section).filter(|_| is_open(track));
+    let ranked = tracks.values().filter_map(|track| Some((rank(track)?, track.id)));
     let (best, best_track) = ranked.min()?;
-    let current = section.source.and_then(|id| tracks.get(&id)).and_then(|track| Some((rank(track, section)?, track.id)));
+    let current = section.source.and_then(|id| tracks.get(&id)).and_then(|track| Some((rank(track)?, track.id)));
     match current {
         Some((rank, id)) if (rank.undecodable_now, rank.silent) <= (best.undecodable_now, best.silent) => Some(id),
         _ => Some(best_track),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use pop_proto::control::{Command, MediaKind};
 use pop_schemas::TrackId;
 use pop_session::member::{LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, Quality, Source, SubscriptionError, Sync};
-use pop_session::session::RESUME_GRACE;
+use pop_session::session::{CONNECT_TIMEOUT, RESUME_GRACE};
 use pop_session::{Limits, Refusal, Reply};
 use stage::*;
 
@@ -168,11 +168,15 @@ fn a_member_whose_socket_is_cut_is_waited_for() {
     let mut stage = Stage::new();
     let ann = stage.enter("ann");
     stage.enter("bob");
+    for name in ["ann", "bob"] {
+        stage.offer(name, first_offer());
+        stage.connect(name);
+    }
     stage.say("ann", MemberRequest::SocketClosed);
     stage.pass(RESUME_GRACE - Duration::from_millis(1));
     assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
     let notices = stage.told("ann");
-    assert!(matches!(notices[notices.len() - 3..], [Notice::Resumed(_), Notice::Participants(_), Notice::Room(_)]));
+    assert!(matches!(notices[notices.len() - 4..], [Notice::Resumed(_), Notice::Participants(_), Notice::Room(_), Notice::Grants(_)]));
 
     stage.say("ann", MemberRequest::SocketClosed);
     stage.told("bob");
@@ -246,6 +250,8 @@ fn how_many_are_here_is_told_a_little_later() {
             .filter_map(|n| if let Notice::Room(room) = n { Some((room.participants, room.publishers)) } else { None })
             .collect::<Vec<_>>()
     };
+    stage.offer("ann", first_offer());
+    stage.connect("ann");
     stage.add_track("bob", camera("cam"));
     stage.offer("bob", vec![sends("0", "cam", &[VP8], &[])]);
     stage.connect("bob");
@@ -417,4 +423,63 @@ fn a_client_whose_offers_never_have_the_sections_is_not_asked_for_ever() {
     assert_eq!((asks, failed), (3, true));
     stage.say("bob", MemberRequest::Subscribe { tracks: vec![track], subscribe: true });
     assert_eq!(asked(&stage.told("bob")), [(0, 1)], "it may try again");
+}
+
+#[test]
+fn one_who_comes_back_hears_first_who_has_gone_meanwhile() {
+    let mut stage = Stage::new();
+    for name in ["ann", "bob", "cid"] {
+        stage.enter(name);
+    }
+    let (bob, old) = (stage.members["bob"], stage.members["cid"]);
+    stage.say("ann", MemberRequest::SocketClosed);
+    stage.say("bob", MemberRequest::Leave);
+    let new = stage.enter("cid");
+    stage.told("ann");
+    assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
+    let told = participants(&stage.told("ann"));
+    let who: Vec<_> = told.iter().map(|info| (info.participant, info.state == MemberState::Disconnected)).collect();
+    assert_eq!(who, [(bob, true), (new, false), (stage.members["ann"], false)], "{old} is here again under its identity");
+
+    stage.pass(RESUME_GRACE);
+    assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
+    assert!(participants(&stage.told("ann")).iter().all(|info| info.participant != bob), "everybody has heard");
+}
+
+#[test]
+fn a_member_that_never_makes_an_offer_is_not_waited_for_longer_than_one_that_does_not_connect() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    stage.enter("bob");
+    stage.offer("bob", first_offer());
+    stage.connect("bob");
+    stage.pass(CONNECT_TIMEOUT - Duration::from_millis(1));
+    assert!(!stage.told("ann").iter().any(|notice| matches!(notice, Notice::Leave { .. })));
+    stage.pass(Duration::from_millis(1));
+    let expected = (LeaveReason::ConnectionTimeout, LeaveAction::Reconnect);
+    assert!(matches!(stage.told("ann").last(), Some(Notice::Leave { reason, action }) if (*reason, *action) == expected));
+    assert!(!stage.told("bob").iter().any(|notice| matches!(notice, Notice::Leave { .. })));
+
+    // The time to connect counts from the offer.
+    stage.enter("cid");
+    stage.pass(CONNECT_TIMEOUT - Duration::from_secs(1));
+    stage.offer("cid", first_offer());
+    stage.pass(CONNECT_TIMEOUT - Duration::from_secs(1));
+    assert!(!stage.told("cid").iter().any(|notice| matches!(notice, Notice::Leave { .. })));
+}
+
+#[test]
+fn a_transport_that_has_used_too_many_ssrcs_begins_anew() {
+    let mut stage = Stage::new();
+    stage.enter("bob");
+    stage.publish("studio");
+    let mut offers = 0;
+    while !stage.told("bob").iter().any(|notice| matches!(notice, Notice::Leave { action: LeaveAction::Reconnect, .. })) {
+        // A new section each time: two SSRCs.
+        stage.offer_with("bob", "remote", vec![receives(&offers.to_string(), &[VP8])]);
+        stage.heard.commands.clear();
+        offers += 1;
+        assert!(offers < 40_000, "for ever");
+    }
+    assert!(offers > 30_000, "{offers}");
 }

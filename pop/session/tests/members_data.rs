@@ -136,3 +136,20 @@ fn what_is_kept_is_bounded_for_large_messages_and_for_many() {
     stage.pass(Duration::from_secs(60));
     assert_eq!(stage.session.data_kept_len(), 0);
 }
+
+#[test]
+fn a_receiver_that_is_behind_and_not_connected_gets_messages_once_it_is() {
+    let mut stage = Stage::new();
+    for name in ["ann", "bob"] {
+        stage.enter(name);
+        stage.offer(name, first_offer());
+    }
+    stage.connect("ann");
+    let bob = stage.transport("bob");
+    stage.session.handle_data_overflow(stage.now, bob);
+    stage.drain();
+    assert_eq!(stage.resume("bob"), Ok(Reply::Joined));
+    assert_eq!(sync(&mut stage, "bob", &[]), [], "there is no way to it");
+    stage.connect("bob");
+    assert_eq!(say(&mut stage, "ann", message(1, &[], b"1")), [(bob, b"1".to_vec())]);
+}

@@ -10,7 +10,7 @@ use pop_proto::control::{Command, MediaKind};
 use pop_schemas::{ParticipantId, TrackId};
 use pop_session::member::{
     AddTrack, AdminRequest, LeaveAction, LeaveReason, MemberRequest, MemberState, MetadataUpdate, Notice, PermissionSubject, Permissions,
-    RequestRefusal, Source, SubscriptionError, SubscriptionPermission,
+    RequestRefusal, Source, SubscriptionError, SubscriptionPermission, Sync,
 };
 use pop_session::presence::{Applied, Manifest, Record, RemoteKey, RemoteTrack, Version};
 use pop_session::{Kind, Limits, Refusal, Reply, Request};
@@ -261,7 +261,7 @@ fn participants_of_other_nodes_come_change_and_go() {
             version: Version { epoch: 0, counter },
             manifest: tracks.map(|_| manifest),
         };
-        let applied = stage.session.handle_record(record);
+        let applied = stage.session.handle_record(stage.now, record);
         stage.drain();
         applied
     };
@@ -280,7 +280,7 @@ fn participants_of_other_nodes_come_change_and_go() {
     assert_eq!((gone.participant, gone.state), (far, MemberState::Disconnected));
     let record =
         Record { key: RemoteKey { node: 2, participant: stage.members["ann"] }, version: Version { epoch: 0, counter: 9 }, manifest: None };
-    assert_eq!(stage.session.handle_record(record), Applied::Stale, "ours is not theirs to write");
+    assert_eq!(stage.session.handle_record(stage.now, record), Applied::Stale, "ours is not theirs to write");
 }
 
 #[test]
@@ -333,4 +333,109 @@ fn tracks_that_are_gone_do_not_use_up_what_a_member_may_take() {
     stage.offer("bob", first_offer());
     stage.offer("bob", first_offer());
     assert_eq!(stage.forwards().last().unwrap().1, Some(last));
+}
+
+#[test]
+fn a_viewer_gets_no_track_that_its_publisher_keeps_from_it() {
+    let (mut stage, track) = two();
+    stage.watch();
+    let viewer = stage.viewer_section();
+    assert_eq!(stage.forwards().last(), Some(&(viewer, Some(track))));
+    let permission = |all| MemberRequest::SubscriptionPermission(SubscriptionPermission { all, participants: Vec::new() });
+    stage.say("ann", permission(false));
+    assert!(stage.forwards().contains(&(viewer, None)));
+    stage.watch();
+    assert_eq!(stage.forwards(), [], "nor does one that comes later");
+    stage.say("ann", permission(true));
+    assert!(stage.forwards().contains(&(viewer, Some(track))));
+
+    let permissions = |hidden| Some(Permissions { hidden, ..everything() });
+    let update =
+        |hidden| AdminRequest::Update { identity: identity("ann"), texts: MetadataUpdate::default(), permissions: permissions(hidden) };
+    admin(&mut stage, update(true)).unwrap();
+    assert!(stage.forwards().contains(&(viewer, None)), "it is not shown");
+    admin(&mut stage, update(false)).unwrap();
+    assert!(stage.forwards().contains(&(viewer, Some(track))));
+}
+
+#[test]
+fn a_section_that_sends_what_was_ended_is_not_the_next_track_that_is_announced() {
+    let (mut stage, track) = two();
+    let update = |sources| AdminRequest::Update {
+        identity: identity("ann"),
+        texts: MetadataUpdate::default(),
+        permissions: Some(Permissions { sources, ..everything() }),
+    };
+    admin(&mut stage, update(vec![Source::ScreenShare])).unwrap();
+    assert!(stage.told("ann").iter().any(|notice| matches!(notice, Notice::TrackUnpublished(ended) if *ended == track)));
+    let screen = stage.add_track("ann", AddTrack { source: Source::ScreenShare, ..camera("screen") });
+    let answer = stage.offer("ann", vec![sends("0", "cam", &[VP8], &[])]);
+    assert_eq!(answer.sections["0"].takes, None, "it is the camera still");
+    let answer = stage.offer("ann", vec![sends("0", "cam", &[VP8], &[]), sends("1", "{other}", &[VP8], &[])]);
+    assert_eq!((answer.sections["0"].takes, answer.sections["1"].takes), (None, screen));
+}
+
+#[test]
+fn one_that_comes_back_hears_what_it_may_and_what_was_ended_meanwhile() {
+    let (mut stage, track) = two();
+    let own = stage.add_track("bob", microphone("mic")).unwrap();
+    let permission = |all| MemberRequest::SubscriptionPermission(SubscriptionPermission { all, participants: Vec::new() });
+    for name in ["ann", "bob"] {
+        stage.say(name, MemberRequest::SocketClosed);
+    }
+    stage.resume("ann").unwrap();
+    stage.say("ann", permission(false));
+    let listener = Permissions { publish: false, ..everything() };
+    let update = AdminRequest::Update { identity: identity("bob"), texts: MetadataUpdate::default(), permissions: Some(listener.clone()) };
+    admin(&mut stage, update).unwrap();
+    assert!(stage.told("bob").is_empty());
+
+    let allowed = |notices: &[Notice]| {
+        let told = notices.iter().filter_map(|notice| match notice {
+            Notice::SubscriptionPermission { track, allowed, .. } => Some((*track, *allowed)),
+            _ => None,
+        });
+        told.collect::<Vec<_>>()
+    };
+    stage.resume("bob").unwrap();
+    let notices = stage.told("bob");
+    assert!(notices.iter().any(|notice| matches!(notice, Notice::Grants(grants) if grants.permissions == listener)), "{notices:?}");
+    assert_eq!(allowed(&notices), [(track, false)]);
+    stage.say("bob", MemberRequest::Sync(Box::new(Sync { published: vec![("mic".into(), own)], subscribe: true, ..Sync::default() })));
+    assert!(stage.told("bob").iter().any(|notice| matches!(notice, Notice::TrackUnpublished(ended) if *ended == own)));
+
+    stage.say("bob", MemberRequest::SocketClosed);
+    stage.say("ann", permission(true));
+    stage.resume("bob").unwrap();
+    assert_eq!(allowed(&stage.told("bob")), [(track, true)]);
+}
+
+#[test]
+fn a_token_that_allows_less_takes_over_no_member() {
+    let mut stage = Stage::new();
+    stage.enter("ann");
+    let some = [Source::Camera, Source::Microphone].to_vec();
+    for less in [
+        Permissions { publish: false, ..everything() },
+        Permissions { subscribe: false, ..everything() },
+        Permissions { publish_data: false, ..everything() },
+        Permissions { update_metadata: false, ..everything() },
+        Permissions { sources: some.clone(), ..everything() },
+    ] {
+        assert_eq!(stage.resume_as("ann", less.clone()), Err(Refusal::UnknownParticipant), "{less:?}");
+    }
+    assert_eq!(stage.resume_as("ann", everything()), Ok(Reply::Joined));
+
+    stage.enter_as("bob", Permissions { publish: false, ..everything() }, true);
+    let update =
+        |permissions| AdminRequest::Update { identity: identity("bob"), texts: MetadataUpdate::default(), permissions: Some(permissions) };
+    admin(&mut stage, update(Permissions { sources: some, ..everything() })).unwrap();
+    assert_eq!(stage.resume_as("bob", Permissions { publish: false, ..everything() }), Ok(Reply::Joined), "its first token");
+    assert_eq!(
+        stage.resume_as("bob", Permissions { sources: vec![Source::Camera], ..everything() }),
+        Ok(Reply::Joined),
+        "more than the first"
+    );
+    let other = Permissions { sources: vec![Source::Camera], subscribe: false, ..everything() };
+    assert_eq!(stage.resume_as("bob", other), Err(Refusal::UnknownParticipant));
 }

@@ -527,14 +527,16 @@ impl World {
         let all: Vec<_> = self.clients.keys().copied().collect();
         let Some(id) = self.dice.pick(&all) else { return };
         let identity = identity(if self.dice.once_in(9) { "zoe" } else { self.clients[&id].name });
+        let permissions = if self.dice.once_in(9) { self.permissions() } else { stage::everything() };
         let client = self.clients.get_mut(&id).unwrap();
-        let before = (client.here, std::mem::take(&mut client.others));
+        // It keeps what it knows: who is gone is told.
+        let before = client.here;
         client.here = true;
         let old = std::mem::replace(&mut client.new_socket, true);
-        if self.come(Request::Resume(Box::new(Resume { participant: id, identity }))).is_err() {
+        if self.come(Request::Resume(Box::new(Resume { participant: id, identity, permissions }))).is_err() {
             let client = self.clients.get_mut(&id).unwrap();
             client.new_socket = old;
-            (client.here, client.others) = before;
+            client.here = before;
         }
     }
 
@@ -588,7 +590,7 @@ impl World {
             version: Version { epoch: 0, counter: self.remote_counter - u32::from(self.dice.once_in(4)) },
             manifest: (!self.dice.once_in(4)).then_some(manifest),
         };
-        self.session.handle_record(record);
+        self.session.handle_record(self.now, record);
         self.drain();
     }
 

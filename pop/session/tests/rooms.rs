@@ -521,7 +521,7 @@ fn the_looking_glass_shows_locals_and_remotes_with_one_shape() {
         version: Version { epoch: 0, counter: 1 },
         manifest: Some(Manifest { hidden: true, ..Manifest::new(Identity::new("far").unwrap(), Kind::Viewer, Permissions::PUBLISHER) }),
     };
-    assert_eq!(room.session.handle_record(record), Applied::New);
+    assert_eq!(room.session.handle_record(Time::ZERO, record), Applied::New);
     room.now = room.now + Duration::from_millis(250);
     let view = serde_json::to_value(room.session.describe(room.now)).unwrap();
     assert_eq!(view["id"], "stage");

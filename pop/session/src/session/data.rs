@@ -149,8 +149,6 @@ impl Session {
     /// Sends again what a receiver that is back has missed: `received` is the last of each sender that it has.
     pub(super) fn replay_data(&mut self, now: Time, id: ParticipantId, received: &[(ParticipantId, u32)]) {
         self.history.prune(now);
-        let Some(member) = self.member_mut(id) else { return };
-        member.is_behind = false;
         let Some(receiver) = self.participants.get(&id) else { return };
         let (Some(transport), Connection::Connected { .. }) = (receiver.transport, receiver.connection) else { return };
         let received: BTreeMap<_, _> = received.iter().copied().collect();
@@ -162,6 +160,9 @@ impl Session {
         let missing: Vec<_> = self.history.kept.iter().filter(is_missing).map(|kept| kept.message.clone()).collect();
         for message in missing {
             self.command(Command::SendData { transport, message });
+        }
+        if let Some(member) = self.member_mut(id) {
+            member.is_behind = false;
         }
     }
 

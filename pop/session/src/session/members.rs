@@ -15,7 +15,7 @@ use super::request::{Refusal, Reply};
 use super::subscriptions::{Asked, Patience, Subscription};
 use super::texts::TEXT_UPDATES_BURST;
 use super::told::CHANGES_BURST;
-use super::{RESUME_GRACE, Session};
+use super::{CONNECT_TIMEOUT, RESUME_GRACE, Session};
 use crate::member::{
     ConnectionGrade, Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, Sync, TransportOffer, Welcome,
 };
@@ -29,6 +29,8 @@ const CLIENT_LEN_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(super) permissions: Permissions,
+    /// What its token allowed.
+    entered_with: Permissions,
     pub(super) auto_subscribe: bool,
     pub(super) adaptive_stream: bool,
     /// SDK and its version.
@@ -67,6 +69,7 @@ pub(crate) struct Member {
 impl Member {
     fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool, client: &str) -> Member {
         Member {
+            entered_with: permissions.clone(),
             permissions,
             auto_subscribe,
             adaptive_stream,
@@ -138,6 +141,8 @@ impl Session {
             member: Some(Box::new(Member::new(permissions, enter.auto_subscribe, enter.adaptive_stream, &client))),
         };
         self.outputs.push_back(Output::Audit(audit(&participant, Action::Entered)));
+        // One that never makes an offer must not keep a place for ever.
+        self.connecting.insert((now + CONNECT_TIMEOUT, id));
         self.participants.insert(id, participant);
         self.touch(id);
         self.fresh = Some(id);
@@ -185,10 +190,14 @@ impl Session {
     }
 
     /// Lets a member go on with a new socket. The old one, if it still seems to be there, is the owner's to close.
-    pub(super) fn resume(&mut self, resume: Resume) -> Result<Reply, Refusal> {
+    pub(super) fn resume(&mut self, now: Time, resume: Resume) -> Result<Reply, Refusal> {
         let id = resume.participant;
         let known = self.participants.get_mut(&id).filter(|participant| participant.identity == resume.identity);
         let member = known.and_then(|participant| participant.member.as_deref_mut()).ok_or(Refusal::UnknownParticipant)?;
+        if !resume.permissions.cover(&member.permissions) && !resume.permissions.cover(&member.entered_with) {
+            return Err(Refusal::UnknownParticipant);
+        }
+        member.told_grades.clear();
         let (asked, last_message) = (member.asked.take(), member.last_message);
         if let Some(since) = member.socket_gone.take() {
             self.socketless.remove(&(since + RESUME_GRACE, id));
@@ -198,10 +207,12 @@ impl Session {
         }
         self.fresh = Some(id);
         self.notify(id, Notice::Resumed(Box::new(Resumed { last_message })));
-        let mut everybody = self.others(id);
-        everybody.push(self.describe_local(&self.participants[&id]));
+        let everybody = self.everybody(now, id);
         self.notify(id, Notice::Participants(Arc::new(everybody)));
         self.notify(id, Notice::Room(Arc::new(self.describe_room())));
+        self.tell_grants(id);
+        self.repeat_permissions(id);
+        self.repeat_stream_states(id);
         self.repeat_speakers(id);
         self.unsettled.insert(id);
         Ok(Reply::Joined)
@@ -270,6 +281,6 @@ pub(super) fn leave_of(reason: CloseReason) -> (LeaveReason, LeaveAction) {
         CloseReason::SocketLost => (LeaveReason::SignalClosed, LeaveAction::Disconnect),
         CloseReason::Shutdown => (LeaveReason::ServerShutdown, LeaveAction::Reconnect),
         CloseReason::ConnectTimeout | CloseReason::Lost(_) => (LeaveReason::ConnectionTimeout, LeaveAction::Reconnect),
-        CloseReason::Failed(_) => (LeaveReason::MediaFailure, LeaveAction::Reconnect),
+        CloseReason::Failed(_) | CloseReason::SsrcsExhausted => (LeaveReason::MediaFailure, LeaveAction::Reconnect),
     }
 }

@@ -9,13 +9,17 @@ use pop_proto::control::{Codec, Command, IceCredentials, LayerWish, MediaKind, O
 use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use super::Session;
-use super::output::{Action, Output, audit};
+use super::output::{Action, CloseReason, Output, audit};
 use super::{CONNECT_TIMEOUT, MEMBER_SECTIONS_MAX};
 use crate::format::{PayloadFormat, map_payload_types};
 use crate::member::{
     Answer, Feed, Notice, Offer, OfferedSection, ReceivingSection, SectionUse, SendingSection, SubscriptionError, TransportOffer,
 };
 use crate::participant::{Choice, Connection, IceSession, LocalSection};
+
+/// SSRCs of one transport until its client is told to begin anew: they are remembered, as none may be used twice under a key. Each offer
+/// may draw some hundred.
+const SSRCS_MAX: usize = 65_536;
 
 /// A media section of a member's transport.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(crate) struct MemberSection {
     pub(super) takes: Option<TrackId>,
     /// By which name it was announced; the offer may have another one.
     pub(super) cid: Box<str>,
+    /// Its client still sends a track that has been ended.
+    pub(super) is_spent: bool,
     /// See [`AddTrack::codec`](crate::member::AddTrack::codec).
     pub(super) codec: Option<Codec>,
     /// What its client can take from it.
@@ -54,6 +60,9 @@ impl Session {
             let reason = if sections.len() > MEMBER_SECTIONS_MAX { "too many media sections" } else { "a mid is there twice" };
             self.notify(id, Notice::OfferRefused { id: number, reason });
             return;
+        }
+        if self.member(id).is_some_and(|member| member.ssrcs.len() >= SSRCS_MAX) {
+            return self.remove(now, id, CloseReason::SsrcsExhausted);
         }
         let Some(ice) = self.take_ice(now, id, ice, transport) else { return };
         self.take_offered(id, &sections);
@@ -106,6 +115,7 @@ impl Session {
         let Some(participant) = self.participants.get_mut(&id) else { return };
         participant.transport = Some(transport);
         participant.ice = Some(IceSession { credentials: ice.clone(), restarted: false });
+        self.connecting.remove(&(participant.opened + CONNECT_TIMEOUT, id));
         participant.opened = now;
         participant.connection = Connection::Connecting;
         let joined = audit(participant, Action::Joined { transport });
@@ -142,11 +152,14 @@ impl Session {
                 sends: None,
                 takes: None,
                 cid: "".into(),
+                is_spent: false,
                 codec: None,
                 receives: None,
                 outgoing: None,
                 told: false,
             });
+            let cid = |sends: &Option<SendingSection>| sends.as_ref().map(|sends| sends.cid.clone());
+            section.is_spent &= cid(&section.sends) == cid(&sends);
             (section.sends, section.receives) = (sends, receives);
             if section.receives.is_none() {
                 closed.extend(section.outgoing.take());

@@ -39,6 +39,8 @@ pub enum CloseReason {
     Failed(TransportFailure),
     /// A member's socket went and did not come back within [`super::RESUME_GRACE`].
     SocketLost,
+    /// Its transport has used so many SSRCs that it has to begin anew.
+    SsrcsExhausted,
     /// An operator took it out.
     Removed,
     /// An operator ended the room.
@@ -63,6 +65,7 @@ impl CloseReason {
             CloseReason::Failed(TransportFailure::Fingerprint) => "dtls_fingerprint",
             CloseReason::Failed(TransportFailure::ClosedByPeer) => "closed_by_peer",
             CloseReason::SocketLost => "socket_lost",
+            CloseReason::SsrcsExhausted => "ssrcs_exhausted",
             CloseReason::Removed => "removed",
             CloseReason::RoomDeleted => "room_deleted",
             CloseReason::Shutdown => "shutdown",

@@ -6,7 +6,7 @@ use pop_schemas::{Identity, ParticipantId, SubscriptionId, TrackId};
 
 use super::Session;
 use crate::member::{Grants, LeaveReason, Notice, PermissionSubject, Permissions, Source, SubscriptionPermission};
-use crate::participant::{Choice, LocalParticipant, Texts};
+use crate::participant::{Choice, LocalParticipant, LocalTrack, Texts};
 
 /// Entries of one publisher's choice, and tracks of one entry: as many as one member may meet.
 const SUBJECTS_MAX: usize = 1_024;
@@ -46,6 +46,17 @@ impl Takers {
 }
 
 impl Permissions {
+    /// Whatever `other` allows, this does, too.
+    pub(super) fn cover(&self, other: &Permissions) -> bool {
+        let covers = |mine: bool, theirs: bool| mine || !theirs;
+        let sources = other.sources.iter().all(|source| self.may_publish(*source));
+        let all_sources = self.sources.is_empty() || (!other.sources.is_empty() && sources);
+        covers(self.subscribe, other.subscribe)
+            && covers(self.publish && all_sources, other.publish)
+            && covers(self.publish_data, other.publish_data)
+            && covers(self.update_metadata, other.update_metadata)
+    }
+
     /// It may publish a track of this source.
     pub(super) fn may_publish(&self, source: Source) -> bool {
         self.publish && (self.sources.is_empty() || self.sources.contains(&source))
@@ -63,6 +74,14 @@ impl Session {
         publisher.takers.include(taker, track)
     }
 
+    /// A viewer may be fed the track: a member that is hidden, or that chose others, is not for it.
+    pub(super) fn is_open_to(&self, viewer: ParticipantId, track: &LocalTrack) -> bool {
+        let Some(owner) = self.participants.get(&track.owner) else { return false };
+        let Some(member) = &owner.member else { return true };
+        let viewer = self.participants.get(&viewer);
+        !owner.hidden && viewer.is_some_and(|viewer| member.takers.include(viewer, track.id))
+    }
+
     /// Takes a publisher's choice of who takes its tracks. `false`: it is longer than any room needs, and nothing has changed.
     pub(super) fn set_subscription_permission(&mut self, id: ParticipantId, permission: SubscriptionPermission) -> bool {
         let is_long = |tracks: &Option<Vec<TrackId>>| tracks.as_ref().is_some_and(|tracks| tracks.len() > SUBJECT_TRACKS_MAX);
@@ -78,6 +97,7 @@ impl Session {
                 self.recheck(taker, *track);
             }
         }
+        self.feed_sections();
         true
     }
 
@@ -127,8 +147,9 @@ impl Session {
                     self.offer_track(track);
                 }
             }
-            _ => {}
+            _ => return,
         }
+        self.feed_sections();
     }
 
     /// No member gets the track any longer.
@@ -145,6 +166,7 @@ impl Session {
         let allowed = self.may_take(id, track);
         let Some(subscription) = self.member_mut(id).and_then(|member| member.subscriptions.get_mut(&track)) else { return };
         let was_denied = std::mem::replace(&mut subscription.denied, !allowed);
+        subscription.was_denied |= !allowed;
         if was_denied != allowed {
             return;
         }
@@ -157,6 +179,15 @@ impl Session {
             self.tell_permission(id, track, allowed);
         }
         self.unsettled.insert(id);
+    }
+
+    /// Tells a member that is back what it may have missed of publishers' choices.
+    pub(super) fn repeat_permissions(&mut self, id: ParticipantId) {
+        let Some(member) = self.member(id).filter(|member| member.permissions.subscribe) else { return };
+        let denied = member.subscriptions.iter().filter(|(_, subscription)| subscription.was_denied);
+        for (track, allowed) in denied.map(|(track, subscription)| (*track, !subscription.denied)).collect::<Vec<_>>() {
+            self.tell_permission(id, track, allowed);
+        }
     }
 
     /// Tells a member of a publisher's choice.

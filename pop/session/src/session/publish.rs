@@ -19,6 +19,9 @@ pub const TRACK_TEXT_LEN_MAX: usize = 256;
 /// Layers that an announcement may name: three qualities, three spatial layers each.
 const ANNOUNCED_LAYERS_MAX: usize = 9;
 
+/// Tracks of a client that is back which are named as ended, at most: more than any client had.
+const PUBLISHED_MAX: usize = 64;
+
 /// A track whose media section has not come.
 #[derive(Debug)]
 pub(crate) struct Announced {
@@ -53,7 +56,7 @@ impl Session {
         }
     }
 
-    /// Answers announcements again that a client which is back has not seen answered.
+    /// Answers announcements again that a client which is back has not seen answered, and names what of it was ended meanwhile.
     pub(super) fn repeat_published(&mut self, id: ParticipantId, known: &[(Box<str>, TrackId)]) {
         let Some(member) = self.member(id) else { return };
         let is_new = |track: TrackId| !known.iter().any(|(_, known)| *known == track);
@@ -62,8 +65,14 @@ impl Session {
             let track = self.tracks.get(&section.takes?)?;
             Some((section.cid.clone(), track.info.clone()))
         });
-        for (cid, info) in announced.chain(sent).filter(|(_, info)| is_new(info.track)).collect::<Vec<_>>() {
+        let all: Vec<_> = announced.chain(sent).collect();
+        let is_here = |track: TrackId| all.iter().any(|(_, info)| info.track == track);
+        let over: Vec<_> = known.iter().map(|(_, track)| *track).filter(|track| !is_here(*track)).take(PUBLISHED_MAX).collect();
+        for (cid, info) in all.into_iter().filter(|(_, info)| is_new(info.track)) {
             self.notify(id, Notice::TrackPublished { cid, track: Box::new(info) });
+        }
+        for track in over {
+            self.notify(id, Notice::TrackUnpublished(track));
         }
     }
 
@@ -118,6 +127,9 @@ impl Session {
         // Some clients (Firefox) write another track id than they announce: then the first of the kind is meant.
         for (mid, kind, _) in &sending {
             let Some(member) = self.member(id) else { return };
+            if member.sections.get(mid).is_some_and(|section| section.is_spent) {
+                continue;
+            }
             let first = member.announced.iter().find(|announced| announced.info.kind == *kind).map(|announced| announced.cid.clone());
             if let Some(cid) = first {
                 self.take_section(id, mid, &cid);
@@ -155,7 +167,7 @@ impl Session {
         let place = member.announced.iter().position(|announced| *announced.cid == *cid && announced.info.kind == kind);
         let Some(place) = place else { return };
         let Announced { mut info, layers, codec, .. } = member.announced.remove(place);
-        section.takes = Some(info.track);
+        (section.takes, section.is_spent) = (Some(info.track), false);
         section.cid = cid.into();
         section.codec = codec;
         let order;
@@ -226,7 +238,7 @@ impl Session {
         let Some(track) = self.tracks.remove(&id) else { return };
         if let Some(member) = self.member_mut(track.owner) {
             for section in member.sections.values_mut().filter(|section| section.takes == Some(id)) {
-                section.takes = None;
+                (section.takes, section.is_spent) = (None, true);
             }
         }
         self.forget_demand(id, &track.demand);

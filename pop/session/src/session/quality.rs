@@ -44,6 +44,20 @@ impl Session {
         true
     }
 
+    /// Tells a member that is back which of its pictures stand still.
+    pub(super) fn repeat_stream_states(&mut self, id: ParticipantId) {
+        let sections = self.participants.get(&id).into_iter().flat_map(|participant| &participant.sections);
+        let states = sections.filter_map(|section| {
+            let section = self.sections.get(section)?;
+            let track = self.tracks.get(&section.source?)?;
+            Some(StreamState { publisher: track.owner, track: track.id, paused: section.stats.congested })
+        });
+        let states: Vec<_> = states.collect();
+        if !states.is_empty() {
+            self.notify(id, Notice::StreamStates(states));
+        }
+    }
+
     /// Takes the counters of a track. A change of codec may change who can decode it.
     pub(super) fn note_track_stats(&mut self, id: TrackId, stats: TrackStats) -> bool {
         let Some(known) = self.tracks.get_mut(&id) else { return false };

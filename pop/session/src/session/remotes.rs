@@ -16,9 +16,12 @@ use crate::presence::{Applied, LocalRecord, Manifest, Record, RemoteParticipant,
 /// Bits of [`ParticipantInfo::version`] that count the changes of one owner; those above are the epoch.
 const COUNTER_BITS: u32 = 24;
 
+/// The last of an epoch.
+const COUNTER_MAX: u32 = (1 << COUNTER_BITS) - 1;
+
 impl Session {
     /// Takes what another node says of its participant.
-    pub fn handle_record(&mut self, record: Record) -> Applied {
+    pub fn handle_record(&mut self, now: Time, record: Record) -> Applied {
         let id = record.key.participant;
         if self.participants.contains_key(&id) {
             return Applied::Stale;
@@ -29,24 +32,24 @@ impl Session {
         if applied != Applied::New {
             return applied;
         }
-        let now = self.remotes.find(id).filter(|remote| remote.manifest().is_shown()).map(tracks_of);
-        match (&now, gone) {
+        let after = self.remotes.find(id).filter(|remote| remote.manifest().is_shown()).map(tracks_of);
+        match (&after, gone) {
             (None, Some(gone)) => self.gone.push(end(gone)),
             (None, None) => {}
             (Some(_), _) => drop(self.changed.insert(id)),
         }
-        let now = now.unwrap_or_default();
-        for track in tracks.difference(&now) {
+        let after = after.unwrap_or_default();
+        for track in tracks.difference(&after) {
             self.remote_tracks.remove(track);
             self.withdraw_track(*track);
         }
-        for track in now.difference(&tracks) {
+        for track in after.difference(&tracks) {
             self.remote_tracks.insert(*track, id);
             self.offer_track(*track);
         }
         // Nothing of it is here to be fed, so there is nobody to ask for an offer.
         self.unsettled.clear();
-        self.tell_changes(Time::ZERO, None);
+        self.tell_changes(now, None);
         applied
     }
 
@@ -65,7 +68,7 @@ impl Session {
 
     /// The last word on one of ours.
     pub(super) fn bury(&mut self, participant: &LocalParticipant) {
-        let version = Version { epoch: participant.epoch, counter: participant.counter + 1 };
+        let version = next_version(Version { epoch: participant.epoch, counter: participant.counter });
         self.ended.push(LocalRecord { participant: participant.id, version, manifest: None });
     }
 
@@ -119,8 +122,30 @@ pub(super) fn describe_remote(remote: &RemoteParticipant) -> ParticipantInfo {
     }
 }
 
+/// After a change. A client would take no change beyond those that its number counts, so the epoch counts on.
+pub(super) fn next_version(version: Version) -> Version {
+    if version.counter >= COUNTER_MAX {
+        return Version { epoch: version.epoch + 1, counter: 0 };
+    }
+    Version { counter: version.counter + 1, ..version }
+}
+
 /// Clients compare one number, and drop what is older: a take-over counts more than any change before it.
 pub(super) fn client_version(version: Version) -> u32 {
-    let counter_max = (1 << COUNTER_BITS) - 1;
-    version.epoch.min(u32::MAX >> COUNTER_BITS) << COUNTER_BITS | version.counter.min(counter_max)
+    version.epoch.min(u32::MAX >> COUNTER_BITS) << COUNTER_BITS | version.counter.min(COUNTER_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_newer_for_clients_after_sixteen_million_changes_too() {
+        let mut version = Version { epoch: 0, counter: COUNTER_MAX - 2 };
+        for _ in 0..5 {
+            let next = next_version(version);
+            assert!(next > version && client_version(next) > client_version(version), "{next:?} after {version:?}");
+            version = next;
+        }
+    }
 }

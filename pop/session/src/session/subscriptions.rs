@@ -30,6 +30,8 @@ pub(crate) struct Subscription {
     failed: bool,
     /// Its publisher, or its own permissions, do not allow it.
     pub(super) denied: bool,
+    /// It was so at some time.
+    pub(super) was_denied: bool,
     pub(super) settings: Settings,
 }
 
@@ -110,7 +112,7 @@ impl Session {
         member.next_serial += 1;
         member.patience.try_once_more();
         let (serial, settings) = (member.next_serial, Settings::new(member.adaptive_stream));
-        let subscription = Subscription { serial, section: None, failed: false, denied: false, settings };
+        let subscription = Subscription { serial, section: None, failed: false, denied: false, was_denied: false, settings };
         member.subscriptions.insert(track, subscription);
         self.recheck(id, track);
         self.unsettled.insert(id);

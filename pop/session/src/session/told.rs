@@ -1,13 +1,14 @@
 //! What members are told of participants. Changes within one call are told once, at its end: one value for all who hear of them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pop_schemas::{ParticipantId, Time};
 
-use super::Session;
 use super::output::Output;
-use super::remotes::{client_version, describe_remote};
+use super::remotes::{client_version, describe_remote, next_version};
+use super::{RESUME_GRACE, Session};
 use crate::member::{LeaveReason, MemberState, Notice, ParticipantInfo, Permissions, RoomInfo};
 use crate::participant::{Connection, LocalParticipant};
 use crate::presence::{RemoteParticipant, Version};
@@ -27,6 +28,9 @@ const WAIT: Duration = Duration::from_secs(1);
 /// How many are here is told so much later (LiveKit's figure): nothing but a number on a page hangs on it.
 const ROOM_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Participants that are gone and not forgotten, at most.
+const PAST_MAX: usize = 1_024;
+
 impl Session {
     /// Tells a member, while its socket is here.
     pub(super) fn notify(&mut self, id: ParticipantId, notice: Notice) {
@@ -41,7 +45,8 @@ impl Session {
             return;
         }
         if let Some(participant) = self.participants.get_mut(&id) {
-            participant.counter += 1;
+            let version = Version { epoch: participant.epoch, counter: participant.counter };
+            Version { epoch: participant.epoch, counter: participant.counter } = next_version(version);
         }
     }
 
@@ -102,6 +107,7 @@ impl Session {
         if gone.is_empty() && changed.is_empty() && self.ended.is_empty() {
             return;
         }
+        self.remember(now, &gone);
         // Those who are gone come first: the same identity may be here again.
         let mut news = gone;
         for id in &changed {
@@ -125,6 +131,37 @@ impl Session {
             let Some(itself) = self.participants.get(&id).map(|participant| self.describe_local(participant)) else { continue };
             self.notify(id, Notice::Participants(Arc::new(vec![itself])));
         }
+    }
+
+    /// Keeps who is gone for those who come back; nobody needs their texts.
+    fn remember(&mut self, now: Time, gone: &[ParticipantInfo]) {
+        self.forget_past(now);
+        for info in gone {
+            self.past.retain(|(_, past)| past.participant != info.participant);
+            if self.past.len() >= PAST_MAX {
+                self.past.pop_front();
+            }
+            let (metadata, attributes) = Default::default();
+            self.past.push_back((now, ParticipantInfo { metadata, attributes, ..info.clone() }));
+        }
+    }
+
+    fn forget_past(&mut self, now: Time) {
+        while self.past.front().is_some_and(|(at, _)| *at + RESUME_GRACE <= now) {
+            self.past.pop_front();
+        }
+    }
+
+    /// What one who is back must hear of: those who have gone meanwhile, then everybody who is here. Clients know others by identity,
+    /// so nobody is gone whose identity is here again.
+    pub(super) fn everybody(&mut self, now: Time, id: ParticipantId) -> Vec<ParticipantInfo> {
+        self.forget_past(now);
+        let mut here = self.others(id);
+        here.extend(self.participants.get(&id).map(|participant| self.describe_local(participant)));
+        let identities: BTreeSet<_> = here.iter().map(|info| &info.identity).collect();
+        let gone = self.past.iter().map(|(_, info)| info).chain(&self.gone);
+        let gone: Vec<_> = gone.filter(|info| !identities.contains(&info.identity)).cloned().collect();
+        gone.into_iter().chain(here).collect()
     }
 
     /// Members whose socket is here.

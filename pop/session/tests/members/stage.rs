@@ -207,8 +207,12 @@ impl Stage {
     }
 
     pub(crate) fn resume(&mut self, name: &'static str) -> Result<Reply, Refusal> {
+        self.resume_as(name, everything())
+    }
+
+    pub(crate) fn resume_as(&mut self, name: &'static str, permissions: Permissions) -> Result<Reply, Refusal> {
         let participant = self.members[name];
-        self.request(Request::Resume(Box::new(Resume { participant, identity: identity(name) })))
+        self.request(Request::Resume(Box::new(Resume { participant, identity: identity(name), permissions })))
     }
 
     pub(crate) fn say(&mut self, name: &str, request: MemberRequest) {

@@ -154,7 +154,9 @@ fn arrive(request: proto::JoinRequest, access: &Access, participant: Participant
     let identity = access.identity().clone();
     if request.reconnect {
         let participant = parse_participant_sid(&request.participant_sid);
-        return participant.map_or(Arrival::Stranger, |participant| Arrival::Resume(Resume { participant, identity }));
+        let permissions = access.claims().video.permissions();
+        let resume = |participant| Arrival::Resume(Resume { participant, identity, permissions });
+        return participant.map_or(Arrival::Stranger, resume);
     }
     let settings = request.connection_settings.unwrap_or(proto::ConnectionSettings { auto_subscribe: true, ..Default::default() });
     let claims = access.claims();
