@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use pop_dataplane::limits::TRACKS_PER_TRANSPORT_MAX;
 use pop_proto::control::{DataMessage, OpenTransport, SrtpProfile};
 use pop_proto::{Command, Event};
 use pop_schemas::{ParticipantId, SessionId, Time, TransportId};
@@ -141,7 +142,7 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
     let room = Room {
         shared,
         worker,
-        session: Session::new(id, Limits::default(), seed),
+        session: Session::new(id, Limits { streams_max: TRACKS_PER_TRANSPORT_MAX, ..Limits::default() }, seed),
         mailbox: sender.downgrade(),
         waiting: HashMap::new(),
         routed: HashMap::new(),

@@ -41,9 +41,10 @@ pub struct Bounds {
 impl Bounds {
     /// Of one who publishes or watches one stream. Browsers write 40 bytes a line, so 64 KiB of theirs are 1,600 lines.
     pub const STREAM: Bounds = Bounds { len: SDP_LEN_MAX, lines: 2_048, media: MEDIA_MAX };
-    /// Of a member of a room, which has a section for each track that it takes. Chromium's video section has 4 KB and its audio
-    /// section 1 KB, so fifty people with camera and microphone make 250 KB.
-    pub const MEMBER: Bounds = Bounds { len: 512 * 1_024, lines: 16_384, media: 256 };
+    /// Of a member of a room, which has a section for each track that it takes: 320 of them (`MEMBER_SECTIONS_MAX`), and some that its
+    /// client has given up. Chromium's video section has 4 KB and its audio section 1 KB, so fifty people with camera and
+    /// microphone make 250 KB.
+    pub const MEMBER: Bounds = Bounds { len: 1_280 * 1_024, lines: 40_960, media: 384 };
 }
 
 /// Most `a=ssrc`, `a=extmap`, `a=rid` or `a=fingerprint` lines that one section keeps.
@@ -262,14 +263,14 @@ pub fn parse(text: &[u8]) -> Result<Offer<'_>, SdpError> {
 /// Reads an offer of at most `bounds`.
 pub fn parse_within(bounds: Bounds, text: &[u8]) -> Result<Offer<'_>, SdpError> {
     if text.len() > bounds.len {
-        let reason = if bounds == Bounds::MEMBER { "is longer than 512 KiB" } else { "is longer than 64 KiB" };
+        let reason = if bounds == Bounds::MEMBER { "is longer than 1280 KiB" } else { "is longer than 64 KiB" };
         return Err(SdpError::whole("the offer", reason));
     }
     let text = std::str::from_utf8(text).map_err(|_| SdpError::whole("the offer", "is not UTF-8 text"))?;
     let mut reader = Reader::new(bounds.media);
     for (index, raw) in text.split('\n').enumerate() {
         if index >= bounds.lines {
-            let reason = if bounds == Bounds::MEMBER { "has more than 16384 lines" } else { "has more than 2048 lines" };
+            let reason = if bounds == Bounds::MEMBER { "has more than 40960 lines" } else { "has more than 2048 lines" };
             return Err(SdpError::whole("the offer", reason));
         }
         let line = Line::read(index + 1, raw.strip_suffix('\r').unwrap_or(raw))?;

@@ -6,6 +6,7 @@ use livekit_protocol as proto;
 use pop_proto::control::ExtensionIds;
 use pop_session::member::{Answer, Feed, Offer, OfferedSection, ReceivingSection, SectionUse, SendingSection, TransportOffer};
 use pop_session::placement::Claim;
+use pop_session::session::MEMBER_SECTIONS_MAX;
 use pop_session::sid::{format_participant_sid, format_track_sid};
 
 use super::counters::Refused;
@@ -15,6 +16,9 @@ use crate::node::{Line, Seat, TransportStart};
 use crate::signal::answer::{Accepted, Agreed, FeedText, LocalSource, LocalTransport, MemberNegotiation, MemberSection, negotiate_member};
 use crate::signal::patch::draw_credentials;
 use crate::signal::sdp::{self, Bounds, SdpError};
+
+/// An offer with as many video sections as a client is asked for is read; each takes 4 KiB.
+const _: () = assert!(Bounds::MEMBER.media > MEMBER_SECTIONS_MAX && Bounds::MEMBER.len >= MEMBER_SECTIONS_MAX * 4_096);
 
 /// Offers that may wait for their answer: a client has one at a time, and perhaps one more after an ICE restart.
 pub(super) const PENDING_MAX: usize = 4;
