@@ -286,7 +286,8 @@ impl Crowd {
         outcome.overrun = self.last_media.saturating_sub(end);
         outcome.elapsed = end + outcome.overrun - start;
         outcome.sent = self.publishers.iter().map(|sending| sending.packets).sum();
-        outcome.expected = self.publishers.first().map_or(0, |sending| sending.packets) * self.streams();
+        // Each member should get all the others: a stream that no answer told is lost altogether.
+        outcome.expected = outcome.sent * (self.len() as u64).saturating_sub(1);
         (outcome.delivered, outcome.repeats) = (packets - before.0, repeats - before.1);
         outcome.generator_drops = self.kernel_drops() - drops_before;
         let tally = &mut self.tally;
