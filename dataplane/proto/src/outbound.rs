@@ -44,8 +44,14 @@ const NO_LAYER: usize = usize::MAX;
 /// more than a millisecond long.
 const PAST_DIVISOR: u32 = 30;
 
-/// Nothing of a source's past is asked for again after this much of its media, in RTP units: 10 s of 90 kHz.
-const PAST_END: i32 = 900_000;
+/// The pictures that were kept before a source began.
+#[derive(Clone, Copy)]
+struct Past {
+    /// One past their last published sequence. Not a time: a packet must look the same when it is asked for again, whatever times a
+    /// publisher claims meanwhile.
+    end: u64,
+    newest_timestamp: u32,
+}
 
 /// The constants between a source's numbers and ours. A source is a layer of a track from one keyframe on.
 #[derive(Clone, Copy)]
@@ -57,8 +63,8 @@ struct Source {
     first: u64,
     /// Added to the published timestamp.
     timestamp_offset: u32,
-    /// The published timestamp before which is the past: the source began with pictures that were kept.
-    past_until: Option<u32>,
+    /// It began with pictures that were kept.
+    past: Option<Past>,
     /// Added to the picture numbers in the payload.
     picture: PictureShift,
     /// Added to the dependency descriptor's frame number.
@@ -69,8 +75,9 @@ impl Source {
     /// A published timestamp on our clock. The past is squeezed: who comes back after a short pause must get no picture that is older
     /// than what it has, and a player that keeps to the timestamps must not play the past at the pace at which it was made.
     #[inline]
-    fn timestamp(&self, published: u32) -> u32 {
-        let published = self.past_until.map_or(published, |newest| squeeze(newest, published));
+    fn timestamp(&self, sequence: u64, published: u32) -> u32 {
+        let past = self.past.filter(|past| sequence < past.end);
+        let published = past.map_or(published, |past| squeeze(past.newest_timestamp, published));
         published.wrapping_add(self.timestamp_offset)
     }
 }
@@ -183,8 +190,8 @@ pub struct Outbound {
     helpless: Helpless,
     /// A source was chosen and its first packet is awaited.
     waiting: bool,
-    /// The next source begins with pictures that were kept; the newest of them has this timestamp.
-    past_until: Option<u32>,
+    /// The next source begins with pictures that were kept.
+    past: Option<Past>,
     /// One past the highest sequence sent.
     next: u64,
     /// Index of the next retransmission on `rtx_ssrc`.
@@ -222,7 +229,7 @@ impl Outbound {
             inside: Target::new(u8::MAX, u8::MAX),
             helpless: Helpless::default(),
             waiting: false,
-            past_until: None,
+            past: None,
             next: u64::from(open.first_sequence),
             // Another SSRC: the same number in the lower half of the range serves both (RFC 3711 section 3.3.1).
             rtx_next: u64::from(open.first_sequence),
@@ -328,7 +335,7 @@ impl Outbound {
 
     /// The layer's numbers begin anew or end: so does the source if it is that one, from the next keyframe on.
     pub fn end_layer(&mut self, layer: usize) {
-        self.past_until = None;
+        self.past = None;
         if self.source.is_some_and(|source| source.layer == layer) {
             self.restart_source();
         }
@@ -337,18 +344,19 @@ impl Outbound {
     fn restart_source(&mut self) {
         self.waiting = self.waiting || self.source.is_some();
         self.source = None;
-        self.past_until = None;
+        self.past = None;
         self.repairs_len = 0;
     }
 
-    /// The next packet is the first of a group of pictures that was kept, and this is the timestamp of the newest.
-    pub fn begin_in_the_past(&mut self, newest_timestamp: u32) {
-        self.past_until = Some(newest_timestamp);
+    /// The next packet is the first of a group of pictures that was kept: those before the published sequence `end`, the newest of
+    /// which has this timestamp.
+    pub fn begin_in_the_past(&mut self, end: u64, newest_timestamp: u32) {
+        self.past = Some(Past { end, newest_timestamp });
     }
 
     /// The next source begins with what comes, as usual.
     pub fn forget_past(&mut self) {
-        self.past_until = None;
+        self.past = None;
     }
 
     /// No RTP may be sent under this key any longer on one of our SSRCs (RFC 3711 section 9.2).
@@ -440,10 +448,6 @@ impl Outbound {
             self.next = rewritten.index + 1;
             self.last_timestamp = Some(rewritten.timestamp);
             self.last_sent = now;
-            if source.past_until.is_some_and(|newest| meta.timestamp.wrapping_sub(newest) as i32 > PAST_END) {
-                // Before the difference wraps.
-                self.source = Some(Source { past_until: None, ..source });
-            }
             if let Some(numbers) = meta.picture.read(stored.payload()) {
                 let id = numbers.id.wrapping_add(rewritten.picture.id);
                 self.last_picture = Some(PictureNumbers { id, tl0: numbers.tl0.wrapping_add(rewritten.picture.tl0) });
@@ -498,7 +502,7 @@ impl Outbound {
         payload: &'a [u8],
     ) -> Option<Rewritten<'a>> {
         let meta = &stored.meta;
-        let timestamp = source.timestamp(meta.timestamp);
+        let timestamp = source.timestamp(sequence, meta.timestamp);
         let (mut index, mut picture) = (sequence - source.start + source.first, source.picture);
         let (mut is_filler, mut marker) = (false, meta.marker);
         if self.numbering == Numbering::Own && (meta.layers.is_known() || self.slots.is_in_use()) {
@@ -535,9 +539,9 @@ impl Outbound {
             self.next = sequence;
         }
         // What the clock is continued to: the packet, or the newest of the pictures that it is the first of.
-        let past_until = self.past_until.take().filter(|_| self.numbering == Numbering::Own);
-        let anchor = past_until.unwrap_or(meta.timestamp);
-        let behind = anchor.wrapping_sub(past_until.map_or(anchor, |newest| squeeze(newest, meta.timestamp)));
+        let past = self.past.take().filter(|past| self.numbering == Numbering::Own && sequence < past.end);
+        let anchor = past.map_or(meta.timestamp, |past| past.newest_timestamp);
+        let behind = anchor.wrapping_sub(past.map_or(anchor, |past| squeeze(past.newest_timestamp, meta.timestamp)));
         let timestamp = match self.last_timestamp {
             _ if self.numbering != Numbering::Own => anchor,
             None => self.first_timestamp,
@@ -558,7 +562,7 @@ impl Outbound {
             start: sequence,
             first: self.next,
             timestamp_offset: timestamp.wrapping_sub(anchor),
-            past_until,
+            past,
             picture: picture.map_or_else(PictureShift::default, |(last, first)| last.shift_to(first)),
             frame: frame.map_or(0, |(last, first)| last.wrapping_add(1).wrapping_sub(first)),
         };
@@ -817,7 +821,7 @@ mod tests {
         forward(&mut o, Time::ZERO, 10, meta(0, true)).unwrap();
         o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
         // A second later: the newest of what is kept is the present, and the keyframe was made a second before it.
-        o.begin_in_the_past(300_000);
+        o.begin_in_the_past(24, 300_000);
         let at = Time::from_millis(1_000);
         let first = forward(&mut o, at, 20, meta(210_000, true)).unwrap();
         assert_eq!((first.index, first.timestamp), (1_001, 140_000 - 3_000));
@@ -836,11 +840,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_squeezed_looks_the_same_again_whatever_time_the_publisher_claims_later() {
+        let mut o = outbound(MediaKind::Video);
+        o.begin_in_the_past(22, 300_000);
+        let past: Vec<_> = [(20, 210_000), (21, 300_000)]
+            .map(|(sequence, timestamp)| (sequence, meta(timestamp, sequence == 20)))
+            .map(|(sequence, packet)| (sequence, packet, forward(&mut o, Time::ZERO, sequence, packet).unwrap()))
+            .into();
+        for (sequence, claimed) in [(22, 1_300_000), (23, 0x8fff_ffff), (24, 0), (25, 300_000)] {
+            let live = meta(claimed, false);
+            let sent = forward(&mut o, Time::ZERO, sequence, live).unwrap();
+            assert_eq!(o.repair(sequence, &stored(live, &PACKET)), Ok(sent));
+            for (sequence, packet, first) in &past {
+                assert_eq!(o.repair(*sequence, &stored(*packet, &PACKET)).as_ref(), Ok(first), "{claimed}");
+            }
+        }
+    }
+
+    #[test]
     fn who_comes_back_at_once_gets_no_picture_older_than_it_has() {
         let mut o = outbound(MediaKind::Video);
         let last = forward(&mut o, Time::ZERO, 10, meta(0, true)).unwrap().timestamp;
         o.switch_source(Some(0), &[PayloadTypeMap { from: 96, to: 100, rtx: None, unwrap_red: false }]);
-        o.begin_in_the_past(180_000);
+        o.begin_in_the_past(21, 180_000);
         assert_eq!(forward(&mut o, Time::from_millis(1), 20, meta(0, true)).unwrap().timestamp, last + 1);
     }
 
@@ -848,7 +870,7 @@ mod tests {
     fn a_past_that_is_given_up_moves_no_clock() {
         for end in [Outbound::forget_past as fn(&mut Outbound), |o| o.end_layer(0)] {
             let mut o = outbound(MediaKind::Video);
-            o.begin_in_the_past(300_000);
+            o.begin_in_the_past(21, 300_000);
             end(&mut o);
             assert_eq!(forward(&mut o, Time::ZERO, 20, meta(7, true)).unwrap().timestamp, 50_000);
         }

@@ -105,7 +105,7 @@ pub(super) fn begin_catch_ups(
             // One that is not ready asks again when it is.
             if waits && subscription.catch_up.is_none() && transports[subscription.transport].is_ready() {
                 subscription.catch_up = Some(CatchUp { layer, next: group.start() });
-                subscription.outbound.begin_in_the_past(group.newest_timestamp());
+                subscription.outbound.begin_in_the_past(group.next(), group.newest_timestamp());
                 catch_ups.queue.push_back(*index);
             }
         }
