@@ -1049,6 +1049,7 @@ impl Core {
         }
         transport.sections.retain(|(_, s)| *s as usize != index);
         transport.dirty.retain(|s| *s != index);
+        transport.downstream.close_section(&self.subscriptions[index].outbound.stats());
         self.forget_subscription(id, index);
     }
 

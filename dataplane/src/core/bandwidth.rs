@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use pop_proto::allocation::{Demand, Grant, Step, allocate};
 use pop_proto::allowance::{Allowance, Told};
-use pop_proto::control::{LayerWish, MediaKind};
+use pop_proto::control::{LayerWish, MediaKind, SubscriptionStats};
 use pop_schemas::Time;
+use slab::Slab;
 
-use super::{Core, Endpoint, Track, give_layer};
+use super::{Core, Endpoint, Subscription, Track, give_layer};
 
 /// Bytes of an RTP header of ours with its extensions, about.
 const HEADER_LEN: u64 = 20;
@@ -31,20 +32,29 @@ pub(super) struct Downstream {
     /// By report blocks, since the start.
     reports: Tally,
     remb: Option<(Time, u64)>,
-    /// When it was judged last, and what was sent until then.
-    judged: (Time, Sent),
+    /// When it was judged last, and what was sent until then; `None` before the first time.
+    judged: Option<(Time, Sent)>,
+    /// What the sections that were closed had been sent.
+    closed: Sent,
     feedback_judged: Tally,
     reports_judged: Tally,
     /// In `Core::sharing`.
     is_sharing: bool,
 }
 
-/// What was sent to a client, of the sections that it still has.
+/// What was sent to a client.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sent {
     packets: u64,
     /// With RTP headers.
     bytes: u64,
+}
+
+impl Sent {
+    fn add(&mut self, stats: &SubscriptionStats) {
+        self.packets += stats.packets;
+        self.bytes += stats.bytes + stats.packets * HEADER_LEN;
+    }
 }
 
 /// Packets that a client has told of.
@@ -108,14 +118,18 @@ impl Downstream {
         self.remb = Some((now, bitrate));
     }
 
-    /// Judges what was told since the last time.
+    /// Takes the last figures of a section that is closed: what it was sent was sent.
+    pub(super) fn close_section(&mut self, stats: &SubscriptionStats) {
+        self.closed.add(stats);
+    }
+
+    /// Judges what was told since the last time; the first time there is nothing to compare with.
     fn judge(&mut self, now: Time, sent: Sent) {
-        let (at, before) = std::mem::replace(&mut self.judged, (now, sent));
-        // A section that was closed took its figures along.
-        let (packets, bytes) = (sent.packets.saturating_sub(before.packets), sent.bytes.saturating_sub(before.bytes));
-        let elapsed_us = now.since(at).as_micros().max(1) as u64;
         let feedback = self.feedback.take_since(&mut self.feedback_judged);
         let reports = self.reports.take_since(&mut self.reports_judged);
+        let Some((at, before)) = self.judged.replace((now, sent)) else { return };
+        let (packets, bytes) = (sent.packets - before.packets, sent.bytes - before.bytes);
+        let elapsed_us = now.since(at).as_micros().max(1) as u64;
         // Feedback is newer, where the extension was negotiated for what is sent, and not for sound alone.
         let tally = if 2 * feedback.total() >= packets || reports.total() == 0 { feedback } else { reports };
         let told = Told {
@@ -132,12 +146,8 @@ impl Core {
     /// Once a second: what does this client's network take?
     pub(super) fn judge_bandwidth(&mut self, now: Time, index: usize) {
         let transport = &mut self.transports[index];
-        let mut sent = Sent::default();
-        for section in &transport.subscriptions {
-            let stats = self.subscriptions[*section].outbound.stats();
-            sent.packets += stats.packets;
-            sent.bytes += stats.bytes + stats.packets * HEADER_LEN;
-        }
+        let mut sent = transport.downstream.closed;
+        transport.subscriptions.iter().for_each(|section| sent.add(&self.subscriptions[*section].outbound.stats()));
         let before = transport.downstream.allowance.limit();
         transport.downstream.judge(now, sent);
         if before.is_some() || transport.downstream.allowance.limit().is_some() {
@@ -169,8 +179,13 @@ impl Core {
     fn share(&mut self, now: Time, index: usize) {
         let Core { transports, tracks, subscriptions, demands, .. } = self;
         let transport = &transports[index];
-        let limit = transport.downstream.allowance.limit();
-        let mut room = limit.unwrap_or(u64::MAX);
+        let Some(mut room) = transport.downstream.allowance.limit() else {
+            // All of them: one that is paused now, or whose track brings nothing yet, must not remember the bound.
+            for &section in &transport.subscriptions {
+                grant(tracks, &mut subscriptions[section], Some(Grant::ALL));
+            }
+            return;
+        };
         demands.clear();
         for &section in &transport.subscriptions {
             let subscription = &subscriptions[section];
@@ -187,14 +202,16 @@ impl Core {
         // A route's receiver is the operator's: it is never left without anything.
         allocate(room, matches!(transport.endpoint, Endpoint::Ice(_)), demands);
         for Demand { section, granted, .. } in demands {
-            let subscription = &mut subscriptions[*section];
-            let granted = if limit.is_none() { Some(Grant::ALL) } else { *granted };
-            if std::mem::replace(&mut subscription.granted, granted) != granted
-                && let Some(track) = subscription.track
-            {
-                give_layer(&mut tracks[track], subscription);
-            }
+            grant(tracks, &mut subscriptions[*section], *granted);
         }
+    }
+}
+
+fn grant(tracks: &mut Slab<Track>, subscription: &mut Subscription, granted: Option<Grant>) {
+    if std::mem::replace(&mut subscription.granted, granted) != granted
+        && let Some(track) = subscription.track
+    {
+        give_layer(&mut tracks[track], subscription);
     }
 }
 
@@ -240,6 +257,7 @@ mod tests {
     fn feedback_about_sound_alone_does_not_hide_what_reports_tell_of_pictures() {
         let second = |feedback: (u64, u64), report: (u64, u64)| {
             let mut downstream = Downstream::default();
+            downstream.judge(Time::ZERO, Sent::default());
             downstream.handle_feedback(feedback.0, feedback.1);
             downstream.handle_report(report.0, report.1);
             downstream.judge(Time::from_millis(1_000), Sent { packets: 200, bytes: 200_000 });
@@ -248,5 +266,16 @@ mod tests {
         assert_eq!(second((50, 0), (200, 60)), Some(1_120_000), "30 % of 1.6 Mbit/s are lost");
         assert_eq!(second((50, 50), (0, 0)), Some(800_000));
         assert_eq!(second((190, 5), (200, 60)), None, "reports are of before");
+    }
+
+    #[test]
+    fn the_first_second_of_a_client_is_not_measured_against_the_uptime() {
+        let mut downstream = Downstream::default();
+        downstream.handle_feedback(70, 30);
+        downstream.judge(Time::from_millis(86_400_000), Sent { packets: 100, bytes: 100_000 });
+        assert_eq!(downstream.allowance.limit(), None);
+        downstream.handle_feedback(70, 30);
+        downstream.judge(Time::from_millis(86_401_000), Sent { packets: 200, bytes: 200_000 });
+        assert_eq!(downstream.allowance.limit(), Some(560_000), "30 % of 0.8 Mbit/s are lost");
     }
 }
