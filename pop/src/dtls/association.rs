@@ -462,8 +462,11 @@ impl webrtc_util::Conn for LibraryConn {
         let mut inner = self.association.lock();
         if inner.gate.handle_sent(Instant::now(), datagram) {
             // After the handshake the library has alerts alone to send: our close_notify goes in their place.
-            let ours = inner.gate.seal(ALERT, &CLOSE_NOTIFY);
-            self.association.send(&inner, ours.unwrap_or_else(|| datagram.into()));
+            // When our key has sealed all that it may, there is none at all: the library draws its nonces at random.
+            let record = if inner.gate.has_records() { inner.gate.seal(ALERT, &CLOSE_NOTIFY) } else { Some(datagram.into()) };
+            if let Some(record) = record {
+                self.association.send(&inner, record);
+            }
         }
         // A client's ChangeCipherSpec frees the server's. A bell for nothing does no harm.
         self.association.ready.notify_one();

@@ -234,6 +234,11 @@ impl Gate {
         self.records.as_mut()?.seal(content_type, data)
     }
 
+    /// Records under our key are ours to write from now on.
+    pub(super) fn has_records(&self) -> bool {
+        self.records.is_some()
+    }
+
     fn opens(&self, record: Record<'_>) -> bool {
         self.takes_data && self.records.is_some() && (record.epoch, record.content_type) == (1, APPLICATION_DATA)
     }
