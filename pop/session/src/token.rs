@@ -51,9 +51,24 @@ pub struct Claims {
     /// Ours alone, other servers do not read it: the holder may ask this node for tokens of guests, see [`Access::guest`].
     #[serde(default, skip_serializing_if = "is_false")]
     pub guests: bool,
+    /// Ours alone: a guest's. It never holds longer than the token that brought the guest.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub guest: bool,
     /// Everything else: it is kept when the token is signed anew.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
+}
+
+impl Claims {
+    /// Makes them those of a token that lets its holder come back, until `until_s` at least. What its holder may do as a server, or
+    /// for guests, ends with the token that said so; a guest's holds no longer than it did.
+    pub fn renew(&mut self, until_s: u64) {
+        if !self.guest {
+            self.exp = self.exp.max(until_s);
+        }
+        self.guests = false;
+        (self.video.room_admin, self.video.room_create, self.video.room_list) = (false, false, false);
+    }
 }
 
 /// LiveKit's `video` grant. Grants of things that this node does not have are kept and not looked at.
@@ -257,6 +272,7 @@ impl Access {
             exp: self.claims.exp,
             name: Some(name.to_owned()),
             video,
+            guest: true,
             ..Claims::default()
         })
     }

@@ -72,6 +72,19 @@ fn what_is_signed_here_has_livekits_names_and_comes_back() {
 }
 
 #[test]
+fn a_renewed_token_lets_its_holder_come_back_and_nothing_more() {
+    let mut claims = Claims { guests: true, ..claims() };
+    claims.video.room_admin = true;
+    let access = check(&sign(&claims, SECRET).unwrap()).unwrap();
+    let mut guest = access.guest(&Identity::new("guest-1").unwrap(), "Bob").expect("the token brings guests");
+    let end = claims.exp + 600;
+    claims.renew(end);
+    assert_eq!((claims.exp, claims.guests, claims.video.room_admin, claims.video.room_join), (end, false, false, true));
+    guest.renew(end);
+    assert_eq!(guest.exp, access.claims().exp, "a guest goes when the link does");
+}
+
+#[test]
 fn a_guest_gets_the_rights_of_the_link_and_nothing_of_its_holders_office() {
     let host = Claims {
         guests: true,
