@@ -317,7 +317,7 @@ impl Node {
         let claim = Claim { transports: 1, ..Claim::default() };
         let Placement { worker, room, slot, .. } = self.shared.directory.place(session, claim).await.map_err(|Full| EnterError::Full)?;
         let (_, _, hold) = self.shared.directory.hold(session).await.map_err(|Full| EnterError::Full)?;
-        let line = Arc::default();
+        let line = Arc::new(Line::begin().into());
         let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), enter.participant, Arc::clone(&line), hold);
         let (reply, answer) = oneshot::channel();
         let message = RoomMessage::Enter { enter: Box::new(enter), socket, line, slot, reply };
@@ -374,12 +374,22 @@ impl Node {
             return Err(CreateError::Stopping);
         }
         let (_, room, slot) = self.shared.directory.hold(session).await.map_err(|Full| CreateError::Full)?;
+        // First: what has no place changes nothing.
+        let shared = Arc::downgrade(&self.shared);
+        let was_kept = self.shared.kept.keep(session, slot, duration, shared).map_err(|Full| CreateError::Full)?;
+        let made = self.change_room(&room, request).await;
+        if made.is_err() && !was_kept {
+            self.shared.kept.end(session);
+        }
+        made
+    }
+
+    async fn change_room(&self, room: &directory::RoomSender, request: AdminRequest) -> Result<RoomInfo, CreateError> {
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Ask { request: Request::Admin(request), reply }).map_err(|_| CreateError::Stopping)?;
         let Reply::Room(info) = answer.await.map_err(|_| CreateError::Stopping)?? else {
             unreachable!("a room that is made is described");
         };
-        self.shared.kept.keep(session, slot, duration, Arc::downgrade(&self.shared)).map_err(|Full| CreateError::Full)?;
         Ok(*info)
     }
 

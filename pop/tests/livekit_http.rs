@@ -417,6 +417,16 @@ async fn an_offer_that_cannot_be_served_makes_its_client_begin_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_brings_an_offer_that_cannot_be_served_is_in_before_it_is_told_to_begin_anew() {
+    let host = Host::start().await;
+    let asked = proto::JoinRequest { publisher_offer: Some(offer(1, "v=nonsense".to_owned())), ..Default::default() };
+    // `join_by` wants the JoinResponse first.
+    let (mut ann, _) = host.join_by("ann", asked).await;
+    assert_eq!(ann.left().await, (proto::DisconnectReason::MediaFailure, Action::Reconnect));
+    assert_eq!(host.refused(Refused::Offer), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_worker_has_no_room_for_is_left_out_of_the_answer() {
     let host = Host::with(2, 4).await;
     let add = proto::AddTrackRequest {

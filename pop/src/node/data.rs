@@ -58,6 +58,10 @@ const NAME_COST: usize = 64;
 /// Bytes of one sender's messages that wait for the room.
 const ROOM_LEN_MAX: usize = 512 << 10;
 
+/// Bytes of all senders' messages that wait for one room. From half of it on nobody's reliable ones are read: those that are on
+/// their way find a place in the other half.
+const ROOM_LEN_SUM_MAX: usize = 8 << 20;
+
 /// When the room has that much, it is asked again after this.
 const ROOM_RETRY: Duration = Duration::from_millis(2);
 
@@ -166,10 +170,18 @@ impl Outbox {
     }
 }
 
-/// A message of the client, with its place in what the room may have waiting.
+/// A message of the client, with its places in what the room may have waiting.
 pub(super) struct Received {
     pub(super) message: DataMessage,
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) places: Places,
+}
+
+/// A place among what one sender may have waiting, and one among what the whole room may.
+pub(super) type Places = [OwnedSemaphorePermit; 2];
+
+/// Where the messages of a room's senders wait for it.
+pub(super) fn new_room_places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(ROOM_LEN_SUM_MAX))
 }
 
 /// What a message costs while it waits, in bytes.
@@ -195,8 +207,9 @@ pub(super) struct DataPath {
 
     reliable_bucket: Bucket,
     lossy_bucket: Bucket,
-    /// Places in the room's mailbox.
-    room: Arc<Semaphore>,
+    /// Places in the room's mailbox: of this sender, and of all.
+    own_places: Arc<Semaphore>,
+    room_places: Arc<Semaphore>,
     /// Something is left to be read then.
     read_at: Option<Instant>,
 
@@ -210,7 +223,14 @@ pub(super) struct DataPath {
 }
 
 impl DataPath {
-    pub(super) fn new(now: Instant, sender: Sender, generation: Arc<AtomicU32>, counters: Arc<DataCounters>) -> DataPath {
+    /// `generation` is of the receiver's [`Outbox`], `room_places` of [`new_room_places`].
+    pub(super) fn new(
+        now: Instant,
+        sender: Sender,
+        generation: Arc<AtomicU32>,
+        room_places: Arc<Semaphore>,
+        counters: Arc<DataCounters>,
+    ) -> DataPath {
         DataPath {
             sctp: Sctp::new(Side::Accepts, now),
             sender,
@@ -220,7 +240,8 @@ impl DataPath {
             others: Vec::new(),
             reliable_bucket: Bucket::new(RELIABLE_RATE, now),
             lossy_bucket: Bucket::new(LOSSY_RATE, now),
-            room: Arc::new(Semaphore::new(ROOM_LEN_MAX)),
+            own_places: Arc::new(Semaphore::new(ROOM_LEN_MAX)),
+            room_places,
             read_at: None,
             waiting: VecDeque::new(),
             lossy_waiting: VecDeque::new(),
@@ -358,7 +379,7 @@ impl DataPath {
     fn read_reliable(&mut self, now: Instant, received: &mut Vec<Received>) {
         for channel in self.reliable.clone() {
             loop {
-                let is_busy = self.room.available_permits() < ROOM_LEN_MAX / 2;
+                let is_busy = self.is_room_busy();
                 let ready_at = if is_busy { now + ROOM_RETRY } else { self.reliable_bucket.ready_at(now) };
                 if ready_at > now || received.len() >= 2 * MESSAGES_PER_TURN {
                     self.read_at = Some(self.read_at.map_or(ready_at, |at| at.min(ready_at)));
@@ -371,14 +392,20 @@ impl DataPath {
         }
     }
 
+    fn is_room_busy(&self) -> bool {
+        let is_half_used = |places: &Semaphore, max: usize| places.available_permits() < max / 2;
+        is_half_used(&self.own_places, ROOM_LEN_MAX) || is_half_used(&self.room_places, ROOM_LEN_SUM_MAX)
+    }
+
     fn take(&mut self, reliable: bool, body: &[u8], received: &mut Vec<Received>) {
         self.counters.count(Direction::Received, reliable, body.len());
         let stamped = self.sender.stamp(reliable, body).and_then(|message| {
             let bucket = if reliable { &mut self.reliable_bucket } else { &mut self.lossy_bucket };
             bucket.charge_bytes(names_cost(&message));
             let cost = cost(&message) as u32;
-            let place = Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| DataDrop::LossyRate)?;
-            Ok(Received { message, place })
+            let place = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_many_owned(cost).map_err(|_| DataDrop::LossyRate);
+            let places = [place(&self.own_places)?, place(&self.room_places)?];
+            Ok(Received { message, places })
         });
         match stamped {
             Ok(message) => received.push(message),
@@ -535,8 +562,8 @@ mod tests {
         fn new(now: Instant, name: &str, counters: &Arc<DataCounters>) -> Member {
             let (sender, orders) = mpsc::unbounded_channel();
             let outbox = Outbox::new(sender, Arc::clone(counters));
-            let stamp = Sender::new(ParticipantId(7), Identity::new(name).unwrap());
-            let path = DataPath::new(now, stamp, outbox.generation(), Arc::clone(counters));
+            let stamp = Sender::new(ParticipantId(7), Identity::new(name).unwrap(), Arc::default());
+            let path = DataPath::new(now, stamp, outbox.generation(), new_room_places(), Arc::clone(counters));
             let mut client = Sctp::new(Side::Begins, now);
             client.begin();
             let (got, said, overflows) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -736,6 +763,27 @@ mod tests {
         println!("{} of 200 messages taken", flood.said.len());
         assert!((paid..2 * paid + 10).contains(&flood.said.len()), "{}", flood.said.len());
         assert!(counters.dropped(DataDrop::LossyRate) > 0);
+    }
+
+    #[test]
+    fn nobody_is_read_while_too_much_waits_for_the_room_and_nothing_is_lost() {
+        let (mut now, mut members, counters) = members(&["ann"]);
+        let ann = &mut members[0];
+        let room = Arc::clone(&ann.path.room_places);
+        let others = room.try_acquire_many((ROOM_LEN_SUM_MAX / 2 + 1) as u32).unwrap();
+        (1..=20).for_each(|n| ann.say(RELIABLE, &packet(vec![1], n)));
+        let turns = |ann: &mut Member, now: &mut Instant| {
+            for _ in 0..50 {
+                *now += Duration::from_millis(1);
+                ann.turn(*now);
+            }
+        };
+        turns(ann, &mut now);
+        assert!(ann.said.is_empty());
+        drop(others);
+        turns(ann, &mut now);
+        assert_eq!(ann.said.len(), 20);
+        assert_eq!(counters.dropped(DataDrop::LossyRate), 0);
     }
 
     #[test]

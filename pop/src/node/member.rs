@@ -6,15 +6,17 @@
 //! Both ways are bounded: a socket has a few requests on their way at most and waits, a room waits for nobody: it cuts the socket of
 //! who does not read.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use pop_proto::control::ExtensionIds;
-use pop_schemas::{Identity, ParticipantId, SessionId, TransportId};
+use pop_schemas::{Identity, ParticipantId, SessionId};
 use pop_session::Refusal;
-use pop_session::member::{MemberRequest, Notice, Offer, TransportOffer};
+use pop_session::member::{Enter, MemberRequest, Notice, Offer, ParticipantInfo, TransportOffer};
 use pop_session::placement::{Claim, Full};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 
 use super::data::Parcel;
 use super::directory::{RoomSender, Slot};
@@ -31,8 +33,11 @@ const NOTICES_MAX: usize = 1_024;
 /// Bytes that these notices may have, as [`weigh`] counts them.
 const NOTICES_LEN_MAX: usize = 8 << 20;
 
-/// What a participant with its tracks counts for in [`weigh`], in bytes: more than a client of the room protocol is usually told of one.
+/// What a participant with its tracks counts for in [`weigh`] beside its texts, in bytes.
 const PARTICIPANT_WEIGHT: usize = 1_024;
+
+/// How long a client may take for its first offer. LiveKit's offer when they join.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Why a client could not become a member.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +64,22 @@ pub struct Line {
     pub fingerprints: Vec<Fingerprint>,
     /// Answers so far.
     pub answers: u64,
+    /// When its member came into the room.
+    pub entered: Option<Instant>,
     /// What is claimed of the worker's plan for it, beside its transport.
     claimed: Claim,
+}
+
+impl Line {
+    /// Of a member that comes now.
+    pub(super) fn begin() -> Line {
+        Line { entered: Some(Instant::now()), ..Line::default() }
+    }
+
+    /// Its client has come and does not offer: it holds a place on a worker for nothing.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.transport.is_none() && self.entered.is_some_and(|entered| now.saturating_duration_since(entered) >= OFFER_TIMEOUT)
+    }
 }
 
 /// An offer with what its transport needs to begin.
@@ -181,7 +200,9 @@ impl Socket {
     /// False: it does not read, or is gone.
     pub(super) fn tell(&self, notice: Notice) -> bool {
         let weight = weigh(&notice);
-        if self.queued_len.fetch_add(weight, Ordering::Relaxed) + weight > NOTICES_LEN_MAX {
+        let queued_len = self.queued_len.fetch_add(weight, Ordering::Relaxed);
+        // One alone always has a place: people who bring long texts must not keep others out of a room.
+        if queued_len > 0 && queued_len + weight > NOTICES_LEN_MAX {
             return false;
         }
         self.notices.try_send(notice).is_ok()
@@ -195,15 +216,12 @@ pub(super) struct Member {
     pub(super) line: Arc<Mutex<Line>>,
     /// Who it says it is.
     pub(super) identity: Identity,
+    /// It is not shown to the others; its transport's task looks here.
+    pub(super) hidden: Arc<AtomicBool>,
     /// What it claims, until it has a transport: then that one's task keeps them.
     pub(super) slots: Vec<Slot>,
-    pub(super) transport: Option<MemberTransport>,
-}
-
-/// A member's transport.
-pub(super) struct MemberTransport {
-    pub(super) id: TransportId,
-    pub(super) orders: mpsc::UnboundedSender<Order>,
+    /// The task of its transport.
+    pub(super) transport: Option<mpsc::UnboundedSender<Order>>,
 }
 
 /// What a room tells the task of a transport.
@@ -215,15 +233,16 @@ pub(super) enum Order {
 }
 
 impl Member {
-    pub(super) fn new(socket: Socket, line: Arc<Mutex<Line>>, identity: Identity, slot: Slot) -> Member {
-        Member { socket: Some(socket), line, identity, slots: vec![slot], transport: None }
+    pub(super) fn new(socket: Socket, line: Arc<Mutex<Line>>, enter: &Enter, slot: Slot) -> Member {
+        let (identity, hidden) = (enter.identity.clone(), Arc::new(AtomicBool::new(enter.permissions.hidden)));
+        Member { socket: Some(socket), line, identity, hidden, slots: vec![slot], transport: None }
     }
 
     /// Keeps a slot for as long as the worker has what it is for.
     pub(super) fn keep(&mut self, slot: Slot) {
         let Some(transport) = &self.transport else { return self.slots.push(slot) };
         // A task that has ended has been told to close everything.
-        let _ = transport.orders.send(Order::Keep(slot));
+        let _ = transport.send(Order::Keep(slot));
     }
 }
 
@@ -231,11 +250,18 @@ impl Member {
 /// people who do not read stays bounded.
 fn weigh(notice: &Notice) -> usize {
     let participants = match notice {
-        Notice::Welcome(welcome) => 1 + welcome.others.len(),
-        Notice::Participants(participants) => participants.len(),
+        Notice::Welcome(welcome) => weigh_participants(&welcome.others) + PARTICIPANT_WEIGHT,
+        Notice::Participants(participants) => weigh_participants(participants.iter()),
         _ => 0,
     };
-    256 + participants * PARTICIPANT_WEIGHT
+    256 + participants
+}
+
+/// A text may have 64 KiB.
+fn weigh_participants<'p>(participants: impl IntoIterator<Item = &'p ParticipantInfo>) -> usize {
+    let attributes = |info: &ParticipantInfo| info.attributes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+    let weight = |info: &ParticipantInfo| PARTICIPANT_WEIGHT + info.name.len() + info.metadata.len() + attributes(info);
+    participants.into_iter().map(weight).sum()
 }
 
 /// Both ends of a new socket.
@@ -277,6 +303,47 @@ mod tests {
     use pop_schemas::TrackId;
 
     use super::*;
+
+    #[test]
+    fn who_never_offers_is_overdue_and_who_has_offered_is_not() {
+        let entered = Instant::now();
+        let mut line = Line { entered: Some(entered), ..Line::default() };
+        assert!(!line.is_overdue(entered + OFFER_TIMEOUT - Duration::from_millis(1)));
+        assert!(line.is_overdue(entered + OFFER_TIMEOUT));
+        let extensions = ExtensionIds::NONE;
+        line.transport = Some(TransportOffer { extensions, transport_cc: false, remb: false, reduced_size_rtcp: false });
+        assert!(!line.is_overdue(entered + OFFER_TIMEOUT));
+    }
+
+    fn person(metadata_len: usize) -> ParticipantInfo {
+        ParticipantInfo {
+            participant: ParticipantId(1),
+            identity: Identity::new("ann").unwrap(),
+            name: "Ann".into(),
+            metadata: "x".repeat(metadata_len).into(),
+            attributes: Default::default(),
+            state: pop_session::member::MemberState::Joined,
+            tracks: Vec::new(),
+            joined_at_ms: 0,
+            version: 1,
+            permissions: pop_session::member::Permissions::PUBLISHER,
+            is_publisher: false,
+            left: None,
+        }
+    }
+
+    #[test]
+    fn long_texts_that_wait_are_bounded_and_one_list_of_them_is_always_told() {
+        let (sender, _notices) = mpsc::channel(NOTICES_MAX);
+        let socket = Socket { number: 1, notices: sender, queued_len: Arc::default() };
+        let crowd = |count| Notice::Participants(Arc::new(vec![person(64 << 10); count]));
+        assert!(socket.tell(crowd(1_000)), "it is let in");
+        assert!(!socket.tell(crowd(1)));
+        let (sender, _notices) = mpsc::channel(NOTICES_MAX);
+        let socket = Socket { number: 2, notices: sender, queued_len: Arc::default() };
+        let told = (0..NOTICES_MAX).take_while(|_| socket.tell(crowd(1))).count();
+        assert!((100..128).contains(&told), "{told}");
+    }
 
     #[test]
     fn who_does_not_read_is_cut_before_it_costs_much() {

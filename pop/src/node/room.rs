@@ -1,6 +1,7 @@
 //! One session's task: the only one that touches its [`Session`].
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
@@ -8,15 +9,15 @@ use pop_dataplane::limits::TRACKS_PER_TRANSPORT_MAX;
 use pop_proto::control::{DataMessage, OpenTransport, SrtpProfile};
 use pop_proto::{Command, Event};
 use pop_schemas::{ParticipantId, SessionId, Time, TransportId};
-use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume, TransportOffer};
+use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume};
 use pop_session::session::{Action, Audit};
 use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::sleep_until;
 
-use super::data::{DataPath, Outbox, Received};
+use super::data::{DataPath, Outbox, Places, Received, new_room_places};
 use super::directory::{RoomSender, Slot};
-use super::member::{Line, Member, MemberTransport, Order, Socket, TransportStart};
+use super::member::{Line, Member, Order, Socket, TransportStart};
 use super::pump::Route;
 use super::{EndsProcess, Shared};
 use crate::data::DataDrop;
@@ -102,7 +103,7 @@ pub(super) enum RoomMessage {
     Data {
         transport: TransportId,
         message: Arc<DataMessage>,
-        place: OwnedSemaphorePermit,
+        places: Places,
     },
     /// A client takes messages slower than they come.
     DataOverflow {
@@ -148,8 +149,8 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
         routed: HashMap::new(),
         members: HashMap::new(),
         opening: None,
-        updates: Vec::new(),
         outboxes: HashMap::new(),
+        data_places: new_room_places(),
         overflowed: Vec::new(),
         requests: 0,
     };
@@ -169,10 +170,10 @@ struct Room {
     members: HashMap<ParticipantId, Member>,
     /// What the transport of the offer that is being handled begins with.
     opening: Option<(ParticipantId, TransportStart)>,
-    /// Commands of the room's own, which go before those of the session.
-    updates: Vec<Command>,
     /// Where the data of members goes.
     outboxes: HashMap<TransportId, Outbox>,
+    /// For what waits for this room, of all its members together.
+    data_places: Arc<Semaphore>,
     /// Those that have overflowed in this turn: what the session has said for them before it knew is not sent.
     overflowed: Vec<TransportId>,
     requests: u64,
@@ -214,7 +215,7 @@ impl Room {
             RoomMessage::Ask { request, reply } => self.request(shared, request, Waiting::Ask(reply)),
             RoomMessage::Enter { enter, socket, line, slot, reply } => {
                 let participant = enter.participant;
-                self.members.insert(participant, Member::new(socket, line, enter.identity.clone(), slot));
+                self.members.insert(participant, Member::new(socket, line, &enter, slot));
                 self.request(shared, Request::Enter(enter), Waiting::Enter(reply, participant));
             }
             RoomMessage::Resume { resume, socket, reply } => self.resume(shared, resume, socket, reply),
@@ -228,7 +229,6 @@ impl Room {
             }
             RoomMessage::Offer { participant, socket, offer, start, permit: _permit } => {
                 if self.is_current(participant, socket) {
-                    self.update_transport(participant, &offer.transport);
                     self.opening = Some((participant, start));
                     self.session.handle_member(now, participant, MemberRequest::Offer(offer));
                 }
@@ -247,7 +247,7 @@ impl Room {
             RoomMessage::Ping { reply } => drop(reply.send(())),
             RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
             RoomMessage::Event(event) => self.session.handle_event(now, *event),
-            RoomMessage::Data { transport, message, place: _place } => self.take_data(shared, transport, message),
+            RoomMessage::Data { transport, message, places: _places } => self.take_data(shared, transport, message),
             RoomMessage::DataOverflow { transport, generation } => {
                 if self.outboxes.get(&transport).is_some_and(|outbox| outbox.is_current(generation)) {
                     self.overflow(now, transport);
@@ -326,17 +326,6 @@ impl Room {
         self.session.handle_member(now, participant, MemberRequest::SocketClosed);
     }
 
-    /// Tells the worker what an offer adds to a transport that it has.
-    fn update_transport(&mut self, participant: ParticipantId, offer: &TransportOffer) {
-        let Some(member) = self.members.get(&participant) else { return };
-        let before = member.line.lock().expect("nothing panics while it is held").transport.replace(offer.clone());
-        let (Some(before), Some(transport)) = (before, &member.transport) else { return };
-        let TransportOffer { extensions, transport_cc, remb, .. } = *offer;
-        if (before.extensions, before.transport_cc, before.remb) != (extensions, transport_cc, remb) {
-            self.updates.push(Command::UpdateTransport { transport: transport.id, extensions, transport_cc, remb });
-        }
-    }
-
     /// A member's transport begins. Its DTLS may be refused; then it ends at once.
     async fn open_transport(&mut self, shared: &Shared, open: Box<OpenTransport>, participant: ParticipantId, start: TransportStart) {
         let id = open.transport;
@@ -350,10 +339,16 @@ impl Room {
                 if let Some(member) = self.members.get_mut(&participant) {
                     slots = std::mem::take(&mut member.slots);
                     let outbox = Outbox::new(orders.clone(), Arc::clone(&shared.data));
-                    let sender = Sender::new(participant, member.identity.clone());
-                    data = Some(Box::new(DataPath::new(now(), sender, outbox.generation(), Arc::clone(&shared.data))));
+                    let sender = Sender::new(participant, member.identity.clone(), Arc::clone(&member.hidden));
+                    data = Some(Box::new(DataPath::new(
+                        now(),
+                        sender,
+                        outbox.generation(),
+                        Arc::clone(&self.data_places),
+                        Arc::clone(&shared.data),
+                    )));
                     self.outboxes.insert(id, outbox);
-                    member.transport = Some(MemberTransport { id, orders });
+                    member.transport = Some(orders);
                 }
                 self.start_transport(id, events, received, slots, data);
                 shared.command(self.worker, Command::OpenTransport(open)).await;
@@ -394,6 +389,9 @@ impl Room {
 
     fn tell(&mut self, shared: &Shared, participant: ParticipantId, notice: Notice) {
         let Some(member) = self.members.get_mut(&participant) else { return };
+        if let Notice::Grants(grants) = &notice {
+            member.hidden.store(grants.permissions.hidden, Relaxed);
+        }
         let is_last = matches!(notice, Notice::Leave { .. });
         let taken = member.socket.as_ref().is_none_or(|socket| socket.tell(notice));
         if is_last {
@@ -405,9 +403,6 @@ impl Room {
     }
 
     async fn drain(&mut self, shared: &Shared) {
-        for update in self.updates.drain(..) {
-            shared.command(self.worker, update).await;
-        }
         while let Some(output) = self.session.poll() {
             match output {
                 Output::Command(Command::OpenTransport(open)) if self.opening.is_some() => {
@@ -592,9 +587,9 @@ impl Transport {
     async fn carry_data(&mut self, events: &DtlsEvents) {
         let (Some(data), Some(shared)) = (&mut self.data, self.shared.upgrade()) else { return };
         let (transport, room) = (self.id, self.room.upgrade());
-        for Received { message, place } in data.poll_messages(now()) {
+        for Received { message, places } in data.poll_messages(now()) {
             // A room that has ended has closed its transports.
-            let _ = room.as_ref().map(|room| room.send(RoomMessage::Data { transport, message: Arc::new(message), place }));
+            let _ = room.as_ref().map(|room| room.send(RoomMessage::Data { transport, message: Arc::new(message), places }));
         }
         if let Some(generation) = data.take_overflow() {
             let _ = room.as_ref().map(|room| room.send(RoomMessage::DataOverflow { transport, generation }));

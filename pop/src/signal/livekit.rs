@@ -165,7 +165,7 @@ fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<
     if context.node.is_stopping() {
         return Err(Problem::Stopping);
     }
-    // Whoever knows it may resume: drawn, and not counted.
+    // Everybody in the room gets to know it; who may resume by it, the identity of the token says. Drawn, so that it occurs once.
     let participant = ParticipantId(u64::from_be_bytes(draw(&context.node)));
     let joined = query.read(token, &access, participant, socket::unix_now_ms())?;
     Ok((access, joined))

@@ -28,7 +28,7 @@ pub enum Refused {
     Section,
     /// A client that says too much: it is read no faster than it may speak.
     Flood,
-    /// A client that was silent for too long.
+    /// A client that was silent for too long, or never offered.
     Silent,
 }
 

@@ -9,6 +9,7 @@
 //! that name its sender are replaced, too: older clients read those.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use livekit_protocol::data_packet::{Kind, Value};
 use livekit_protocol::{DataPacket, UserPacket};
@@ -50,12 +51,19 @@ const USER_DESTINATION_IDENTITIES: u32 = 6;
 pub struct Sender {
     sid: String,
     identity: Identity,
+    /// It is not shown to the others, and not named to them either.
+    hidden: Arc<AtomicBool>,
 }
 
 impl Sender {
-    /// A member.
-    pub fn new(participant: ParticipantId, identity: Identity) -> Sender {
-        Sender { sid: format_participant_sid(participant), identity }
+    /// A member; `hidden` says at any time whether it is.
+    pub fn new(participant: ParticipantId, identity: Identity, hidden: Arc<AtomicBool>) -> Sender {
+        Sender { sid: format_participant_sid(participant), identity, hidden }
+    }
+
+    /// What the others may know of it: id and identity.
+    fn names(&self) -> (&str, &str) {
+        if self.hidden.load(Relaxed) { ("", "") } else { (&self.sid, self.identity.as_str()) }
     }
 
     /// What becomes of a message that came on the reliable channel, or on the other.
@@ -67,6 +75,7 @@ impl Sender {
         let packet = DataPacket::decode(bytes).map_err(|_| DataDrop::Malformed)?;
         let to = receivers(&packet)?;
         let sequence = if reliable { packet.sequence } else { 0 };
+        let (sid, identity) = self.names();
         let mut body = Vec::with_capacity(bytes.len() + 2 * (self.sid.len() + self.identity.as_str().len()) + 32);
         if !reliable {
             push_number(&mut body, KIND, Kind::Lossy as u64);
@@ -75,11 +84,11 @@ impl Sender {
             USER => push_bytes(&mut body, USER, &self.stamp_user(outline.value)?),
             number => push_bytes(&mut body, number, outline.value),
         }
-        push_bytes(&mut body, PARTICIPANT_IDENTITY, self.identity.as_str().as_bytes());
+        push_bytes(&mut body, PARTICIPANT_IDENTITY, identity.as_bytes());
         if sequence != 0 {
             push_number(&mut body, SEQUENCE, sequence.into());
         }
-        push_bytes(&mut body, PARTICIPANT_SID, self.sid.as_bytes());
+        push_bytes(&mut body, PARTICIPANT_SID, sid.as_bytes());
         if body.len() > DATA_MESSAGE_LEN_MAX {
             return Err(DataDrop::Malformed);
         }
@@ -95,8 +104,9 @@ impl Sender {
                 user.extend_from_slice(field.bytes);
             }
         }
-        push_bytes(&mut user, USER_PARTICIPANT_SID, self.sid.as_bytes());
-        push_bytes(&mut user, USER_PARTICIPANT_IDENTITY, self.identity.as_str().as_bytes());
+        let (sid, identity) = self.names();
+        push_bytes(&mut user, USER_PARTICIPANT_SID, sid.as_bytes());
+        push_bytes(&mut user, USER_PARTICIPANT_IDENTITY, identity.as_bytes());
         Ok(user)
     }
 }
@@ -272,7 +282,7 @@ mod tests {
     use super::*;
 
     fn alice() -> Sender {
-        Sender::new(ParticipantId(0xa11ce), Identity::new("alice").unwrap())
+        Sender::new(ParticipantId(0xa11ce), Identity::new("alice").unwrap(), Arc::default())
     }
 
     fn user(packet: UserPacket) -> DataPacket {
@@ -389,6 +399,21 @@ mod tests {
         assert_eq!(alice().stamp(true, &packet.encode_to_vec()), Err(DataDrop::Malformed));
         let twice = [user(UserPacket::default()).encode_to_vec(), user(UserPacket::default()).encode_to_vec()].concat();
         assert_eq!(alice().stamp(true, &twice), Err(DataDrop::Malformed), "two values");
+    }
+
+    #[test]
+    fn who_is_hidden_is_not_named_in_what_it_sends() {
+        let hidden: Arc<AtomicBool> = Arc::default();
+        let ann = Sender::new(ParticipantId(7), Identity::new("ann").unwrap(), Arc::clone(&hidden));
+        let named = || {
+            let packet = user(UserPacket { payload: vec![1], ..UserPacket::default() });
+            let got = DataPacket::decode(&ann.stamp(true, &packet.encode_to_vec()).unwrap().body[..]).unwrap();
+            let Some(Value::User(user)) = got.value else { panic!("it is a user packet") };
+            [got.participant_sid, got.participant_identity, user.participant_sid, user.participant_identity]
+        };
+        assert!(named().iter().all(|name| !name.is_empty()));
+        hidden.store(true, Relaxed);
+        assert_eq!(named(), [""; 4]);
     }
 
     #[test]

@@ -85,7 +85,9 @@ impl Offers {
             let role = if negotiation.passive { Role::Server } else { Role::Client };
             let sections = negotiation.sections().filter_map(offered_section).collect();
             let mut line = seat.line();
+            // Together: another offer may come before the room has judged this one.
             line.numbering = negotiation.agreed.numbering;
+            line.transport = Some(transport.clone());
             if line.fingerprints.is_empty() {
                 line.fingerprints.clone_from(&fingerprints);
             }

@@ -78,16 +78,9 @@ pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: 
         own: OwnTracks::default(),
         budget: Budget::new(Instant::now()),
     };
-    if let Some(state) = sync {
-        socket.seat.say(request::sync(&state)).await;
+    if socket.begin(&mut frames, sync, tracks, offer).await == Turn::On {
+        socket.run(&mut frames).await;
     }
-    for add in tracks {
-        socket.obey(&mut frames, request::add_track(add)).await;
-    }
-    if let Some(offer) = offer {
-        socket.obey(&mut frames, Said::Offer(offer)).await;
-    }
-    socket.run(&mut frames).await;
     // The room hears of the end before the client does.
     drop(socket);
     close(frames).await;
@@ -139,6 +132,29 @@ struct Socket<'c> {
 }
 
 impl Socket<'_> {
+    /// Tells the client that it is in, and then hands over what it brought: what that leads to comes second.
+    async fn begin(
+        &mut self,
+        frames: &mut WebSocket,
+        sync: Option<proto::SyncState>,
+        tracks: Vec<proto::AddTrackRequest>,
+        offer: Option<proto::SessionDescription>,
+    ) -> Turn {
+        let Some(first) = self.seat.next().await else { return Turn::End };
+        if self.tell(frames, first).await == Turn::End {
+            return Turn::End;
+        }
+        if let Some(state) = sync {
+            self.seat.say(request::sync(&state)).await;
+        }
+        for said in tracks.into_iter().map(request::add_track).chain(offer.map(Said::Offer)) {
+            if self.obey(frames, said).await == Turn::End {
+                return Turn::End;
+            }
+        }
+        Turn::On
+    }
+
     async fn run(&mut self, frames: &mut WebSocket) {
         let now = Instant::now();
         let mut pings = tokio::time::interval(Duration::from_secs(PING_INTERVAL_S.into()));
@@ -170,6 +186,9 @@ impl Socket<'_> {
                     if Instant::now().duration_since(heard.max(readable)) >= timeout {
                         self.context.counters().refuse(Refused::Silent);
                         Turn::End
+                    } else if self.seat.line().is_overdue(Instant::now()) {
+                        self.context.counters().refuse(Refused::Silent);
+                        self.dismiss(frames, LeaveReason::JoinFailure, LeaveAction::Disconnect).await
                     } else if frames.send(Frame::Ping(Default::default())).await.is_ok() { Turn::On } else { Turn::End }
                 },
                 _ = refresh.tick() => self.refresh_token(frames).await,
@@ -244,8 +263,13 @@ impl Socket<'_> {
 
     /// Media cannot go on with what the client has: it is told to come again with everything new.
     async fn begin_anew(&mut self, frames: &mut WebSocket) -> Turn {
+        self.dismiss(frames, LeaveReason::MediaFailure, LeaveAction::Reconnect).await
+    }
+
+    /// Its member leaves the room, and the client hears why and what to do.
+    async fn dismiss(&mut self, frames: &mut WebSocket, reason: LeaveReason, action: LeaveAction) -> Turn {
         self.seat.say(MemberRequest::Leave).await;
-        let _ = self.writer.send(frames, leave(LeaveReason::MediaFailure, LeaveAction::Reconnect)).await;
+        let _ = self.writer.send(frames, leave(reason, action)).await;
         Turn::End
     }
 
@@ -289,7 +313,7 @@ impl Socket<'_> {
         }
         let claims = self.access.claims_mut();
         let Some(secret) = keys.secret(&claims.iss) else { return Turn::On };
-        claims.exp = claims.exp.max(unix_now_s() + REFRESH_TTL_S);
+        claims.renew(unix_now_s() + REFRESH_TTL_S);
         match token::sign(claims, secret) {
             Ok(token) => {
                 self.token.clone_from(&token);
