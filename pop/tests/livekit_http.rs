@@ -268,14 +268,10 @@ async fn a_member_is_told_of_the_room_and_its_first_offer_is_answered_at_once() 
     let host = Host::start().await;
     let (mut bob, alone) = host.join("bob").await;
     assert!(alone.other_participants.is_empty());
-    let request = proto::JoinRequest {
-        publisher_offer: Some(offer(7, corpus("livekit-chromium-join"))),
-        participant_attributes: [("seat".to_owned(), "4".to_owned())].into(),
-        ..Default::default()
-    };
+    let request = proto::JoinRequest { publisher_offer: Some(offer(7, corpus("livekit-chromium-join"))), ..Default::default() };
     let (mut ann, join) = host.join_by("ann", request).await;
     let me = join.participant.clone().unwrap();
-    assert!(me.sid.starts_with("PA_") && me.identity == "ann" && me.attributes["seat"] == "4", "{me:?}");
+    assert!(me.sid.starts_with("PA_") && me.identity == "ann", "{me:?}");
     assert_eq!(join.other_participants.iter().map(|other| &*other.identity).collect::<Vec<_>>(), ["bob"]);
     assert_eq!((join.ping_interval, join.ping_timeout, join.subscriber_primary), (5, 15, false));
     let room = join.room.unwrap();

@@ -530,13 +530,11 @@ impl Bucket {
 mod tests {
     use std::collections::BTreeMap;
 
-    use livekit_protocol::DataPacket;
     use pop_schemas::{Identity, ParticipantId};
-    use prost::Message as _;
 
     use super::*;
     use crate::sctp::{Limit, Promise};
-    use crate::signal::livekit::data::testing::{packet, sender_of};
+    use crate::signal::livekit::data::testing::{packet, packet_to, sender_of};
 
     const PROMISES: [(&str, Promise); 3] = [
         (RELIABLE, Promise { ordered: true, limit: Limit::None }),
@@ -752,8 +750,7 @@ mod tests {
     fn naming_many_receivers_costs_as_much_as_sending_bytes() {
         let (mut now, mut members, counters) = members(&["flood"]);
         let flood = &mut members[0];
-        let to = vec!["b".repeat(16); 200];
-        let packet = DataPacket { destination_identities: to, ..DataPacket::decode(&packet(vec![1], 0)[..]).unwrap() }.encode_to_vec();
+        let packet = packet_to(vec!["b".repeat(16); 200]);
         for _ in 0..100 {
             now += Duration::from_millis(1);
             (0..2).for_each(|_| flood.say(LOSSY, &packet));

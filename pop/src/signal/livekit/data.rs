@@ -266,6 +266,11 @@ pub(crate) mod testing {
         DataPacket { value, sequence, ..DataPacket::default() }.encode_to_vec()
     }
 
+    pub(crate) fn packet_to(destination_identities: Vec<String>) -> Vec<u8> {
+        let value = Some(Value::User(UserPacket { payload: vec![1], ..UserPacket::default() }));
+        DataPacket { value, destination_identities, ..DataPacket::default() }.encode_to_vec()
+    }
+
     pub(crate) fn sender_of(body: &[u8]) -> String {
         DataPacket::decode(body).expect("it is a packet").participant_identity
     }
