@@ -306,8 +306,8 @@ struct Subscription {
     /// What there is bandwidth for; `None`: for nothing.
     granted: Option<Grant>,
     packets_reported: u64,
-    /// Whether the figures that were told last said so.
-    congested_reported: bool,
+    /// Congestion and layers as the figures told them last.
+    state_reported: (bool, u8, u8),
     /// The client's last report.
     reported: Option<Reported>,
     /// In its transport's `dirty`.
@@ -371,7 +371,7 @@ pub struct Core {
     /// Transports that RTCP is to be written to.
     reporting: VecDeque<usize>,
     /// Transports whose sections share bandwidth anew at the next tick, and what each section takes part with.
-    sharing: Vec<usize>,
+    sharing: VecDeque<usize>,
     demands: Vec<Demand>,
     catch_ups: CatchUps,
     cursor: transmit::Cursor,
@@ -414,7 +414,7 @@ impl Core {
             dirty: Vec::with_capacity(transports),
             repairing: VecDeque::with_capacity(subscriptions),
             reporting: VecDeque::with_capacity(transports),
-            sharing: Vec::with_capacity(transports),
+            sharing: VecDeque::with_capacity(transports),
             demands: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
             catch_ups: CatchUps::with_capacity(subscriptions),
             cursor: transmit::Cursor::default(),
@@ -1023,7 +1023,7 @@ impl Core {
             // Where there is little, a new section begins with little.
             granted: Some(transport.downstream.allowance.limit().map_or(Grant::ALL, |_| Grant::LEAST)),
             packets_reported: 0,
-            congested_reported: false,
+            state_reported: (false, 0, 0),
             reported: None,
             is_dirty: false,
             is_repairing: false,
@@ -1122,6 +1122,7 @@ impl Core {
                 }
             }
         }
+        self.break_overdue_catch_ups(now);
         self.catch_ups.begin_tick();
         for index in 0..self.transports.capacity() {
             let Some(transport) = self.transports.get(index) else { continue };
@@ -1194,14 +1195,15 @@ impl Core {
         self.subscription_stats.walk(limits.subscriptions as usize, |at| {
             let Some(subscription) = subscriptions.get_mut(at) else { return Told::Nothing };
             let stats = subscription.stats(subscription.track.map(|track| &tracks[track]));
-            if stats.packets == subscription.packets_reported && stats.congested == subscription.congested_reported {
+            let state = (stats.congested, stats.layer, stats.temporal);
+            if stats.packets == subscription.packets_reported && state == subscription.state_reported {
                 return Told::Nothing;
             }
             let Tally { received, lost } = transports[subscription.transport].downstream.feedback;
             let stats = SubscriptionStats { transport_received: received, transport_lost: lost, ..stats };
             let told = push_figures(events, Event::SubscriptionStats { subscription: subscription.id, stats });
             if told == Told::Event {
-                (subscription.packets_reported, subscription.congested_reported) = (stats.packets, stats.congested);
+                (subscription.packets_reported, subscription.state_reported) = (stats.packets, state);
             }
             told
         });

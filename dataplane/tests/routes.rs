@@ -527,3 +527,20 @@ fn a_route_whose_receiver_loses_half_of_it_is_not_stopped() {
     let congested = rig.events().into_iter().any(|event| matches!(event, Event::SubscriptionStats { stats, .. } if stats.congested));
     assert!(last == 1 && !congested, "{last} {congested}");
 }
+
+#[test]
+fn a_receiver_of_the_sources_own_times_begins_with_the_next_keyframe_and_never_in_the_past() {
+    for (numbering, catch_ups, plis) in [(Numbering::Own, 1, 0), (Numbering::TimestampsAndSsrc, 0, 1)] {
+        let mut rig = Rig::new();
+        let publisher = rig.publisher(1);
+        for index in 10..12 {
+            rig.receive(&publisher, publisher.packet(1, index, &vp8(index == 10, 500)));
+        }
+        route_out(&mut rig, 2, 1, OpenRtp { numbering, ..open_rtp(2, learnt(), RtcpVia::Off) }, map(96, 111));
+        let to_sink = |sent: Vec<Sent>| sent.iter().filter(|sent| sent.path.remote == address(SINK)).count() as u64;
+        assert_eq!(to_sink(rig.pass(Duration::from_millis(30))), 2 * catch_ups, "{numbering:?}");
+        assert_eq!((rig.core.counters().catch_ups, rig.core.counters().rtcp_pli_out), (catch_ups, plis));
+        rig.receive(&publisher, publisher.packet(1, 12, &vp8(true, 500)));
+        assert_eq!(to_sink(rig.sent()), 1);
+    }
+}

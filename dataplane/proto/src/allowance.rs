@@ -23,6 +23,10 @@ const PACKETS_MIN: u64 = 10;
 /// What is left of the sent bitrate after trouble, in percent; less when less arrived.
 const BACK_PERCENT: u64 = 85;
 
+/// When less than this is sent, in bit/s, there is nothing that could be left out, or it tells little of what the path takes: the
+/// lowest layer of a camera takes as much.
+const SENT_LITTLE: u64 = 100_000;
+
 /// A REMB below this share of what is sent is trouble, in percent: estimates vary.
 const REMB_PERCENT: u64 = 90;
 
@@ -75,10 +79,11 @@ impl Told {
         by_loss.into_iter().chain(by_estimate).min()
     }
 
-    /// Without trouble: little was lost, or an estimate is all that the client tells, or nothing was there to be lost: a try is the
-    /// only way to learn more then.
+    /// Without trouble: little was lost, nothing at all of a few packets, or an estimate is all that the client tells, or nothing was
+    /// there to be lost: a try is the only way to learn more then.
     fn is_calm(&self) -> bool {
-        self.loss_percent().map_or(self.remb.is_some() || self.sent == 0, |percent| percent < LOSS_PERCENT_CALM)
+        let of_few = (self.expected > 0 && self.lost == 0) || self.remb.is_some() || self.sent == 0;
+        self.loss_percent().map_or(of_few, |percent| percent < LOSS_PERCENT_CALM)
     }
 }
 
@@ -111,9 +116,12 @@ impl Allowance {
             return;
         }
         match (told.trouble(), self.limit) {
+            (Some(_), None) if told.sent < SENT_LITTLE => {}
             (Some(rate), limit) => {
                 self.note_failure(now, told.sent);
-                self.limit = Some(rate.min(limit.unwrap_or(u64::MAX)).max(ALLOWANCE_MIN));
+                // What is sent now may be sound alone; it does not tell of a path that took much more.
+                let least = limit.filter(|_| told.sent < SENT_LITTLE).map_or(ALLOWANCE_MIN, |limit| limit / 2);
+                self.limit = Some(rate.min(limit.unwrap_or(u64::MAX)).max(least).max(ALLOWANCE_MIN));
             }
             (None, Some(limit)) if told.is_calm() => self.grow(now, limit),
             (None, _) => {}
@@ -230,6 +238,32 @@ mod tests {
         let mut allowance = Allowance::default();
         allowance.handle_second(Time::from_millis(1_000), &Told { sent: 9_000, expected: 9, lost: 9, remb: None });
         assert_eq!(allowance.limit(), None);
+    }
+
+    #[test]
+    fn a_client_that_hears_a_quiet_room_gets_its_bound_raised() {
+        let mut allowance = Allowance::default();
+        allowance.handle_second(Time::from_millis(1_000), &Told { sent: 200_000, expected: 100, lost: 90, remb: None });
+        assert_eq!(allowance.limit(), Some(ALLOWANCE_MIN));
+        let quiet = Told { sent: 2_000, expected: 5, lost: 0, remb: None };
+        (3..60).for_each(|second| allowance.handle_second(Time::from_millis(1_000 * second), &quiet));
+        assert!(allowance.limit() > Some(500_000), "{:?}", allowance.limit());
+        let lossy = Told { lost: 1, ..quiet };
+        let before = allowance.limit();
+        allowance.handle_second(Time::from_millis(70_000), &lossy);
+        assert_eq!(allowance.limit(), before);
+    }
+
+    #[test]
+    fn trouble_of_sound_alone_does_not_tell_what_a_path_takes() {
+        let mut allowance = Allowance::default();
+        let sound = Told { sent: 40_000, expected: 50, lost: 10, remb: None };
+        allowance.handle_second(Time::from_millis(1_000), &sound);
+        assert_eq!(allowance.limit(), None);
+        allowance.handle_second(Time::from_millis(2_000), &Told { sent: 2_000_000, expected: 200, lost: 40, remb: None });
+        assert_eq!(allowance.limit(), Some(1_600_000));
+        allowance.handle_second(Time::from_millis(4_000), &sound);
+        assert_eq!(allowance.limit(), Some(800_000));
     }
 
     #[test]

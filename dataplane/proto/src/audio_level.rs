@@ -57,7 +57,9 @@ impl AudioLevels {
         // Late, repeated and first packets, and those behind a pause, tell no length.
         let step = self.last_timestamp.replace(timestamp).map_or(0, |last| timestamp.wrapping_sub(last));
         if level <= LOUD_LEVEL_MAX {
-            self.loud_ticks += if (1..=PACKET_TICKS_MAX).contains(&step) { step } else { PACKET_TICKS_USUAL };
+            let ticks = if (1..=PACKET_TICKS_MAX).contains(&step) { step } else { PACKET_TICKS_USUAL };
+            // A flood under one claimed length is no more than loud.
+            self.loud_ticks = self.loud_ticks.saturating_add(ticks);
             self.loudest = self.loudest.min(level);
         }
     }
@@ -135,6 +137,14 @@ mod tests {
     fn one_loud_packet_after_a_pause_is_a_packet_long() {
         let told = told([None; 19].into_iter().chain([Some(5)]).chain([None; 60]));
         assert_eq!(told, [(400, 5, 5), (800, 127, 0)]);
+    }
+
+    #[test]
+    fn a_flood_is_no_more_than_loud() {
+        let mut meter = AudioLevels::new();
+        meter.poll(Time::ZERO);
+        (0..1_000_000u32).for_each(|packet| meter.record(packet.wrapping_mul(PACKET_TICKS_MAX), 0));
+        assert_eq!(meter.poll(Time::from_millis(400)), Some(Loudness { level: 0, active_percent: 100 }));
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl Inbound {
     pub fn end(&mut self) {
         self.ended = true;
         self.missing.clear();
-        (self.keyframe_wanted, self.picture_wanted, self.group) = (false, false, None);
+        (self.keyframe_wanted, self.picture_wanted, self.hole_until, self.group) = (false, false, None, None);
     }
 
     /// Whether anybody takes the stream. While nobody does, neither packets nor keyframes are asked for.
@@ -201,7 +201,7 @@ impl Inbound {
         self.unwanted = !wanted;
         if self.unwanted {
             self.missing.clear();
-            (self.keyframe_wanted, self.picture_wanted) = (false, false);
+            (self.keyframe_wanted, self.picture_wanted, self.hole_until) = (false, false, None);
         }
     }
 

@@ -354,6 +354,11 @@ impl Outbound {
         self.past = Some(Past { end, newest_timestamp });
     }
 
+    /// Whether it has times and numbers of its own, which can go on however old the pictures are that it begins with.
+    pub fn may_begin_in_the_past(&self) -> bool {
+        self.numbering == Numbering::Own
+    }
+
     /// The next source begins with what comes, as usual.
     pub fn forget_past(&mut self) {
         self.past = None;

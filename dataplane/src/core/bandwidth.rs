@@ -20,6 +20,9 @@ use super::{Core, Endpoint, Subscription, Track, give_layer};
 /// Bytes of an RTP header of ours with its extensions, about.
 const HEADER_LEN: u64 = 20;
 
+/// Sections that share anew in one tick at most, and the rest of the last client's: a millisecond of the core. The others wait.
+const SHARED_PER_TICK_MAX: usize = 1_024;
+
 /// An estimate (REMB) that is older than this says nothing: browsers send one a second.
 const REMB_AGE_MAX: Duration = Duration::from_secs(3);
 
@@ -164,14 +167,18 @@ impl Core {
 
     fn mark_sharing(&mut self, index: usize) {
         if !std::mem::replace(&mut self.transports[index].downstream.is_sharing, true) {
-            self.sharing.push(index);
+            self.sharing.push_back(index);
         }
     }
 
     /// Shares what each of the marked clients may be sent.
     pub(super) fn share_bandwidth(&mut self, now: Time) {
-        while let Some(index) = self.sharing.pop() {
+        let mut left = SHARED_PER_TICK_MAX;
+        while left > 0
+            && let Some(index) = self.sharing.pop_front()
+        {
             self.transports[index].downstream.is_sharing = false;
+            left = left.saturating_sub(1 + self.transports[index].subscriptions.len());
             self.share(now, index);
         }
     }

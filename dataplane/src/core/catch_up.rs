@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use pop_proto::group::GROUP_HOLD;
 use pop_proto::history::{Lookup, PacketPool};
 use pop_schemas::Time;
 use slab::Slab;
@@ -24,12 +25,17 @@ const SECTION_LEN_MAX: usize = 32 << 10;
 /// Bytes that all sections together are sent of them in a tick: 0.8 Gb/s, a millisecond or two of the core.
 const TICK_LEN_MAX: usize = 1 << 20;
 
+/// What a packet that is missing costs of them.
+const MISSING_LEN: usize = 64;
+
 /// Where a section stands in the pictures that were kept.
 #[derive(Clone, Copy)]
 pub(super) struct CatchUp {
     layer: usize,
     /// The next published sequence to send.
     next: u64,
+    /// It is broken off then: while the send queue is full it would go nowhere, and nothing that its client asks for is heard.
+    until: Time,
 }
 
 impl CatchUp {
@@ -99,15 +105,24 @@ pub(super) fn begin_catch_ups(
 ) {
     for layer in 0..track.layers.len() {
         let Some(group) = track.layers[layer].inbound.poll_group(now) else { continue };
+        let mut asks_for_keyframe = false;
         for index in &track.subscribers {
             let subscription = &mut subscriptions[*index];
             let waits = subscription.outbound.layer().is_none() && subscription.outbound.wants_keyframe() == Some(layer);
+            if waits && !subscription.outbound.may_begin_in_the_past() {
+                // A peer that is given the publisher's own numbers or times would see them go back.
+                asks_for_keyframe = true;
+                continue;
+            }
             // One that is not ready asks again when it is.
             if waits && subscription.catch_up.is_none() && transports[subscription.transport].is_ready() {
-                subscription.catch_up = Some(CatchUp { layer, next: group.start() });
+                subscription.catch_up = Some(CatchUp { layer, next: group.start(), until: now + GROUP_HOLD });
                 subscription.outbound.begin_in_the_past(group.next(), group.newest_timestamp());
                 catch_ups.queue.push_back(*index);
             }
+        }
+        if asks_for_keyframe {
+            track.layers[layer].inbound.request_keyframe();
         }
     }
 }
@@ -123,6 +138,24 @@ enum Turn {
 }
 
 impl Core {
+    /// Breaks off what did not get through in time: its client waits for a keyframe like everybody.
+    pub(super) fn break_overdue_catch_ups(&mut self, now: Time) {
+        let Core { tracks, subscriptions, counters, catch_ups, .. } = self;
+        catch_ups.queue.retain(|index| {
+            let subscription = &mut subscriptions[*index];
+            let is_overdue = subscription.catch_up.is_some_and(|catch_up| now > catch_up.until);
+            if is_overdue {
+                counters.catch_ups_broken += 1;
+                if let Some(track) = subscription.track {
+                    subscription.give_up_kept(&mut tracks[track]);
+                }
+                subscription.catch_up = None;
+                subscription.outbound.forget_past();
+            }
+            !is_overdue
+        });
+    }
+
     /// Writes the next train of kept pictures; `None` when none is due in this tick.
     pub(super) fn poll_catch_up(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
         let Core { transports, tracks, subscriptions, pool, scratch, counters, drops, catch_ups, .. } = self;
@@ -132,17 +165,21 @@ impl Core {
             let mut train = Train::new(train);
             let ready = transport.endpoint.selected().zip(transport.keys.as_ref());
             let (Some((path, keys)), Some(track)) = (ready, subscription.track) else {
+                // Before its client has a path again the rest is gone.
+                counters.catch_ups_broken += 1;
                 subscription.catch_up = None;
+                subscription.outbound.forget_past();
                 catch_ups.end_turn(false);
                 continue;
             };
             let mut sending =
                 Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
             let track = &mut tracks[track];
-            let turn = subscription.send_kept(track, pool, &mut sending, &mut train, room, drops);
-            catch_ups.spend(train.len);
+            let mut left = room;
+            let turn = subscription.send_kept(track, pool, &mut sending, &mut train, &mut left, drops);
+            catch_ups.spend(room - left);
             match turn {
-                Turn::Goes if train.len < room && train.len > 0 => {}
+                Turn::Goes if left > 0 && train.len > 0 => {}
                 Turn::Goes => catch_ups.end_turn(true),
                 Turn::Done | Turn::Broken => {
                     if matches!(turn, Turn::Done) {
@@ -169,29 +206,35 @@ impl Subscription {
     fn give_up_kept(&mut self, track: &mut Track) {
         let Some(CatchUp { layer, .. }) = self.catch_up else { return };
         self.outbound.end_layer(layer);
-        if let Some(wanted) = self.outbound.wants_keyframe() {
-            track.layers[wanted].inbound.request_keyframe();
+        match self.outbound.wants_keyframe() {
+            Some(wanted) if wanted == layer => track.layers[wanted].inbound.request_keyframe(),
+            // Of another layer nothing was tried.
+            Some(wanted) => track.layers[wanted].inbound.request_picture(),
+            None => {}
         }
     }
 
-    /// Fills a train, to `room` bytes and the packet that crosses them.
+    /// Fills a train, until `left` is spent, by the packet that crosses it. A packet that is looked at and not sent costs as much.
     fn send_kept(
         &mut self,
         track: &Track,
         pool: &PacketPool,
         sending: &mut Sending<'_>,
         train: &mut Train<'_>,
-        room: usize,
+        left: &mut usize,
         drops: &mut Drops,
     ) -> Turn {
-        let Subscription { outbound, catch_up: Some(CatchUp { layer, next }), .. } = self else { return Turn::Broken };
+        let Subscription { outbound, catch_up: Some(CatchUp { layer, next, .. }), .. } = self else { return Turn::Broken };
         let history = track.layers[*layer].inbound.history();
-        while train.len < room {
+        while *left > 0 {
+            let written = train.len;
             // A wish for another layer, an end of this one.
             if outbound.own_layer() != *layer {
                 return Turn::Broken;
             }
-            let sent = match history.lookup(pool, *next) {
+            let looked_up = history.lookup(pool, *next);
+            let stored_len = if let Lookup::Held(stored) = &looked_up { stored.packet.len() } else { MISSING_LEN };
+            let sent = match looked_up {
                 Lookup::Held(stored) => outbound
                     .forward(sending.now, *layer, *next, &stored, |from, to| track.align(from, to))
                     .and_then(|rewritten| sending.send(train, outbound, &rewritten, &stored, false)),
@@ -199,6 +242,10 @@ impl Subscription {
                 Lookup::Missing if history.newest().is_some_and(|newest| *next < newest) => Ok(true),
                 Lookup::Missing => return Turn::Done,
             };
+            // A train that is full writes nothing, and looks at it again.
+            if sent != Ok(false) {
+                *left = left.saturating_sub((train.len - written).max(stored_len));
+            }
             match sent {
                 Ok(true) => *next += 1,
                 Ok(false) => return Turn::Goes,
