@@ -71,6 +71,11 @@ impl TargetSet {
         TargetSet(TEMPORALS << (TEMPORAL_LAYERS_MAX as u32 * u32::from(spatial)))
     }
 
+    /// Those of the target's spatial layer whose pictures are all among the target's.
+    pub fn within(target: Target) -> TargetSet {
+        TargetSet::of_spatial(target.spatial()).and(TargetSet::at_most(target.spatial(), target.temporal()))
+    }
+
     /// Whether `target` is one.
     #[inline]
     pub const fn has(self, target: Target) -> bool {

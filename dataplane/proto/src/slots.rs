@@ -27,7 +27,8 @@ struct Word {
     pictures: u16,
 }
 
-/// The last [`VIDEO_HISTORY_LEN`] published packets of one source. Boxed, because most subscriptions never need it.
+/// At least the last [`VIDEO_HISTORY_LEN`] published packets of one source. Boxed, so that what is used for each packet of a subscription
+/// lies together; the memory is taken when it is opened, needed or not, because nothing is allocated later.
 pub struct Slots {
     words: Box<[Word; WORDS]>,
     /// One past the newest published sequence; nothing is in use at 0.

@@ -109,8 +109,9 @@ impl Thinning {
         // Of neighbours nothing is missing but the end of the one and the beginning of the other.
         let are_neighbours = before.known && before.number.wrapping_add(1) == layers.number;
         if sequence > front && !are_neighbours {
-            // Whole frames may be missing. When they come they are sent as far as the present target wants them, and no further.
-            self.held = self.target.map_or(TargetSet::NONE, |target| self.held.and(TargetSet::NONE.with(target)));
+            // Whole frames may be missing. When they come they are sent as far as the present target wants them, and no further: so
+            // fewer pictures of the same spatial layer still are within reach.
+            self.held = self.target.map_or(TargetSet::NONE, |target| self.held.and(TargetSet::within(target)));
         }
         // The beginning of the frame may be among what is missing.
         let start = if layers.starts() { sequence } else { front };
@@ -177,5 +178,28 @@ impl Thinning {
         let layers = &meta.layers;
         let ends = || layers.is_known() && layers.ends();
         meta.marker || (ends() && self.target_of(sequence).is_some_and(|target| target.spatial() == layers.spatial()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Codec;
+    use crate::layering::Layering;
+
+    #[test]
+    fn after_a_gap_fewer_pictures_can_be_had_without_a_keyframe() {
+        let (mut layering, mut thinning) = (Layering::default(), Thinning::default());
+        let mut take = |thinning: &mut Thinning, front: u64, picture: u8| {
+            // Each second picture is of the higher temporal layer, and none says that it may be entered there.
+            let payload = [0x90, 0xe0, 0x80, picture, picture / 2, (picture % 2) << 6, u8::from(picture > 0)];
+            let layers = layering.read(picture.into(), Codec::Vp8, None, &payload, true).layers;
+            let meta = Meta { layers, timestamp: 3_000 * u32::from(picture), marker: true, ..Meta::default() };
+            thinning.take(front, picture.into(), &meta).passes
+        };
+        assert!((0..4).all(|picture| take(&mut thinning, picture.into(), picture)));
+        assert!(take(&mut thinning, 4, 5), "4 is missing");
+        thinning.want(Target::new(0, 0));
+        assert_eq!([6, 7, 8, 9].map(|picture| take(&mut thinning, picture.into(), picture)), [true, false, true, false]);
     }
 }
