@@ -401,18 +401,3 @@ fn a_burst_that_finds_no_way_out_ends_and_its_viewer_asks_for_a_keyframe() {
     assert_eq!(plis(&rig), 1);
     assert_eq!(late.id, 2);
 }
-
-#[test]
-fn packets_of_a_kept_group_that_its_viewer_cannot_take_are_looked_at_at_a_bounded_pace() {
-    let (mut rig, mut camera) = studio();
-    camera.film(&mut rig, Duration::from_millis(1_500), true);
-    viewer(&mut rig, 2);
-    rig.command(Command::Forward {
-        subscription: SubscriptionId(2),
-        track: Some(TrackId(1)),
-        payload_types: vec![PayloadTypeMap { from: 97, to: 102, rtx: None, unwrap_red: false }],
-    });
-    rig.pass(Duration::from_millis(10));
-    let dropped = rig.drops(DropReason::PayloadType);
-    assert!((1..=34).contains(&dropped), "{dropped} of 1,000 bytes in one tick");
-}

@@ -725,18 +725,6 @@ fn a_section_that_was_paused_while_the_bound_went_has_none_when_it_is_shown() {
 }
 
 #[test]
-fn a_section_that_is_closed_does_not_make_what_was_sent_nothing() {
-    let mut call = Shared::new(&[LayerWish::default(), LayerWish::default()], PLENTY);
-    call.run(5);
-    // A tenth and a little more is lost: there is a bound just below what was sent.
-    call.way.capacity = 1_900_000;
-    call.run_ms(100);
-    call.rig.command(Command::CloseSubscription { subscription: SubscriptionId(3) });
-    call.run(3);
-    assert_eq!(call.layers(2, 1), [2], "what is left fits");
-}
-
-#[test]
 fn a_stream_with_temporal_layers_becomes_slower_before_it_stops() {
     for layers in [Vec::new(), RIDS.map(Into::into).into()] {
         becomes_slower_before_it_stops(Call::open(Codec::Vp8, layers, &[]));
