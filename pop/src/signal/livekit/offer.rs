@@ -190,8 +190,8 @@ fn feed_text(streams: StreamNames, feed: &Feed) -> FeedText {
 
 /// Which track each section carries, for clients that cannot name a remote track themselves.
 fn name_tracks(sections: &BTreeMap<Box<str>, SectionUse>) -> HashMap<String, String> {
-    let fed = |(mid, used): (&Box<str>, &SectionUse)| Some((mid.to_string(), format_track_sid(used.feeds.as_ref()?.track)));
-    sections.iter().filter_map(fed).collect()
+    let fed = sections.iter().filter_map(|(mid, used)| Some((mid.to_string(), used.feeds.as_ref()?.track)));
+    fed.map(|(mid, track)| (mid, format_track_sid(track))).collect()
 }
 
 #[cfg(test)]
