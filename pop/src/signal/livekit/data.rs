@@ -340,7 +340,7 @@ mod tests {
         let mut packet = user(UserPacket::default());
         packet.destination_identities = vec!["bob".into()];
         let message = alice().stamp(true, &packet.encode_to_vec()).unwrap();
-        assert_eq!(message.to, [bob.clone()]);
+        assert_eq!(message.to, std::slice::from_ref(&bob));
         let got = DataPacket::decode(&message.body[..]).unwrap();
         assert!(got.destination_identities.is_empty(), "who else gets it is nobody's business");
         let older = user(UserPacket { destination_identities: vec!["bob".into()], ..UserPacket::default() });
