@@ -530,8 +530,7 @@ async fn grants_hold_on_the_socket_and_a_changed_one_comes_with_a_token() {
     ann.say(Say::UpdateMetadata(proto::UpdateParticipantMetadata { name: "x".to_owned(), request_id: 9, ..Default::default() })).await;
     assert_eq!(ann.until("refusal", refused).await, proto::request_response::Reason::NotAllowed);
 
-    let mut video = VideoGrant::default();
-    video.can_update_own_metadata = Some(true);
+    let video = VideoGrant { can_update_own_metadata: Some(true), ..VideoGrant::default() };
     let update = |permissions| pop_session::member::AdminRequest::Update {
         identity: pop_schemas::Identity::new("ann").unwrap(),
         texts: pop_session::member::MetadataUpdate::default(),
