@@ -353,7 +353,7 @@ async fn nonsense_is_counted_and_ends_nothing() {
     assert_eq!((host.refused(Refused::Message), host.refused(Refused::Unknown), host.refused(Refused::Unspoken)), (4, 1, 1));
 
     // Too long for the socket: this one ends.
-    let long = Frame::Binary(vec![0; 2 << 20].into());
+    let long = Frame::Binary(vec![0; 5 << 20].into());
     let _ = ann.socket.send(long).await;
     while ann.read().await.is_some() {}
     assert_eq!(host.refused(Refused::Message), 5);
