@@ -100,11 +100,13 @@ pub struct Allowance {
     failed: u64,
     failed_at: Time,
     retry_after: Duration,
+    /// The bound comes of packets that were lost, and not of an estimate alone.
+    lossy: bool,
 }
 
 impl Default for Allowance {
     fn default() -> Allowance {
-        Allowance { limit: None, failed: 0, failed_at: Time::ZERO, retry_after: RETRY_MIN }
+        Allowance { limit: None, failed: 0, failed_at: Time::ZERO, retry_after: RETRY_MIN, lossy: false }
     }
 }
 
@@ -112,6 +114,12 @@ impl Allowance {
     /// In bit/s; `None`: no bound is known.
     pub fn limit(&self) -> Option<u64> {
         self.limit
+    }
+
+    /// A section may be left without anything: packets were lost. An estimate alone is too little for that; aiortc's falls far below
+    /// what arrives whole.
+    pub fn may_stop(&self) -> bool {
+        self.lossy
     }
 
     /// Takes what the last second told.
@@ -122,6 +130,7 @@ impl Allowance {
         match (told.trouble(), self.limit) {
             (Some(_), None) if told.sent < SENT_LITTLE => {}
             (Some(rate), limit) => {
+                self.lossy = told.loss_percent().is_some_and(|percent| percent > LOSS_PERCENT_MAX);
                 self.note_failure(now, told.sent);
                 // What is sent now may be sound alone; it does not tell of a path that took much more.
                 let least = limit.filter(|_| told.sent < SENT_LITTLE).map_or(ALLOWANCE_MIN, |limit| limit / 2);

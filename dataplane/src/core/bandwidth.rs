@@ -207,7 +207,8 @@ impl Core {
             demands.extend(Some(demand).filter(Demand::has_steps));
         }
         // A route's receiver is the operator's: it is never left without anything.
-        allocate(room, matches!(transport.endpoint, Endpoint::Ice(_)), demands);
+        let may_stop = matches!(transport.endpoint, Endpoint::Ice(_)) && transport.downstream.allowance.may_stop();
+        allocate(room, may_stop, demands);
         for Demand { section, granted, .. } in demands {
             grant(tracks, &mut subscriptions[*section], *granted);
         }
