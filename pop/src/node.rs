@@ -317,7 +317,7 @@ impl Node {
         let claim = Claim { transports: 1, ..Claim::default() };
         let Placement { worker, room, slot, .. } = self.shared.directory.place(session, claim).await.map_err(|Full| EnterError::Full)?;
         let (_, _, hold) = self.shared.directory.hold(session).await.map_err(|Full| EnterError::Full)?;
-        let line = Arc::new(Line::begin().into());
+        let line = Arc::new(Line::default().into());
         let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), enter.participant, Arc::clone(&line), hold);
         let (reply, answer) = oneshot::channel();
         let message = RoomMessage::Enter { enter: Box::new(enter), socket, line, slot, reply };

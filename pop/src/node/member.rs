@@ -8,7 +8,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use pop_proto::control::ExtensionIds;
 use pop_schemas::{Identity, ParticipantId, SessionId};
@@ -16,7 +15,6 @@ use pop_session::Refusal;
 use pop_session::member::{Enter, MemberRequest, Notice, Offer, ParticipantInfo, TransportOffer};
 use pop_session::placement::{Claim, Full};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Instant;
 
 use super::data::Parcel;
 use super::directory::{RoomSender, Slot};
@@ -35,9 +33,6 @@ const NOTICES_LEN_MAX: usize = 8 << 20;
 
 /// What a participant with its tracks counts for in [`weigh`] beside its texts, in bytes.
 const PARTICIPANT_WEIGHT: usize = 1_024;
-
-/// How long a client may take for its first offer. LiveKit's offer when they join.
-const OFFER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Why a client could not become a member.
 #[derive(Debug, thiserror::Error)]
@@ -64,22 +59,8 @@ pub struct Line {
     pub fingerprints: Vec<Fingerprint>,
     /// Answers so far.
     pub answers: u64,
-    /// When its member came into the room.
-    pub entered: Option<Instant>,
     /// What is claimed of the worker's plan for it, beside its transport.
     claimed: Claim,
-}
-
-impl Line {
-    /// Of a member that comes now.
-    pub(super) fn begin() -> Line {
-        Line { entered: Some(Instant::now()), ..Line::default() }
-    }
-
-    /// Its client has come and does not offer: it holds a place on a worker for nothing.
-    pub fn is_overdue(&self, now: Instant) -> bool {
-        self.transport.is_none() && self.entered.is_some_and(|entered| now.saturating_duration_since(entered) >= OFFER_TIMEOUT)
-    }
 }
 
 /// An offer with what its transport needs to begin.
@@ -303,17 +284,6 @@ mod tests {
     use pop_schemas::TrackId;
 
     use super::*;
-
-    #[test]
-    fn who_never_offers_is_overdue_and_who_has_offered_is_not() {
-        let entered = Instant::now();
-        let mut line = Line { entered: Some(entered), ..Line::default() };
-        assert!(!line.is_overdue(entered + OFFER_TIMEOUT - Duration::from_millis(1)));
-        assert!(line.is_overdue(entered + OFFER_TIMEOUT));
-        let extensions = ExtensionIds::NONE;
-        line.transport = Some(TransportOffer { extensions, transport_cc: false, remb: false, reduced_size_rtcp: false });
-        assert!(!line.is_overdue(entered + OFFER_TIMEOUT));
-    }
 
     fn person(metadata_len: usize) -> ParticipantInfo {
         ParticipantInfo {

@@ -186,9 +186,6 @@ impl Socket<'_> {
                     if Instant::now().duration_since(heard.max(readable)) >= timeout {
                         self.context.counters().refuse(Refused::Silent);
                         Turn::End
-                    } else if self.seat.line().is_overdue(Instant::now()) {
-                        self.context.counters().refuse(Refused::Silent);
-                        self.dismiss(frames, LeaveReason::JoinFailure, LeaveAction::Disconnect).await
                     } else if frames.send(Frame::Ping(Default::default())).await.is_ok() { Turn::On } else { Turn::End }
                 },
                 _ = refresh.tick() => self.refresh_token(frames).await,
