@@ -29,9 +29,6 @@ const SENT_LITTLE: u64 = 100_000;
 
 /// A REMB below this share of what is sent is trouble, in percent: estimates vary.
 const REMB_PERCENT: u64 = 90;
-/// An estimate alone, with nothing lost, takes at most this off in one step: a layer less, but never the last one, which is kept
-/// down to [`crate::allocation`]'s 75 %. aiortc's estimate falls far below what arrives without any loss.
-const ESTIMATE_PERCENT_MIN: u64 = 80;
 
 /// Growth of a calm second: this share in percent, ...
 const GROWTH_PERCENT: u64 = 8;
@@ -79,7 +76,6 @@ impl Told {
         let by_loss = self.loss_percent().filter(|percent| *percent > LOSS_PERCENT_MAX).map(|percent| (100 - percent).min(BACK_PERCENT));
         let by_loss = by_loss.map(|percent| self.sent / 100 * percent);
         let by_estimate = self.remb.filter(|remb| *remb < self.sent / 100 * REMB_PERCENT);
-        let by_estimate = by_estimate.map(|remb| remb.max(self.sent / 100 * ESTIMATE_PERCENT_MIN));
         by_loss.into_iter().chain(by_estimate).min()
     }
 
@@ -116,8 +112,8 @@ impl Allowance {
         self.limit
     }
 
-    /// A section may be left without anything: packets were lost. An estimate alone is too little for that; aiortc's falls far below
-    /// what arrives whole.
+    /// A section may be left without anything: packets were lost. An estimate alone is too little for that: aiortc's begins, and may
+    /// stay, far below what arrives whole.
     pub fn may_stop(&self) -> bool {
         self.lossy
     }
@@ -287,10 +283,20 @@ mod tests {
         allowance.handle_second(Time::from_millis(2_000), &told(950_000));
         assert_eq!(allowance.limit(), None);
         allowance.handle_second(Time::from_millis(3_000), &told(600_000));
-        assert_eq!(allowance.limit(), Some(800_000), "one step at a time");
+        assert_eq!(allowance.limit(), Some(600_000));
         allowance.handle_second(Time::from_millis(5_000), &told(1));
-        assert_eq!(allowance.limit(), Some(800_000), "what is sent all the same, with nothing lost, goes on");
-        allowance.handle_second(Time::from_millis(7_000), &Told { sent: 500_000, ..told(1) });
-        assert_eq!(allowance.limit(), Some(400_000));
+        assert_eq!(allowance.limit(), Some(ALLOWANCE_MIN), "whatever a client says");
+    }
+
+    #[test]
+    fn only_packets_that_were_lost_may_leave_a_section_without_anything() {
+        let mut allowance = Allowance::default();
+        let told = |lost, remb| Told { sent: 1_000_000, expected: 100, lost, remb };
+        allowance.handle_second(Time::from_millis(1_000), &told(0, Some(300_000)));
+        assert!(allowance.limit().is_some() && !allowance.may_stop());
+        allowance.handle_second(Time::from_millis(4_000), &told(30, None));
+        assert!(allowance.may_stop());
+        allowance.handle_second(Time::from_millis(8_000), &told(0, Some(300_000)));
+        assert!(!allowance.may_stop(), "the newest trouble counts");
     }
 }
