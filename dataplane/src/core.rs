@@ -249,6 +249,8 @@ struct Layer {
 struct Fresh {
     layer: usize,
     sequence: u64,
+    /// As in its `Meta`: a subscriber that it is no business of need not look it up.
+    keyframe_start: bool,
 }
 
 struct Track {
@@ -731,7 +733,7 @@ impl Core {
                 }
             }
         }
-        let fresh = Fresh { layer, sequence: index };
+        let fresh = Fresh { layer, sequence: index, keyframe_start: meta.keyframe_start };
         track.fresh.push(fresh);
         if let Some(tap) = track.tap {
             self.tapped.push_back((tap, track_index, fresh, now));
@@ -1221,7 +1223,7 @@ impl Core {
 
     /// The next packet that a tap wants.
     pub fn poll_tap(&mut self) -> Option<Tapped<'_>> {
-        while let Some((tap, track, Fresh { layer, sequence }, at)) = self.tapped.pop_front() {
+        while let Some((tap, track, Fresh { layer, sequence, .. }, at)) = self.tapped.pop_front() {
             if let Lookup::Held(stored) = self.tracks[track].layers[layer].inbound.history().lookup(&self.pool, sequence) {
                 return Some(Tapped { tap, at, packet: stored.packet });
             }

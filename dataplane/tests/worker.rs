@@ -238,7 +238,8 @@ fn strangers_on_the_tcp_port_disturb_neither_udp_nor_tcp(backend: BackendKind) {
         slowest = slowest.max(asked.elapsed());
     }
     assert!(slowest < Duration::from_secs(1), "an honest client waited {slowest:?}");
-    let end = wait_for(&worker, |snapshot| snapshot.counters.tcp_accepted == 301);
+    // The last stranger's bytes may be read after its connection was taken.
+    let end = wait_for(&worker, |snapshot| snapshot.counters.tcp_accepted == 301 && snapshot.counters.tcp_misframed >= 60);
     assert_eq!((end.counters.ice_checks_ok >= 602, end.counters.tcp_misframed), (true, 60), "{:?}", end.counters);
     assert_eq!(end.drops[DropReason::StunIntegrity as usize] + end.drops[DropReason::StunUnknownUser as usize], 120);
 }

@@ -394,10 +394,10 @@ impl Outbound {
     /// Whether a fresh packet of `layer` is any business of this subscriber: of the layer that it has, or the beginning of the one
     /// that it wants.
     #[inline]
-    pub fn takes(&self, layer: usize, meta: &Meta) -> bool {
+    pub fn takes(&self, layer: usize, keyframe_start: bool) -> bool {
         match self.source {
             Some(source) if source.layer == layer => true,
-            Some(_) => layer == self.wanted && meta.keyframe_start,
+            Some(_) => layer == self.wanted && keyframe_start,
             None => layer == self.wanted,
         }
     }
@@ -1000,7 +1000,7 @@ mod tests {
         let mut scratch = Scratch::default();
         let mut send = |o: &mut Outbound, at: u64, layer: usize, sequence: u64, (meta, packet): (Meta, Vec<u8>), align: Option<u32>| {
             let stored = Stored { meta, packet: &packet };
-            if !o.takes(layer, &meta) {
+            if !o.takes(layer, meta.keyframe_start) {
                 return None;
             }
             let rewritten = o.forward(Time::from_millis(at), layer, sequence, &stored, |_, _| align).unwrap();
@@ -1028,7 +1028,7 @@ mod tests {
         forward(&mut o, Time::ZERO, 10, meta(900, true)).unwrap();
         o.rest();
         assert_eq!((o.layer(), o.wanted_layer(), o.wants_keyframe()), (None, None, None));
-        assert!(!o.takes(0, &meta(3_900, true)));
+        assert!(!o.takes(0, meta(3_900, true).keyframe_start));
         assert_eq!(forward(&mut o, Time::from_millis(33), 11, meta(3_900, true)), Err(DropReason::WaitingForKeyframe));
         o.want_layer(0);
         assert_eq!(o.wants_keyframe(), Some(0));

@@ -94,7 +94,7 @@ impl Scene {
         };
         self.history.insert(published.sequence, (meta, published.clone()));
         let stored = Stored { meta, packet: &published.packet };
-        if !self.outbound.takes(0, &meta) {
+        if !self.outbound.takes(0, meta.keyframe_start) {
             return Err(DropReason::WaitingForKeyframe);
         }
         let first = self.outbound.forward(self.now, 0, published.sequence, &stored, |_, _| None);

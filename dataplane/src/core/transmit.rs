@@ -220,11 +220,14 @@ impl Core {
                     Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
                 let catch_up = subscription.catch_up;
                 let outbound = &mut subscription.outbound;
-                while let Some(&Fresh { layer, sequence }) = track.fresh.get(cursor.fresh) {
+                while let Some(&Fresh { layer, sequence, keyframe_start }) = track.fresh.get(cursor.fresh) {
+                    // Another layer's packet ends nowhere: it goes to whoever has that layer.
+                    if !outbound.takes(layer, keyframe_start) {
+                        cursor.fresh += 1;
+                        continue;
+                    }
                     // Evicted within its own turn: the pool is far too small, and the publisher's loss is counted there.
                     let sent = match track.layers[layer].inbound.history().lookup(pool, sequence) {
-                        // Another layer's packet ends nowhere: it goes to whoever has that layer.
-                        Lookup::Held(stored) if !outbound.takes(layer, &stored.meta) => Ok(true),
                         // Its turn comes behind what is kept.
                         Lookup::Held(_) if catch_up.is_some_and(|catch_up| catch_up.will_send(layer, sequence)) => Ok(true),
                         Lookup::Held(stored) => outbound
