@@ -341,6 +341,26 @@ async fn the_newer_one_of_an_identity_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_still_speaks_when_it_has_left_hears_the_end_of_its_socket_and_no_reset() {
+    let host = Host::start().await;
+    for _ in 0..20 {
+        let (mut ann, _) = host.join("ann").await;
+        ann.say(Say::Leave(proto::LeaveRequest::default())).await;
+        // As livekit-client does: what it had to say follows, and its own end.
+        for timestamp in 0..50 {
+            let ping = proto::SignalRequest { message: Some(Say::PingReq(proto::Ping { timestamp, rtt: 0 })) };
+            let _ = ann.socket.feed(Frame::Binary(ping.encode_to_vec().into())).await;
+        }
+        let _ = ann.socket.send(Frame::Close(None)).await;
+        let mut last = None;
+        while let Some(frame) = ann.socket.next().await {
+            last = Some(frame.map_err(|error| error.to_string()));
+        }
+        assert!(matches!(last, Some(Ok(Frame::Close(_)))), "{last:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nonsense_is_counted_and_ends_nothing() {
     let host = Host::start().await;
     let (mut ann, _) = host.join("ann").await;

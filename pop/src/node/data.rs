@@ -5,7 +5,9 @@
 //! room -> Outbox -> queue -> [reliable | lossy] -> Sctp -> poll_transmit -> DTLS data
 //! ```
 //!
-//! A sender that is too fast is not read from: its window closes, and it waits. Its lossy messages are dropped instead.
+//! A sender that is too fast is not read from: its window closes, and it waits. Its lossy messages are dropped instead. Too fast is
+//! more than a rate, and more than the slowest receiver takes, while that one is at most [`HOLD_MAX`] behind: a browser that stutters
+//! makes a burst longer instead of losing its place in it. One that is slower than that waits alone.
 //!
 //! A receiver that is too slow has at most [`RELIABLE_LEN`] bytes or [`RELIABLE_AGE_MAX`] of reliable messages waiting. Then all
 //! that waits for it is dropped, and the session tells its client to resume and sends again what it missed. What the association
@@ -42,6 +44,12 @@ const CATCH_UP_MIN: Duration = Duration::from_millis(100);
 /// How long the oldest of them waits.
 const RELIABLE_AGE_MAX: Duration = Duration::from_secs(2);
 
+/// How long a message that waits for a receiver keeps its place among what its sender may have waiting.
+const HOLD_MAX: Duration = Duration::from_millis(500);
+
+/// A receiver that overflowed keeps no sender's places for so long: who never catches up must not slow the others again and again.
+const HOLD_PAUSE: Duration = Duration::from_secs(30);
+
 /// Bytes of lossy messages that wait for one receiver.
 const LOSSY_LEN_MAX: usize = 64 << 10;
 
@@ -55,7 +63,7 @@ const PARCEL_COST: usize = 128;
 /// What a receiver that a message names costs beside its name, in bytes: it is looked up.
 const NAME_COST: usize = 64;
 
-/// Bytes of one sender's messages that wait for the room.
+/// Bytes of one sender's messages that wait for the room, or for its receivers.
 const ROOM_LEN_MAX: usize = 512 << 10;
 
 /// Bytes of all senders' messages that wait for one room. From half of it on nobody's reliable ones are read: those that are on
@@ -78,6 +86,8 @@ pub(super) struct Parcel {
     generation: u32,
     queued_at: Instant,
     _place: OwnedSemaphorePermit,
+    /// The place among what its sender may have waiting.
+    hold: Option<SenderPlace>,
 }
 
 /// A receiver's queue is full.
@@ -91,6 +101,7 @@ pub(super) struct Outbox {
     lossy: Arc<Semaphore>,
     generation: Arc<AtomicU32>,
     catching_up: CatchingUp,
+    overflowed_at: Option<Instant>,
     counters: Arc<DataCounters>,
 }
 
@@ -111,6 +122,7 @@ impl Outbox {
             lossy: Arc::new(Semaphore::new(LOSSY_LEN_MAX)),
             generation: Arc::new(AtomicU32::new(0)),
             catching_up: CatchingUp::No,
+            overflowed_at: None,
             counters,
         }
     }
@@ -120,11 +132,11 @@ impl Outbox {
         Arc::clone(&self.generation)
     }
 
-    /// Hands a message to the receiver's task.
+    /// Hands a message to the receiver's task. `hold` is its sender's place, where it comes from one now.
     ///
     /// # Errors
     /// [`Overflow`]: a reliable one has no place. The caller tells the session, and calls [`Outbox::restart`].
-    pub(super) fn send(&mut self, now: Instant, message: &Arc<DataMessage>) -> Result<(), Overflow> {
+    pub(super) fn send(&mut self, now: Instant, message: &Arc<DataMessage>, hold: Option<&SenderPlace>) -> Result<(), Overflow> {
         let (places, len_max) = if message.reliable { (&self.reliable, RELIABLE_LEN_MAX) } else { (&self.lossy, LOSSY_LEN_MAX) };
         let cost = cost(message).min(len_max) as u32;
         let place = Arc::clone(places).try_acquire_many_owned(cost);
@@ -138,7 +150,9 @@ impl Outbox {
             return Ok(());
         };
         let generation = self.generation.load(Relaxed);
-        let parcel = Parcel { message: Arc::clone(message), generation, queued_at: now, _place: place };
+        let may_hold = message.reliable && self.overflowed_at.is_none_or(|at| now >= at + HOLD_PAUSE);
+        let hold = hold.filter(|_| may_hold).cloned();
+        let parcel = Parcel { message: Arc::clone(message), generation, queued_at: now, _place: place, hold };
         if self.orders.send(Order::Send(parcel)).is_err() {
             self.counters.count_drop(DataDrop::NotConnected);
         }
@@ -163,8 +177,9 @@ impl Outbox {
     }
 
     /// What waits is no longer sent.
-    pub(super) fn restart(&mut self) {
+    pub(super) fn restart(&mut self, now: Instant) {
         self.catching_up = CatchingUp::Waits;
+        self.overflowed_at = Some(now);
         self.generation.fetch_add(1, Relaxed);
         self.counters.count_overflow();
     }
@@ -176,8 +191,16 @@ pub(super) struct Received {
     pub(super) places: Places,
 }
 
-/// A place among what one sender may have waiting, and one among what the whole room may.
-pub(super) type Places = [OwnedSemaphorePermit; 2];
+/// Where a message waits.
+pub(super) struct Places {
+    /// Among what one sender may have waiting.
+    pub(super) sender: SenderPlace,
+    /// Among what the whole room may.
+    _room: OwnedSemaphorePermit,
+}
+
+/// All who receive a message hold it, and the last of them frees it.
+pub(super) type SenderPlace = Arc<OwnedSemaphorePermit>;
 
 /// Where the messages of a room's senders wait for it.
 pub(super) fn new_room_places() -> Arc<Semaphore> {
@@ -214,6 +237,8 @@ pub(super) struct DataPath {
     read_at: Option<Instant>,
 
     waiting: VecDeque<Parcel>,
+    /// Of these the first so many have waited for [`HOLD_MAX`] and hold nothing.
+    released: usize,
     lossy_waiting: VecDeque<Parcel>,
     generation: Arc<AtomicU32>,
     /// What the task itself has seen overflow.
@@ -244,6 +269,7 @@ impl DataPath {
             room_places,
             read_at: None,
             waiting: VecDeque::new(),
+            released: 0,
             lossy_waiting: VecDeque::new(),
             generation,
             overflowed: None,
@@ -280,7 +306,8 @@ impl DataPath {
     /// When [`DataPath::handle_timeout`] has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let oldest = self.waiting.front().map(|parcel| parcel.queued_at + RELIABLE_AGE_MAX);
-        [self.sctp.poll_timeout(), oldest, self.read_at].into_iter().flatten().min()
+        let held = self.waiting.get(self.released).map(|parcel| parcel.queued_at + HOLD_MAX);
+        [self.sctp.poll_timeout(), oldest, held, self.read_at].into_iter().flatten().min()
     }
 
     /// The next packet for the client.
@@ -322,6 +349,7 @@ impl DataPath {
         }
         self.drop_what_is_over();
         self.send_waiting();
+        self.release_old(now);
         if self.waiting.front().is_some_and(|parcel| now >= parcel.queued_at + RELIABLE_AGE_MAX) {
             self.overflow();
         }
@@ -404,7 +432,7 @@ impl DataPath {
             bucket.charge_bytes(names_cost(&message));
             let cost = cost(&message) as u32;
             let place = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_many_owned(cost).map_err(|_| DataDrop::LossyRate);
-            let places = [place(&self.own_places)?, place(&self.room_places)?];
+            let places = Places { sender: Arc::new(place(&self.own_places)?), _room: place(&self.room_places)? };
             Ok(Received { message, places })
         });
         match stamped {
@@ -420,11 +448,13 @@ impl DataPath {
         if self.waiting.front().is_some_and(&is_over) {
             let before = self.waiting.len();
             self.waiting.retain(|parcel| !is_over(parcel));
+            self.released = 0;
             for _ in self.waiting.len()..before {
                 self.counters.count_drop(DataDrop::ReliableOverflow);
             }
         }
         if self.has_ended {
+            self.released = 0;
             let lost = self.waiting.drain(..).chain(self.lossy_waiting.drain(..));
             lost.for_each(|_| self.counters.count_drop(DataDrop::NotConnected));
         }
@@ -440,8 +470,17 @@ impl DataPath {
         if let Some(channel) = self.reliable.last().copied() {
             while !self.waiting.is_empty() && self.sctp.buffered_len(channel) < RELIABLE_FLIGHT_LEN {
                 let parcel = self.waiting.pop_front().expect("it is not empty");
+                self.released = self.released.saturating_sub(1);
                 self.send(channel, &parcel);
             }
+        }
+    }
+
+    /// Nobody's sender waits any longer for this receiver to take what is that old.
+    fn release_old(&mut self, now: Instant) {
+        while let Some(parcel) = self.waiting.get_mut(self.released).filter(|parcel| now >= parcel.queued_at + HOLD_MAX) {
+            parcel.hold = None;
+            self.released += 1;
         }
     }
 
@@ -456,6 +495,7 @@ impl DataPath {
     /// The oldest has waited too long. A client that never opened a channel is not told anything: it does not want data.
     fn overflow(&mut self) {
         if self.reliable.is_empty() {
+            self.released = 0;
             self.waiting.drain(..).for_each(|_| self.counters.count_drop(DataDrop::NotConnected));
             return;
         }
@@ -568,8 +608,13 @@ mod tests {
             Member { client, path, outbox, orders, reads: true, got, said, overflows }
         }
 
-        /// A round trip on a network without delay.
+        /// A round trip on a network without delay; the room takes at once what is said.
         fn turn(&mut self, now: Instant) {
+            let received = self.exchange(now);
+            self.said.extend(received.into_iter().map(|received| received.message));
+        }
+
+        fn exchange(&mut self, now: Instant) -> Vec<Received> {
             self.client.handle_timeout(now);
             self.path.handle_timeout(now);
             while let Ok(Order::Send(parcel)) = self.orders.try_recv() {
@@ -578,7 +623,7 @@ mod tests {
             while let Some(packet) = self.client.poll_transmit(now) {
                 self.path.handle_data(now, &packet);
             }
-            self.said.extend(self.path.poll_messages(now).into_iter().map(|received| received.message));
+            let received = self.path.poll_messages(now);
             self.overflows.extend(self.path.take_overflow());
             while let Some(packet) = self.path.poll_transmit(now) {
                 let _ = self.client.handle_datagram(now, &packet);
@@ -596,6 +641,7 @@ mod tests {
                     self.got.entry(label).or_default().push(message.body);
                 }
             }
+            received
         }
 
         fn say(&mut self, label: &str, body: &[u8]) {
@@ -660,13 +706,13 @@ mod tests {
             // 150 KB a second: it is the age that is too much.
             let message = message(sent, 300, true);
             for member in members.iter_mut().filter(|member| member.overflows.is_empty()) {
-                assert!(member.outbox.send(now, &message).is_ok());
+                assert!(member.outbox.send(now, &message, None).is_ok());
             }
             sent += 1;
             members.iter_mut().for_each(|member| member.turn(now));
             if members[0].overflows.len() == 1 && stopped_at.is_none() {
                 stopped_at = Some(now - begin);
-                members[0].outbox.restart();
+                members[0].outbox.restart(now);
             }
         }
         let stopped_at = stopped_at.expect("it does not read");
@@ -683,7 +729,7 @@ mod tests {
         let mut next = has;
         for _ in 0..4_000 {
             now += Duration::from_millis(1);
-            if next < 4_000 && members[0].outbox.send(now, &message(next, 300, true)).is_ok() {
+            if next < 4_000 && members[0].outbox.send(now, &message(next, 300, true), None).is_ok() {
                 next += 1;
             }
             members[0].turn(now);
@@ -703,16 +749,65 @@ mod tests {
         let (now, mut members, counters) = members(&["slow"]);
         let slow = &mut members[0];
         slow.reads = false;
-        let taken = (0..100).take_while(|n| slow.outbox.send(now, &message(*n, 60_000, true)).is_ok()).count();
+        let taken = (0..100).take_while(|n| slow.outbox.send(now, &message(*n, 60_000, true), None).is_ok()).count();
         assert_eq!(taken, RELIABLE_LEN / (60_000 + PARCEL_COST));
         assert_eq!(counters.dropped(DataDrop::ReliableOverflow), 1);
-        slow.outbox.restart();
+        slow.outbox.restart(now);
         slow.turn(now);
         assert!(slow.path.waiting.is_empty(), "what waited is gone, and its places are free");
         assert!(!slow.outbox.is_current(0) && slow.outbox.is_current(1));
         // All that the room has kept comes at once, and more is too much.
-        let replayed = (0..100).take_while(|n| slow.outbox.send(now, &message(*n, 60_000, true)).is_ok()).count();
+        let replayed = (0..100).take_while(|n| slow.outbox.send(now, &message(*n, 60_000, true), None).is_ok()).count();
         assert_eq!(replayed, RELIABLE_LEN_MAX / (60_000 + PARCEL_COST));
+    }
+
+    /// Sends 3,000 messages of 1,000 bytes as fast as they are taken, to a receiver that reads nothing in `stopped`. When all were
+    /// taken, and how often it overflowed.
+    fn burst_to_one_that_stops(stopped: std::ops::Range<u64>) -> (Duration, u64) {
+        let (mut now, mut members, counters) = members(&["ann", "bob"]);
+        let (begin, mut next) = (now, 1);
+        let channel = members[0].client.find(RELIABLE).unwrap();
+        let mut all_said_at = None;
+        while now - begin < Duration::from_secs(6) {
+            now += Duration::from_millis(1);
+            let [ann, bob] = &mut members[..] else { unreachable!() };
+            while next <= 3_000 && ann.client.buffered_len(channel) < 1 << 20 {
+                ann.say(RELIABLE, &packet(vec![0; 1_000], next));
+                next += 1;
+            }
+            bob.reads = !stopped.contains(&((now - begin).as_millis() as u64));
+            let received = ann.exchange(now);
+            let mut is_behind = false;
+            for Received { message, places } in received {
+                let message = Arc::new(message);
+                is_behind |= bob.outbox.send(now, &message, Some(&places.sender)).is_err();
+                ann.said.push(Arc::unwrap_or_clone(message));
+            }
+            bob.turn(now);
+            if is_behind || bob.overflows.pop().is_some_and(|generation| bob.outbox.is_current(generation)) {
+                bob.outbox.restart(now);
+            }
+            if ann.said.len() == 3_000 {
+                all_said_at.get_or_insert(now - begin);
+            }
+        }
+        if counters.overflows() == 0 {
+            assert_eq!(members[1].got[RELIABLE].len(), 3_000);
+        }
+        (all_said_at.expect("all are taken at last"), counters.overflows())
+    }
+
+    #[test]
+    fn a_receiver_that_stutters_slows_a_burst_and_one_that_stops_does_so_for_a_moment_only() {
+        let (fluent, overflows) = burst_to_one_that_stops(0..0);
+        assert_eq!(overflows, 0);
+        let (stutter, overflows) = burst_to_one_that_stops(100..500);
+        assert_eq!(overflows, 0, "it is waited for");
+        let (stop, overflows) = burst_to_one_that_stops(100..6_000);
+        println!("3 MB taken in {fluent:?}, {stutter:?} with a stutter, {stop:?} with one that stops");
+        assert!(overflows > 0, "it is behind, and told so");
+        assert!(stutter < fluent + Duration::from_millis(450), "{stutter:?}");
+        assert!(stop < fluent + 4 * HOLD_MAX, "the others go on: {stop:?}");
     }
 
     #[test]
@@ -722,7 +817,7 @@ mod tests {
         slow.reads = false;
         for n in 0..2_000 {
             now += Duration::from_micros(100);
-            assert!(slow.outbox.send(now, &message(n, 1_000, false)).is_ok());
+            assert!(slow.outbox.send(now, &message(n, 1_000, false), None).is_ok());
             slow.turn(now);
         }
         let dropped = counters.dropped(DataDrop::LossyQueueFull);
@@ -733,12 +828,12 @@ mod tests {
             now += Duration::from_millis(1);
             slow.turn(now);
         }
-        assert!(slow.outbox.send(now, &message(1, 1_000, false)).is_ok());
+        assert!(slow.outbox.send(now, &message(1, 1_000, false), None).is_ok());
         let before = slow.got[LOSSY].len();
         for n in 0..200 {
-            assert!(slow.outbox.send(now, &message(n, 2_000, true)).is_ok());
+            assert!(slow.outbox.send(now, &message(n, 2_000, true), None).is_ok());
         }
-        slow.outbox.send(now, &message(2, 1_000, false)).unwrap();
+        slow.outbox.send(now, &message(2, 1_000, false), None).unwrap();
         for _ in 0..10 {
             now += Duration::from_millis(1);
             slow.turn(now);
@@ -817,7 +912,7 @@ mod tests {
         let mut silent = Member::new(now, "silent", &counters);
         for n in 0..3_000 {
             now += Duration::from_millis(1);
-            assert!(silent.outbox.send(now, &message(n, 100, true)).is_ok());
+            assert!(silent.outbox.send(now, &message(n, 100, true), None).is_ok());
             while let Ok(Order::Send(parcel)) = silent.orders.try_recv() {
                 silent.path.queue(now, parcel);
             }

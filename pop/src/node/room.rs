@@ -15,7 +15,7 @@ use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Sess
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::sleep_until;
 
-use super::data::{DataPath, Outbox, Places, Received, new_room_places};
+use super::data::{DataPath, Outbox, Places, Received, SenderPlace, new_room_places};
 use super::directory::{RoomSender, Slot};
 use super::member::{Line, Member, Order, Socket, TransportStart};
 use super::pump::Route;
@@ -151,6 +151,7 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
         opening: None,
         outboxes: HashMap::new(),
         data_places: new_room_places(),
+        sender_place: None,
         overflowed: Vec::new(),
         requests: 0,
     };
@@ -174,6 +175,8 @@ struct Room {
     outboxes: HashMap<TransportId, Outbox>,
     /// For what waits for this room, of all its members together.
     data_places: Arc<Semaphore>,
+    /// What the sender of the message that is being handed out has to wait for.
+    sender_place: Option<SenderPlace>,
     /// Those that have overflowed in this turn: what the session has said for them before it knew is not sent.
     overflowed: Vec<TransportId>,
     requests: u64,
@@ -247,7 +250,10 @@ impl Room {
             RoomMessage::Ping { reply } => drop(reply.send(())),
             RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
             RoomMessage::Event(event) => self.session.handle_event(now, *event),
-            RoomMessage::Data { transport, message, places: _places } => self.take_data(shared, transport, message),
+            RoomMessage::Data { transport, message, places } => {
+                self.sender_place = Some(places.sender);
+                self.take_data(shared, transport, message);
+            }
             RoomMessage::DataOverflow { transport, generation } => {
                 if self.outboxes.get(&transport).is_some_and(|outbox| outbox.is_current(generation)) {
                     self.overflow(now, transport);
@@ -376,7 +382,7 @@ impl Room {
     fn send_data(&mut self, shared: &Shared, transport: TransportId, message: &Arc<DataMessage>) {
         let outbox = self.outboxes.get_mut(&transport).filter(|_| !self.overflowed.contains(&transport));
         let Some(outbox) = outbox else { return shared.data.count_drop(DataDrop::NotConnected) };
-        if outbox.send(now(), message).is_err() {
+        if outbox.send(now(), message, self.sender_place.as_ref()).is_err() {
             self.overflow(shared.clock.now(), transport);
         }
     }
@@ -434,9 +440,10 @@ impl Room {
             }
         }
         self.opening = None;
+        self.sender_place = None;
         for transport in self.overflowed.drain(..) {
             if let Some(outbox) = self.outboxes.get_mut(&transport) {
-                outbox.restart();
+                outbox.restart(now());
             }
         }
     }

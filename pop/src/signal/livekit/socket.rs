@@ -37,6 +37,9 @@ const OFFER_COST: u32 = 10;
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5 * 60);
 const REFRESH_TTL_S: u64 = 10 * 60;
 
+/// How long a client that was told of the end may take to close its side.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What all sockets share.
 pub(super) struct Context {
     pub(super) node: Node,
@@ -106,9 +109,16 @@ async fn enter_room(context: &Context, room: &pop_schemas::SessionId, enter: Ent
     })
 }
 
-/// The end, said in the WebSocket's own words. Nobody waits for its answer: the connection is closed with its last byte.
+/// The end, said in the WebSocket's own words. What the client is still sending is read and dropped until its own end comes: a
+/// connection that is closed with bytes unread is reset, and then the client may never see what it was told.
 async fn close(mut frames: WebSocket) {
-    let _ = frames.send(Frame::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }))).await;
+    let end = Frame::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }));
+    let closing = async {
+        if frames.send(end).await.is_ok() {
+            while let Some(Ok(_)) = frames.recv().await {}
+        }
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
 }
 
 /// What the end of a turn means.
