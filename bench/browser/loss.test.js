@@ -52,7 +52,8 @@ test("a viewer that loses 5 % recovers by our retransmissions", async (t) => {
   assert.ok(retransmitted > 0, "the node sent packets again");
   const { rtxSsrc, retransmittedPacketsReceived } = seen.seen.video;
   t.diagnostic(`${retransmittedPacketsReceived} packets came by RTX, SSRC ${rtxSsrc}`);
-  assert.ok(rtxSsrc && retransmittedPacketsReceived > 0.9 * retransmitted, "retransmissions came by RTX");
+  // They are lost like everything else: of 40, a quarter is missing once in a hundred thousand runs.
+  assert.ok(rtxSsrc && retransmittedPacketsReceived > 0.75 * retransmitted, "retransmissions came by RTX");
   assert.ok(seen.decoded > 0.9 * seen.encoded, `${seen.decoded} of ${seen.encoded} frames were decoded`);
   // Chromium counts what came by RTX as lost. Each lost packet has two chances or more: a twentieth of a twentieth is left, and
   // what is on its way at the end.

@@ -50,7 +50,8 @@ for (const launch of [launchChromium, launchFirefox]) {
       for (const [i, expected] of [3, 20, 55].entries()) {
         for (const kind of ["ice", "http"]) {
           const { min_ms: min } = report[i][kind];
-          assert.ok(min >= expected - 0.5 && min <= expected + SLACK_MS, `${kind} to ${report[i].name}: ${min} ms`);
+          // Firefox's clock has whole milliseconds, so a difference is one too few at most.
+          assert.ok(min >= expected - 1 && min <= expected + SLACK_MS, `${kind} to ${report[i].name}: ${min} ms`);
         }
       }
       assert.match(await page.evaluate(() => document.getElementById("best").textContent), /^pop-3ms$/);

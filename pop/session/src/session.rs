@@ -439,8 +439,12 @@ impl Session {
             new.takers.insert(id);
             self.rated.insert(new.id);
         }
-        let track = section.source;
+        let (track, owner) = (section.source, section.owner);
+        let chosen = track.filter(|_| matches!(section.choice, Choice::Oldest { .. }));
         self.command(Command::Forward { subscription: id, track, payload_types });
+        if let Some(track) = chosen {
+            self.wish_for(owner, track, id);
+        }
     }
 
     fn command(&mut self, command: Command) {

@@ -359,6 +359,31 @@ fn a_viewer_gets_no_track_that_its_publisher_keeps_from_it() {
 }
 
 #[test]
+fn a_viewer_gets_nothing_of_a_track_that_an_operator_has_silenced() {
+    let (mut stage, track) = two();
+    stage.watch();
+    let early = stage.viewer_section();
+    let mute = |stage: &mut Stage, muted| admin(stage, AdminRequest::Mute { identity: identity("ann"), track, muted }).unwrap();
+    let paused = |stage: &mut Stage, section| {
+        let wish = |command: &Command| match command {
+            Command::Wish { subscription, wish } if *subscription == section => Some(wish.paused),
+            _ => None,
+        };
+        let last = stage.heard.commands.iter().filter_map(wish).next_back();
+        stage.forget();
+        last
+    };
+    assert_eq!(paused(&mut stage, early), None);
+    mute(&mut stage, true);
+    assert_eq!(paused(&mut stage, early), Some(true));
+    stage.watch();
+    let late = stage.viewer_section();
+    assert_eq!(paused(&mut stage, late), Some(true), "nor does one that comes later");
+    mute(&mut stage, false);
+    assert_eq!(paused(&mut stage, late), Some(false));
+}
+
+#[test]
 fn a_section_that_sends_what_was_ended_is_not_the_next_track_that_is_announced() {
     let (mut stage, track) = two();
     let update = |sources| AdminRequest::Update {

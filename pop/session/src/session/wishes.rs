@@ -131,11 +131,17 @@ impl Session {
         }
     }
 
-    /// Tells the worker how a member wants a track that is, or will be, forwarded into its section.
+    /// Tells the worker how a participant wants a track that is, or will be, forwarded into its section. Viewers and routes say
+    /// nothing of it: they take all that there is, but nothing of a track that is muted.
     pub(super) fn wish_for(&mut self, id: ParticipantId, track: TrackId, section: SubscriptionId) {
-        let settings = self.member(id).and_then(|member| member.subscriptions.get(&track)).map(|known| known.settings);
-        let (Some(settings), Some(track)) = (settings, self.tracks.get(&track)) else { return };
-        let wish = settings.wish(track);
+        let Some(track) = self.tracks.get(&track) else { return };
+        let wish = match self.member(id) {
+            Some(member) => match member.subscriptions.get(&track.id) {
+                Some(known) => known.settings.wish(track),
+                None => return,
+            },
+            None => LayerWish { paused: track.info.muted, ..LayerWish::default() },
+        };
         let id = track.id;
         let Some(section) = self.sections.get_mut(&section).filter(|section| section.wish != wish) else { return };
         section.wish = wish;
