@@ -14,6 +14,7 @@ mod bandwidth;
 mod catch_up;
 mod feedback;
 mod layers;
+mod mirror;
 mod route;
 mod transmit;
 
@@ -29,7 +30,7 @@ use pop_proto::control::{
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
-use pop_proto::inbound::Inbound;
+use pop_proto::inbound::{Inbound, SenderClock};
 use pop_proto::layers::{LayerRanks, TargetRates};
 use pop_proto::outbound::{Outbound, Scratch};
 use pop_proto::probe::{IceProbe, ProbeResult};
@@ -46,6 +47,7 @@ use slab::Slab;
 use bandwidth::{Downstream, Reported, Tally};
 use catch_up::{CatchUp, CatchUps, begin_catch_ups};
 use layers::{follow_layers, give_layer, request_keyframe, request_wanted};
+pub use mirror::{Handed, Handover, Peer};
 use route::RtpRoute;
 pub use transmit::Transmit;
 
@@ -97,6 +99,9 @@ const _: () = assert!(STREAMS_PER_TRANSPORT_MAX <= STREAMS_MAX, "each bound stre
 /// SSRCs that a transport remembers of streams that others took the place of. An encoder begins anew this often within the life of a
 /// late packet at most.
 const RETIRED_MAX: usize = 8;
+
+/// What one tick tells of a layer to other workers at most: its clock and its end, or what is asked of it.
+const TOLD_PER_LAYER_MAX: usize = 2;
 
 /// Ufrag (twice: it is a map's key, too), password and CNAME of one transport, and the texts of one restart, generously.
 const TEXTS_LEN: usize = 448;
@@ -242,6 +247,12 @@ struct Layer {
     inbound: Inbound,
     /// What the layers inside it bring.
     inside: TargetRates,
+    /// How often it has begun anew under another SSRC: a mirror sees it by this.
+    epoch: u16,
+    /// What mirrors know.
+    clock_told: Option<SenderClock>,
+    /// See `clock_told`.
+    end_told: bool,
 }
 
 /// A packet of this turn.
@@ -253,9 +264,18 @@ struct Fresh {
     keyframe_start: bool,
 }
 
+impl Layer {
+    fn new(rid: &str, open: &OpenTrack) -> Layer {
+        Layer { rid: rid.into(), inbound: Inbound::new(open), inside: TargetRates::default(), epoch: 0, clock_told: None, end_told: false }
+    }
+}
+
 struct Track {
     id: TrackId,
-    transport: usize,
+    /// `None` of a mirror.
+    transport: Option<usize>,
+    /// Where it is mirrored; of a mirror its home.
+    peers: Vec<Peer>,
     mid: Box<str>,
     layers: Vec<Layer>,
     ranks: LayerRanks,
@@ -364,6 +384,11 @@ pub struct Core {
     goodbyes: VecDeque<(Path, Box<[u8]>)>,
     events: VecDeque<Event>,
     tapped: VecDeque<(u32, usize, Fresh, Time)>,
+    /// Packets of this turn for mirrors, and what else other workers are to be told.
+    handed: VecDeque<(usize, Fresh)>,
+    told: VecDeque<(usize, Handed)>,
+    /// How many of `tracks` are mirrors.
+    mirrors: usize,
     /// Tracks with fresh packets in this turn.
     touched: Vec<usize>,
     /// Transports that take some of them.
@@ -412,6 +437,9 @@ impl Core {
             goodbyes: VecDeque::new(),
             events: VecDeque::with_capacity(crate::limits::EVENTS_MAX),
             tapped: VecDeque::with_capacity(FRESH_MAX),
+            handed: VecDeque::with_capacity(FRESH_MAX),
+            told: VecDeque::with_capacity(TOLD_PER_LAYER_MAX * tracks),
+            mirrors: 0,
             touched: Vec::with_capacity(tracks),
             dirty: Vec::with_capacity(transports),
             repairing: VecDeque::with_capacity(subscriptions),
@@ -449,7 +477,8 @@ impl Core {
     pub fn gauges(&self) -> Gauges {
         Gauges {
             transports: self.transports.len() as u64,
-            tracks: self.tracks.len() as u64,
+            tracks: (self.tracks.len() - self.mirrors) as u64,
+            mirrors: self.mirrors as u64,
             subscriptions: self.subscriptions.len() as u64,
             packets_held: u64::from(self.limits.packets) - self.pool.free_slots() as u64,
             tcp_connections: 0,
@@ -469,7 +498,7 @@ impl Core {
     /// Whether the owner must drain `poll_transmit` before the next receive buffer: one brings at most [`GRO_SEGMENTS_MAX`] packets.
     pub fn must_drain(&self) -> bool {
         self.touched.iter().any(|t| self.tracks.get(*t).is_some_and(|t| t.fresh.len() + GRO_SEGMENTS_MAX > FRESH_MAX))
-            || self.tapped.len() + GRO_SEGMENTS_MAX > FRESH_MAX
+            || self.tapped.len().max(self.handed.len()) + GRO_SEGMENTS_MAX > FRESH_MAX
     }
 
     /// Takes one datagram.
@@ -661,18 +690,17 @@ impl Core {
             Some(stream) => *stream,
             None => self.bind_stream(index, plain)?,
         };
-        if stream.is_rtx { self.take_rtx(now, stream, plain, meta) } else { self.take_rtp(now, stream, opened.index, plain, meta) }
+        if stream.is_rtx { self.take_rtx(now, index, stream, plain, meta) } else { self.take_rtp(now, stream, opened.index, plain, meta) }
     }
 
     /// Takes a retransmission (RFC 4588) in the place of what it repeats.
     ///
     /// Errors: [`DropReason::UnknownStream`] before the stream itself, [`DropReason::PayloadType`], [`DropReason::RtxMalformed`],
     /// and those of [`Core::take_rtp`]: [`DropReason::Duplicate`] when the original came after all.
-    fn take_rtx(&mut self, now: Time, stream: Stream, plain: &mut [u8], mut meta: Meta) -> Result<(), DropReason> {
-        let track = &self.tracks[stream.track];
-        let inbound = &track.layers[stream.layer].inbound;
+    fn take_rtx(&mut self, now: Time, transport: usize, stream: Stream, plain: &mut [u8], mut meta: Meta) -> Result<(), DropReason> {
+        let inbound = &self.tracks[stream.track].layers[stream.layer].inbound;
         let original = inbound.repeated_by(meta.payload_type).ok_or(DropReason::PayloadType)?;
-        let streams = &self.transports[track.transport].streams;
+        let streams = &self.transports[transport].streams;
         let media = streams.iter().find(|s| s.track == stream.track && s.layer == stream.layer && !s.is_rtx);
         let media = *media.ok_or(DropReason::UnknownStream)?;
         let plain = &mut plain[..usize::from(meta.len)];
@@ -707,11 +735,16 @@ impl Core {
         let is_sound = inbound.read_payload(index, plain, &mut meta, codec);
         self.counters.descriptors_malformed += u64::from(!is_sound);
         inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
-        if inbound.packets() == 1 && track.layers.iter().map(|layer| layer.inbound.packets()).sum::<u64>() == 1 {
-            self.events.push_back(Event::TrackStarted { track: track.id });
+        if track.transport.is_none() {
+            self.counters.handover_packets_in += 1;
+            self.counters.handover_bytes_in += payload.len() as u64;
+        } else {
+            if inbound.packets() == 1 && track.layers.iter().map(|layer| layer.inbound.packets()).sum::<u64>() == 1 {
+                self.events.push_back(Event::TrackStarted { track: track.id });
+            }
+            self.counters.rtp_packets_in += 1;
+            self.counters.rtp_bytes_in += payload.len() as u64;
         }
-        self.counters.rtp_packets_in += 1;
-        self.counters.rtp_bytes_in += payload.len() as u64;
         if let (Some(levels), false, Some(level)) = (&mut track.levels, meta.repeated, meta.elements.audio_level(plain)) {
             levels.record(meta.timestamp, level);
         }
@@ -737,6 +770,9 @@ impl Core {
         track.fresh.push(fresh);
         if let Some(tap) = track.tap {
             self.tapped.push_back((tap, track_index, fresh, now));
+        }
+        if !track.is_mirror() && !track.peers.is_empty() {
+            self.handed.push_back((track_index, fresh));
         }
         Ok(())
     }
@@ -783,8 +819,7 @@ impl Core {
 
     /// Binds a stream's SSRC. A layer that had another begins anew.
     fn bind(&mut self, index: usize, stream: Stream) {
-        let Core { transports, tracks, subscriptions, pool, .. } = self;
-        let (transport, track) = (&mut transports[index], &mut tracks[stream.track]);
+        let transport = &mut self.transports[index];
         let same = |s: &Stream| s.track == stream.track && s.layer == stream.layer && s.is_rtx == stream.is_rtx;
         if let Some(at) = transport.streams.iter().position(same) {
             let before = transport.streams.swap_remove(at);
@@ -797,18 +832,28 @@ impl Core {
                 transport.retired[0] = Some(before.ssrc);
             }
             if !stream.is_rtx {
-                track.layers[stream.layer].inbound.restart(pool);
-                track.fresh.retain(|fresh| fresh.layer != stream.layer);
-                if track.fresh.is_empty() {
-                    self.touched.retain(|t| *t != stream.track);
-                }
-                self.tapped.retain(|(_, t, fresh, _)| *t != stream.track || fresh.layer != stream.layer);
-                for subscriber in &track.subscribers {
-                    subscriptions[*subscriber].outbound.end_layer(stream.layer);
-                }
+                let layer = &mut self.tracks[stream.track].layers[stream.layer];
+                layer.epoch = layer.epoch.wrapping_add(1);
+                self.restart_layer(stream.track, stream.layer);
             }
         }
-        transport.streams.push(stream);
+        self.transports[index].streams.push(stream);
+    }
+
+    /// A layer's numbers begin anew.
+    fn restart_layer(&mut self, index: usize, layer: usize) {
+        let Core { tracks, subscriptions, pool, .. } = self;
+        let track = &mut tracks[index];
+        track.layers[layer].inbound.restart(pool);
+        track.fresh.retain(|fresh| fresh.layer != layer);
+        if track.fresh.is_empty() {
+            self.touched.retain(|t| *t != index);
+        }
+        self.tapped.retain(|(_, t, fresh, _)| *t != index || fresh.layer != layer);
+        self.handed.retain(|(t, fresh)| *t != index || fresh.layer != layer);
+        for subscriber in &track.subscribers {
+            subscriptions[*subscriber].outbound.end_layer(layer);
+        }
     }
 
     /// Takes a command. Ids that are not known (any longer) are ignored: the control plane's view may be one turn old.
@@ -827,6 +872,8 @@ impl Core {
             Command::SendDtls { transport, datagram } => self.send_dtls(transport, datagram),
             Command::InstallKeys { transport, keys } => self.install_keys(transport, &keys),
             Command::OpenTrack(open) => self.open_track(&open),
+            Command::OpenMirror { open, home } => self.open_mirror(&open, home),
+            Command::Export { track, to, on } => self.export(track, to, on),
             Command::CloseTrack { track } => self.close_track(track),
             Command::OpenSubscription(open) => self.open_subscription(&open),
             Command::CloseSubscription { subscription } => self.close_subscription(subscription),
@@ -945,48 +992,55 @@ impl Core {
 
     fn open_track(&mut self, open: &OpenTrack) {
         let Some(&transport_index) = self.transport_ids.get(&open.transport) else { return };
-        let transport = &mut self.transports[transport_index];
-        let layers_of = |track: usize| self.tracks[track].layers.len();
+        let of_transport = self.transports[transport_index].tracks.iter().map(|track| self.tracks[*track].layers.len()).sum::<usize>();
         let layers = open.layers.len().max(1);
-        assert!(
-            transport.tracks.iter().map(|track| layers_of(*track)).sum::<usize>() + layers <= TRACKS_PER_TRANSPORT_MAX
-                && self.tracks.iter().map(|(track, _)| layers_of(track)).sum::<usize>() + layers <= self.limits.tracks as usize,
-            "the control plane opens no more layers than the plan has"
-        );
-        let rids = if open.layers.is_empty() { &[Box::default()][..] } else { &open.layers };
-        let index = self.tracks.insert(Track {
-            id: open.track,
-            transport: transport_index,
-            mid: open.mid.clone(),
-            layers: rids
-                .iter()
-                .map(|rid| Layer { rid: rid.clone(), inbound: Inbound::new(open), inside: TargetRates::default() })
-                .collect(),
-            ranks: LayerRanks::new(layers, &open.order),
-            subscribers: Vec::new(),
-            fresh: Vec::with_capacity(FRESH_MAX),
-            tap: None,
-            levels: (open.kind == MediaKind::Audio).then(AudioLevels::new),
-            packets_reported: 0,
-        });
+        assert!(of_transport + layers <= TRACKS_PER_TRANSPORT_MAX, "the control plane opens no more layers than a transport has");
+        let index = self.insert_track(open, Some(transport_index));
+        let transport = &mut self.transports[transport_index];
         transport.tracks.push(index);
         // Which layer an SSRC of the SDP belongs to would be a guess.
         for (ssrc, is_rtx) in [(open.ssrc, false), (open.rtx_ssrc, true)] {
             transport.streams.extend(ssrc.filter(|_| layers == 1).map(|ssrc| Stream { ssrc, track: index, layer: 0, is_rtx }));
         }
+    }
+
+    /// Of a mirror `transport` is `None`.
+    fn insert_track(&mut self, open: &OpenTrack, transport: Option<usize>) -> usize {
+        let layers = open.layers.len().max(1);
+        assert!(
+            self.tracks.iter().map(|(_, track)| track.layers.len()).sum::<usize>() + layers <= self.limits.tracks as usize,
+            "the control plane opens no more layers than the plan has"
+        );
+        let rids = if open.layers.is_empty() { &[Box::default()][..] } else { &open.layers };
+        let index = self.tracks.insert(Track {
+            id: open.track,
+            transport,
+            peers: Vec::new(),
+            mid: open.mid.clone(),
+            layers: rids.iter().map(|rid| Layer::new(rid, open)).collect(),
+            ranks: LayerRanks::new(layers, &open.order),
+            subscribers: Vec::new(),
+            fresh: Vec::with_capacity(FRESH_MAX),
+            tap: None,
+            levels: (open.kind == MediaKind::Audio && transport.is_some()).then(AudioLevels::new),
+            packets_reported: 0,
+        });
         self.track_ids.insert(open.track, index);
+        index
     }
 
     fn close_track(&mut self, id: TrackId) {
         let Some(&index) = self.track_ids.get(&id) else { return };
-        let transport = &mut self.transports[self.tracks[index].transport];
-        transport.tracks.retain(|t| *t != index);
-        if let Some(keys) = &mut transport.keys {
-            for stream in transport.streams.iter().filter(|stream| stream.track == index) {
-                keys.receiver.forget(stream.ssrc);
+        if let Some(transport) = self.tracks[index].transport {
+            let transport = &mut self.transports[transport];
+            transport.tracks.retain(|t| *t != index);
+            if let Some(keys) = &mut transport.keys {
+                for stream in transport.streams.iter().filter(|stream| stream.track == index) {
+                    keys.receiver.forget(stream.ssrc);
+                }
             }
+            transport.streams.retain(|stream| stream.track != index);
         }
-        transport.streams.retain(|stream| stream.track != index);
         self.forget_track(id, index);
     }
 
@@ -997,6 +1051,9 @@ impl Core {
         self.track_ids.remove(&id);
         self.touched.retain(|t| *t != index);
         self.tapped.retain(|(_, t, _, _)| *t != index);
+        self.handed.retain(|(t, _)| *t != index);
+        self.told.retain(|(t, _)| *t != index);
+        self.mirrors -= usize::from(track.is_mirror());
         for subscriber in track.subscribers {
             let subscription = &mut self.subscriptions[subscriber];
             subscription.track = None;
@@ -1120,9 +1177,15 @@ impl Core {
             for layer in &mut track.layers {
                 layer.inbound.expire(&mut self.pool, now);
                 if layer.inbound.nack_due(now) || layer.inbound.pli_due(now) {
-                    mark_reporting(&mut self.transports, &mut self.reporting, track.transport);
+                    // What a mirror waits for is asked of its home.
+                    if let Some(transport) = track.transport {
+                        mark_reporting(&mut self.transports, &mut self.reporting, transport);
+                    }
                 }
             }
+        }
+        for index in 0..self.tracks.capacity() {
+            self.tell_peers(now, index);
         }
         self.break_overdue_catch_ups(now);
         self.catch_ups.begin_tick();
@@ -1185,7 +1248,7 @@ impl Core {
     fn report_stats(&mut self) {
         let Core { transports, tracks, subscriptions, events, limits, .. } = self;
         self.track_stats.walk(limits.tracks as usize, |at| {
-            let Some(track) = tracks.get_mut(at) else { return Told::Nothing };
+            let Some(track) = tracks.get_mut(at).filter(|track| !track.is_mirror()) else { return Told::Nothing };
             let stats = track.stats();
             if stats.packets == track.packets_reported {
                 return Told::Nothing;

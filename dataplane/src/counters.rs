@@ -48,6 +48,18 @@ counters! {
     catch_ups: "catch_ups",
     /// Sections whose pictures were given up before all of them had left.
     catch_ups_broken: "catch_ups_broken",
+    /// Packets taken from other workers for the mirrors of their tracks.
+    handover_packets_in: "handover_packets_in",
+    /// RTP payload bytes of these packets.
+    handover_bytes_in: "handover_bytes_in",
+    /// Packets handed over to other workers, once for each that has subscribers.
+    handover_packets_out: "handover_packets_out",
+    /// RTP payload bytes of these packets.
+    handover_bytes_out: "handover_bytes_out",
+    /// Batches taken from other workers.
+    handover_batches_in: "handover_batches_in",
+    /// Batches handed over to other workers.
+    handover_batches_out: "handover_batches_out",
     /// RTX packets of publishers that stood for a packet of their stream.
     rtx_packets_in: "rtx_packets_in",
     /// RTX packets of publishers without a payload: probes for bandwidth.
@@ -149,8 +161,10 @@ pub struct WorkerSnapshot {
 pub struct Gauges {
     /// Transports.
     pub transports: u64,
-    /// Tracks.
+    /// Tracks, mirrors excluded.
     pub tracks: u64,
+    /// Mirrors of other workers' tracks.
+    pub mirrors: u64,
     /// Subscriptions.
     pub subscriptions: u64,
     /// Packets held in histories.
@@ -163,7 +177,7 @@ pub struct Gauges {
 pub(crate) struct SharedCounters {
     counters: [AtomicU64; Counters::LEN],
     drops: [AtomicU64; DropReason::ALL.len()],
-    gauges: [AtomicU64; 5],
+    gauges: [AtomicU64; 6],
 }
 
 impl SharedCounters {
@@ -181,7 +195,7 @@ impl SharedCounters {
         for (cell, value) in pairs {
             cell.store(value, Ordering::Relaxed);
         }
-        let values = [gauges.transports, gauges.tracks, gauges.subscriptions, gauges.packets_held, gauges.tcp_connections];
+        let values = [gauges.transports, gauges.tracks, gauges.mirrors, gauges.subscriptions, gauges.packets_held, gauges.tcp_connections];
         for (cell, value) in self.gauges.iter().zip(values) {
             cell.store(value, Ordering::Relaxed);
         }
@@ -190,11 +204,11 @@ impl SharedCounters {
     pub(crate) fn load(&self) -> (Counters, Drops, Gauges) {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         let counters = Counters::from_array(std::array::from_fn(|i| read(&self.counters[i])));
-        let [transports, tracks, subscriptions, packets_held, tcp_connections] = std::array::from_fn(|i| read(&self.gauges[i]));
+        let [transports, tracks, mirrors, subscriptions, packets_held, tcp_connections] = std::array::from_fn(|i| read(&self.gauges[i]));
         (
             counters,
             std::array::from_fn(|i| read(&self.drops[i])),
-            Gauges { transports, tracks, subscriptions, packets_held, tcp_connections },
+            Gauges { transports, tracks, mirrors, subscriptions, packets_held, tcp_connections },
         )
     }
 }
@@ -209,7 +223,7 @@ mod tests {
         counters.truncated = 9;
         let mut drops: Drops = [0; DropReason::ALL.len()];
         drops[DropReason::SrtpAuth as usize] = 3;
-        let gauges = Gauges { transports: 1, tracks: 2, subscriptions: 3, packets_held: 4, tcp_connections: 5 };
+        let gauges = Gauges { transports: 1, tracks: 2, mirrors: 6, subscriptions: 3, packets_held: 4, tcp_connections: 5 };
         let shared = SharedCounters::new();
         shared.store(&counters, &drops, &gauges);
         assert_eq!(shared.load(), (counters, drops, gauges));

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod core;
 pub mod counters;
+pub mod handover;
 pub mod limits;
 pub mod pcapng;
 pub mod reflect;
@@ -11,6 +12,7 @@ pub mod worker;
 
 pub use clock::Clock;
 pub use counters::{Counters, Drops, Gauges, WorkerSnapshot};
+pub use handover::Crossing;
 pub use service::{CaptureEnd, Service};
 pub use worker::{ProbeConfig, Worker, WorkerConfig};
 

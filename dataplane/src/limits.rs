@@ -48,7 +48,7 @@ pub const FRESH_MAX: usize = 256;
 pub struct WorkerLimits {
     /// Clients that may be connected.
     pub transports: u32,
-    /// Published streams; each simulcast layer is one.
+    /// Published streams, and mirrors of other workers'; each simulcast layer is one.
     pub tracks: u32,
     /// Subscriber sections.
     pub subscriptions: u32,
@@ -64,6 +64,8 @@ pub struct WorkerLimits {
     pub train_len: u32,
     /// TCP connections at the media port; 0: it listens for UDP alone.
     pub tcp_connections: u16,
+    /// The node's other workers: a lane goes to each.
+    pub peers: u16,
 }
 
 impl WorkerLimits {
@@ -85,6 +87,7 @@ impl Default for WorkerLimits {
             trains: 64,
             train_len: 65_535,
             tcp_connections: TCP_CONNECTIONS_MAX,
+            peers: 0,
         }
     }
 }
@@ -125,6 +128,7 @@ pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
         term("command queue", COMMANDS_MAX as u64, size_of::<Order>()),
         term("event queues (of the core, and to the control plane)", 2 * EVENTS_MAX as u64, size_of::<Event>()),
         term("rates of the ICE probe", 1, pop_proto::probe::LIMITER_LEN),
+        term("lanes to other workers", limits.peers.into(), crate::handover::LANE_LEN),
         term("tap queue (one for all workers)", TAP_QUEUE_LEN as u64, SLOT_LEN + 32),
     ]
 }

@@ -25,6 +25,7 @@ use pop_uring::{
 use crate::clock::Clock;
 use crate::core::Core;
 use crate::counters::{Gauges, SharedCounters, WorkerSnapshot};
+use crate::handover::{Crossing, Ends};
 use crate::limits::{ADDED_SOCKETS_MAX, COMMANDS_MAX, EVENTS_MAX, WorkerLimits};
 use crate::service::TapSender;
 
@@ -39,6 +40,12 @@ const STREAM_DATAGRAMS_PER_TURN: usize = 256;
 
 /// Tries to find a port that is free for UDP and TCP, when any will do.
 const PORT_TRIES: usize = 16;
+
+/// Batches of other workers that one turn takes.
+const HANDOVERS_PER_TURN: usize = 64;
+
+/// What waits here until another worker has taken what it has is looked at again after this.
+const HANDOVER_RETRY: Duration = Duration::from_millis(1);
 
 /// Commands that one turn takes.
 const COMMANDS_PER_TURN: usize = 256;
@@ -70,6 +77,8 @@ pub struct WorkerConfig {
     pub consent: Duration,
     /// The ICE probe, where strangers may measure.
     pub probe: Option<ProbeConfig>,
+    /// The lanes to the node's other workers.
+    pub crossing: Crossing,
 }
 
 /// The ICE probe of a worker.
@@ -353,6 +362,8 @@ impl Seed {
                 return;
             }
         };
+        let crossing = config.crossing.ends(config.index);
+        crossing.set_waker(waker.clone());
         let mut core = Core::new(config.limits, config.consent);
         core.set_media_sockets(config.addresses.len() as u16);
         if let Some(ProbeConfig { credentials, rates, seed }) = config.probe {
@@ -360,7 +371,7 @@ impl Seed {
         }
         // The starter waits for this message; it cannot be gone.
         let _ = started.send(Ok(Running { backend: B::KIND, core: pinned, waker }));
-        let mut turning = Turning { io, streams, core, shared, events, clock, taps, held_event: None, published: Time::ZERO };
+        let mut turning = Turning { io, streams, core, crossing, shared, events, clock, taps, held_event: None, published: Time::ZERO };
         if let Err(error) = turning.run() {
             // Only what no peer can cause gets here, and a node that cannot receive is no node.
             panic!("worker {}: the kernel no longer serves the media sockets: {error}", config.index);
@@ -393,6 +404,7 @@ struct Turning<B> {
     io: B,
     streams: Option<Streams>,
     core: Core,
+    crossing: Ends,
     shared: Arc<Shared>,
     events: Waker,
     clock: Clock,
@@ -426,7 +438,7 @@ impl<B: Backend> Turning<B> {
 
     /// How long the next turn may sleep.
     fn wait(&self, now: Time) -> Wait {
-        if !self.shared.orders.is_empty() || self.streams.as_ref().is_some_and(Streams::has_unread) {
+        if !self.shared.orders.is_empty() || self.streams.as_ref().is_some_and(Streams::has_unread) || self.crossing.has_arrivals() {
             return Wait::No;
         }
         if self.held_event.is_some() {
@@ -434,7 +446,8 @@ impl<B: Backend> Turning<B> {
         }
         let core = self.core.poll_timeout().map(|at| at.since(now));
         let streams = self.streams.as_ref().and_then(Streams::poll_timeout).map(|at| at.saturating_sub(elapsed(now)));
-        match core.into_iter().chain(streams).min() {
+        let handover = self.crossing.is_holding().then_some(HANDOVER_RETRY);
+        match core.into_iter().chain(streams).chain(handover).min() {
             None => Wait::UntilWoken,
             Some(duration) => Wait::AtMost(duration),
         }
@@ -445,7 +458,12 @@ impl<B: Backend> Turning<B> {
         for _ in 0..COMMANDS_PER_TURN {
             let Some(order) = self.shared.orders.pop() else { break };
             match order {
-                Order::Command(command) => self.core.handle_command(now, command),
+                Order::Command(command) => {
+                    if let Command::OpenMirror { home: other, .. } | Command::Export { to: other, .. } = &command {
+                        self.crossing.supply(*other);
+                    }
+                    self.core.handle_command(now, command);
+                }
                 Order::AddSocket { index, socket } => {
                     if let Err(error) = self.io.add_socket(index, socket) {
                         tracing::error!(index, %error, "a socket could not be added");
@@ -461,6 +479,14 @@ impl<B: Backend> Turning<B> {
                         tracing::error!(index, %error, "a socket could not be removed wholly");
                     }
                 }
+            }
+        }
+        for _ in 0..HANDOVERS_PER_TURN {
+            if !self.crossing.receive(now, &mut self.core) {
+                break;
+            }
+            if self.core.must_drain() {
+                self.drain(now)?;
             }
         }
         for _ in 0..RECEIVES_PER_TURN {
@@ -511,7 +537,7 @@ impl<B: Backend> Turning<B> {
         }
     }
 
-    /// Takes everything out of the core: events, taps, trains.
+    /// Takes everything out of the core: events, what other workers get, taps, trains.
     fn drain(&mut self, now: Time) -> io::Result<()> {
         let mut woken = false;
         while let Some(event) = self.held_event.take().or_else(|| self.core.poll_event()) {
@@ -524,6 +550,7 @@ impl<B: Backend> Turning<B> {
         if woken {
             self.events.wake();
         }
+        self.crossing.send(&mut self.core);
         let (mut tapped, mut untapped) = (false, 0);
         while let Some(packet) = self.core.poll_tap() {
             tapped = true;

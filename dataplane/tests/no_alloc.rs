@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PWD, Packet, Rig, open_transport, protect, vp8};
+use common::{PWD, Packet, Pair, Rig, open_transport, protect, vp8};
 use pop_proto::Command;
 use pop_proto::control::{
     Codec, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType,
@@ -294,6 +294,58 @@ fn late_joiners_who_begin_with_what_is_kept_allocate_nothing() {
     let counters = rig.core.counters();
     assert!(counters.catch_ups > 20, "{counters:?}");
     assert_eq!(allocations, 0, "over {} packets", counters.rtp_packets_out);
+}
+
+#[test]
+fn packets_and_asks_that_cross_to_another_worker_allocate_nothing() {
+    let mut pair = Pair::new();
+    let mut publisher = pair.home.publisher(1);
+    pair.mirror(Rig::track(1));
+    let mut viewers: Vec<_> = (2..12).map(|id| pair.away.viewer(id, 1)).collect();
+    let mut datagrams = Vec::new();
+    for index in 0..4_000u64 {
+        if index % 50 != 7 {
+            datagrams.push((true, publisher.path, publisher.packet(1, index, &vp8(index % 300 == 0, 1_000))));
+        }
+        if index % 100 == 0 {
+            let info = SenderInfo { ssrc: 1, ntp: index << 32, rtp_timestamp: 90 * index as u32, packets: 1, octets: 1 };
+            datagrams.push((true, publisher.path, publisher.rtcp(|c| c.sender_report(&info, &[]))));
+        }
+        if index % 20 == 0 {
+            let viewer = &mut viewers[(index / 20) as usize % 10];
+            let (path, ssrc) = (viewer.path, viewer.id as u32);
+            datagrams.push((false, path, viewer.rtcp(|c| c.nack(0, ssrc, [index as u16 + 98]))));
+            datagrams.push((false, path, viewer.rtcp(|c| c.pli(0, ssrc))));
+        }
+    }
+    let run = |pair: &mut Pair, datagrams: &mut [(bool, Path, Vec<u8>)]| {
+        for (at, (is_home, path, datagram)) in datagrams.iter_mut().enumerate() {
+            let rig = if *is_home { &mut pair.home } else { &mut pair.away };
+            rig.core.handle_datagram(rig.now, *path, datagram);
+            for rig in [&mut pair.home, &mut pair.away] {
+                rig.now = rig.now + Duration::from_millis(1);
+                rig.core.handle_timeout(rig.now);
+            }
+            // The other worker is slow now and then, until the lane is full.
+            pair.home_ends.send(&mut pair.home.core);
+            if at % 2_000 > 1_900 && at % 100 != 99 {
+                drain(&mut pair.home);
+                continue;
+            }
+            pair.cross();
+            drain(&mut pair.home);
+            drain(&mut pair.away);
+        }
+    };
+    let half = datagrams.len() / 2;
+    run(&mut pair, &mut datagrams[..half]);
+    let before = (thread_allocations(), *pair.home.core.counters(), *pair.away.core.counters());
+    run(&mut pair, &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before.0, 0);
+    let (home, away) = (pair.home.core.counters(), pair.away.core.counters());
+    assert!(home.handover_packets_out - before.1.handover_packets_out > 1_500, "{home:?}");
+    assert!(home.rtcp_pli_out > before.1.rtcp_pli_out && away.handover_batches_out > before.2.handover_batches_out, "{home:?}");
+    assert!(away.retransmitted_packets > before.2.retransmitted_packets, "{away:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use pop_dataplane::limits::{ADDED_SOCKETS_MAX, WorkerLimits};
-use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
+use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::control::{Numbering, OpenRtp, OpenTrack, RtcpVia, RtpPeer};
 use pop_proto::wire::{rtp, stun};
 use pop_proto::{Command, DropReason, Event};
@@ -49,6 +49,7 @@ fn worker(backend: BackendKind) -> Worker {
         gro: true,
         consent: common::CONSENT,
         probe: None,
+        crossing: Crossing::new(1),
     };
     Worker::start(config, clock, service.taps()).expect("a worker").0
 }

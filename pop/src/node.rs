@@ -22,7 +22,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use pop_dataplane::limits::{TCP_CONNECTIONS_MAX, WorkerLimits};
-use pop_dataplane::{Clock, Service, Worker, WorkerConfig, WorkerSnapshot};
+use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::Command;
 use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
@@ -145,6 +145,8 @@ pub fn worker_limits(config: &Config) -> WorkerLimits {
         trains: dataplane.trains as u16,
         train_len: 65_535,
         tcp_connections: if config.media.tcp { TCP_CONNECTIONS_MAX } else { 0 },
+        // Cores that are not there are refused elsewhere.
+        peers: dataplane.cores.choose(&available_cores()).map_or(0, |cores| cores.len().saturating_sub(1) as u16),
     }
 }
 
@@ -162,6 +164,7 @@ impl Node {
         config.media.check_ports(cores.len())?;
         let backend = choose_backend(config.dataplane.backend)?;
         let (probe, reflectors) = Probe::bind(config)?;
+        let crossing = Crossing::new(cores.len());
         let mut workers = Vec::new();
         let mut wakes = Vec::new();
         for (index, core) in cores.iter().enumerate() {
@@ -176,6 +179,7 @@ impl Node {
                 gro: config.dataplane.gro,
                 consent: config.media.consent_timeout,
                 probe: probe.of_worker(&config.probe),
+                crossing: crossing.clone(),
             };
             let (worker, wake) = Worker::start(worker_config, clock, service.taps()).map_err(|e| e.to_string())?;
             workers.push(worker);

@@ -491,6 +491,23 @@ pub enum Command {
         /// Which.
         track: TrackId,
     },
+    /// Make a mirror of a track of another worker: what is handed over of it is forwarded here like a track of this worker. It is
+    /// closed by [`Command::CloseTrack`].
+    OpenMirror {
+        /// As its home knows it; the transport is not looked at.
+        open: Box<OpenTrack>,
+        /// Index of the worker that has the publisher.
+        home: usize,
+    },
+    /// Hand a track over to the mirror of another worker, or stop.
+    Export {
+        /// Which.
+        track: TrackId,
+        /// Index of the worker that has the mirror.
+        to: usize,
+        /// `false` stops.
+        on: bool,
+    },
     /// Make a subscriber's media section.
     OpenSubscription(Box<OpenSubscription>),
     /// Forget it.
@@ -503,7 +520,7 @@ pub enum Command {
     Forward {
         /// Into which section.
         subscription: SubscriptionId,
-        /// From which track of the same worker.
+        /// From which track, or mirror of a track, of the same worker.
         track: Option<TrackId>,
         /// Payload types that the subscriber takes; the rest is dropped.
         payload_types: Vec<PayloadTypeMap>,

@@ -108,6 +108,8 @@ drop_reasons! {
     TcpQueueFull = "tcp_queue_full",
     /// The kernel refused the send, or its socket or connection is gone.
     SendFailed = "send_failed",
+    /// The queue to another worker that has subscribers of the track is full: that worker is too slow.
+    HandoverQueueFull = "handover_queue_full",
     /// A tap's queue to the service thread is full.
     TapQueueFull = "tap_queue_full",
 }

@@ -205,6 +205,11 @@ impl Inbound {
         }
     }
 
+    /// See [`Inbound::set_wanted`]: so it begins.
+    pub fn is_wanted(&self) -> bool {
+        !self.unwanted
+    }
+
     /// The packets.
     pub fn history(&self) -> &History {
         &self.history

@@ -174,7 +174,13 @@ impl Core {
     /// RFC 3550 section 6.6. The SSRC stays known, because browsers say goodbye for a layer that they pause and go on with it
     /// later; but another may take its place.
     fn handle_bye(&mut self, transport: usize, ssrc: u32) {
-        let Some(Stream { track, layer, .. }) = self.published_stream(transport, ssrc) else { return };
+        if let Some(Stream { track, layer, .. }) = self.published_stream(transport, ssrc) {
+            self.end_layer(track, layer);
+        }
+    }
+
+    /// A layer ends, and others may take its place with its subscribers.
+    pub(super) fn end_layer(&mut self, track: usize, layer: usize) {
         let track = &mut self.tracks[track];
         // Said already: a compound of goodbyes would cost sources times subscribers.
         if track.layers[layer].inbound.is_ended() {

@@ -30,7 +30,7 @@ impl Core {
     /// Stops asking for what nobody takes any longer. A layer that is wanted is asked for at once ([`give_layer`]).
     pub(super) fn review_layers(&mut self, track: usize) {
         let Some(track) = self.tracks.get_mut(track) else { return };
-        let mut wanted = 0;
+        let mut wanted = track.wanted_elsewhere();
         for subscriber in &track.subscribers {
             let outbound = &self.subscriptions[*subscriber].outbound;
             let layers = [outbound.layer(), outbound.wanted_layer()];

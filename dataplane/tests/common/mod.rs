@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pop_dataplane::core::{Core, Transmit};
+use pop_dataplane::handover::{Crossing, Ends};
 use pop_dataplane::limits::WorkerLimits;
 use pop_proto::control::{
     Codec, Extension, ExtensionIds, IceCredentials, MasterKey, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType,
@@ -346,4 +347,59 @@ pub fn vp8(keyframe: bool, len: usize) -> Vec<u8> {
     payload[0] = 0x10;
     payload[1] = u8::from(!keyframe);
     payload
+}
+
+/// Two workers of one node, in one fake time.
+pub struct Pair {
+    /// Worker 0, which has the publishers.
+    pub home: Rig,
+    /// Worker 1, which has mirrors of their tracks.
+    pub away: Rig,
+    pub home_ends: Ends,
+    pub away_ends: Ends,
+}
+
+impl Pair {
+    pub fn new() -> Pair {
+        let crossing = Crossing::new(2);
+        Pair { home: Rig::new(), away: Rig::new(), home_ends: crossing.ends(0), away_ends: crossing.ends(1) }
+    }
+
+    /// Mirrors a track of the first worker on the second.
+    pub fn mirror(&mut self, track: OpenTrack) {
+        let id = track.track;
+        self.home_ends.supply(1);
+        self.away_ends.supply(0);
+        self.away.command(Command::OpenMirror { open: Box::new(track), home: 0 });
+        self.home.command(Command::Export { track: id, to: 1, on: true });
+    }
+
+    /// What either has for the other is handed over and taken.
+    pub fn cross(&mut self) {
+        self.home_ends.send(&mut self.home.core);
+        while self.away_ends.receive(self.away.now, &mut self.away.core) {}
+        self.away_ends.send(&mut self.away.core);
+        while self.home_ends.receive(self.home.now, &mut self.home.core) {}
+    }
+
+    /// A datagram reaches the first worker; returns what each sends because of it.
+    pub fn receive(&mut self, from: &Client, mut datagram: Vec<u8>) -> [Vec<Sent>; 2] {
+        self.home.core.handle_datagram(self.home.now, from.path, &mut datagram);
+        self.cross();
+        [self.home.sent(), self.away.sent()]
+    }
+
+    /// Time passes in ticks; returns what each sends meanwhile.
+    pub fn pass(&mut self, duration: Duration) -> [Vec<Sent>; 2] {
+        let (end, mut sent) = (self.home.now + duration, [Vec::new(), Vec::new()]);
+        while self.home.now < end {
+            for (rig, sent) in [&mut self.home, &mut self.away].into_iter().zip(&mut sent) {
+                sent.extend(rig.pass(Duration::from_millis(10)));
+            }
+            self.cross();
+        }
+        sent[0].extend(self.home.sent());
+        sent[1].extend(self.away.sent());
+        sent
+    }
 }

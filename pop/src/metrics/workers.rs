@@ -85,6 +85,9 @@ fn directed_help(name: &str) -> &'static str {
         "rtcp_twcc" => "Transport-wide congestion control feedback datagrams",
         "dtls_datagrams" => "DTLS datagrams handed to the control plane (in), sent (out)",
         "datagrams" => "UDP datagrams received (in), sent (out)",
+        "handover_packets" => "Packets taken from other workers for mirrors of their tracks (in), handed over to other workers (out)",
+        "handover_bytes" => "RTP payload bytes taken from other workers (in), handed over to other workers (out)",
+        "handover_batches" => "Batches taken from other workers (in), handed over to other workers (out)",
         "trains" => "Sends handed to the kernel; one carries a whole train of datagrams",
         _ => "Counted by direction",
     }
@@ -105,9 +108,10 @@ fn encode_drops(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) -> 
 
 fn encode_gauges(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) -> Result<(), std::fmt::Error> {
     type Read = fn(&WorkerSnapshot) -> u64;
-    const GAUGES: [(&str, &str, Read); 5] = [
+    const GAUGES: [(&str, &str, Read); 6] = [
         ("pop_worker_transports", "Clients connected or connecting", |worker| worker.gauges.transports),
         ("pop_worker_tracks", "Published tracks", |worker| worker.gauges.tracks),
+        ("pop_worker_mirrors", "Mirrors of other workers' tracks", |worker| worker.gauges.mirrors),
         ("pop_worker_subscriptions", "Sections of viewers", |worker| worker.gauges.subscriptions),
         ("pop_worker_tcp_connections", "TCP connections open at the media port", |worker| worker.gauges.tcp_connections),
         ("pop_worker_held_packets", "Packets in retransmission histories", |worker| worker.gauges.packets_held),
