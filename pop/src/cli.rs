@@ -94,6 +94,10 @@ pub struct DoctorArgs {
     /// Raise the kernel settings that are too low, now and in /etc/sysctl.d/91-pop-doctor.conf.
     #[arg(long)]
     pub fix: bool,
+    /// Measure both back ends for some seconds, tell which is faster here, and keep it for dataplane.backend = "auto". It takes a
+    /// core meanwhile.
+    #[arg(long, conflicts_with_all = ["fix", "root"])]
+    pub bench: bool,
     /// Judge the tree of /proc and /sys below this folder, recorded from another host.
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,

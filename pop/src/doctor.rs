@@ -12,6 +12,7 @@ use pop_uring::{BackendKind, Probe};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::backend::{self, Choice};
 use crate::cli::{DoctorArgs, Failure};
 use crate::config::{self, Backend, Config};
 use crate::keys::ApiKeys;
@@ -94,6 +95,9 @@ impl Finding {
 /// Prints the report; exit code 1 when the node would not start.
 pub fn examine(args: &DoctorArgs) -> Result<(), Failure> {
     let config = args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    if args.bench {
+        return backend::bench(&config, args.json);
+    }
     let host = Host::new(args.root.as_deref());
     let fixed = if args.fix { system::fix(&host).map_err(Failure::Other)? } else { Vec::new() };
     let findings = findings(&config, &host);
@@ -143,7 +147,7 @@ fn findings(config: &Config, host: &Host) -> Vec<Finding> {
     let mut findings = vec![system::kernel(&host.read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()))];
     if host.is_live() {
         let probe = pop_uring::probe();
-        findings.push(backend(config.dataplane.backend, &probe));
+        findings.extend(back_end(config.dataplane.backend, &probe, backend::choose(config, &probe)));
         // Locked memory is among them, as the kernel counted it for a ring that was made.
         findings.extend(features(config, &probe));
     } else {
@@ -172,16 +176,21 @@ fn findings(config: &Config, host: &Host) -> Vec<Finding> {
     findings
 }
 
-fn backend(wanted: Backend, probe: &Probe) -> Finding {
-    let (used, reason) = (probe.backend.name(), &probe.reason);
-    match (wanted, probe.backend) {
-        (Backend::Mmsg, _) => Finding::ok("back end", "mmsg, as dataplane.backend says"),
-        (Backend::IoUring, BackendKind::Mmsg) => Finding::fail("back end", reason, "set dataplane.backend to \"auto\" or \"mmsg\""),
-        (_, BackendKind::Uring) => Finding::ok("back end", format!("{used}: {reason}")),
+fn back_end(wanted: Backend, probe: &Probe, choice: Result<Choice, String>) -> Vec<Finding> {
+    let name = "back end";
+    let Choice { kind, reason, warning } = match choice {
+        Ok(choice) => choice,
+        Err(sentence) => return vec![Finding::fail(name, "io_uring is refused", sentence)],
+    };
+    let found = format!("{kind}: {reason}");
+    let first = match (wanted, probe.backend) {
         (Backend::Auto, BackendKind::Mmsg) => {
-            Finding::warn("back end", format!("{used}, the fallback"), format!("{reason}; the fallback carries the same packets"))
+            Finding::warn(name, format!("{kind}, the fallback"), format!("{reason}; the fallback carries the same packets"))
         }
-    }
+        _ => Finding::ok(name, found),
+    };
+    let ignored = warning.map(|warning| Finding::warn(name, "its verdict is ignored", warning).command("pop doctor --bench"));
+    [first].into_iter().chain(ignored).collect()
 }
 
 fn features(config: &Config, probe: &Probe) -> Vec<Finding> {
@@ -313,9 +322,13 @@ mod tests {
     #[test]
     fn a_demanded_ring_that_is_refused_keeps_the_node_from_starting() {
         let refused = Probe { kernel: "6.1".into(), features: Vec::new(), backend: BackendKind::Mmsg, reason: "io_uring is off".into() };
-        assert_eq!(backend(Backend::IoUring, &refused).level, Level::Fail);
-        assert_eq!(backend(Backend::Auto, &refused).level, Level::Warn);
-        assert_eq!(backend(Backend::Mmsg, &refused).level, Level::Ok);
+        let first = |wanted, choice| back_end(wanted, &refused, choice).remove(0).level;
+        let mmsg = Choice { kind: BackendKind::Mmsg, reason: "io_uring is off".into(), warning: None };
+        assert_eq!(first(Backend::IoUring, Err("io_uring is off".into())), Level::Fail);
+        assert_eq!(first(Backend::Auto, Ok(mmsg.clone())), Level::Warn);
+        assert_eq!(first(Backend::Mmsg, Ok(mmsg.clone())), Level::Ok);
+        let unread = Choice { warning: Some("backend.json is ignored".into()), ..mmsg };
+        assert_eq!(back_end(Backend::Mmsg, &refused, Ok(unread))[1].level, Level::Warn);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The appliance.
 
 pub mod admin;
+pub mod backend;
 pub mod captures;
 pub mod cli;
 pub mod config;

@@ -31,7 +31,6 @@ use pop_session::member::{AdminRequest, Enter, Resume, RoomInfo};
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError, VideoGrant};
 use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
-use pop_uring::BackendKind;
 use tokio::sync::oneshot;
 
 pub use capture::{CaptureError, CaptureId, CaptureRequest};
@@ -39,6 +38,7 @@ pub use directory::Placement;
 pub use member::{EnterError, Line, Seat, TransportStart};
 pub use route::{OpenRoute, RouteError, RouteSockets};
 
+use crate::backend::{self, Choice};
 use crate::config::{Backend, Config};
 use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
@@ -162,7 +162,11 @@ impl Node {
         let service = Service::start(clock).map_err(|e| format!("cannot start the service thread: {e}"))?;
         let cores = config.dataplane.cores.choose(&available_cores())?;
         config.media.check_ports(cores.len())?;
-        let backend = choose_backend(config.dataplane.backend)?;
+        let Choice { kind: backend, reason, warning } = backend::choose(config, &pop_uring::probe())?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(backend = backend.name(), reason, "the back end is chosen");
         let (probe, reflectors) = Probe::bind(config)?;
         let crossing = Crossing::new(cores.len());
         let mut workers = Vec::new();
@@ -593,21 +597,6 @@ pub fn available_cores() -> Vec<usize> {
 pub fn check_host(config: &Config) -> Result<(), String> {
     let cores = config.dataplane.cores.choose(&available_cores())?;
     config.media.check_ports(cores.len())
-}
-
-/// The back end to start with; `Auto` asks the kernel.
-///
-/// # Errors
-///
-/// `io_uring` is demanded and refused; the sentence says why.
-pub fn choose_backend(configured: Backend) -> Result<BackendKind, String> {
-    let probe = pop_uring::probe();
-    match configured {
-        Backend::Mmsg => Ok(BackendKind::Mmsg),
-        Backend::Auto => Ok(probe.backend),
-        Backend::IoUring if probe.backend == BackendKind::Uring => Ok(BackendKind::Uring),
-        Backend::IoUring => Err(format!("dataplane.backend is \"io_uring\", but {}; set it to \"auto\" or \"mmsg\"", probe.reason)),
-    }
 }
 
 /// A panic in a task that owns state ends the process: the supervisor restarts it, and no half-dead node goes on.

@@ -1,4 +1,5 @@
-//! The state directory: what a node must still know after a crash. Today that is the number of its latest start.
+//! The state directory: what a node must still know after a crash. That is the number of its latest start, what was measured of
+//! this machine (`backend.rs`), and the way back from `pop tune --apply`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -37,6 +38,11 @@ pub fn next_start(config: &NodeConfig) -> Result<u64, String> {
         })),
         (None, None) => Ok(now_ms),
     }
+}
+
+/// The state directory, which may have to be made; `None` where there is none.
+pub(crate) fn folder(config: &NodeConfig) -> Option<PathBuf> {
+    config.state_dir.clone().or_else(automatic_dir)
 }
 
 /// systemd's StateDirectory, or the system's place for root.

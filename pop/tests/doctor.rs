@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 #[path = "cli_support/process.rs"]
 mod process;
 
-use process::{Folder, code, json, run, shown, stderr};
+use process::{Folder, Node, code, json, run, shown, stderr};
 
 /// Two sockets, mlx5 below a bond, nothing tuned.
 const MLX5: &str = include_str!("hosts/mlx5.txt");
@@ -215,4 +215,45 @@ fn this_machine_can_be_judged_and_tuned_in_print() {
             assert!(json(&output)["steps"].is_array());
         }
     }
+}
+
+/// Back ends are measured on this machine, so only the shape of the verdict is known; what follows it is not.
+#[test]
+fn the_doctors_bench_keeps_a_verdict_that_the_node_and_the_doctor_follow() {
+    let folder = Folder::new();
+    let config = folder.config();
+    let text = fs::read_to_string(&config).expect("it is ours");
+    fs::write(&config, format!("{text}[node]\nstate_dir = \"{}\"\n", shown(&folder.path("state")))).expect("it is ours");
+    let output = run(&["doctor", "--bench", "--json", "--config", shown(&config)]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let report = json(&output);
+    assert_eq!(report["figures"].as_array().map(Vec::len), Some(12), "{report}");
+    let file = folder.path("state/backend.json");
+    assert_eq!(report["file"].as_str(), Some(shown(&file)));
+    let kept: serde_json::Value = serde_json::from_slice(&fs::read(&file).expect("it was kept")).expect("it is JSON");
+    assert_eq!(kept["verdicts"][0], report["verdict"]);
+
+    let finding = || {
+        let report = json(&run(&["doctor", "--json", "--config", shown(&config)]));
+        let findings = report["findings"].as_array().expect("a list").clone();
+        findings.into_iter().filter(|finding| finding["name"] == "back end").map(|finding| finding.to_string()).collect::<Vec<_>>().join("")
+    };
+    let log = || {
+        let node = Node::start(&config, &[]);
+        assert!(node.line.starts_with("ready"), "{}", node.line);
+        node.signal("TERM");
+        node.end().2
+    };
+    let mut verdicts = kept.clone();
+    verdicts["verdicts"][0]["faster"] = "mmsg".into();
+    verdicts["verdicts"][0]["ratio"] = 0.8.into();
+    fs::write(&file, verdicts.to_string()).expect("it is ours");
+    assert!(finding().contains("mmsg: mmsg is faster here: io_uring takes 25 % more CPU time"), "{}", finding());
+    let told = log();
+    assert!(told.lines().any(|line| line.contains("back end is chosen") && line.contains("mmsg is faster here")), "{told}");
+    fs::write(&file, "{ not ours").expect("it is ours");
+    assert!(finding().contains("backend.json is ignored"), "{}", finding());
+    let told = log();
+    assert!(told.lines().any(|line| line.contains("WARN") && line.contains("backend.json is ignored")), "{told}");
+    assert!(told.lines().any(|line| line.contains("back end is chosen") && line.contains("io_uring")), "{told}");
 }

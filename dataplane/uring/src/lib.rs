@@ -11,6 +11,7 @@ mod address;
 pub mod alloc;
 mod backend;
 mod clock;
+mod compare;
 mod control;
 mod freeze;
 mod memory;
@@ -31,6 +32,7 @@ mod wake_task;
 
 pub use backend::{Backend, BackendKind, IoConfig, IoStats, Received, TrainId, Transmit, UnknownBackend, Wait};
 pub use clock::{ClockState, clock_state, monotonic_time, process_cpu_time, set_realtime, set_timer_slack, thread_cpu_time};
+pub use compare::{Comparison, Figure, Spread, compare};
 pub use freeze::FrozenThread;
 pub use mmsg::MmsgBackend;
 pub use probe::{Feature, Probe, probe};
