@@ -134,6 +134,8 @@ counters! {
     tcp_stalled: "tcp_connections_stalled",
     /// Trains that the kernel refused as a train and that left datagram by datagram.
     gso_refused: "gso_refused",
+    /// Trains that left datagram by datagram without a try, because the kernel had refused one on the same way shortly before.
+    trains_split: "trains_split",
 }
 
 /// A worker's drops by reason.

@@ -18,7 +18,7 @@ use pop_proto::probe::{HashSeed, IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::{Command, DropReason, Event};
 use pop_schemas::Time;
 use pop_uring::{
-    Backend, BackendKind, IoConfig, MmsgBackend, Streams, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_tcp, bind_udp,
+    Backend, BackendKind, IoConfig, IoStats, MmsgBackend, Streams, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_tcp, bind_udp,
     wake_pair,
 };
 
@@ -371,7 +371,20 @@ impl Seed {
         }
         // The starter waits for this message; it cannot be gone.
         let _ = started.send(Ok(Running { backend: B::KIND, core: pinned, waker }));
-        let mut turning = Turning { io, streams, core, crossing, shared, events, clock, taps, held_event: None, published: Time::ZERO };
+        let mut turning = Turning {
+            io,
+            streams,
+            core,
+            crossing,
+            shared,
+            events,
+            clock,
+            taps,
+            held_event: None,
+            published: Time::ZERO,
+            index: config.index,
+            told: Told::default(),
+        };
         if let Err(error) = turning.run() {
             // Only what no peer can cause gets here, and a node that cannot receive is no node.
             panic!("worker {}: the kernel no longer serves the media sockets: {error}", config.index);
@@ -412,6 +425,39 @@ struct Turning<B> {
     /// An event that found the queue full; it goes first.
     held_event: Option<Event>,
     published: Time,
+    index: usize,
+    told: Told,
+}
+
+/// What of the back end's troubles was told: each once in a worker's life, however many packets it meets. The counters go on.
+#[derive(Debug, Default)]
+struct Told {
+    train_refused: bool,
+    send_failed: bool,
+    buffers_full: bool,
+}
+
+impl Told {
+    /// A sentence for each trouble that is there and was not told yet.
+    fn look(&mut self, stats: &IoStats) -> [Option<String>; 3] {
+        let once = |told: &mut bool, is_there: bool| is_there && !std::mem::replace(told, true);
+        [
+            once(&mut self.train_refused, stats.gso_refused > 0).then(|| {
+                "the kernel refuses a train of datagrams (GSO) on the way to a client: they leave one by one there, at about three \
+                 times the cost, and a train is tried again every 3 s; look at tx-checksumming in `ethtool -k`"
+                    .to_owned()
+            }),
+            once(&mut self.send_failed, stats.send_errno != 0).then(|| {
+                let error = io::Error::from_raw_os_error(stats.send_errno);
+                format!("the kernel refuses a datagram: {error}; such are dropped and counted (send_failed)")
+            }),
+            once(&mut self.buffers_full, stats.receive_overflows > 0).then(|| {
+                "every receive buffer was full for a moment, and datagrams waited in their sockets: raise dataplane.recv_buffers if \
+                 pop_uring_overflow_total goes on"
+                    .to_owned()
+            }),
+        ]
+    }
 }
 
 impl<B: Backend> Turning<B> {
@@ -593,6 +639,9 @@ impl<B: Backend> Turning<B> {
     fn publish(&mut self, now: Time) {
         self.published = now;
         let stats = self.io.stats();
+        for sentence in self.told.look(&stats).into_iter().flatten() {
+            tracing::warn!(worker = self.index, "{sentence}");
+        }
         let counters = self.core.counters_mut();
         counters.datagrams_in = stats.datagrams_received;
         counters.receive_overflow = stats.receive_overflows;
@@ -600,6 +649,7 @@ impl<B: Backend> Turning<B> {
         counters.kernel_drops = stats.kernel_drops;
         counters.receive_errors = stats.receive_errors;
         counters.gso_refused = stats.gso_refused;
+        counters.trains_split = stats.trains_split;
         counters.late_datagrams = stats.late;
         counters.allocations = alloc::thread_allocations();
         let tcp = self.streams.as_ref().map(Streams::stats).unwrap_or_default();
@@ -614,5 +664,29 @@ impl<B: Backend> Turning<B> {
         self.core.set_drops(DropReason::TcpQueueFull, tcp.queue_full);
         let gauges = Gauges { tcp_connections: tcp.open, ..self.core.gauges() };
         self.shared.counters.store(self.core.counters(), self.core.drops(), &gauges);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_told_once_with_what_to_do() {
+        let mut told = Told::default();
+        let mut look = |stats: IoStats| told.look(&stats).into_iter().flatten().collect::<Vec<_>>();
+        let mut stats = IoStats::default();
+        assert!(look(stats).is_empty());
+        stats.gso_refused = 1;
+        assert!(look(stats)[0].contains("tx-checksumming"));
+        stats.gso_refused = 1_000;
+        (stats.sends_failed, stats.send_errno) = (3, 105);
+        let sentences = look(stats);
+        assert!(sentences.len() == 1 && sentences[0].contains("No buffer space available"), "{sentences:?}");
+        stats.sends_failed = 4_000;
+        stats.receive_overflows = 1;
+        assert!(look(stats)[0].contains("dataplane.recv_buffers"));
+        stats.receive_overflows = 2;
+        assert!(look(stats).is_empty());
     }
 }

@@ -201,7 +201,8 @@ pub struct Transmit {
     /// Bytes of the slot to send.
     pub len: usize,
     /// `Some(size)`: the bytes are datagrams of `size` bytes, the last may be shorter. At most 64 of them, or the kernel
-    /// refuses the train and it leaves datagram by datagram (`gso_refused`).
+    /// refuses the train and it leaves datagram by datagram (`gso_refused`). A way that refuses trains of fewer, too, gets no
+    /// more of them for 3 s (`trains_split`).
     pub segment: Option<u16>,
 }
 
@@ -229,6 +230,11 @@ pub struct IoStats {
     pub sends_failed: u64,
     /// Trains that the kernel refused as a train (`EIO`, `EINVAL`) and that left datagram by datagram.
     pub gso_refused: u64,
+    /// Trains that left datagram by datagram without a try, because the kernel had refused one on the same way (from the socket to
+    /// the address) within the last 3 s.
+    pub trains_split: u64,
+    /// The error number of the last datagram that the kernel refused, other than for a socket that was removed; 0: none was.
+    pub send_errno: i32,
     /// Times reception paused because every receive buffer was full (`ENOBUFS`); datagrams waited in the socket's queue.
     pub receive_overflows: u64,
     /// Errors reported in place of a datagram, ICMP's among them. Reception went on.

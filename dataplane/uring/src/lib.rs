@@ -19,6 +19,7 @@ mod mmsg;
 mod probe;
 mod raw_udp;
 mod receipt;
+mod refusals;
 mod seccomp;
 mod slots;
 mod socket;

@@ -149,6 +149,7 @@ impl Backend for MmsgBackend {
     const KIND: BackendKind = BackendKind::Mmsg;
 
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
+        self.slots.begin_turn();
         for socket in 0..self.end {
             self.flush(socket);
         }
@@ -191,6 +192,10 @@ impl Backend for MmsgBackend {
     fn send(&mut self, id: TrainId, transmit: Transmit) {
         if self.sockets.key(transmit.socket).is_none() {
             return self.slots.fail(id, &transmit, &mut self.stats);
+        }
+        if self.slots.must_split(&transmit) {
+            let fd = self.fd(usize::from(transmit.socket));
+            return self.slots.send_split(id, transmit, fd, &mut self.stats);
         }
         let queue = &mut self.queues[usize::from(transmit.socket)];
         queue.push(self.slots.prepare(id, transmit));

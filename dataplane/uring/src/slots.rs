@@ -12,8 +12,14 @@ use std::ptr;
 
 use crate::address::{self, NAME_LEN};
 use crate::backend::{IoConfig, IoStats, TrainId, Transmit, stride};
+use crate::clock::monotonic_time;
 use crate::control::{self, Control, SEND_CONTROL_LEN};
 use crate::memory::Region;
+use crate::refusals::Refusals;
+
+/// Datagrams of one `sendmmsg` of a train that is split; also the segments that every kernel takes in a train (`UDP_MAX_SEGMENTS`
+/// before Linux 6.9).
+const SPLIT_BATCH: usize = 64;
 
 /// The slots of one back end.
 pub(crate) struct Slots {
@@ -23,6 +29,10 @@ pub(crate) struct Slots {
     slots: Box<[Slot]>,
     /// The slot used last comes first: its lines are still in the cache.
     free: Vec<u16>,
+    /// Where trains are split for now.
+    refusals: Refusals,
+    /// Messages and vectors of a train that is split.
+    split: (Box<[libc::mmsghdr]>, Box<[libc::iovec]>),
 }
 
 /// What the kernel reads of one send beside the bytes, and what we want to know at its completion.
@@ -50,6 +60,11 @@ impl Slots {
             train_len: config.train_len as usize,
             slots: (0..config.trains).map(|_| empty()).collect(),
             free: (0..config.trains).rev().collect(),
+            refusals: Refusals::new(),
+            split: (
+                (0..SPLIT_BATCH).map(|_| libc::mmsghdr { msg_hdr: empty_header(), msg_len: 0 }).collect(),
+                (0..SPLIT_BATCH).map(|_| libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }).collect(),
+            ),
         })
     }
 
@@ -107,6 +122,26 @@ impl Slots {
         self.release(id);
     }
 
+    /// A turn begins.
+    pub(crate) fn begin_turn(&mut self) {
+        self.refusals.begin_turn(monotonic_time);
+    }
+
+    /// Whether what goes this way has to go [`now`](Self::send_split): the kernel refused a train here a moment ago.
+    pub(crate) fn must_split(&self, transmit: &Transmit) -> bool {
+        self.refusals.holds(transmit.socket, transmit.to)
+    }
+
+    /// Sends the slot at once, datagram by datagram, and frees it. Single datagrams on the same way go by it too, so that none
+    /// overtakes another.
+    pub(crate) fn send_split(&mut self, id: TrainId, transmit: Transmit, fd: i32, stats: &mut IoStats) {
+        let index = self.prepare(id, transmit);
+        self.slots[usize::from(index)].transmit = None;
+        stats.trains_split += u64::from(train_segment(&transmit).is_some());
+        self.send_by_segment(index, fd, &transmit, stats);
+        self.free.push(index);
+    }
+
     /// The index of the socket that a prepared slot leaves by.
     pub(crate) fn socket(&self, index: u16) -> Option<u16> {
         self.slots[usize::from(index)].transmit.map(|transmit| transmit.socket)
@@ -125,44 +160,77 @@ impl Slots {
         let Some(transmit) = slot.transmit.take() else {
             unreachable!("only a prepared slot is submitted, and it completes once");
         };
-        match result.map_err(|error| error.raw_os_error()) {
+        match result.map_err(|error| error.raw_os_error().unwrap_or_default()) {
             Ok(_) => count_sent(&transmit, stats),
-            Err(Some(libc::EIO | libc::EINVAL)) if train_segment(&transmit).is_some() => {
+            Err(libc::EIO | libc::EINVAL) if train_segment(&transmit).is_some() => {
                 stats.gso_refused += 1;
-                slot.send_by_segment(fd, &transmit, stats);
+                let taken = self.send_by_segment(index, fd, &transmit, stats);
+                // It was the train that was refused, and not its datagrams or its number of them: so will be the next one.
+                if taken && datagrams(&transmit) <= SPLIT_BATCH as u64 {
+                    self.refusals.note(transmit.socket, transmit.to, monotonic_time());
+                }
             }
             // The error is an ICMP message about an earlier datagram; reading it cleared it, and this train never left.
-            Err(Some(libc::ECONNREFUSED)) => match slot.send_now(fd, stats) {
+            Err(errno @ libc::ECONNREFUSED) => match slot.send_now(fd, stats) {
                 true => count_sent(&transmit, stats),
-                false => stats.sends_failed += datagrams(&transmit),
+                false => count_failed(datagrams(&transmit), errno, stats),
             },
-            Err(_) => stats.sends_failed += datagrams(&transmit),
+            Err(errno) => count_failed(datagrams(&transmit), errno, stats),
         }
         self.free.push(index);
+    }
+
+    /// Sends a prepared slot datagram by datagram: the kernel refuses it as a train because there is no checksum offload on the way
+    /// (`EIO`), or because a segment is above the path MTU or there are too many of them (`EINVAL`). What is refused again is
+    /// counted, and what a full socket does not take. Whether any datagram was taken.
+    fn send_by_segment(&mut self, index: u16, fd: i32, transmit: &Transmit, stats: &mut IoStats) -> bool {
+        let slot = &self.slots[usize::from(index)];
+        let base = self.bytes.address(usize::from(index) * self.stride, transmit.len);
+        let segment = train_segment(transmit).map_or(transmit.len, usize::from);
+        let count = datagrams(transmit) as usize;
+        let (messages, vectors) = &mut self.split;
+        let (mut done, mut taken, mut is_retry) = (0, false, false);
+        while done < count {
+            let batch = SPLIT_BATCH.min(count - done);
+            for (at, (message, vector)) in messages.iter_mut().zip(vectors.iter_mut()).take(batch).enumerate() {
+                let start = (done + at) * segment;
+                *vector = libc::iovec { iov_base: base.wrapping_add(start).cast(), iov_len: segment.min(transmit.len - start) };
+                message.msg_hdr = slot.header;
+                message.msg_hdr.msg_iov = &raw mut *vector;
+                message.msg_hdr.msg_control = ptr::null_mut();
+                message.msg_hdr.msg_controllen = 0;
+            }
+            stats.syscalls += 1;
+            // SAFETY: the first `batch` messages were just pointed at the slot's name, at vectors of their own and at bytes inside
+            // the region; all are borrowed here, and the kernel is done with them when the call returns.
+            let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), batch as u32, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+            if let Ok(sent) = usize::try_from(sent) {
+                let bytes: usize = vectors[..sent].iter().map(|vector| vector.iov_len).sum();
+                stats.datagrams_sent += sent as u64;
+                stats.bytes_sent += bytes as u64;
+                (done, taken, is_retry) = (done + sent, taken || sent > 0, false);
+                continue;
+            }
+            let errno = io::Error::last_os_error().raw_os_error().unwrap_or_default();
+            match errno {
+                // An ICMP message about an earlier datagram, once: reading it cleared it.
+                libc::EINTR | libc::ECONNREFUSED if !is_retry => is_retry = true,
+                // What refuses the first datagram refuses all; a full socket takes the rest no more than this one.
+                _ if !taken || errno == libc::EAGAIN => {
+                    count_failed((count - done) as u64, errno, stats);
+                    break;
+                }
+                _ => {
+                    count_failed(1, errno, stats);
+                    (done, is_retry) = (done + 1, false);
+                }
+            }
+        }
+        taken
     }
 }
 
 impl Slot {
-    /// The kernel refused the train: no checksum offload on the way (`EIO`), a segment above the path MTU or too many of them
-    /// (`EINVAL`). One datagram at a time it may still go; what is refused again is counted.
-    fn send_by_segment(&mut self, fd: i32, transmit: &Transmit, stats: &mut IoStats) {
-        let base = self.iov.iov_base.cast::<u8>();
-        let segment = usize::from(transmit.segment.unwrap_or(1));
-        self.header.msg_control = ptr::null_mut();
-        self.header.msg_controllen = 0;
-        for at in (0..transmit.len).step_by(segment) {
-            let len = segment.min(transmit.len - at);
-            self.iov = libc::iovec { iov_base: base.wrapping_add(at).cast(), iov_len: len };
-            match self.send_now(fd, stats) {
-                true => {
-                    stats.datagrams_sent += 1;
-                    stats.bytes_sent += len as u64;
-                }
-                false => stats.sends_failed += 1,
-            }
-        }
-    }
-
     /// `sendmsg` without waiting: whether the kernel took it.
     fn send_now(&mut self, fd: i32, stats: &mut IoStats) -> bool {
         stats.syscalls += 1;
@@ -182,6 +250,14 @@ fn datagrams(transmit: &Transmit) -> u64 {
     train_segment(transmit).map_or(1, |segment| transmit.len.div_ceil(usize::from(segment)) as u64)
 }
 
+fn count_failed(datagrams: u64, errno: i32, stats: &mut IoStats) {
+    stats.sends_failed += datagrams;
+    // EBADF: its socket was removed while it was on its way, and nobody has to act on that.
+    if errno != libc::EBADF {
+        stats.send_errno = errno;
+    }
+}
+
 fn count_sent(transmit: &Transmit, stats: &mut IoStats) {
     stats.trains_sent += 1;
     stats.datagrams_sent += datagrams(transmit);
@@ -197,6 +273,8 @@ pub(crate) fn empty_header() -> libc::msghdr {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn slots() -> Slots {
@@ -228,6 +306,41 @@ mod tests {
         let id = slots.acquire().expect("free");
         let index = slots.prepare(id, transmit(300, Some(300)));
         assert_eq!(slots.slots[usize::from(index)].header.msg_controllen, 0);
+    }
+
+    #[test]
+    fn a_refused_train_is_split_and_the_next_one_is_not_tried_as_a_train() {
+        let receiver = std::net::UdpSocket::bind(("127.0.0.1", 0)).expect("loopback");
+        let sender = std::net::UdpSocket::bind(("127.0.0.1", 0)).expect("loopback");
+        let to = receiver.local_addr().expect("bound");
+        let train = Transmit { to, ..transmit(1_000, Some(300)) };
+        for errno in [libc::EIO, libc::EINVAL] {
+            let (mut slots, mut stats) = (slots(), IoStats::default());
+            let id = slots.acquire().expect("free");
+            assert!(!slots.must_split(&train));
+            let index = slots.prepare(id, train);
+            slots.complete(index, Err(io::Error::from_raw_os_error(errno)), sender.as_raw_fd(), &mut stats);
+            assert!(slots.must_split(&train));
+            let id = slots.acquire().expect("free again");
+            slots.send_split(id, train, sender.as_raw_fd(), &mut stats);
+            assert_eq!((stats.gso_refused, stats.trains_split, stats.datagrams_sent, stats.bytes_sent), (1, 1, 8, 2_000));
+            assert_eq!((stats.sends_failed, stats.syscalls), (0, 2));
+            let lens: Vec<usize> = (0..8).map(|_| receiver.recv(&mut [0; 1_000]).expect("loopback")).collect();
+            assert_eq!(lens, [300, 300, 300, 100].repeat(2));
+            assert!(slots.acquire().is_some() && slots.acquire().is_some());
+        }
+    }
+
+    #[test]
+    fn a_destination_that_takes_nothing_is_no_reason_to_split() {
+        let sender = std::net::UdpSocket::bind(("127.0.0.1", 0)).expect("loopback");
+        let nowhere = Transmit { to: ([127, 0, 0, 1], 0).into(), ..transmit(1_000, Some(300)) };
+        let (mut slots, mut stats) = (slots(), IoStats::default());
+        let id = slots.acquire().expect("free");
+        let index = slots.prepare(id, nowhere);
+        slots.complete(index, Err(io::Error::from_raw_os_error(libc::EINVAL)), sender.as_raw_fd(), &mut stats);
+        assert!(!slots.must_split(&nowhere), "port 0 takes no single datagram either");
+        assert_eq!((stats.sends_failed, stats.send_errno, stats.syscalls), (4, libc::EINVAL, 1));
     }
 
     #[test]

@@ -246,6 +246,7 @@ impl Backend for UringBackend {
 
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
         self.receiver.give_back_held();
+        self.slots.begin_turn();
         self.watched_is_ready = false;
         self.arm()?;
         let may_sleep = self.receiver.ready.is_empty() && !wait.is_no();
@@ -285,6 +286,10 @@ impl Backend for UringBackend {
         let Some(SocketKey { index, generation }) = self.sockets.key(transmit.socket) else {
             return self.slots.fail(id, &transmit, &mut self.stats);
         };
+        if self.slots.must_split(&transmit) {
+            let fd = self.sockets.fd(SocketKey { index, generation });
+            return self.slots.send_split(id, transmit, fd, &mut self.stats);
+        }
         let slot = self.slots.prepare(id, transmit);
         let entry = opcode::SendMsg::new(file_of(index), self.slots.header(slot)).build();
         match self.push(entry.user_data(Token::Send { slot, generation }.encode())) {

@@ -1,42 +1,25 @@
 //! A send queue that is full: an interface slower than the worker. Loopback never is, so the test makes a network namespace
 //! whose loopback passes 4 Mb/s, and runs itself in there.
 
-use std::env;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::unix::fs::MetadataExt;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pop_uring::{Backend, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, WakeReceiver, bind_udp, wake_pair};
 
-const INSIDE: &str = "POP_TEST_INSIDE_SLOW_NAMESPACE";
-const SLOW: &str = "ip link set lo up && tc qdisc add dev lo root tbf rate 4mbit burst 4kb latency 60s && exec \"$@\"";
+mod namespace;
+
+use namespace::in_namespace;
+
+const SLOW: &str = "ip link set lo up && tc qdisc add dev lo root tbf rate 4mbit burst 4kb latency 60s";
 
 #[test]
 fn the_ring_waits_for_a_full_send_queue_and_loses_nothing() {
-    in_slow_namespace("the_ring_waits_for_a_full_send_queue_and_loses_nothing", || check(UringBackend::new));
+    in_namespace(SLOW, "the_ring_waits_for_a_full_send_queue_and_loses_nothing", || check(UringBackend::new));
 }
 
 #[test]
 fn the_fallback_waits_for_a_full_send_queue_and_loses_nothing() {
-    in_slow_namespace("the_fallback_waits_for_a_full_send_queue_and_loses_nothing", || check(MmsgBackend::new));
-}
-
-fn in_slow_namespace(name: &str, test: impl Fn()) {
-    if env::var_os(INSIDE).is_some() {
-        return test();
-    }
-    if !Command::new("unshare").args(["-n", "true"]).status().is_ok_and(|status| status.success()) {
-        let root = std::fs::metadata("/proc/self").expect("/proc is mounted").uid() == 0;
-        assert!(!root, "unshare(1) is missing or may not make a network namespace here: nothing was tested");
-        eprintln!("skipped: only root may make a network namespace");
-        return;
-    }
-    let itself = env::current_exe().expect("the test's own path");
-    let mut child = Command::new("unshare");
-    child.args(["-n", "sh", "-c", SLOW, "sh"]).arg(itself).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
-    let status = child.status().expect("unshare ran a moment ago");
-    assert!(status.success(), "{name} failed inside the namespace (does it have ip and tc?)");
+    in_namespace(SLOW, "the_fallback_waits_for_a_full_send_queue_and_loses_nothing", || check(MmsgBackend::new));
 }
 
 fn check<B: Backend>(make: impl Fn(Vec<UdpSocket>, WakeReceiver, &IoConfig) -> std::io::Result<B>) {
