@@ -18,8 +18,8 @@ use pop_proto::probe::{HashSeed, IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::{Command, DropReason, Event};
 use pop_schemas::Time;
 use pop_uring::{
-    Backend, BackendKind, IoConfig, IoStats, MmsgBackend, Streams, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_tcp, bind_udp,
-    wake_pair,
+    Backend, BackendKind, IoConfig, IoStats, MmsgBackend, Streams, TrainId, UringBackend, Wait, WakeReceiver, Waker, alloc, bind_tcp,
+    bind_udp, wake_pair,
 };
 
 use crate::clock::Clock;
@@ -73,6 +73,8 @@ pub struct WorkerConfig {
     pub limits: WorkerLimits,
     /// Receive runs of datagrams (`UDP_GRO`).
     pub gro: bool,
+    /// How long it goes on looking for packets before it sleeps, and asks the kernel to do the same; zero: not at all.
+    pub busy_poll: Duration,
     /// How long a client may stay silent.
     pub consent: Duration,
     /// The ICE probe, where strangers may measure.
@@ -316,6 +318,7 @@ impl Seed {
             train_len: limits.train_len,
             gro: self.config.gro,
             sockets: self.sockets.len() as u16 + ADDED_SOCKETS_MAX,
+            busy_poll: self.config.busy_poll,
         };
         if self.config.backend == BackendKind::Uring {
             match self.open(&io_config, UringBackend::new) {
@@ -354,6 +357,10 @@ impl Seed {
 
     fn serve<B: Backend>(self, mut io: B, waker: Waker, pinned: Option<usize>) {
         let Seed { config, listeners, shared, events, clock, taps, started, .. } = self;
+        if let Some(error) = io.busy_poll_refusal() {
+            // The worker's own looking goes on; only the card is not polled from its thread.
+            tracing::warn!(worker = config.index, %error, "the kernel does not busy-poll for this worker (CAP_NET_ADMIN, Linux 6.9)");
+        }
         let streams = match listen(&mut io, listeners, &config.limits) {
             Ok(streams) => streams,
             Err(error) => {
@@ -382,6 +389,8 @@ impl Seed {
             taps,
             held_event: None,
             published: Time::ZERO,
+            busy_poll: config.busy_poll,
+            busy: Time::ZERO,
             index: config.index,
             told: Told::default(),
         };
@@ -425,6 +434,9 @@ struct Turning<B> {
     /// An event that found the queue full; it goes first.
     held_event: Option<Event>,
     published: Time,
+    busy_poll: Duration,
+    /// When a datagram or a command came last; the time until then plus `busy_poll` is spent awake.
+    busy: Time,
     index: usize,
     told: Told,
 }
@@ -490,6 +502,9 @@ impl<B: Backend> Turning<B> {
         if self.held_event.is_some() {
             return Wait::AtMost(EVENT_RETRY);
         }
+        if !self.busy_poll.is_zero() && now.since(self.busy) < self.busy_poll {
+            return Wait::No;
+        }
         let core = self.core.poll_timeout().map(|at| at.since(now));
         let streams = self.streams.as_ref().and_then(Streams::poll_timeout).map(|at| at.saturating_sub(elapsed(now)));
         let handover = self.crossing.is_holding().then_some(HANDOVER_RETRY);
@@ -503,6 +518,7 @@ impl<B: Backend> Turning<B> {
         // Before the datagrams: a client's first check follows the answer that it got, and that followed the command.
         for _ in 0..COMMANDS_PER_TURN {
             let Some(order) = self.shared.orders.pop() else { break };
+            self.busy = now;
             match order {
                 Order::Command(command) => {
                     if let Command::OpenMirror { home: other, .. } | Command::Export { to: other, .. } = &command {
@@ -537,6 +553,7 @@ impl<B: Backend> Turning<B> {
         }
         for _ in 0..RECEIVES_PER_TURN {
             let Some(mut received) = self.io.receive() else { break };
+            self.busy = now;
             let path = Path { socket: received.socket, remote: received.from };
             for datagram in received.datagrams() {
                 self.core.handle_datagram(now, path, datagram);
@@ -561,6 +578,7 @@ impl<B: Backend> Turning<B> {
         for _ in 0..STREAM_DATAGRAMS_PER_TURN {
             let Some(streams) = &mut self.streams else { break };
             let Some(received) = streams.receive() else { break };
+            self.busy = now;
             let (key, proven) = ((received.listener, received.from), received.proven);
             self.core.handle_datagram(now, tcp_path(key), received.bytes);
             if !proven && self.core.owns_path(&tcp_path(key)) {

@@ -34,19 +34,26 @@ for_both!(
     no_more_sockets_than_the_plan_has_are_added,
     a_check_over_tcp_is_answered_in_a_frame_and_its_connection_ends_with_its_transport,
     strangers_on_the_tcp_port_disturb_neither_udp_nor_tcp,
+    an_idle_worker_sleeps,
+    a_worker_that_polls_busily_stays_awake_after_a_datagram_and_then_sleeps,
 );
 
 fn worker(backend: BackendKind) -> Worker {
+    start(backend, 0, Duration::ZERO)
+}
+
+fn start(backend: BackendKind, index: usize, busy_poll: Duration) -> Worker {
     let clock = Clock::start();
     let service = Service::start(clock).expect("a service thread");
     let config = WorkerConfig {
-        index: 0,
+        index,
         core: None,
         backend,
         may_fall_back: false,
         addresses: vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
         limits: WorkerLimits { recv_buffers: 16, ..common::limits() },
         gro: true,
+        busy_poll,
         consent: common::CONSENT,
         probe: None,
         crossing: Crossing::new(1),
@@ -243,4 +250,50 @@ fn strangers_on_the_tcp_port_disturb_neither_udp_nor_tcp(backend: BackendKind) {
     let end = wait_for(&worker, |snapshot| snapshot.counters.tcp_accepted == 301 && snapshot.counters.tcp_misframed >= 60);
     assert_eq!((end.counters.ice_checks_ok >= 602, end.counters.tcp_misframed), (true, 60), "{:?}", end.counters);
     assert_eq!(end.drops[DropReason::StunIntegrity as usize] + end.drops[DropReason::StunUnknownUser as usize], 120);
+}
+
+/// CPU time of the worker's thread in nanoseconds. The index is the test's own: threads of other tests have other names.
+fn cpu_ns(index: usize) -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted").flatten();
+    let name = format!("pop-worker-{index}");
+    let of_worker = |task: &std::path::Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name);
+    let task = tasks.map(|task| task.path()).find(|task| of_worker(task)).expect("the thread runs");
+    let schedstat = std::fs::read_to_string(task.join("schedstat")).expect("the kernel counts");
+    schedstat.split(' ').next().and_then(|ns| ns.parse().ok()).expect("nanoseconds")
+}
+
+fn an_idle_worker_sleeps(backend: BackendKind) {
+    let index = 70 + usize::from(backend == BackendKind::Mmsg);
+    let worker = start(backend, index, Duration::ZERO);
+    loopback().send_to(b"noise", worker.addresses()[0]).expect("loopback");
+    std::thread::sleep(Duration::from_millis(50));
+    let (cpu, turns) = (cpu_ns(index), worker.snapshot().counters.turns);
+    std::thread::sleep(Duration::from_millis(500));
+    let (used, turned) = (cpu_ns(index) - cpu, worker.snapshot().counters.turns - turns);
+    assert!(used < 5_000_000 && turned <= 2, "{used} ns and {turned} turns in half a second of nothing");
+}
+
+fn a_worker_that_polls_busily_stays_awake_after_a_datagram_and_then_sleeps(backend: BackendKind) {
+    const BUSY: Duration = Duration::from_millis(300);
+    let index = 80 + usize::from(backend == BackendKind::Mmsg);
+    let worker = start(backend, index, BUSY);
+    let asleep = || {
+        let start = Instant::now();
+        loop {
+            let turns = worker.snapshot().counters.turns;
+            std::thread::sleep(Duration::from_millis(100));
+            if worker.snapshot().counters.turns == turns {
+                return turns;
+            }
+            assert!(start.elapsed() < PATIENCE, "it never sleeps");
+        }
+    };
+    let before = asleep();
+    loopback().send_to(b"noise", worker.addresses()[0]).expect("loopback");
+    std::thread::sleep(BUSY);
+    let after = asleep();
+    assert!(after - before > 1_000, "{} turns in {BUSY:?}: it did not stay awake", after - before);
+    let cpu = cpu_ns(index);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(cpu_ns(index) - cpu < 5_000_000, "it does not sleep when nothing comes");
 }

@@ -164,6 +164,9 @@ pub struct DataplaneConfig {
     pub trains: usize,
     /// Let the kernel join datagrams of one sender before they are read.
     pub gro: bool,
+    /// Microseconds that a worker looks for packets before it sleeps; 0: it sleeps at once.
+    #[serde(deserialize_with = "value::bounded::<_, _, 0, 10_000>")]
+    pub busy_poll_us: u32,
 }
 
 /// `dataplane.backend`
@@ -280,6 +283,7 @@ impl Default for DataplaneConfig {
             recv_buffers: 256,
             trains: 64,
             gro: true,
+            busy_poll_us: 0,
         }
     }
 }

@@ -181,6 +181,7 @@ impl Node {
                 addresses: config.media.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect(),
                 limits: worker_limits(config),
                 gro: config.dataplane.gro,
+                busy_poll: Duration::from_micros(config.dataplane.busy_poll_us.into()),
                 consent: config.media.consent_timeout,
                 probe: probe.of_worker(&config.probe),
                 crossing: crossing.clone(),

@@ -89,6 +89,7 @@ fn every_value_reaches_its_place() {
         recv_buffers = 16
         trains = 4
         gro = false
+        busy_poll_us = 50
         "#,
     )
     .expect("every value is in its bounds");
@@ -112,6 +113,7 @@ fn every_value_reaches_its_place() {
     assert_eq!((config.dataplane.transports_max, config.dataplane.tracks_max, config.dataplane.packet_pool), (7, 8, 2_048));
     assert_eq!(config.dataplane.subscriptions_max, 9);
     assert_eq!((config.dataplane.recv_buffers, config.dataplane.trains, config.dataplane.gro), (16, 4, false));
+    assert_eq!(config.dataplane.busy_poll_us, 50);
     assert_eq!((config.log.format, config.log.level), (LogFormat::Json, LogLevel::Trace));
     assert_eq!(config.auth.keys["one"].expose().len(), 32);
 }
@@ -185,6 +187,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[dataplane]\nsubscriptions_max = 1000001\n", "2:21", "subscriptions_max must be"),
     ("[dataplane]\npacket_pool = 1023\n", "2:15", "packet_pool must be a whole number from 1024 to 4194304"),
     ("[dataplane]\npacket_pool = 4194305\n", "2:15", "packet_pool must be"),
+    ("[dataplane]\nbusy_poll_us = 10001\n", "2:16", "busy_poll_us must be a whole number from 0 to 10000"),
     ("[dataplane]\nrecv_buffers = 100\n", "2:16", "recv_buffers must be a power of two from 16 to 4096"),
     ("[dataplane]\nrecv_buffers = 8192\n", "2:16", "recv_buffers must be"),
     ("[dataplane]\ntrains = 3\n", "2:10", "trains must be a whole number from 4 to 4096"),

@@ -71,6 +71,9 @@ pub trait Backend {
     /// Whether the last turn found the watched descriptor readable. It is looked at again in the next turn.
     fn watched_is_ready(&self) -> bool;
 
+    /// Why the kernel does not busy-poll although [`IoConfig::busy_poll`] asks for it. Everything else works without.
+    fn busy_poll_refusal(&self) -> Option<&io::Error>;
+
     /// Counters since the start.
     fn stats(&self) -> IoStats;
 }
@@ -112,6 +115,9 @@ pub struct IoConfig {
     pub gro: bool,
     /// Room for sockets: those of the start and those that may be added.
     pub sockets: u16,
+    /// How long the kernel is asked to poll the network card in the caller's thread before it sleeps (NAPI busy poll); zero: not at
+    /// all. It has nothing to poll for loopback.
+    pub busy_poll: Duration,
 }
 
 impl IoConfig {
@@ -158,7 +164,15 @@ impl IoConfig {
 impl Default for IoConfig {
     /// 256 buffers and 256 trains of 64 KiB with GRO, 32 MiB of address space, and room for 64 sockets.
     fn default() -> Self {
-        Self { recv_buffers: 256, recv_buffer_len: 65_536, trains: 256, train_len: 65_000, gro: true, sockets: 64 }
+        Self {
+            recv_buffers: 256,
+            recv_buffer_len: 65_536,
+            trains: 256,
+            train_len: 65_000,
+            gro: true,
+            sockets: 64,
+            busy_poll: Duration::ZERO,
+        }
     }
 }
 

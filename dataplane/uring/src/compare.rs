@@ -289,7 +289,8 @@ mod tests {
         assert_ne!(compared.checksum, 0);
         // A train is the point of both: it costs less per datagram than a send each, by far more than noise.
         let send = |train: usize| {
-            let figure = compared.figures.iter().find(|figure| (figure.case, figure.train, figure.backend) == ("send", train, BackendKind::Uring));
+            let figure =
+                compared.figures.iter().find(|figure| (figure.case, figure.train, figure.backend) == ("send", train, BackendKind::Uring));
             figure.expect("it was measured").cpu_ns.median
         };
         assert!(send(10) < send(1));

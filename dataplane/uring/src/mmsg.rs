@@ -8,6 +8,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use crate::address::NAME_LEN;
 use crate::backend::{Backend, BackendKind, IoConfig, IoStats, RECV_HEADER_LEN, Received, TrainId, Transmit, Wait, stride};
@@ -15,6 +16,7 @@ use crate::control::{Control, RECV_CONTROL_LEN};
 use crate::memory::Region;
 use crate::receipt::{Receipt, ends_reception};
 use crate::slots::{Slots, empty_header};
+use crate::socket::set_busy_poll;
 use crate::sockets::{SocketKey, Sockets};
 use crate::wake::WakeReceiver;
 
@@ -46,6 +48,8 @@ pub struct MmsgBackend {
     end: usize,
     /// The socket whose turn it is to be read first.
     first: usize,
+    busy_poll: Duration,
+    busy_poll_refusal: Option<io::Error>,
     stats: IoStats,
 }
 
@@ -57,6 +61,7 @@ impl MmsgBackend {
         for queue in queues.iter_mut().take(sockets.len()) {
             queue.reserve_exact(usize::from(config.trains));
         }
+        let busy_poll_refusal = sockets.iter().find_map(|socket| set_busy_poll(socket, config.busy_poll).err());
         let sockets = Sockets::new(sockets, config.sockets, config.gro)?;
         let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         Ok(Self {
@@ -71,6 +76,8 @@ impl MmsgBackend {
             wake,
             watched: None,
             first: 0,
+            busy_poll: config.busy_poll,
+            busy_poll_refusal,
             stats: IoStats::default(),
         })
     }
@@ -206,7 +213,11 @@ impl Backend for MmsgBackend {
     }
 
     fn add_socket(&mut self, index: u16, socket: UdpSocket) -> io::Result<()> {
+        let busy_poll = set_busy_poll(&socket, self.busy_poll);
         let key = self.sockets.insert(index, socket)?;
+        if let Err(error) = busy_poll {
+            self.busy_poll_refusal.get_or_insert(error);
+        }
         self.queues[usize::from(index)].reserve_exact(self.trains);
         self.polls[FIRST_SOCKET_POLL + usize::from(index)].fd = self.sockets.fd(key);
         self.end = self.sockets.end();
@@ -240,6 +251,10 @@ impl Backend for MmsgBackend {
 
     fn watched_is_ready(&self) -> bool {
         self.polls[WATCH_POLL].revents != 0
+    }
+
+    fn busy_poll_refusal(&self) -> Option<&io::Error> {
+        self.busy_poll_refusal.as_ref()
     }
 
     fn stats(&self) -> IoStats {

@@ -161,7 +161,7 @@ fn loopback_socket() -> io::Result<(UdpSocket, SocketAddr)> {
 }
 
 fn small_config(gro: bool) -> IoConfig {
-    IoConfig { recv_buffers: 8, recv_buffer_len: 4_096, trains: 2, train_len: 4_096, gro, sockets: 1 }
+    IoConfig { recv_buffers: 8, recv_buffer_len: 4_096, trains: 2, train_len: 4_096, gro, sockets: 1, busy_poll: Duration::ZERO }
 }
 
 /// The refusal in words, and what to change.

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -61,6 +62,15 @@ pub(crate) fn report_drops(socket: &impl AsFd) -> io::Result<()> {
 /// `UDP_GRO`: runs of equal datagrams arrive in one buffer, with their length beside them.
 pub(crate) fn set_gro(socket: &impl AsFd, on: bool) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, i32::from(on))
+}
+
+/// `SO_BUSY_POLL`: a receive that finds nothing looks at the network card itself. `ppoll` does so only where `net.core.busy_poll` is
+/// above 0. Without `CAP_NET_ADMIN` it is refused.
+pub(crate) fn set_busy_poll(socket: &impl AsFd, duration: Duration) -> io::Result<()> {
+    if duration.is_zero() {
+        return Ok(());
+    }
+    set_option(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL, i32::try_from(duration.as_micros()).unwrap_or(i32::MAX))
 }
 
 pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {

@@ -12,8 +12,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fixed, Napi, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use self::buffer_ring::BufferRing;
@@ -59,6 +60,7 @@ pub struct UringBackend {
     watched_is_ready: bool,
     /// Sends pushed since the last submit.
     sends_queued: bool,
+    busy_poll_refusal: Option<io::Error>,
     stats: IoStats,
     flags: &'static str,
 }
@@ -100,6 +102,7 @@ impl UringBackend {
         let (ring, flags) = build_ring(submissions, completions).map_err(step("io_uring_setup"))?;
         let fds: Vec<RawFd> = [wake.as_raw_fd(), -1].into_iter().chain(sockets.fds()).collect();
         ring.submitter().register_files(&fds).map_err(step("IORING_REGISTER_FILES"))?;
+        let busy_poll_refusal = register_busy_poll(&ring, config.busy_poll).err();
         let receiver = Receiver::new(config, &sockets).map_err(step("mmap"))?;
         let slots = Slots::new(config).map_err(step("mmap"))?;
         let stats = IoStats::default();
@@ -114,6 +117,7 @@ impl UringBackend {
             watch_armed: false,
             watched_is_ready: false,
             sends_queued: false,
+            busy_poll_refusal,
             stats,
             flags,
         };
@@ -335,6 +339,10 @@ impl Backend for UringBackend {
         self.watched_is_ready
     }
 
+    fn busy_poll_refusal(&self) -> Option<&io::Error> {
+        self.busy_poll_refusal.as_ref()
+    }
+
     fn stats(&self) -> IoStats {
         self.stats
     }
@@ -513,6 +521,15 @@ fn file_of(index: u16) -> Fixed {
 
 fn errno_result(result: i32) -> io::Result<u32> {
     u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()))
+}
+
+/// `IORING_REGISTER_NAPI` (Linux 6.9): a wait polls the cards that the sockets' datagrams came from before it sleeps.
+fn register_busy_poll(ring: &IoUring, duration: Duration) -> io::Result<()> {
+    if duration.is_zero() {
+        return Ok(());
+    }
+    let timeout_us = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+    ring.submitter().register_napi(&mut Napi::new().set_busy_poll_timeout(timeout_us))
 }
 
 /// The flags of a ring that one thread drives: completions run when that thread asks for them and interrupt nothing. Kernels

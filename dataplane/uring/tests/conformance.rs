@@ -72,10 +72,11 @@ for_both!(
     a_removed_socket_lets_go_of_its_port,
     an_index_out_of_room_or_taken_is_refused,
     a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable,
+    a_back_end_that_polls_busily_still_sleeps_and_wakes,
 );
 
 fn small() -> IoConfig {
-    IoConfig { recv_buffers: 64, recv_buffer_len: 65_536, trains: 8, train_len: 65_000, gro: true, sockets: 64 }
+    IoConfig { recv_buffers: 64, recv_buffer_len: 65_536, trains: 8, train_len: 65_000, gro: true, ..IoConfig::default() }
 }
 
 fn loopback_v4() -> UdpSocket {
@@ -644,4 +645,26 @@ fn a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable<B: Make>() {
             backend.turn(Wait::No).expect("a turn");
         }
     }
+}
+
+/// Loopback has no card to poll: the wait must neither spin for ever nor miss what comes, whether the kernel grants the polling or not.
+fn a_back_end_that_polls_busily_still_sleeps_and_wakes<B: Make>() {
+    let socket = loopback_v4();
+    let to = address(&socket);
+    let (mut backend, waker) = B::make(vec![socket], &IoConfig { busy_poll: Duration::from_micros(200), ..small() });
+    if let Some(refusal) = backend.busy_poll_refusal() {
+        assert!(matches!(refusal.raw_os_error(), Some(libc::EPERM | libc::EINVAL)), "{refusal}");
+    }
+    let before = pop_uring::thread_cpu_time();
+    backend.turn(Wait::AtMost(Duration::from_millis(300))).expect("a turn");
+    let used = pop_uring::thread_cpu_time() - before;
+    assert!(used < Duration::from_millis(30), "an idle wait of 300 ms used {used:?}");
+    peer().send_to(b"hello", to).expect("loopback");
+    assert_eq!(receive_count(&mut backend, 1)[0].datagrams, [b"hello".to_vec()]);
+    waker.wake();
+    backend.turn(Wait::AtMost(PATIENCE)).expect("a turn");
+    assert_eq!(backend.stats().wakeups, 1);
+    let (mut plain, _waker) = B::make(vec![loopback_v4()], &small());
+    plain.turn(Wait::No).expect("a turn");
+    assert!(plain.busy_poll_refusal().is_none(), "nobody asked");
 }
