@@ -547,6 +547,7 @@ impl<B: Backend> Turning<B> {
             if !self.crossing.receive(now, &mut self.core) {
                 break;
             }
+            self.busy = now;
             if self.core.must_drain() {
                 self.drain(now)?;
             }

@@ -56,7 +56,7 @@ fn start(backend: BackendKind, index: usize, busy_poll: Duration) -> Worker {
         busy_poll,
         consent: common::CONSENT,
         probe: None,
-        crossing: Crossing::new(1),
+        crossing: Crossing::new(index + 1),
     };
     Worker::start(config, clock, service.taps()).expect("a worker").0
 }
@@ -263,7 +263,7 @@ fn cpu_ns(index: usize) -> u64 {
 }
 
 fn an_idle_worker_sleeps(backend: BackendKind) {
-    let index = 70 + usize::from(backend == BackendKind::Mmsg);
+    let index = 3 + usize::from(backend == BackendKind::Mmsg);
     let worker = start(backend, index, Duration::ZERO);
     loopback().send_to(b"noise", worker.addresses()[0]).expect("loopback");
     std::thread::sleep(Duration::from_millis(50));
@@ -275,7 +275,7 @@ fn an_idle_worker_sleeps(backend: BackendKind) {
 
 fn a_worker_that_polls_busily_stays_awake_after_a_datagram_and_then_sleeps(backend: BackendKind) {
     const BUSY: Duration = Duration::from_millis(300);
-    let index = 80 + usize::from(backend == BackendKind::Mmsg);
+    let index = 5 + usize::from(backend == BackendKind::Mmsg);
     let worker = start(backend, index, BUSY);
     let asleep = || {
         let start = Instant::now();
