@@ -2,7 +2,7 @@
 
 use pop_proto::allocation::Demand;
 use pop_proto::control::{Event, MediaKind};
-use pop_proto::history::SLOT_LEN;
+use pop_proto::history::{PacketPool, SLOT_LEN};
 use pop_proto::inbound;
 use pop_proto::outbound::Scratch;
 use pop_uring::StreamsConfig;
@@ -113,24 +113,36 @@ impl Term {
 /// The worst case of one worker's memory, line by line. Lines are address space: a page counts once it was used, but for receive
 /// buffers, which are backed at start.
 pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
-    let term = |name, count: u64, bytes_each: usize| Term { name, count, bytes_each: bytes_each as u64 };
-    vec![
-        term("packet pool (histories of all tracks)", limits.packets.into(), SLOT_LEN),
+    let mut plan = core_plan(limits);
+    plan.extend([
         term("receive buffers", limits.recv_buffers.into(), limits.recv_buffer_len as usize),
         term("send trains", limits.trains.into(), limits.train_len as usize),
-        term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),
-        term("tracks (as if all were video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
-        term("subscriptions", limits.subscriptions.into(), crate::core::SUBSCRIPTION_LEN),
         term("TCP connections", limits.tcp_connections.into(), limits.streams().connection_len()),
         term("added sockets", ADDED_SOCKETS_MAX.into(), ADDED_SOCKET_LEN + size_of::<u16>() * usize::from(limits.trains)),
-        term("a packet in the making", 1, size_of::<Scratch>()),
-        term("sections that share a client's bandwidth", SUBSCRIPTIONS_PER_TRANSPORT_MAX as u64, size_of::<Demand>()),
         term("command queue", COMMANDS_MAX as u64, size_of::<Order>()),
-        term("event queues (of the core, and to the control plane)", 2 * EVENTS_MAX as u64, size_of::<Event>()),
+        term("event queue to the control plane", EVENTS_MAX as u64, size_of::<Event>()),
         term("rates of the ICE probe", 1, pop_proto::probe::LIMITER_LEN),
         term("lanes to other workers", limits.peers.into(), crate::handover::LANE_LEN),
         term("tap queue (one for all workers)", TAP_QUEUE_LEN as u64, SLOT_LEN + 32),
+    ]);
+    plan
+}
+
+/// The part of [`plan`] that a worker's [`Core`](crate::core::Core) takes.
+pub fn core_plan(limits: &WorkerLimits) -> Vec<Term> {
+    vec![
+        term("packet pool (histories of all tracks)", limits.packets.into(), PacketPool::BYTES_PER_SLOT),
+        term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),
+        term("tracks (as if all were video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
+        term("subscriptions", limits.subscriptions.into(), crate::core::SUBSCRIPTION_LEN),
+        term("a packet in the making", 1, size_of::<Scratch>()),
+        term("sections that share a client's bandwidth", SUBSCRIPTIONS_PER_TRANSPORT_MAX as u64, size_of::<Demand>()),
+        term("event queue of the core", EVENTS_MAX as u64, size_of::<Event>()),
     ]
+}
+
+const fn term(name: &'static str, count: u64, bytes_each: usize) -> Term {
+    Term { name, count, bytes_each: bytes_each as u64 }
 }
 
 /// Sum of [`plan`], in bytes.

@@ -1,10 +1,11 @@
 //! A track's recent packets, kept once and shared by everyone who forwards or repairs them.
 //!
 //! ```text
-//! PacketPool   [slot 0][slot 1][slot 2] ...        one block of memory per worker, taken at start
-//! History      entry[sequence % capacity] -> slot  one ring per track; holds slots by age, gives them back
+//! PacketPool   [slot 0][slot 1][slot 2] ...        one block of memory per worker, taken at start; facts beside it, by slot
+//! History      place[sequence % capacity] -> slot  one ring per layer; holds slots by age, gives them back
 //! ```
-//! Subscribers hold sequence offsets, never packets.
+//! Subscribers hold sequence offsets, never packets. What is known of a packet lies with its slot, not in the ring: a ring has room for
+//! a second of the fastest stream, and most streams hold a tenth of that.
 
 use std::time::Duration;
 
@@ -24,7 +25,16 @@ pub const HISTORY_AGE_MAX: Duration = Duration::from_millis(1_000);
 /// The packet memory of one worker: fixed slots, handed out and given back.
 pub struct PacketPool {
     bytes: Box<[u8]>,
+    /// Of the packet in each slot that was ever used.
+    facts: Vec<Facts>,
     free: Vec<u32>,
+}
+
+/// What is known of the packet in a slot.
+#[derive(Clone, Copy, Default)]
+struct Facts {
+    received: Time,
+    meta: Meta,
 }
 
 impl PacketPool {
@@ -32,10 +42,14 @@ impl PacketPool {
     pub fn new(slots: u32) -> PacketPool {
         PacketPool {
             bytes: vec![0; slots as usize * SLOT_LEN].into_boxed_slice(),
+            facts: Vec::with_capacity(slots as usize),
             // Popped from the end, so that low slots (already touched pages) are used again first.
             free: (0..slots).rev().collect(),
         }
     }
+
+    /// Memory of one slot with all that belongs to it, in bytes.
+    pub const BYTES_PER_SLOT: usize = SLOT_LEN + size_of::<Facts>() + size_of::<u32>();
 
     /// More than half of the slots are free: what is old may stay.
     pub fn is_roomy(&self) -> bool {
@@ -47,8 +61,17 @@ impl PacketPool {
         self.free.len()
     }
 
-    fn take(&mut self) -> Option<u32> {
-        self.free.pop()
+    /// Puts a packet of at most [`SLOT_LEN`] bytes into a free slot.
+    fn take(&mut self, packet: &[u8], facts: Facts) -> Option<u32> {
+        let slot = self.free.pop()?;
+        let index = slot as usize;
+        match self.facts.get_mut(index) {
+            Some(place) => *place = facts,
+            // Slots are first used in their order, each within the room that was taken at start.
+            None => self.facts.push(facts),
+        }
+        self.bytes[index * SLOT_LEN..][..packet.len()].copy_from_slice(packet);
+        Some(slot)
     }
 
     fn give(&mut self, slot: u32) {
@@ -56,14 +79,13 @@ impl PacketPool {
         self.free.push(slot);
     }
 
-    fn slot(&self, slot: u32) -> &[u8] {
-        let start = slot as usize * SLOT_LEN;
-        &self.bytes[start..start + SLOT_LEN]
+    fn facts(&self, slot: u32) -> &Facts {
+        &self.facts[slot as usize]
     }
 
-    fn slot_mut(&mut self, slot: u32) -> &mut [u8] {
-        let start = slot as usize * SLOT_LEN;
-        &mut self.bytes[start..start + SLOT_LEN]
+    fn stored(&self, slot: u32) -> Stored<'_> {
+        let meta = self.facts(slot).meta;
+        Stored { meta, packet: &self.bytes[slot as usize * SLOT_LEN..][..usize::from(meta.len)] }
     }
 }
 
@@ -92,33 +114,31 @@ pub struct Meta {
     pub layers: FrameLayers,
 }
 
+/// One place of a ring.
 #[derive(Clone, Copy)]
-struct Entry {
-    sequence: u64,
-    received: Time,
+struct Place {
+    /// The lower half of the sequence number. Enough: within 2^32 packets a place is used four million times.
+    sequence: u32,
     slot: u32,
-    meta: Meta,
 }
 
-const NO_SLOT: u32 = u32::MAX;
-const NO_SEQUENCE: u64 = u64::MAX;
-const EMPTY: Entry = Entry {
-    sequence: NO_SEQUENCE,
-    received: Time::ZERO,
-    slot: NO_SLOT,
-    meta: Meta {
-        timestamp: 0,
-        payload_type: 0,
-        marker: false,
-        keyframe_start: false,
-        repeated: false,
-        header_len: 0,
-        len: 0,
-        elements: CopiedElements::NONE,
-        picture: PicturePlaces::NONE,
-        layers: FrameLayers::UNKNOWN,
-    },
-};
+/// No packet came.
+const NEVER_USED: u32 = u32::MAX;
+/// Its packet was given back.
+const GIVEN_BACK: u32 = u32::MAX - 1;
+const EMPTY: Place = Place { sequence: 0, slot: NEVER_USED };
+
+impl Place {
+    /// Whether `sequence` came, still here or not.
+    fn is_of(&self, sequence: u64) -> bool {
+        self.sequence == sequence as u32 && self.slot != NEVER_USED
+    }
+
+    /// The slot of `sequence` while it is here.
+    fn held(&self, sequence: u64) -> Option<u32> {
+        (self.sequence == sequence as u32 && self.slot < GIVEN_BACK).then_some(self.slot)
+    }
+}
 
 /// A stored packet.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +174,7 @@ pub enum Lookup<'a> {
 
 /// One track's ring of packets, indexed by extended sequence number.
 pub struct History {
-    entries: Box<[Entry]>,
+    places: Box<[Place]>,
     newest: u64,
     oldest_held: u64,
     any: bool,
@@ -164,22 +184,22 @@ impl History {
     /// A ring of `capacity` packets (rounded up to a power of two).
     pub fn new(capacity: usize) -> History {
         let capacity = capacity.next_power_of_two();
-        History { entries: vec![EMPTY; capacity].into_boxed_slice(), newest: 0, oldest_held: 0, any: false }
+        History { places: vec![EMPTY; capacity].into_boxed_slice(), newest: 0, oldest_held: 0, any: false }
     }
 
     /// Memory of one ring, in bytes.
     pub const fn len_bytes(capacity: usize) -> usize {
-        capacity.next_power_of_two() * size_of::<Entry>()
+        capacity.next_power_of_two() * size_of::<Place>()
     }
 
     /// How many sequence numbers back a packet can be stored or asked for.
     pub fn capacity(&self) -> u64 {
-        self.entries.len() as u64
+        self.places.len() as u64
     }
 
     fn index(&self, sequence: u64) -> usize {
         // The capacity is a power of two, so the mask is the remainder.
-        (sequence & (self.entries.len() as u64 - 1)) as usize
+        (sequence & (self.places.len() as u64 - 1)) as usize
     }
 
     /// Stores a packet.
@@ -199,19 +219,19 @@ impl History {
             self.oldest_held = sequence;
         }
         let index = self.index(sequence);
-        if self.entries[index].sequence == sequence {
+        if self.places[index].is_of(sequence) {
             return Err(DropReason::Duplicate);
         }
         self.release(pool, index);
-        let slot = match pool.take() {
+        let facts = Facts { received: now, meta };
+        let slot = match pool.take(packet, facts) {
             Some(slot) => slot,
             None => {
                 self.release_oldest(pool);
-                pool.take().ok_or(DropReason::PoolEmpty)?
+                pool.take(packet, facts).ok_or(DropReason::PoolEmpty)?
             }
         };
-        pool.slot_mut(slot)[..packet.len()].copy_from_slice(packet);
-        self.entries[index] = Entry { sequence, received: now, slot, meta };
+        self.places[index] = Place { sequence: sequence as u32, slot };
         if !self.any {
             (self.any, self.newest, self.oldest_held) = (true, sequence, sequence);
         } else {
@@ -223,15 +243,12 @@ impl History {
 
     /// What became of `sequence`.
     pub fn lookup<'p>(&self, pool: &'p PacketPool, sequence: u64) -> Lookup<'p> {
-        let entry = &self.entries[self.index(sequence)];
-        if entry.sequence != sequence {
-            let overwritten = self.any && sequence + self.capacity() <= self.newest;
-            return if overwritten { Lookup::Gone } else { Lookup::Missing };
+        let place = &self.places[self.index(sequence)];
+        if let Some(slot) = place.held(sequence) {
+            return Lookup::Held(pool.stored(slot));
         }
-        if entry.slot == NO_SLOT {
-            return Lookup::Gone;
-        }
-        Lookup::Held(Stored { meta: entry.meta, packet: &pool.slot(entry.slot)[..usize::from(entry.meta.len)] })
+        let overwritten = self.any && sequence + self.capacity() <= self.newest;
+        if overwritten || place.is_of(sequence) { Lookup::Gone } else { Lookup::Missing }
     }
 
     /// The newest sequence number that came; `None` before the first.
@@ -240,9 +257,8 @@ impl History {
     }
 
     /// The facts of `sequence` while it is here.
-    pub fn held(&self, sequence: u64) -> Option<&Meta> {
-        let entry = &self.entries[self.index(sequence)];
-        (entry.sequence == sequence && entry.slot != NO_SLOT).then_some(&entry.meta)
+    pub fn held<'p>(&self, pool: &'p PacketPool, sequence: u64) -> Option<&'p Meta> {
+        self.places[self.index(sequence)].held(sequence).map(|slot| &pool.facts(slot).meta)
     }
 
     /// Gives back what is older than [`HISTORY_AGE_MAX`], but nothing from sequence number `keep_from` on.
@@ -250,9 +266,8 @@ impl History {
         let end = keep_from.unwrap_or(u64::MAX);
         while self.any && self.oldest_held <= self.newest && self.oldest_held < end {
             let index = self.index(self.oldest_held);
-            let entry = &self.entries[index];
-            if entry.sequence == self.oldest_held && entry.slot != NO_SLOT {
-                if now.since(entry.received) < HISTORY_AGE_MAX {
+            if let Some(slot) = self.places[index].held(self.oldest_held) {
+                if now.since(pool.facts(slot).received) < HISTORY_AGE_MAX {
                     return;
                 }
                 self.release(pool, index);
@@ -264,28 +279,28 @@ impl History {
     /// Forgets everything, sequence numbers included.
     pub fn reset(&mut self, pool: &mut PacketPool) {
         self.clear(pool);
-        self.entries.fill(EMPTY);
         (self.newest, self.oldest_held, self.any) = (0, 0, false);
     }
 
     /// Gives every packet back.
     pub fn clear(&mut self, pool: &mut PacketPool) {
-        for index in 0..self.entries.len() {
+        for index in 0..self.places.len() {
             self.release(pool, index);
         }
+        self.places.fill(EMPTY);
     }
 
     fn release(&mut self, pool: &mut PacketPool, index: usize) {
-        let slot = std::mem::replace(&mut self.entries[index].slot, NO_SLOT);
-        if slot != NO_SLOT {
-            pool.give(slot);
+        let place = &mut self.places[index];
+        if place.slot < GIVEN_BACK {
+            pool.give(std::mem::replace(&mut place.slot, GIVEN_BACK));
         }
     }
 
     fn release_oldest(&mut self, pool: &mut PacketPool) {
         while self.any && self.oldest_held <= self.newest {
             let index = self.index(self.oldest_held);
-            let held = self.entries[index].sequence == self.oldest_held && self.entries[index].slot != NO_SLOT;
+            let held = self.places[index].held(self.oldest_held).is_some();
             self.oldest_held += 1;
             if held {
                 self.release(pool, index);
@@ -333,7 +348,7 @@ mod tests {
         (5..9).for_each(|sequence| store(&mut history, &mut pool, Time::ZERO, sequence).unwrap());
         let late = Time::ZERO + 2 * HISTORY_AGE_MAX;
         history.expire(&mut pool, late, Some(7));
-        assert_eq!([5, 6, 7, 8].map(|s| history.held(s).is_some()), [false, false, true, true]);
+        assert_eq!([5, 6, 7, 8].map(|s| history.held(&pool, s).is_some()), [false, false, true, true]);
         history.expire(&mut pool, late, None);
         assert_eq!(pool.free_slots(), 8);
     }

@@ -299,19 +299,19 @@ impl Inbound {
         }
         // Raw packets stand alone: nothing old helps anybody.
         if self.kind == MediaKind::Video && !matches!(codec, Codec::Raw { .. }) {
-            self.follow_group(now, sequence, &meta);
+            self.follow_group(pool, now, sequence, &meta);
         }
         Ok(())
     }
 
     /// Lets the group of pictures begin or grow by a packet that is in the history, and by those that waited for it.
-    fn follow_group(&mut self, now: Time, sequence: u64, meta: &Meta) {
+    fn follow_group(&mut self, pool: &PacketPool, now: Time, sequence: u64, meta: &Meta) {
         if meta.keyframe_start && self.group.is_none_or(|group| group.ends_before(sequence, meta.timestamp)) {
             self.group = Some(Group::begin(now, sequence, meta.timestamp));
         }
         let Some(group) = &mut self.group else { return };
         while group.is_small()
-            && let Some(meta) = self.history.held(group.next())
+            && let Some(meta) = self.history.held(pool, group.next())
         {
             group.take(meta);
         }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use mimalloc::MiMalloc;
 
-/// mimalloc with a count of allocations per thread. The count is one add to a thread-local cell.
+/// mimalloc with a count of allocations and a balance of bytes per thread: adds to thread-local cells.
 ///
 /// ```
 /// #[global_allocator]
@@ -29,6 +29,7 @@ impl CountingAllocator {
 thread_local! {
     // Constant and without a destructor: reading it allocates nothing and works to the thread's last breath.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
 /// Allocations and reallocations of the calling thread since it started; 0 unless the program runs on [`CountingAllocator`].
@@ -36,31 +37,43 @@ pub fn thread_allocations() -> u64 {
     ALLOCATIONS.with(Cell::get)
 }
 
-fn count() {
+/// Bytes that the calling thread allocated since it started, less those that it freed, of whichever thread they were; 0 unless the
+/// program runs on [`CountingAllocator`].
+pub fn thread_bytes() -> i64 {
+    BYTES.with(Cell::get)
+}
+
+fn count(bytes: i64) {
     ALLOCATIONS.with(|count| count.set(count.get() + 1));
+    balance(bytes);
+}
+
+fn balance(bytes: i64) {
+    BYTES.with(|balance| balance.set(balance.get() + bytes));
 }
 
 // SAFETY: every call goes to mimalloc unchanged, which keeps the contract; counting touches no memory of the caller.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size() as i64);
         // SAFETY: the caller's promises are those that mimalloc asks for.
         unsafe { MiMalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size() as i64);
         // SAFETY: the caller's promises are those that mimalloc asks for.
         unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
+        balance(-(layout.size() as i64));
         // SAFETY: the block came from mimalloc by one of the functions here, with this layout.
         unsafe { MiMalloc.dealloc(address, layout) }
     }
 
     unsafe fn realloc(&self, address: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
+        count(layout.size() as i64);
         // SAFETY: the block came from mimalloc by one of the functions here, with this layout.
         unsafe { MiMalloc.realloc(address, layout, new_size) }
     }
