@@ -59,6 +59,12 @@ impl CopiedElements {
         found
     }
 
+    /// Most packets of video have none.
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.0 == CopiedElements::NONE.0
+    }
+
     /// The audio level's byte (RFC 6464 section 3); `None` without one. `packet` is the one that was searched.
     #[inline]
     pub fn audio_level(&self, packet: &[u8]) -> Option<u8> {
@@ -106,9 +112,11 @@ pub struct HeaderLayout {
 #[derive(Clone, Copy, Debug)]
 struct Prefix {
     bytes: [u8; PREFIX_LEN_MAX],
-    len: usize,
-    send_time_at: usize,
-    sequence_at: usize,
+    len: u8,
+    /// 0: there is none.
+    send_time_at: u8,
+    /// 0: there is none.
+    sequence_at: u8,
 }
 
 impl HeaderLayout {
@@ -147,16 +155,15 @@ impl HeaderLayout {
     /// Bytes of the header of a packet with these elements.
     #[inline]
     pub fn len(&self, elements: &CopiedElements) -> usize {
-        match self.block_len(elements, self.form(elements)) {
-            0 => FIXED_HEADER_LEN,
-            len => FIXED_HEADER_LEN + len.next_multiple_of(4),
-        }
+        FIXED_HEADER_LEN + self.block_len(elements, self.form(elements)).next_multiple_of(4)
     }
 
     /// RFC 8285 section 4.1: the form is the block's, so one element that needs two bytes decides for all.
     #[inline]
     fn form(&self, elements: &CopiedElements) -> usize {
-        usize::from(self.two_byte || self.passing(elements).any(|(_, place)| usize::from(place.len) > ONE_BYTE_LEN_MAX))
+        usize::from(
+            self.two_byte || !elements.is_empty() && self.passing(elements).any(|(_, place)| usize::from(place.len) > ONE_BYTE_LEN_MAX),
+        )
     }
 
     #[inline]
@@ -167,9 +174,14 @@ impl HeaderLayout {
     /// Bytes of the block before its padding; 0: no block.
     #[inline]
     fn block_len(&self, elements: &CopiedElements, form: usize) -> usize {
-        let prefix = self.prefixes[form].len;
-        let copied: usize = self.passing(elements).map(|(_, place)| 1 + form + usize::from(place.len)).sum();
+        let prefix = usize::from(self.prefixes[form].len);
+        let copied: usize = if elements.is_empty() { 0 } else { self.copied_len(elements, form) };
         if prefix == BLOCK_HEAD_LEN && copied == 0 { 0 } else { prefix + copied }
+    }
+
+    #[inline]
+    fn copied_len(&self, elements: &CopiedElements, form: usize) -> usize {
+        self.passing(elements).map(|(_, place)| 1 + form + usize::from(place.len)).sum()
     }
 
     /// Writes the block behind the fixed header in `out`, sets its X bit and returns the length of the whole header, which is
@@ -186,15 +198,19 @@ impl HeaderLayout {
         let padded = len.next_multiple_of(4);
         out[0] |= 0x10;
         let block = &mut out[FIXED_HEADER_LEN..FIXED_HEADER_LEN + padded];
-        block[..prefix.len].copy_from_slice(&prefix.bytes[..prefix.len]);
+        let mut at = usize::from(prefix.len);
+        block[..at].copy_from_slice(&prefix.bytes[..at]);
         block[2..4].copy_from_slice(&((padded / 4 - 1) as u16).to_be_bytes());
         if prefix.send_time_at != 0 {
-            block[prefix.send_time_at..][..3].copy_from_slice(&stamp.send_time.to_be_bytes()[1..]);
+            block[usize::from(prefix.send_time_at)..][..3].copy_from_slice(&stamp.send_time.to_be_bytes()[1..]);
         }
         if prefix.sequence_at != 0 {
-            block[prefix.sequence_at..][..2].copy_from_slice(&stamp.transport_sequence.to_be_bytes());
+            block[usize::from(prefix.sequence_at)..][..2].copy_from_slice(&stamp.transport_sequence.to_be_bytes());
         }
-        let mut at = prefix.len;
+        if elements.is_empty() {
+            block[at..].fill(0);
+            return FIXED_HEADER_LEN + padded;
+        }
         for (which, (id, place)) in self.copied.into_iter().zip(elements.0).enumerate() {
             if id == 0 || place.len == 0 {
                 continue;
@@ -218,7 +234,7 @@ const BLOCK_HEAD_LEN: usize = 4;
 
 impl Prefix {
     fn new(two_byte: bool, mid: Option<(u8, &str)>, send_time: Option<u8>, sequence: Option<u8>) -> Prefix {
-        let mut prefix = Prefix { bytes: [0; PREFIX_LEN_MAX], len: BLOCK_HEAD_LEN, send_time_at: 0, sequence_at: 0 };
+        let mut prefix = Prefix { bytes: [0; PREFIX_LEN_MAX], len: BLOCK_HEAD_LEN as u8, send_time_at: 0, sequence_at: 0 };
         prefix.bytes[..2].copy_from_slice(if two_byte { &[0x10, 0x00] } else { &[0xbe, 0xde] });
         if let Some((id, mid)) = mid {
             prefix.element(two_byte, id, mid.as_bytes());
@@ -233,11 +249,12 @@ impl Prefix {
     }
 
     /// Appends an element and returns where its value is.
-    fn element(&mut self, two_byte: bool, id: u8, value: &[u8]) -> usize {
-        let at = write_element_head(&mut self.bytes, self.len, two_byte, id, value.len());
-        self.len = at + value.len();
-        self.bytes[at..self.len].copy_from_slice(value);
-        at
+    fn element(&mut self, two_byte: bool, id: u8, value: &[u8]) -> u8 {
+        let at = write_element_head(&mut self.bytes, self.len.into(), two_byte, id, value.len());
+        let end = at + value.len();
+        self.bytes[at..end].copy_from_slice(value);
+        self.len = end as u8;
+        at as u8
     }
 }
 

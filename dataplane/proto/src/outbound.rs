@@ -23,8 +23,6 @@ use crate::thinning::Thinning;
 use crate::wire::rtx::OSN_LEN;
 use crate::wire::{red, rtp};
 
-const NO_PAYLOAD_TYPE: u8 = 0xff;
-
 /// Repairs that may wait for one subscription. A NACK names at most 17 packets per item; a burst loss longer than this is a
 /// keyframe's work.
 pub const REPAIRS_MAX: usize = 64;
@@ -168,46 +166,49 @@ pub struct Written<'a> {
     pub payload: &'a [u8],
 }
 
-/// The state of one subscription.
+/// The state of one subscription. What every packet needs comes first and lies together, four cache lines of it: between two packets of one
+/// subscriber lie those of all others, and each line is fetched anew.
+#[repr(C)]
 pub struct Outbound {
-    ssrc: u32,
+    source: Option<Source>,
+    /// One past the highest sequence sent.
+    next: u64,
+    last_sent: Time,
+    slots: Slots,
+    octets: u64,
+    stats: SubscriptionStats,
+    last_timestamp: Option<u32>,
     rtx_ssrc: Option<u32>,
+    ssrc: u32,
+    repair_credit: u32,
+    last_picture: Option<PictureNumbers>,
+    last_frame: Option<u16>,
+    /// The payload type that came last, and its map.
+    map: Option<(u8, PayloadTypeMap)>,
     numbering: Numbering,
     kind: MediaKind,
+    /// A source was chosen and its first packet is awaited.
+    waiting: bool,
     layout: HeaderLayout,
-    /// Index into `maps` by published payload type.
-    map_of: [u8; 128],
-    maps: [PayloadTypeMap; PAYLOAD_TYPES_MAX],
     /// Layer of the track that this subscriber is to get, or [`NO_LAYER`].
     wanted: usize,
-    source: Option<Source>,
+    thinning: Thinning,
+    /// Index of the next retransmission on `rtx_ssrc`.
+    rtx_next: u64,
+    clock_rate: u32,
+    first_timestamp: u32,
     /// Layer and timestamp offset of the source that was sent before the section came to rest: its clock goes on afterwards.
     rested: Option<(usize, u32)>,
-    thinning: Thinning,
-    slots: Slots,
     /// What is wanted of the layers inside a stream.
     inside: Target,
     helpless: Helpless,
-    /// A source was chosen and its first packet is awaited.
-    waiting: bool,
     /// The next source begins with pictures that were kept.
     past: Option<Past>,
-    /// One past the highest sequence sent.
-    next: u64,
-    /// Index of the next retransmission on `rtx_ssrc`.
-    rtx_next: u64,
-    last_timestamp: Option<u32>,
-    last_picture: Option<PictureNumbers>,
-    last_frame: Option<u16>,
-    last_sent: Time,
-    clock_rate: u32,
-    repairs: [u64; REPAIRS_MAX],
-    repairs_len: usize,
-    repair_credit: u32,
     last_fir: Option<u8>,
-    octets: u64,
-    stats: SubscriptionStats,
-    first_timestamp: u32,
+    repairs_len: usize,
+    repairs: [u64; REPAIRS_MAX],
+    maps: [PayloadTypeMap; PAYLOAD_TYPES_MAX],
+    maps_len: usize,
 }
 
 impl Outbound {
@@ -219,8 +220,9 @@ impl Outbound {
             numbering: Numbering::Own,
             kind: open.kind,
             layout: HeaderLayout::new(&open.extensions, &open.mid),
-            map_of: [NO_PAYLOAD_TYPE; 128],
+            map: None,
             maps: [PayloadTypeMap { from: 0, to: 0, rtx: None, unwrap_red: false }; PAYLOAD_TYPES_MAX],
+            maps_len: 0,
             wanted: 0,
             source: None,
             rested: None,
@@ -279,15 +281,9 @@ impl Outbound {
         self.rested = None;
         self.waiting = layer.is_some();
         self.wanted = layer.unwrap_or(0);
-        self.map_of = [NO_PAYLOAD_TYPE; 128];
-        for (index, map) in payload_types.iter().take(PAYLOAD_TYPES_MAX).enumerate() {
-            self.maps[index] = *map;
-            if map.from == ANY_PAYLOAD_TYPE {
-                self.map_of = [index as u8; 128];
-            } else if let Some(entry) = self.map_of.get_mut(usize::from(map.from)) {
-                *entry = index as u8;
-            }
-        }
+        self.map = None;
+        self.maps_len = payload_types.len().min(PAYLOAD_TYPES_MAX);
+        self.maps[..self.maps_len].copy_from_slice(&payload_types[..self.maps_len]);
     }
 
     /// Takes another layer of the track from its next keyframe on; until then the present one goes on. After [`Outbound::rest`] audio
@@ -418,8 +414,11 @@ impl Outbound {
         align: impl FnOnce(usize, usize) -> Option<u32>,
     ) -> Result<Rewritten<'a>, DropReason> {
         let meta = &stored.meta;
-        let (map, payload) = match self.select(stored) {
-            Ok(selected) => selected,
+        let (to, payload) = match self.select(stored) {
+            Ok((map, payload)) => {
+                self.map = Some((meta.payload_type, map));
+                (map.to, payload)
+            }
             Err(reason) => {
                 // The publisher went on in a codec that this client cannot take. Numbers must not run on meanwhile: after 2^15 of
                 // them the client could no longer guess the rollover counter.
@@ -448,7 +447,7 @@ impl Outbound {
         if self.numbering == Numbering::Own && (meta.layers.is_known() || self.slots.is_in_use()) {
             self.thin(&source, sequence, meta)?;
         }
-        let rewritten = self.rewrite(&source, sequence, stored, map.to, payload).ok_or(DropReason::LayerNotWanted)?;
+        let rewritten = self.rewrite(&source, sequence, stored, to, payload).ok_or(DropReason::LayerNotWanted)?;
         if rewritten.index >= self.next {
             self.next = rewritten.index + 1;
             self.last_timestamp = Some(rewritten.timestamp);
@@ -528,13 +527,19 @@ impl Outbound {
     /// What the subscriber takes of a packet, if anything.
     #[inline]
     fn select<'a>(&self, stored: &Stored<'a>) -> Result<(PayloadTypeMap, &'a [u8]), DropReason> {
-        let map = self.map_of[usize::from(stored.meta.payload_type & 0x7f)];
-        let mut map = *self.maps.get(usize::from(map)).ok_or(DropReason::PayloadType)?;
-        if map.to == ANY_PAYLOAD_TYPE {
-            map.to = stored.meta.payload_type;
-        }
+        let map = match self.map {
+            Some((from, map)) if from == stored.meta.payload_type => map,
+            _ => self.map_of(stored.meta.payload_type)?,
+        };
         let payload = if map.unwrap_red { red::primary(stored.payload())? } else { stored.payload() };
         Ok((map, payload))
+    }
+
+    /// How the subscriber takes a published payload type: of several maps the last counts.
+    fn map_of(&self, from: u8) -> Result<PayloadTypeMap, DropReason> {
+        let maps = self.maps[..self.maps_len].iter().rev();
+        let map = maps.copied().find(|map| map.from == from || map.from == ANY_PAYLOAD_TYPE).ok_or(DropReason::PayloadType)?;
+        Ok(PayloadTypeMap { to: if map.to == ANY_PAYLOAD_TYPE { from } else { map.to }, ..map })
     }
 
     /// `shift` is the timestamp offset that keeps the media clock of the source before, when it is known.

@@ -298,6 +298,6 @@ impl Sending<'_> {
 /// Seconds in 6.18 fixed point, of any epoch: receivers use differences alone.
 #[inline]
 fn absolute_send_time(now: Time) -> u32 {
-    // Microseconds wrap in half a million years, and times 2^18 in two.
-    ((now.as_micros() << 18) / 1_000_000) as u32 & 0xff_ffff
+    // 24 bits of them are 64 seconds, so what a division by that leaves is enough, and fits 64 bits when it is shifted.
+    (((now.as_nanos() % 64_000_000_000) << 18) / 1_000_000_000) as u32
 }
