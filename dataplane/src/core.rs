@@ -184,6 +184,8 @@ struct Transport {
     is_dirty: bool,
     /// In `Core::reporting`: RTCP is to be written.
     is_reporting: bool,
+    /// In `Core::measuring`: packets came that its client has to be told of.
+    is_measuring: bool,
     /// The next RTCP carries a page of the once-a-second report.
     report_due: bool,
     /// Where in `subscriptions` the next page begins; `None` when every source was reported in this second.
@@ -216,6 +218,7 @@ impl Transport {
             validated: false,
             is_dirty: false,
             is_reporting: false,
+            is_measuring: false,
             report_due: false,
             report_from: None,
         }
@@ -397,6 +400,10 @@ pub struct Core {
     repairing: VecDeque<usize>,
     /// Transports that RTCP is to be written to.
     reporting: VecDeque<usize>,
+    /// Transports with another page of the once-a-second report to come.
+    paging: Vec<usize>,
+    /// Transports whose packets are measured for congestion feedback: those that publish, which a tick looks at, not at everybody.
+    measuring: Vec<usize>,
     /// Transports whose sections share bandwidth anew at the next tick, and what each section takes part with.
     sharing: VecDeque<usize>,
     demands: Vec<Demand>,
@@ -444,6 +451,8 @@ impl Core {
             dirty: Vec::with_capacity(transports),
             repairing: VecDeque::with_capacity(subscriptions),
             reporting: VecDeque::with_capacity(transports),
+            paging: Vec::with_capacity(transports),
+            measuring: Vec::with_capacity(transports),
             sharing: VecDeque::with_capacity(transports),
             demands: Vec::with_capacity(SUBSCRIPTIONS_PER_TRANSPORT_MAX),
             catch_ups: CatchUps::with_capacity(subscriptions),
@@ -685,6 +694,10 @@ impl Core {
         }
         if let Some(remb) = &mut transport.remb {
             remb.record(now, opened.len);
+        }
+        if !transport.is_measuring && (transport.twcc.is_some() || transport.remb.is_some()) {
+            transport.is_measuring = true;
+            self.measuring.push(index);
         }
         let stream = match transport.streams.iter().find(|stream| stream.ssrc == ssrc) {
             Some(stream) => *stream,
@@ -957,6 +970,8 @@ impl Core {
         }
         self.dirty.retain(|i| *i != index);
         self.reporting.retain(|i| *i != index);
+        self.paging.retain(|i| *i != index);
+        self.measuring.retain(|i| *i != index);
         self.sharing.retain(|i| *i != index);
         for track in transport.tracks {
             let id = self.tracks[track].id;
@@ -1189,21 +1204,34 @@ impl Core {
         }
         self.break_overdue_catch_ups(now);
         self.catch_ups.begin_tick();
-        for index in 0..self.transports.capacity() {
-            let Some(transport) = self.transports.get(index) else { continue };
-            let feedback = transport.twcc.as_ref().and_then(|twcc| twcc.poll_timeout());
-            let estimate = transport.remb.as_ref().and_then(RembEstimator::poll_timeout);
-            let is_paging = transport.report_from.is_some();
-            if is_paging || feedback.into_iter().chain(estimate).any(|at| at <= now) {
-                self.transports[index].report_due |= is_paging;
-                mark_reporting(&mut self.transports, &mut self.reporting, index);
-            }
-            if index % TICKS_PER_ROUND == self.tick {
+        self.mark_due(now);
+        for index in (self.tick..self.transports.capacity()).step_by(TICKS_PER_ROUND) {
+            if self.transports.contains(index) {
                 self.look_after(now, index);
             }
         }
         self.share_bandwidth(now);
         self.report_stats();
+    }
+
+    /// Lets those write RTCP who have another page to tell, or whose congestion feedback is due.
+    fn mark_due(&mut self, now: Time) {
+        let Core { transports, reporting, paging, measuring, .. } = self;
+        for index in paging.drain(..) {
+            transports[index].report_due |= transports[index].report_from.is_some();
+            mark_reporting(transports, reporting, index);
+        }
+        measuring.retain(|&index| {
+            let transport = &mut transports[index];
+            let feedback = transport.twcc.as_ref().and_then(|twcc| twcc.poll_timeout());
+            let estimate = transport.remb.as_ref().and_then(RembEstimator::poll_timeout);
+            let due = feedback.into_iter().chain(estimate).min();
+            transport.is_measuring = due.is_some();
+            if due.is_some_and(|at| at <= now) {
+                mark_reporting(transports, reporting, index);
+            }
+            due.is_some()
+        });
     }
 
     /// The once-a-second work of one transport.

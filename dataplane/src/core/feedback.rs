@@ -337,6 +337,9 @@ impl Core {
             compound.sdes_cname(*ssrc, &transport.cname);
         }
         self.transports[index].report_from = next;
+        if next.is_some() {
+            self.paging.push(index);
+        }
     }
 
     /// What a client is told of the streams that it publishes; returns how many blocks.
