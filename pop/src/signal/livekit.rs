@@ -48,6 +48,10 @@ pub use self::digest::{Digest, digest_join_request, digest_message, digest_offer
 /// Longest message of a client, in bytes: an offer, and the offer and the answer that a resume brings.
 const MESSAGE_LEN_MAX: usize = 2 * Bounds::MEMBER.len;
 
+/// Bytes that are read from a socket at once. The buffer is filled with zeros whole, so each member has it for good: most messages are of a
+/// few hundred bytes, and a longer one takes more reads.
+const READ_BUFFER_LEN: usize = 8 << 10;
+
 /// Why a client is not let to the socket: one sentence, which SDKs show.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
@@ -150,6 +154,7 @@ async fn connect(
     upgrade
         .max_message_size(MESSAGE_LEN_MAX)
         .max_frame_size(MESSAGE_LEN_MAX)
+        .read_buffer_size(READ_BUFFER_LEN)
         .on_upgrade(move |frames| socket::serve(context, frames, access, joined, place.map(|Extension(place)| place)))
 }
 
