@@ -109,10 +109,10 @@ pub struct DoctorArgs {
 /// `pop tune`
 #[derive(Debug, Args)]
 pub struct TuneArgs {
-    /// Print the commands (the default).
-    #[arg(long, conflicts_with = "apply")]
+    /// Print the commands and change nothing (the default).
+    #[arg(long, visible_alias = "dry-run", conflicts_with = "apply")]
     pub print: bool,
-    /// Do what they do, and print the way back.
+    /// Do what they do, print the way back, and keep it as tune-undo.sh in the state directory.
     #[arg(long)]
     pub apply: bool,
     /// Tune for this config file; default: the built-in defaults.

@@ -1,5 +1,7 @@
-//! `pop tune`: lines the cards' queues up with the workers. It prints what it would do, or does it; both tell the way back.
+//! `pop tune`: lines the cards' queues up with the workers. It prints what it would do, or does it; both tell the way back, which
+//! the second also keeps as a script in the state directory.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
@@ -10,6 +12,17 @@ use crate::config::Config;
 use crate::doctor::host::{Host, parse_mask, show_list, show_mask};
 use crate::doctor::nic::{self, Nic, RING_LEN_WANTED, Settings};
 use crate::doctor::{self, system};
+use crate::state;
+
+/// In the state directory: what takes back everything that `--apply` did, the newest first.
+const UNDO_FILE: &str = "tune-undo.sh";
+
+/// First lines of that script.
+const UNDO_HEAD: &str =
+    "#!/bin/sh\n# Written by `pop tune --apply`: the way back, the newest change first. Run it as root: it goes with its last line.\n";
+
+/// Its last line.
+const UNDO_END: &str = "rm -f -- \"$0\"\n";
 
 /// One thing to change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,7 +80,8 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let cards = cards(args, &config, &host)?;
     let steps = steps(&host, &cards, &workers, config.media.port);
     if args.apply {
-        return apply(args, &host, &steps);
+        let undo = state::folder(&config.node).map(|folder| folder.join(UNDO_FILE));
+        return apply(args, &host, &steps, undo);
     }
     if args.json {
         let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
@@ -109,30 +123,69 @@ fn script(cards: &[Nic], steps: &[Step]) -> String {
 }
 
 /// Stops at the first step that fails, and tells the way back from those before.
-fn apply(args: &TuneArgs, host: &Host, steps: &[Step]) -> Result<(), Failure> {
-    let mut done: Vec<&Step> = Vec::new();
+fn apply(args: &TuneArgs, host: &Host, steps: &[Step], undo: Option<PathBuf>) -> Result<(), Failure> {
+    let undo = undo.filter(|_| !steps.is_empty()).map(|file| Undo::read(host, file));
+    let keep = |steps: &[Step]| undo.as_ref().map_or(Ok(()), |undo| undo.keep(host, steps));
+    // Before the first step, so that nothing is done that an early end leaves without its way back.
+    keep(steps).map_err(Failure::Other)?;
     let mut failure = None;
+    let mut count = 0;
     for step in steps {
         match step.apply(host) {
-            Ok(()) => done.push(step),
+            Ok(()) => count += 1,
             Err(sentence) => {
                 failure = Some(sentence);
                 break;
             }
         }
     }
+    let done = &steps[..count];
+    if failure.is_some() {
+        keep(done).map_err(Failure::Other)?;
+    }
+    let kept = undo.filter(|_| !done.is_empty()).map(|undo| undo.file);
     if args.json {
-        println!("{}", json!({ "done": done, "error": failure }));
+        println!("{}", json!({ "done": done, "error": failure, "undo": kept }));
     } else {
-        for step in &done {
+        for step in done {
             println!("{}: {}", step.what, step.command);
         }
         println!("{} of {} steps done{}", done.len(), steps.len(), if done.is_empty() { "" } else { "; the way back:" });
         for step in done.iter().rev() {
             println!("  {}", step.undo);
         }
+        if let Some(file) = kept {
+            println!("all of it is kept in {}", file.display());
+        }
     }
     failure.map_or(Ok(()), |sentence| Err(Failure::Other(sentence)))
+}
+
+/// The script of the way back, with what it held before.
+struct Undo {
+    file: PathBuf,
+    /// Commands of earlier calls, a line each; empty without a script.
+    former: String,
+}
+
+impl Undo {
+    fn read(host: &Host, file: PathBuf) -> Undo {
+        let text = host.read(&file.to_string_lossy()).unwrap_or_default();
+        let former =
+            text.lines().filter(|line| !line.starts_with('#') && *line != UNDO_END.trim_end()).map(|line| format!("{line}\n")).collect();
+        Undo { file, former }
+    }
+
+    /// Puts the way back from `steps` before the former one. With neither there is no script.
+    fn keep(&self, host: &Host, steps: &[Step]) -> Result<(), String> {
+        let lines: String = steps.iter().rev().map(|step| format!("{}\n", step.undo)).collect();
+        let path = self.file.to_string_lossy();
+        let kept = match lines.is_empty() && self.former.is_empty() {
+            true => host.remove(&path),
+            false => host.replace(&path, &format!("{UNDO_HEAD}{lines}{}{UNDO_END}", self.former)),
+        };
+        kept.map_err(|error| format!("the way back cannot be kept in {path}: {error}: run this as root, or set node.state_dir"))
+    }
 }
 
 /// What differs from a host whose queue i is served by worker i, in the order to change it.
@@ -177,6 +230,10 @@ fn interrupts(host: &Host, card: &Nic, workers: &[usize]) -> Vec<Step> {
         }
         let path = format!("/proc/irq/{}/smp_affinity_list", irq.number);
         let former = host.read(&path).unwrap_or_else(|| show_list(&irq.cores));
+        // It moves with the queue's next interrupt.
+        if former == core.to_string() {
+            continue;
+        }
         let what = format!("{}: queue {} to the core of worker {}, formerly {former}", card.name, irq.queue, irq.queue);
         steps.push(Step::write(what, path, core.to_string(), &former));
     }

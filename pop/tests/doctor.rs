@@ -47,7 +47,7 @@ impl Recorded {
     }
 
     fn mlx5() -> Recorded {
-        Self::unpack(MLX5, "media.addresses = [\"192.0.2.10\"]\ndataplane.cores = \"1-4\"\n")
+        Self::unpack(MLX5, "media.addresses = [\"192.0.2.10\"]\ndataplane.cores = \"1-4\"\nnode.state_dir = \"/var/lib/pop\"\n")
     }
 
     fn ice() -> Recorded {
@@ -179,8 +179,50 @@ fn tune_applies_and_takes_back() {
         (host.read("proc/irq/130/smp_affinity_list"), host.read("sys/class/net/ens1f0np0/queues/tx-1/xps_cpus")),
         ("2".into(), "4".into())
     );
-    let undo = json(&output)["done"][0]["undo"].as_str().expect("a command").to_owned();
-    assert_eq!(undo, "echo 0-3,8-11 > /proc/irq/129/smp_affinity_list");
+    let report = json(&output);
+    assert_eq!(report["done"][0]["undo"], "echo 0-3,8-11 > /proc/irq/129/smp_affinity_list");
+    assert_eq!(report["undo"], "/var/lib/pop/tune-undo.sh");
+    let undo = host.read("var/lib/pop/tune-undo.sh");
+    let commands = |script: &str| script.lines().filter(|line| line.starts_with("echo ")).map(str::to_owned).collect::<Vec<_>>();
+    let first = commands(&undo);
+    assert_eq!(first.len(), steps, "{undo}");
+    assert_eq!(
+        first.last().map(String::as_str),
+        Some("echo 0-3,8-11 > /proc/irq/129/smp_affinity_list"),
+        "the first change is taken back last"
+    );
+    assert!(undo.starts_with("#!/bin/sh\n") && undo.ends_with("\nrm -f -- \"$0\""), "{undo}");
+
+    // Again: there is nothing to do, and the way back stays what it was.
+    let output = host.ask(&["tune", "--apply"]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("0 of 0 steps"), "{output:?}");
+    assert_eq!(host.read("var/lib/pop/tune-undo.sh"), undo);
+
+    // Somebody moves an interrupt: what is done again goes before what was done at first.
+    fs::write(host.folder.path("host/proc/irq/130/smp_affinity_list"), "7\n").expect("it is ours");
+    assert_eq!(json(&host.ask(&["tune", "--apply", "--json"]))["done"].as_array().map(Vec::len), Some(1));
+    let second = commands(&host.read("var/lib/pop/tune-undo.sh"));
+    assert_eq!((second[0].as_str(), &second[1..]), ("echo 7 > /proc/irq/130/smp_affinity_list", &first[..]));
+
+    // The script itself, on the tree, leads back to where it began.
+    let root = host.folder.path("host");
+    let script = host.read("var/lib/pop/tune-undo.sh").replace("> /", &format!("> {}/", shown(&root)));
+    let place = host.folder.write("undo.sh", &script);
+    assert!(std::process::Command::new("sh").arg(&place).status().expect("a shell").success());
+    assert!(!place.exists(), "it goes when it is done");
+    assert_eq!(json(&host.ask(&["tune", "--json"]))["steps"].as_array().map(Vec::len), Some(steps));
+    assert_eq!(host.read("proc/irq/130/smp_affinity_list"), "0-3,8-11");
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let host = Recorded::mlx5();
+    let [printed, dry] = ["--print", "--dry-run"].map(|flag| host.ask(&["tune", flag]).stdout);
+    assert!(printed == dry && !dry.is_empty());
+    assert_eq!(host.read("proc/irq/129/smp_affinity_list"), "0-3,8-11");
+    assert!(!host.folder.path("host/var/lib/pop").exists());
+    assert_eq!(code(&host.ask(&["tune", "--dry-run", "--apply"])), Some(2));
 }
 
 #[test]
@@ -190,6 +232,7 @@ fn tune_stops_at_what_fails_and_tells_how_far_it_came() {
     assert_eq!(code(&output), Some(1), "{output:?}");
     assert!(stderr(&output).contains("`systemctl stop irqbalance` failed"), "{}", stderr(&output));
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("0 of "), "{output:?}");
+    assert!(!host.folder.path("host/var/lib/pop/tune-undo.sh").exists(), "nothing was done: there is no way back");
 }
 
 #[test]

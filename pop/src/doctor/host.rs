@@ -89,9 +89,16 @@ impl Host {
         fs::OpenOptions::new().write(true).truncate(true).open(self.place(path))?.write_all_of(text)
     }
 
-    /// Makes or replaces a file of the operator's as a whole.
+    /// Makes or replaces a file of the operator's as a whole, and its folder.
     pub(crate) fn replace(&self, path: &str, text: &str) -> io::Result<()> {
-        crate::state::replace_file(&self.place(path), text.as_bytes())
+        let place = self.place(path);
+        place.parent().map_or(Ok(()), fs::create_dir_all)?;
+        crate::state::replace_file(&place, text.as_bytes())
+    }
+
+    /// Removes a file; one that is not there is removed.
+    pub(crate) fn remove(&self, path: &str) -> io::Result<()> {
+        fs::remove_file(self.place(path)).or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
     }
 }
 
