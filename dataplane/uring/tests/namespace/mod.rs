@@ -7,7 +7,7 @@ use std::process::Command;
 const INSIDE: &str = "POP_TEST_INSIDE_NAMESPACE";
 
 /// Runs `test` in a new network namespace that the shell commands `prepare` set up. `name` is the test's own.
-pub fn in_namespace(prepare: &str, name: &str, test: impl Fn()) {
+pub(crate) fn in_namespace(prepare: &str, name: &str, test: impl Fn()) {
     if env::var_os(INSIDE).is_some() {
         return test();
     }
