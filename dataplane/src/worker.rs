@@ -455,7 +455,7 @@ impl Told {
         let once = |told: &mut bool, is_there: bool| is_there && !std::mem::replace(told, true);
         [
             once(&mut self.train_refused, stats.gso_refused > 0).then(|| {
-                "the kernel refuses a train of datagrams (GSO) on the way to a client: they leave one by one there, at about three \
+                "the kernel refuses a train of datagrams (GSO) on the way to a client: they leave one by one there, at three to four \
                  times the cost, and a train is tried again every 3 s; look at tx-checksumming in `ethtool -k`"
                     .to_owned()
             }),
