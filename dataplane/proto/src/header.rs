@@ -26,6 +26,9 @@ const ONE_BYTE_ID_MAX: u8 = 14;
 /// Block head, then mid, abs-send-time and transport-cc in the two-byte form.
 const PREFIX_LEN_MAX: usize = 4 + (2 + MID_LEN_MAX) + (2 + 3) + (2 + 2);
 
+/// Bytes of a prefix and the padding behind it: zeros.
+const PREFIX_ROOM: usize = PREFIX_LEN_MAX.next_multiple_of(4);
+
 /// Longest header that [`HeaderLayout::write`] makes.
 pub const HEADER_LEN_MAX: usize = (FIXED_HEADER_LEN + PREFIX_LEN_MAX + COPIED.len() * (2 + u8::MAX as usize)).next_multiple_of(4);
 
@@ -111,7 +114,7 @@ pub struct HeaderLayout {
 /// Block head and constant elements in wire form.
 #[derive(Clone, Copy, Debug)]
 struct Prefix {
-    bytes: [u8; PREFIX_LEN_MAX],
+    bytes: [u8; PREFIX_ROOM],
     len: u8,
     /// 0: there is none.
     send_time_at: u8,
@@ -197,9 +200,9 @@ impl HeaderLayout {
         let prefix = &self.prefixes[form];
         let padded = len.next_multiple_of(4);
         out[0] |= 0x10;
-        let block = &mut out[FIXED_HEADER_LEN..FIXED_HEADER_LEN + padded];
-        let mut at = usize::from(prefix.len);
-        block[..at].copy_from_slice(&prefix.bytes[..at]);
+        // Of one length always, and so without a call.
+        let (block, _) = out[FIXED_HEADER_LEN..].split_at_mut(padded.max(PREFIX_ROOM));
+        block[..PREFIX_ROOM].copy_from_slice(&prefix.bytes);
         block[2..4].copy_from_slice(&((padded / 4 - 1) as u16).to_be_bytes());
         if prefix.send_time_at != 0 {
             block[usize::from(prefix.send_time_at)..][..3].copy_from_slice(&stamp.send_time.to_be_bytes()[1..]);
@@ -208,9 +211,9 @@ impl HeaderLayout {
             block[usize::from(prefix.sequence_at)..][..2].copy_from_slice(&stamp.transport_sequence.to_be_bytes());
         }
         if elements.is_empty() {
-            block[at..].fill(0);
             return FIXED_HEADER_LEN + padded;
         }
+        let mut at = usize::from(prefix.len);
         for (which, (id, place)) in self.copied.into_iter().zip(elements.0).enumerate() {
             if id == 0 || place.len == 0 {
                 continue;
@@ -224,7 +227,7 @@ impl HeaderLayout {
             }
             at += value_len;
         }
-        block[at..].fill(0);
+        block[at..padded].fill(0);
         FIXED_HEADER_LEN + padded
     }
 }
@@ -234,7 +237,7 @@ const BLOCK_HEAD_LEN: usize = 4;
 
 impl Prefix {
     fn new(two_byte: bool, mid: Option<(u8, &str)>, send_time: Option<u8>, sequence: Option<u8>) -> Prefix {
-        let mut prefix = Prefix { bytes: [0; PREFIX_LEN_MAX], len: BLOCK_HEAD_LEN as u8, send_time_at: 0, sequence_at: 0 };
+        let mut prefix = Prefix { bytes: [0; PREFIX_ROOM], len: BLOCK_HEAD_LEN as u8, send_time_at: 0, sequence_at: 0 };
         prefix.bytes[..2].copy_from_slice(if two_byte { &[0x10, 0x00] } else { &[0xbe, 0xde] });
         if let Some((id, mid)) = mid {
             prefix.element(two_byte, id, mid.as_bytes());

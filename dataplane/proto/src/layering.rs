@@ -156,16 +156,6 @@ const INDEPENDENT: u8 = 4;
 const COUNTS_PICTURES: u8 = 8;
 
 impl FrameLayers {
-    /// Nothing is known.
-    pub const UNKNOWN: FrameLayers = FrameLayers {
-        present: TargetSet::NONE,
-        switch: TargetSet::NONE,
-        active: TargetSet::NONE,
-        number: 0,
-        layers: Target::new(0, 0),
-        flags: 0,
-    };
-
     /// Something is known.
     #[inline]
     pub fn is_known(&self) -> bool {

@@ -31,9 +31,6 @@ pub struct PictureNumbers {
 }
 
 impl PicturePlaces {
-    /// There are none.
-    pub const NONE: PicturePlaces = PicturePlaces { id: 0, tl0: 0 };
-
     /// Finds them; nowhere for a codec or a descriptor without them, and for one that is cut short.
     #[inline]
     pub fn find(codec: Codec, payload: &[u8]) -> PicturePlaces {
