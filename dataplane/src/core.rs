@@ -72,6 +72,11 @@ const DTLS_PER_SECOND_MAX: u32 = 64;
 /// reads them slows a sender down by its window; this bounds who does not listen.
 const DATA_PER_SECOND_MAX: u32 = 4_096;
 
+/// Checks under a name of ours and not under its password that one tick reads to the end, apart for strangers and for addresses that
+/// are a transport's: what is beyond ends before its HMAC, which costs more than all else about it. Together at most a fifth of a core.
+/// Only what fails is counted, so that a storm of honest joins is not.
+const FAILED_CHECKS_PER_TICK_MAX: u32 = 1_000;
+
 /// Datagrams that one receive buffer can hold: the kernel joins at most 64 before Linux 6.9, and 128 since
 /// (`UDP_MAX_SEGMENTS`).
 const GRO_SEGMENTS_MAX: usize = 128;
@@ -382,6 +387,8 @@ pub struct Core {
     /// Sockets that the back end did not take.
     refused_sockets: Vec<u16>,
     answers: VecDeque<Answer>,
+    /// Of this tick: those of strangers, those of known addresses.
+    failed_checks: [u32; 2],
     dtls_out: VecDeque<(Path, Box<[u8]>)>,
     /// Goodbyes of what was closed, protected.
     goodbyes: VecDeque<(Path, Box<[u8]>)>,
@@ -394,6 +401,8 @@ pub struct Core {
     mirrors: usize,
     /// Tracks with fresh packets in this turn.
     touched: Vec<usize>,
+    /// One of them may have no room for what one more receive buffer brings.
+    is_full: bool,
     /// Transports that take some of them.
     dirty: Vec<usize>,
     /// Subscriptions with queued repairs.
@@ -440,6 +449,7 @@ impl Core {
             routes: Vec::new(),
             refused_sockets: Vec::new(),
             answers: VecDeque::with_capacity(STUN_ANSWERS_MAX),
+            failed_checks: [0; 2],
             dtls_out: VecDeque::new(),
             goodbyes: VecDeque::new(),
             events: VecDeque::with_capacity(crate::limits::EVENTS_MAX),
@@ -448,6 +458,7 @@ impl Core {
             told: VecDeque::with_capacity(TOLD_PER_LAYER_MAX * tracks),
             mirrors: 0,
             touched: Vec::with_capacity(tracks),
+            is_full: false,
             dirty: Vec::with_capacity(transports),
             repairing: VecDeque::with_capacity(subscriptions),
             reporting: VecDeque::with_capacity(transports),
@@ -506,35 +517,48 @@ impl Core {
 
     /// Whether the owner must drain `poll_transmit` before the next receive buffer: one brings at most [`GRO_SEGMENTS_MAX`] packets.
     pub fn must_drain(&self) -> bool {
-        self.touched.iter().any(|t| self.tracks.get(*t).is_some_and(|t| t.fresh.len() + GRO_SEGMENTS_MAX > FRESH_MAX))
-            || self.tapped.len().max(self.handed.len()) + GRO_SEGMENTS_MAX > FRESH_MAX
+        self.is_full || self.tapped.len().max(self.handed.len()) + GRO_SEGMENTS_MAX > FRESH_MAX
     }
 
     /// Takes one datagram.
     pub fn handle_datagram(&mut self, now: Time, path: Path, datagram: &mut [u8]) {
-        if let Some(Some(index)) = self.routes.get(usize::from(path.socket)) {
-            return self.handle_route_datagram(now, *index, path, datagram);
+        self.handle_datagrams(now, path, std::iter::once(datagram));
+    }
+
+    /// Takes what came by one path in one receive buffer. The path is looked up once for all: a train from a stranger, 64 datagrams for
+    /// the price of one to its sender, must not cost 64 times that here.
+    pub fn handle_datagrams<'a>(&mut self, now: Time, path: Path, datagrams: impl Iterator<Item = &'a mut [u8]>) {
+        if let Some(&Some(index)) = self.routes.get(usize::from(path.socket)) {
+            return datagrams.for_each(|datagram| self.handle_route_datagram(now, index, path, datagram));
         }
         if (self.media_sockets..TCP_SOCKET_BASE).contains(&path.socket) {
             // Its route is not open yet, or any more.
-            return self.count_drops(DropReason::ForeignPeer, 1);
+            return self.count_drops(DropReason::ForeignPeer, datagrams.count() as u64);
         }
-        let result = match wire::demux(datagram) {
-            // Nothing that is negotiated sends more than an Ethernet MTU, and the cost of a datagram is bounded by its length.
-            _ if datagram.len() > SLOT_LEN => Err(DropReason::TooLarge),
-            Err(reason) => Err(reason),
-            Ok(Protocol::Stun) => self.handle_stun(now, path, datagram),
-            Ok(protocol) => match self.paths.get(&path) {
-                None => Err(DropReason::UnknownAddress),
-                Some(&index) => match protocol {
-                    Protocol::Dtls => self.handle_dtls(index, datagram),
-                    Protocol::Rtp => self.handle_rtp(now, index, datagram),
-                    Protocol::Rtcp | Protocol::Stun => self.handle_rtcp(now, index, datagram),
+        // `None`: to be looked up.
+        let mut owner = None;
+        for datagram in datagrams {
+            let result = match wire::demux(datagram) {
+                // Nothing that is negotiated sends more than an Ethernet MTU, and the cost of a datagram is bounded by its length.
+                _ if datagram.len() > SLOT_LEN => Err(DropReason::TooLarge),
+                Err(reason) => Err(reason),
+                Ok(Protocol::Stun) => {
+                    // A check may give the path to its transport.
+                    owner = None;
+                    self.handle_stun(now, path, datagram)
+                }
+                Ok(protocol) => match *owner.get_or_insert_with(|| self.paths.get(&path).copied()) {
+                    None => Err(DropReason::UnknownAddress),
+                    Some(index) => match protocol {
+                        Protocol::Dtls => self.handle_dtls(index, datagram),
+                        Protocol::Rtp => self.handle_rtp(now, index, datagram),
+                        Protocol::Rtcp | Protocol::Stun => self.handle_rtcp(now, index, datagram),
+                    },
                 },
-            },
-        };
-        if let Err(reason) = result {
-            self.count_drops(reason, 1);
+            };
+            if let Err(reason) = result {
+                self.count_drops(reason, 1);
+            }
         }
     }
 
@@ -548,10 +572,17 @@ impl Core {
         if self.answers.len() == STUN_ANSWERS_MAX {
             return Err(DropReason::StunQueueFull);
         }
+        let is_known = self.paths.get(&path) == Some(&index);
+        let failed = &mut self.failed_checks[usize::from(is_known)];
+        if *failed == FAILED_CHECKS_PER_TICK_MAX {
+            return Err(DropReason::StunLimited);
+        }
         let transport = &mut self.transports[index];
         let mut answer = Answer { path, len: 0, bytes: [0; stun::RESPONSE_LEN_MAX] };
         let Endpoint::Ice(ice) = &mut transport.endpoint else { return Err(DropReason::StunUnknownUser) };
-        let outcome = ice.handle_check(now, path, &message, &mut answer.bytes)?;
+        let outcome = ice.handle_check(now, path, &message, &mut answer.bytes);
+        *failed += u32::from(matches!(outcome, Err(DropReason::StunIntegrity)));
+        let outcome = outcome?;
         answer.len = outcome.response_len;
         self.answers.push_back(answer);
         if outcome.refused {
@@ -781,6 +812,7 @@ impl Core {
         }
         let fresh = Fresh { layer, sequence: index, keyframe_start: meta.keyframe_start };
         track.fresh.push(fresh);
+        self.is_full |= track.fresh.len() + GRO_SEGMENTS_MAX > FRESH_MAX;
         if let Some(tap) = track.tap {
             self.tapped.push_back((tap, track_index, fresh, now));
         }
@@ -1173,6 +1205,7 @@ impl Core {
             return;
         }
         self.next_tick = now + TICK;
+        self.failed_checks = [0; 2];
         self.tick = (self.tick + 1) % TICKS_PER_ROUND;
         for index in (self.tick..self.tracks.capacity()).step_by(TICKS_PER_ROUND) {
             self.review_layers(index);

@@ -556,9 +556,7 @@ impl<B: Backend> Turning<B> {
             let Some(mut received) = self.io.receive() else { break };
             self.busy = now;
             let path = Path { socket: received.socket, remote: received.from };
-            for datagram in received.datagrams() {
-                self.core.handle_datagram(now, path, datagram);
-            }
+            self.core.handle_datagrams(now, path, received.datagrams());
             if self.core.must_drain() {
                 self.drain(now)?;
             }

@@ -470,3 +470,58 @@ fn a_closed_connection_is_forgotten_and_media_goes_on_by_udp() {
     assert_eq!(media_to(&mut viewer, &rig.sent()).len(), 1, "and by what is left when it is closed");
     rig.core.close_path(&tcp);
 }
+
+#[test]
+fn checks_with_a_wrong_password_are_cut_off_each_tick_and_keep_no_client_from_its_own() {
+    let (mut rig, _, viewer) = call();
+    let stranger = Path { socket: 0, remote: "127.0.0.9:666".parse().unwrap() };
+    let wrong = viewer.check("another-password-22-ch");
+    for _ in 0..5_000 {
+        assert_eq!(rig.exchange(stranger, wrong.clone()), []);
+    }
+    assert_eq!((rig.drops(DropReason::StunIntegrity), rig.drops(DropReason::StunLimited)), (1_000, 4_000));
+    assert_eq!(rig.exchange(viewer.path, viewer.check(PWD)).len(), 1, "the client's own address has a measure of its own");
+    assert_eq!(rig.exchange(stranger, viewer.check(PWD)), [], "a stranger waits");
+    rig.pass(Duration::from_millis(10));
+    assert_eq!(rig.exchange(stranger, viewer.check(PWD)).len(), 1, "until the next tick");
+}
+
+#[test]
+fn right_checks_are_never_cut_off() {
+    let (mut rig, _, viewer) = call();
+    (0..5_000).for_each(|_| assert_eq!(rig.exchange(viewer.path, viewer.check(PWD)).len(), 1));
+}
+
+#[test]
+fn a_check_within_a_train_makes_its_sender_known_to_what_follows() {
+    let (mut rig, publisher, mut viewer) = call();
+    let moved = Path { socket: 0, remote: "127.0.0.9:666".parse().unwrap() };
+    let mut train = [
+        publisher.packet(1, 11, &vp8(false, 900)),
+        publisher.check(PWD),
+        publisher.packet(1, 12, &vp8(false, 900)),
+        publisher.packet(1, 13, &vp8(false, 900)),
+    ];
+    rig.core.handle_datagrams(rig.now, moved, train.iter_mut().map(Vec::as_mut_slice));
+    assert_eq!(rig.drops(DropReason::UnknownAddress), 1);
+    let sent = rig.sent();
+    assert_eq!(media_to(&mut viewer, &sent).len(), 2);
+    // And another's check from there takes the path away again.
+    let mut train = [viewer.check(PWD), publisher.packet(1, 14, &vp8(false, 900))];
+    rig.core.handle_datagrams(rig.now, moved, train.iter_mut().map(Vec::as_mut_slice));
+    assert_eq!(rig.drops(DropReason::SrtpAuth), 1);
+}
+
+#[test]
+fn a_track_that_is_full_asks_for_a_drain_until_it_had_one() {
+    let (mut rig, publisher, _) = call();
+    let mut index = 11;
+    while !rig.core.must_drain() {
+        rig.receive(&publisher, publisher.packet(1, index, &vp8(false, 100)));
+        index += 1;
+        assert!(index < 2_000, "it asks before the list is full");
+    }
+    assert!(index > 100);
+    rig.sent();
+    assert!(!rig.core.must_drain());
+}

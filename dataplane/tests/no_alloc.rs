@@ -1,17 +1,36 @@
 //! After start, no packet costs an allocation, whatever its path through the core.
+//!
+//! | path | test |
+//! |---|---|
+//! | media in and out, NACK, PLI, checks, taps; both ciphers, over TCP | `media_repairs_..`, `the_other_cipher_and_tcp_..` |
+//! | simulcast, RTX both ways, FIR, REMB, BYE, extensions | `layers_rtx_..` |
+//! | layers inside a stream, frames left out | `frames_that_are_left_out_..` |
+//! | reports in pages, SR, audio levels; RED to who takes none | `pages_of_reports_..`, `redundant_audio_..` |
+//! | wishes, TWCC, shares of bandwidth | `wishes_..` |
+//! | packets and asks that cross workers | `packets_and_asks_that_cross_..` |
+//! | kept pictures for late joiners | `late_joiners_..` |
+//! | RTP routes in and out, their RTCP, strangers at their ports | `routes_..` |
+//! | ICE restart; ICE probes; DTLS up | `a_check_that_..`, `probes_and_dtls_..` |
+//! | every reason to drop what comes | `a_flood_of_every_kind_..` |
+//!
+//! Commands allocate what they open. The back ends' and the streams' own paths are in `uring/tests/no_alloc.rs`.
 
 mod common;
+#[path = "../proto/tests/common/svc.rs"]
+mod svc;
 
 use std::time::Duration;
 
 use common::{PWD, Packet, Pair, Rig, open_transport, protect, vp8};
-use pop_proto::Command;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType,
-    PayloadTypeMap,
+    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, Numbering, OpenRtp, OpenSubscription, OpenTrack, OpenTransport,
+    Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SrtpProfile, TCP_SOCKET_BASE,
 };
+use pop_proto::probe::{IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::twcc::TwccRecorder;
-use pop_proto::wire::rtcp::SenderInfo;
+use pop_proto::wire::rtcp::{RtcpWriter, SenderInfo};
+use pop_proto::wire::rtp;
+use pop_proto::{Command, DropReason};
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
 
@@ -362,4 +381,313 @@ fn a_check_that_confirms_a_restart_allocates_nothing() {
     rig.core.handle_datagram(rig.now, client.path, &mut old);
     assert_eq!(drain(&mut rig), 0, "the old credentials are dead");
     assert_eq!(thread_allocations() - before, 0);
+}
+
+/// The bad datagrams of a flood on `client`'s path: nearly each ends for another reason.
+fn bad_datagrams(client: &mut common::Client, number: u64) -> Vec<Vec<u8>> {
+    let mut forged = client.packet(1, number, &vp8(false, 700));
+    *forged.last_mut().expect("it has a tag") ^= 1;
+    let flipped = {
+        let mut report = client.rtcp(|c| c.receiver_report(9, &[]));
+        *report.last_mut().expect("it has an index") ^= 1;
+        report
+    };
+    vec![
+        vec![],
+        vec![99; 200],
+        vec![0x80; 2],
+        vec![0x80, 200, 0, 1],
+        vec![0x80; 9_000],
+        vec![0; 30],
+        vec![22; 4],
+        vec![21, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 5, 0, 2, 2, 40],
+        vec![20, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 5, 0, 1, 1],
+        client.check("wrong-wrong-wrong-wrong"),
+        common::check_as("nobody:remote", PWD),
+        forged,
+        flipped,
+        // Authentic, and of no use: a stream that was not negotiated, a payload type that was not, a number that is not new.
+        client.packet(5_000 + number as u32, 7, &vp8(false, 700)),
+        client.packet_of_mid(1, b'0', 33, number, &[7; 20]),
+        client.packet(1, number / 2, &vp8(false, 700)),
+        client.rtcp(|c| c.nack(0, 999_999, [1, 2, 3])),
+    ]
+}
+
+#[test]
+fn a_flood_of_every_kind_allocates_nothing() {
+    let mut rig = Rig::new();
+    let mut publisher = rig.publisher(1);
+    let mut viewer = rig.viewer(2, 1);
+    let early = rig.open(3);
+    rig.receive(&early, early.check(PWD));
+    let stranger = Path { socket: 0, remote: "198.51.100.7:4000".parse().expect("an address") };
+    let closed = Path { socket: 9, ..stranger };
+    rig.core.set_media_sockets(1);
+    let mut datagrams = Vec::new();
+    for index in 0..1_000u64 {
+        datagrams.push((publisher.path, publisher.packet(1, 10_000 + 2 * index, &vp8(index % 300 == 0, 700))));
+        for client in [&mut publisher, &mut viewer] {
+            for bad in bad_datagrams(client, 10_001 + 2 * index) {
+                datagrams.extend([client.path, stranger, closed].map(|path| (path, bad.clone())));
+            }
+        }
+        datagrams.push((early.path, publisher.packet(1, index, &vp8(false, 700))));
+        // More wrong checks in a tick than are read.
+        if index.is_multiple_of(100) {
+            let wrong = viewer.check("wrong-wrong-wrong-wrong");
+            datagrams.extend((0..2_500).map(|_| (stranger, wrong.clone())));
+        }
+    }
+    // A tick each 2,000: a flood is faster than a datagram a millisecond.
+    let run = |rig: &mut Rig, datagrams: &mut [(Path, Vec<u8>)]| {
+        for chunk in datagrams.chunks_mut(2_000) {
+            for (path, datagram) in chunk {
+                rig.core.handle_datagram(rig.now, *path, datagram);
+                drain(rig);
+            }
+            rig.now = rig.now + Duration::from_millis(10);
+            rig.core.handle_timeout(rig.now);
+            drain(rig);
+        }
+    };
+    let half = datagrams.len() / 2;
+    run(&mut rig, &mut datagrams[..half]);
+    let before = (thread_allocations(), *rig.core.drops(), rig.core.counters().rtp_packets_out);
+    run(&mut rig, &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before.0, 0);
+    assert!(rig.core.counters().rtp_packets_out - before.2 > 400, "the call goes on");
+    use DropReason::*;
+    for reason in [
+        UnknownProtocol,
+        StunMalformed,
+        StunUnknownUser,
+        StunIntegrity,
+        StunLimited,
+        UnknownAddress,
+        ForeignPeer,
+        DtlsMalformed,
+        DtlsPlaintext,
+        DtlsQueueFull,
+        RtpMalformed,
+        RtcpMalformed,
+        SrtpNoKeys,
+        SrtpAuth,
+        SrtpReplay,
+        UnknownStream,
+        PayloadType,
+        TooLarge,
+    ] {
+        let new = rig.drops(reason) - before.1[reason as usize];
+        assert!(new > 0, "none ended as {}", reason.label());
+    }
+}
+
+#[test]
+fn probes_and_dtls_allocate_nothing() {
+    let mut rig = Rig::new();
+    let credentials = ProbeCredentials { ufrag: "probe-0123456789".into(), pwd: "a-public-password-22-c".into() };
+    let mut check = common::check_as("probe-0123456789:stranger", &credentials.pwd);
+    rig.core.set_probe(IceProbe::new(credentials, ProbeRates { per_prefix: 50, total: 500 }, [1, 2, 3, 4]));
+    let client = rig.connect(1);
+    let mut data = [vec![23, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, 6, 0, 40], vec![7; 40]].concat();
+    let mut round = |rig: &mut Rig, rounds: u32| {
+        for at in 0..rounds {
+            let stranger = Path { socket: 0, remote: ([198, 51, (at % 7) as u8, 9], 4_000).into() };
+            rig.core.handle_datagram(rig.now, stranger, &mut check);
+            rig.core.handle_datagram(rig.now, client.path, &mut data);
+            rig.now = rig.now + Duration::from_millis(1);
+            rig.core.handle_timeout(rig.now);
+            drain(rig);
+        }
+    };
+    round(&mut rig, 1_000);
+    let before = (thread_allocations(), *rig.core.counters());
+    round(&mut rig, 1_000);
+    assert_eq!(thread_allocations() - before.0, 0);
+    let (now, before) = (rig.core.counters(), before.1);
+    assert!(now.probe_ice_answered > before.probe_ice_answered && now.probe_ice_limited > before.probe_ice_limited, "{now:?}");
+    assert!(now.dtls_datagrams_in - before.dtls_datagrams_in > 900, "{now:?}");
+}
+
+#[test]
+fn the_other_cipher_and_tcp_allocate_nothing() {
+    let mut rig = Rig { profile: SrtpProfile::Aes128CmSha1_80, ..Rig::new() };
+    let mut publisher = rig.publisher(1);
+    let mut viewer = rig.viewer(2, 1);
+    for client in [&mut publisher, &mut viewer] {
+        client.path = Path { socket: TCP_SOCKET_BASE, ..client.path };
+        let check = client.check(PWD);
+        rig.exchange(client.path, check);
+    }
+    let mut datagrams = Vec::new();
+    for index in 0..2_000u64 {
+        datagrams.push((publisher.path, publisher.packet(1, index, &vp8(index % 300 == 0, 900))));
+        if index.is_multiple_of(50) {
+            datagrams.push((viewer.path, viewer.check(PWD)));
+            datagrams.push((viewer.path, viewer.rtcp(|c| c.pli(0, 2))));
+        }
+    }
+    let half = datagrams.len() / 2;
+    run(&mut rig, &mut datagrams[..half]);
+    let before = thread_allocations();
+    let sent = run(&mut rig, &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before, 0);
+    assert!(sent > 1_000, "{sent} sends");
+}
+
+#[test]
+fn redundant_audio_for_who_takes_none_allocates_nothing() {
+    let mut rig = Rig::new();
+    let publisher = rig.connect(1);
+    let payload_types = vec![PayloadType { number: 63, codec: Codec::Red, rtx: None }];
+    rig.command(Command::OpenTrack(Box::new(OpenTrack { kind: MediaKind::Audio, payload_types, ..Rig::track(1) })));
+    rig.connect(2);
+    let open = OpenSubscription { kind: MediaKind::Audio, ..Rig::subscription(2) };
+    rig.command(Command::OpenSubscription(Box::new(open)));
+    let payload_types = vec![PayloadTypeMap { from: 63, to: 111, rtx: None, unwrap_red: true }];
+    rig.command(Command::Forward { subscription: SubscriptionId(2), track: Some(TrackId(1)), payload_types });
+    let payload = [&[0x80 | 111, 0x0f, 0x00, 40, 111][..], &[9; 80]].concat();
+    let mut datagrams: Vec<_> = (0..2_000u64)
+        .map(|index| {
+            let timestamp = 960 * index as u32;
+            (publisher.path, protect(&publisher, &Packet { ssrc: 1, payload_type: 63, index, timestamp, elements: &[], payload: &payload }))
+        })
+        .collect();
+    run(&mut rig, &mut datagrams[..1_000]);
+    let before = (thread_allocations(), *rig.core.counters());
+    run(&mut rig, &mut datagrams[1_000..]);
+    assert_eq!(thread_allocations() - before.0, 0);
+    let now = rig.core.counters();
+    assert_eq!(now.rtp_packets_out - before.1.rtp_packets_out, 1_000, "{now:?}");
+    assert_eq!(now.rtp_bytes_out - before.1.rtp_bytes_out, 40_000, "the primary alone");
+}
+
+#[test]
+fn frames_that_are_left_out_allocate_nothing() {
+    let mut rig = Rig::new();
+    let theirs = ExtensionIds::NONE.with(Extension::Mid, 1).with(Extension::DependencyDescriptor, 2);
+    let publisher = rig.connect_with(OpenTransport { extensions: theirs, transport_cc: false, ..open_transport(1) });
+    let payload_types = vec![PayloadType { number: 96, codec: Codec::Vp9, rtx: None }];
+    rig.command(Command::OpenTrack(Box::new(OpenTrack { payload_types, ..Rig::track(1) })));
+    let viewers: Vec<_> = (2..6)
+        .map(|id| {
+            let client = rig.connect(id);
+            rig.command(Command::OpenSubscription(Box::new(OpenSubscription { extensions: theirs, ..Rig::subscription(id) })));
+            rig.forward(id, Some(1));
+            let wish = LayerWish { spatial_max: id as u8 % 3, temporal_max: id as u8 % 2, ..LayerWish::default() };
+            rig.command(Command::Wish { subscription: SubscriptionId(id), wish });
+            client
+        })
+        .collect();
+    let mut encoder = svc::Encoder::new(3, 3, svc::Prediction::Key);
+    let (mut datagrams, mut index) = (Vec::new(), 0u64);
+    for picture in 0..1_500 {
+        encoder.key_wanted |= picture % 400 == 100;
+        for frame in encoder.picture() {
+            for starts in [true, false] {
+                let descriptor = frame.descriptor(starts, !starts);
+                let timestamp = 3_000 * frame.picture;
+                let elements: [(u8, &[u8]); 2] = [(1, b"0"), (2, &descriptor)];
+                // The structure of a keyframe takes more than an element of one byte's head holds.
+                let elements = if descriptor.len() > 16 { &elements[..1] } else { &elements[..] };
+                let packet = Packet { ssrc: 1, payload_type: 96, index, timestamp, elements, payload: &[0xa7; 300] };
+                datagrams.push((
+                    publisher.path,
+                    if descriptor.len() > 16 { two_byte(&publisher, &packet, &descriptor) } else { protect(&publisher, &packet) },
+                ));
+                index += 1;
+            }
+        }
+    }
+    let half = datagrams.len() / 2;
+    run(&mut rig, &mut datagrams[..half]);
+    let before = (thread_allocations(), *rig.core.counters(), rig.drops(DropReason::LayerNotWanted));
+    let sent = run(&mut rig, &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before.0, 0, "over {sent} sends to {} viewers", viewers.len());
+    assert!(rig.core.counters().rtp_packets_out - before.1.rtp_packets_out > 2_000, "{:?}", rig.core.counters());
+    assert!(rig.drops(DropReason::LayerNotWanted) - before.2 > 2_000, "{:?}", rig.core.drops());
+}
+
+/// The packet with its descriptor in an extension of two-byte heads (RFC 8285 section 4.3), and a MID.
+fn two_byte(client: &common::Client, packet: &Packet<'_>, descriptor: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; 16];
+    rtp::write_header(&mut header, true, packet.payload_type, packet.index as u16, packet.timestamp, packet.ssrc);
+    header.extend_from_slice(&[1, 1, b'0', 2, descriptor.len() as u8]);
+    header.extend_from_slice(descriptor);
+    header.resize(header.len().next_multiple_of(4), 0);
+    header[0] |= 0x10;
+    let words = (header.len() / 4 - 4) as u8;
+    header[12..16].copy_from_slice(&[0x10, 0, 0, words]);
+    let mut out = vec![0; 1_500];
+    let len = client.sender.protect_rtp(packet.index, &header, packet.payload, &mut out).expect("it fits");
+    out.truncate(len);
+    out
+}
+
+#[test]
+fn routes_allocate_nothing() {
+    const IN: u16 = 7;
+    const OUT: u16 = 8;
+    let mut rig = Rig::new();
+    let sink = "192.0.2.9:5004".parse().expect("an address");
+    let open = |id, socket, peer| {
+        Command::OpenRtp(Box::new(OpenRtp {
+            transport: TransportId(id),
+            socket,
+            rtcp: RtcpVia::Mux,
+            peer,
+            keys: None,
+            numbering: Numbering::Own,
+            rtcp_ssrc: 0xfeed,
+            cname: "pop".into(),
+        }))
+    };
+    rig.command(open(1, IN, RtpPeer::Learnt { silence: Duration::from_secs(30), never: None }));
+    rig.command(Command::OpenTrack(Box::new(OpenTrack { ssrc: None, mid: "".into(), ..Rig::track(1) })));
+    rig.command(open(2, OUT, RtpPeer::Fixed(sink)));
+    rig.command(Command::OpenSubscription(Box::new(OpenSubscription { mid: "".into(), ..Rig::subscription(2) })));
+    rig.forward(2, Some(1));
+    let viewer = rig.viewer(3, 1);
+    let source = Path { socket: IN, remote: "192.0.2.1:4000".parse().expect("an address") };
+    let stranger = Path { socket: IN, remote: "198.51.100.1:4000".parse().expect("an address") };
+    let receiver = Path { socket: OUT, remote: sink };
+    let compound = |write: &dyn Fn(&mut RtcpWriter<'_>)| {
+        let mut out = vec![0; 500];
+        let len = {
+            let mut writer = RtcpWriter::new(&mut out);
+            write(&mut writer);
+            writer.len()
+        };
+        out.truncate(len);
+        out
+    };
+    let mut datagrams = Vec::new();
+    for index in 0..4_000u64 {
+        let mut packet = vec![0; 12];
+        rtp::write_header(&mut packet, true, 96, index as u16, 90 * index as u32, 77);
+        packet.extend(vp8(index % 300 == 0, 900));
+        if index % 50 != 7 {
+            datagrams.push((source, packet.clone()));
+        }
+        if index.is_multiple_of(40) {
+            datagrams.push((stranger, packet));
+            datagrams.push((source, vec![0x80; 5]));
+            let info = SenderInfo { ssrc: 77, ntp: index << 32, rtp_timestamp: 90 * index as u32, packets: 1, octets: 1 };
+            datagrams.push((source, compound(&|c| _ = c.sender_report(&info, &[]))));
+            datagrams.push((receiver, compound(&|c| _ = c.receiver_report(5, &[]).and_then(|c| c.nack(5, 2, [index as u16 + 90])))));
+            datagrams.push((receiver, compound(&|c| _ = c.receiver_report(5, &[]).and_then(|c| c.pli(5, 2)))));
+            datagrams.push((viewer.path, viewer.check(PWD)));
+        }
+    }
+    let half = datagrams.len() / 2;
+    run(&mut rig, &mut datagrams[..half]);
+    let before = (thread_allocations(), *rig.core.counters(), rig.drops(DropReason::ForeignPeer));
+    let sent = run(&mut rig, &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before.0, 0, "over {sent} sends");
+    let now = rig.core.counters();
+    assert!(now.rtp_packets_out - before.1.rtp_packets_out > 3_000, "{now:?}");
+    assert!(now.rtcp_nack_in > before.1.rtcp_nack_in && now.rtcp_nack_out > before.1.rtcp_nack_out, "{now:?}");
+    assert!(now.retransmitted_packets > before.1.retransmitted_packets, "{now:?}");
+    assert!(rig.drops(DropReason::ForeignPeer) > before.2);
 }

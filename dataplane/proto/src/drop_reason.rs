@@ -34,6 +34,8 @@ drop_reasons! {
     StunUnknownUser = "stun_unknown_user",
     /// A Binding request whose MESSAGE-INTEGRITY is absent or wrong.
     StunIntegrity = "stun_integrity",
+    /// A Binding request in a flood of such whose MESSAGE-INTEGRITY is wrong: it was not looked at any more.
+    StunLimited = "stun_limited",
     /// More STUN answers in one turn than the queue holds.
     StunQueueFull = "stun_queue_full",
     /// A probe beyond what its source prefix, or all together, may send.

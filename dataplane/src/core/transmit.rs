@@ -121,6 +121,7 @@ impl Core {
         for track in self.touched.drain(..) {
             self.tracks[track].fresh.clear();
         }
+        self.is_full = false;
         self.cursor = Cursor::default();
     }
 

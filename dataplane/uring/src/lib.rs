@@ -37,7 +37,7 @@ pub use compare::{Comparison, Figure, Spread, compare};
 pub use freeze::FrozenThread;
 pub use mmsg::MmsgBackend;
 pub use probe::{Feature, Probe, probe};
-pub use raw_udp::RawUdp;
+pub use raw_udp::{RawUdp, ip_packet};
 pub use seccomp::refuse_io_uring;
 pub use socket::{bind_tcp, bind_udp};
 pub use stamped::{AsyncStampedSocket, StampedReceipt, StampedSocket};

@@ -1,7 +1,7 @@
 //! UDP datagrams with a forged source, for tests and bench: what an attacker on the path can send.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddrV4, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -24,11 +24,21 @@ impl RawUdp {
         let packet = ip_packet(from, to, payload)?;
         self.socket.send_to(&packet, &to.into()).map(drop)
     }
+
+    /// The socket for a [`Backend`](crate::Backend) without GRO, whose sends are then whole packets as [`ip_packet`] writes them; of the
+    /// destination the address counts.
+    pub fn into_socket(self) -> UdpSocket {
+        self.socket.into()
+    }
 }
 
 /// IPv4 (20 bytes) and UDP (8 bytes) headers before the payload. The kernel fills in the IP checksum, and a UDP checksum of zero
 /// means "none" (RFC 768).
-fn ip_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+///
+/// `InvalidInput` for a payload of more than 65,507 bytes.
+pub fn ip_packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> io::Result<Vec<u8>> {
     let too_long = |_| io::Error::new(io::ErrorKind::InvalidInput, "the payload does not fit an IPv4 packet");
     let total_len = u16::try_from(28 + payload.len()).map_err(too_long)?;
     let udp_len = total_len - 20;
