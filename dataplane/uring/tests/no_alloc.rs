@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
@@ -14,7 +15,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 const TRAIN_LEN: usize = 10 * 1_100;
 
-/// Trains to oneself, a refused train, a wake-up, an idle wait. Returns the datagrams received.
+/// Trains to oneself, refused and split ones by the second socket, a wake-up, an idle wait. Returns the datagrams received.
 fn exercise(backend: &mut impl Backend, waker: &pop_uring::Waker, socket: &UdpSocket, rounds: usize) -> usize {
     let to = socket.local_addr().expect("bound");
     let mut received = 0;
@@ -25,6 +26,8 @@ fn exercise(backend: &mut impl Backend, waker: &pop_uring::Waker, socket: &UdpSo
             // 110 segments of 100 bytes are refused on kernels before 6.9 and leave one by one.
             backend.send(id, Transmit { socket: 0, to, len: TRAIN_LEN, segment: Some(segment) });
         }
+        let id = backend.acquire().expect("a slot");
+        backend.send(id, Transmit { socket: 1, to, len: TRAIN_LEN, segment: Some(1_100) });
         let id = backend.acquire().expect("a slot");
         backend.send(id, Transmit { socket: 0, to: (Ipv4Addr::LOCALHOST, 0).into(), len: 100, segment: None });
         waker.wake();
@@ -41,11 +44,18 @@ fn check<B: Backend>(make: impl Fn(Vec<UdpSocket>, WakeReceiver, &IoConfig) -> s
     let socket = bind_udp((Ipv4Addr::LOCALHOST, 0).into(), 8 << 20, 8 << 20).expect("loopback");
     let (waker, wake) = wake_pair().expect("an eventfd");
     let ours = socket.try_clone().expect("a descriptor");
-    let mut backend = make(vec![ours], wake, &IoConfig::default()).expect("a back end");
+    // Without checksums it takes no train.
+    let refusing = bind_udp((Ipv4Addr::LOCALHOST, 0).into(), 4_096, 8 << 20).expect("loopback");
+    let (on, len) = (1i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: the descriptor is borrowed and open; the kernel reads `len` bytes of `on`, which lives here.
+    let set = unsafe { libc::setsockopt(refusing.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, (&raw const on).cast(), len) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    let mut backend = make(vec![ours, refusing], wake, &IoConfig::default()).expect("a back end");
     exercise(&mut backend, &waker, &socket, 10);
     let before = thread_allocations();
     let received = exercise(&mut backend, &waker, &socket, 1_000);
     assert_eq!(thread_allocations() - before, 0, "allocations for {received} datagrams on {}", B::NAME);
+    assert!(backend.stats().gso_refused > 0 && backend.stats().trains_split > 900, "{:?}", backend.stats());
     assert!(received >= 20_000, "{received} datagrams: too few to prove anything; {:?}", backend.stats());
 }
 
