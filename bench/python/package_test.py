@@ -88,6 +88,8 @@ class Package(unittest.TestCase):
         token = self.chroot("pop", "token", "create", "--room", "r", "--identity", "i", "--socket", "/run/pop/pop.sock")
         self.assertIn("ey", token)
 
+        self.assertIn("ndr", self.chroot("pop", "bench", "--help"))
+
         # An upgrade while it runs: the operator's config and keys stay, and the old program goes on until it is restarted.
         config = self.root / "etc/pop/pop.toml"
         config.write_text(config.read_text().replace('level = "info"', 'level = "warn"'))

@@ -293,11 +293,8 @@ class Routes(unittest.IsolatedAsyncioTestCase):
         await until("the heir", lambda: sink.packets[-1] == packet(b"heir", 1))
         self.assertEqual(len(sink.packets), 301)
 
-    async def test_trafgen_passes_without_loss_or_change(self):
-        kinds, count, rate = 50, 20_000, 10_000
-        sink = self.sink()
-        added = self.add(direction="in", codec="any", to=sink.peer)
-        payloads = [struct.pack("!BBHII", 0x80, k, k * 997 % 65_536, k, k) + random.randbytes(1_000 + k) for k in range(kinds)]
+    async def trafgen(self, added, payloads, count, rate):
+        """Sends these RTP packets in turn to a route: how many seconds it took."""
         device, mac, source = self.wire()
         macs = f"eth(sa=02:00:00:00:00:01, da={mac})"
         ports = f"udp(sp=20000, dp={added['address'].split(':')[1]})"
@@ -309,7 +306,51 @@ class Routes(unittest.IsolatedAsyncioTestCase):
             generator = self.start("env", f"PATH={os.environ['PATH']}:/usr/sbin", *words)
             started = time.monotonic()
             await asyncio.to_thread(self.ends_well, generator, 30)
-            took = time.monotonic() - started
+            return time.monotonic() - started
+
+    def bench_sink(self, *words):
+        """`pop bench sink` and where it listens."""
+        process = subprocess.Popen(
+            [PROGRAMS / "pop", "bench", "sink", "--listen", "127.0.0.1:0", "--plain", "--idle", "1s", *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.addCleanup(lambda: (process.kill(), process.communicate()))
+        return process, process.stderr.readline().split()[-1]
+
+    async def test_the_benchs_sink_counts_what_trafgen_and_gstreamer_send_through_a_route(self):
+        kinds, count = 200, 4_000
+        sink, address = self.bench_sink("--expect", count)
+        added = self.add(direction="in", codec="any", to=address)
+        payloads = [struct.pack("!BBHII", 0x80, 96, k, k, 7) + random.randbytes(1_000) for k in range(kinds)]
+        await self.trafgen(added, payloads, count, 10_000)
+        stdout, stderr = await asyncio.to_thread(sink.communicate, timeout=20)
+        self.assertEqual(sink.returncode, 0, stderr)
+        report = json.loads(stdout)
+        got = report["detail"]["sink"]
+        self.assertEqual((report["case"], report["loss"], got["plain"] + got["plain_duplicates"], got["foreign"]), ("sink", 0, count, 0))
+
+        sink, address = self.bench_sink()
+        added = self.add(direction="in", codec="any", to=address)
+        host, port = added["address"].split(":")
+        pictures = "videotestsrc num-buffers=30 ! video/x-raw,width=320,height=240 ! vp8enc deadline=1 ! rtpvp8pay pt=96 mtu=1200"
+        await asyncio.to_thread(self.ends_well, self.gstreamer(pictures, f"! udpsink host={host} port={port}"))
+        stdout, stderr = await asyncio.to_thread(sink.communicate, timeout=20)
+        self.assertEqual(sink.returncode, 0, stderr)
+        got = json.loads(stdout)["detail"]["sink"]
+        await until("the counters", lambda: route(added["name"])["sent_packets"] == got["plain"])
+        self.assertEqual((got["streams"], got["plain_duplicates"], got["foreign"]), (1, 0, 0))
+        self.assertGreaterEqual(got["plain"], 30)
+        print(f"pop bench sink: {count} packets of trafgen and {got['plain']} of GStreamer, none lost", flush=True)
+
+    async def test_trafgen_passes_without_loss_or_change(self):
+        kinds, count, rate = 50, 20_000, 10_000
+        sink = self.sink()
+        added = self.add(direction="in", codec="any", to=sink.peer)
+        payloads = [struct.pack("!BBHII", 0x80, k, k * 997 % 65_536, k, k) + random.randbytes(1_000 + k) for k in range(kinds)]
+        took = await self.trafgen(added, payloads, count, rate)
         with contextlib.suppress(AssertionError):
             await until("everything", lambda: len(sink.packets) >= count, 5)
         digest = lambda p: hashlib.sha256(p).digest()

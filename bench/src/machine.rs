@@ -84,7 +84,7 @@ impl Workers {
 }
 
 /// The first field of schedstat is "time spent on the cpu (in nanoseconds)" (Documentation/scheduler/sched-stats.rst).
-fn cpu_ns(path: &str) -> Result<u64, String> {
+pub(crate) fn cpu_ns(path: &str) -> Result<u64, String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
     text.split(' ').next().and_then(|field| field.parse().ok()).ok_or_else(|| format!("{path}: no CPU time in {text:?}"))
 }

@@ -1,19 +1,25 @@
 //! `pop-bench`: everything that looks at the appliance from outside. `bench/README.md` says how to read its figures.
 
+mod blast;
 mod fanout;
 mod floor;
+mod forward;
 mod groups;
 mod http;
+mod latency;
 mod machine;
 mod oracle;
 mod pcap;
 mod random;
 mod refuse;
-#[expect(dead_code, reason = "the cases come to it one by one")]
 mod result;
 mod rooms;
 mod sdp;
+mod search;
+mod sink;
+mod target;
 mod token;
+mod trial;
 
 use std::fs::File;
 use std::io::BufReader;
@@ -43,6 +49,18 @@ enum Case {
     Fanout(Box<fanout::FanoutArgs>),
     /// One room with members that speak the room protocol: joins, memory, and how many it carries.
     Rooms(Box<rooms::RoomsArgs>),
+    /// RTP at a given rate, numbered and stamped, whoever cannot keep up with it.
+    Blast(blast::BlastArgs),
+    /// Count what a blast sent, or RTP of others: lost, repeated, reordered, and how late.
+    Sink(sink::SinkArgs),
+    /// The bare UDP forwarder that latency is compared with.
+    Forward(forward::ForwardArgs),
+    /// The highest rate without loss (NDR), of a node with RTP routes or of any target that takes plain RTP.
+    Ndr(search::SearchArgs),
+    /// The highest rate with at most 0.5 % loss (PDR).
+    Pdr(search::SearchArgs),
+    /// Latency at shares of the PDR, beside the bare forwarder.
+    Latency(latency::LatencyArgs),
     /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
     Shaper(ShaperArgs),
     /// Run a program that the kernel refuses io_uring, as container runtimes and hardened services do.
@@ -100,7 +118,7 @@ fn parse_ports(text: &str) -> Result<(u16, u16), String> {
     }
 }
 
-fn parse_backend(text: &str) -> Result<BackendKind, String> {
+pub(crate) fn parse_backend(text: &str) -> Result<BackendKind, String> {
     text.parse().map_err(|e: pop_uring::UnknownBackend| e.to_string())
 }
 
@@ -110,6 +128,12 @@ fn main() -> ExitCode {
         Case::Floor(args) => end("floor", run_floor(&args)),
         Case::Fanout(args) => end("fanout", fanout::run(&args)),
         Case::Rooms(args) => end("rooms", rooms::run(&args)),
+        Case::Blast(args) => end("blast", blast::run(&args)),
+        Case::Sink(args) => end("sink", sink::run(&args)),
+        Case::Forward(args) => end("forward", forward::run(&args)),
+        Case::Ndr(args) => end("ndr", search::run("ndr", &args, 0.0)),
+        Case::Pdr(args) => end("pdr", search::run("pdr", &args, search::PDR_LOSS)),
+        Case::Latency(args) => end("latency", latency::run(&args)),
         Case::Shaper(args) => end("shaper", run_shaper(&args)),
         Case::RefuseIoUring(args) => end("refuse-io-uring", refuse::run(&args).map(|never| match never {})),
     }

@@ -1,27 +1,11 @@
 //! The room case as a test: a small input, no timed assertion.
 
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
-
-/// The `pop` binary beside `pop-bench`. A test of the whole workspace has built it; a test of this package alone has not, since
-/// cargo builds a package's own binaries only.
-fn find_pop(bench: &Path) -> PathBuf {
-    let folder = bench.parent().expect("a binary lies in a folder");
-    let target = folder.parent().expect("target/PROFILE");
-    if folder.join("pop").exists() {
-        return folder.join("pop");
-    }
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "pop", "--bin", "pop", "--target-dir"]).arg(target);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs").success(), "pop does not build");
-    folder.join("pop")
-}
 
 /// The cases share two cores and pin their threads: one at a time. This is for cargo's own runner; nextest starts a process per
 /// test and is told in `.config/nextest.toml`.
@@ -29,10 +13,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 fn run_rooms(arguments: &[&str]) -> Value {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let bench = Path::new(env!("CARGO_BIN_EXE_pop-bench"));
-    let pop = find_pop(bench);
+    let pop = common::find_pop();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let output = Command::new(bench)
+    let output = Command::new(env!("CARGO_BIN_EXE_pop-bench"))
         .args(["rooms", "--server-core", &(cores - 1).min(1).to_string(), "--pop"])
         .arg(pop)
         .args(arguments)

@@ -1,5 +1,6 @@
 //! The command line. Exit codes: 0 done, 2 bad config or arguments, 1 anything else; errors are one line on stderr.
 
+mod bench;
 mod capture;
 mod check;
 mod client;
@@ -10,6 +11,7 @@ mod rtp;
 mod show;
 mod token;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -44,6 +46,8 @@ pub enum Command {
     /// Work with RTP.
     #[command(subcommand)]
     Rtp(RtpCommand),
+    /// Measure this node or another: fanout, latency, ndr, pdr and more; `pop bench --help` lists them.
+    Bench(BenchArgs),
     /// Measure round trips to PoPs, line by line as ping does; exit code 1 when a probe was lost.
     Probe(ProbeArgs),
     /// Show the rooms of the running node.
@@ -191,6 +195,19 @@ pub enum RtpCommand {
     Add(RouteAddArgs),
     /// End an RTP route.
     Remove(RouteRemoveArgs),
+    /// Send RTP at a given rate, numbered and stamped: pop bench blast.
+    Blast(BenchArgs),
+    /// Count what a blast sent, or RTP of other senders: pop bench sink.
+    Sink(BenchArgs),
+}
+
+/// `pop bench`
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct BenchArgs {
+    /// Everything is pop-bench's own.
+    #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
 }
 
 /// `pop rtp add`
@@ -402,6 +419,9 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
         Command::Version(args) => show::version(&args),
         Command::Completion(args) => complete::completion(&args),
         Command::Man(args) => complete::man(&args),
+        Command::Bench(args) => bench::become_bench(None, &args),
+        Command::Rtp(RtpCommand::Blast(args)) => bench::become_bench(Some("blast"), &args),
+        Command::Rtp(RtpCommand::Sink(args)) => bench::become_bench(Some("sink"), &args),
         Command::Run(_) | Command::Doctor(_) | Command::Tune(_) => unreachable!("main keeps these"),
     }
 }
@@ -415,6 +435,17 @@ mod tests {
     #[test]
     fn the_commands_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_the_benchs_own_is_handed_on_unread() {
+        let words = |line: &str| match Cli::try_parse_from(line.split(' ')).expect("they are right").command {
+            Command::Bench(args) | Command::Rtp(RtpCommand::Blast(args)) => args.words,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(words("pop bench fanout --subscribers 2 --json x"), ["fanout", "--subscribers", "2", "--json", "x"]);
+        assert_eq!(words("pop bench --help"), ["--help"]);
+        assert_eq!(words("pop rtp blast --to 127.0.0.1:5004 --help"), ["--to", "127.0.0.1:5004", "--help"]);
     }
 
     #[test]

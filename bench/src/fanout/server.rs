@@ -95,6 +95,11 @@ impl Server {
         Server { http: trim(http), admin: admin.map(trim), pid, child: None }
     }
 
+    /// The unix socket of a node that was started here, for `pop`'s own commands.
+    pub(crate) fn socket(&self) -> Option<PathBuf> {
+        self.child.as_ref().map(|started| started.folder.join("pop.sock"))
+    }
+
     /// The sum of all samples of a metric; `None` when there is no admin listener or no such metric.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let page = http::request("GET", &format!("{}/metrics", self.admin.as_ref()?), &[], "").ok()?;
