@@ -1,6 +1,7 @@
 //! `pop-bench`: everything that looks at the appliance from outside. `bench/README.md` says how to read its figures.
 
 mod blast;
+mod compare;
 mod fanout;
 mod floor;
 mod forward;
@@ -12,11 +13,14 @@ mod oracle;
 mod pcap;
 mod random;
 mod refuse;
+mod report;
 mod result;
+mod results;
 mod rooms;
 mod sdp;
 mod search;
 mod sink;
+mod svg;
 mod target;
 mod token;
 mod trial;
@@ -37,6 +41,8 @@ use floor::{Plan, Sink};
 struct Cli {
     #[command(subcommand)]
     case: Case,
+    #[command(flatten)]
+    around: compare::Around,
 }
 
 #[derive(Subcommand)]
@@ -61,10 +67,26 @@ enum Case {
     Pdr(search::SearchArgs),
     /// Latency at shares of the PDR, beside the bare forwarder.
     Latency(latency::LatencyArgs),
+    /// A page with charts of each result, made from its JSON alone.
+    Report(report::ReportArgs),
+    /// Every headline figure in turn, into DATE-NAME.json files.
+    All(results::all::AllArgs),
+    /// Put the results into README's table, or check that they are there.
+    Table(results::table::TableArgs),
     /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
     Shaper(ShaperArgs),
     /// Run a program that the kernel refuses io_uring, as container runtimes and hardened services do.
     RefuseIoUring(refuse::RefuseArgs),
+}
+
+impl Case {
+    /// It writes figures of the shape of `result.rs`.
+    fn measures(&self) -> bool {
+        !matches!(
+            self,
+            Case::Oracle(_) | Case::Forward(_) | Case::Report(_) | Case::All(_) | Case::Table(_) | Case::Shaper(_) | Case::RefuseIoUring(_)
+        )
+    }
 }
 
 #[derive(clap::Args)]
@@ -123,7 +145,11 @@ pub(crate) fn parse_backend(text: &str) -> Result<BackendKind, String> {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().case {
+    let Cli { case, around } = Cli::parse();
+    if around.is_asked() {
+        return end("around a case", if case.measures() { around.run() } else { Err("only a case that measures has a report".to_owned()) });
+    }
+    match case {
         Case::Oracle(args) => judge_capture(&args),
         Case::Floor(args) => end("floor", run_floor(&args)),
         Case::Fanout(args) => end("fanout", fanout::run(&args)),
@@ -134,6 +160,9 @@ fn main() -> ExitCode {
         Case::Ndr(args) => end("ndr", search::run("ndr", &args, 0.0)),
         Case::Pdr(args) => end("pdr", search::run("pdr", &args, search::PDR_LOSS)),
         Case::Latency(args) => end("latency", latency::run(&args)),
+        Case::Report(args) => end("report", report::run(&args)),
+        Case::All(args) => end("all", results::all::run(&args)),
+        Case::Table(args) => end("table", results::table::run(&args)),
         Case::Shaper(args) => end("shaper", run_shaper(&args)),
         Case::RefuseIoUring(args) => end("refuse-io-uring", refuse::run(&args).map(|never| match never {})),
     }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
+use crate::results::{now_utc, spoken_command};
 
 /// The figures that people compare.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -42,9 +43,11 @@ pub(crate) struct TrainPackets {
     pub(crate) p99: u32,
 }
 
-/// One JSON object: `case`, `commit`, the figures, then `machine`, `config`, and what is the case's own under `detail`.
+/// One JSON object: `case`, `commit`, `command`, `measured` (UTC), the figures, then `machine`, `config`, and what is the case's own under `detail`.
 pub(crate) fn case_json(case: &'static str, figures: &Figures, machine: &Machine, config: Value, detail: impl Serialize) -> Value {
-    let mut object = json!({"case": case, "commit": machine.commit});
+    let mut object = json!({
+        "case": case, "commit": machine.commit, "command": spoken_command(std::env::args()), "measured": now_utc(),
+    });
     let parts = [json!(figures), json!({"machine": machine, "config": config, "detail": json!(detail)})];
     if let Value::Object(all) = &mut object {
         all.extend(parts.into_iter().filter_map(|part| if let Value::Object(keys) = part { Some(keys) } else { None }).flatten());
