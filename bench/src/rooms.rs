@@ -84,6 +84,9 @@ pub(crate) struct RoomsArgs {
     /// Core of the packet worker.
     #[arg(long, default_value_t = 1)]
     server_core: usize,
+    /// Cores of several packet workers, as in `dataplane.cores`, instead of --server-core: the room spreads over them.
+    #[arg(long)]
+    server_cores: Option<String>,
     /// Core of the load generator.
     #[arg(long, default_value_t = 0)]
     load_core: usize,
@@ -140,7 +143,9 @@ pub(crate) fn run(args: &RoomsArgs) -> Result<(), String> {
     let (publisher_joins, steps) = room.measure_live()?;
     let active_memory = room.memory()?;
     let (machine, drops) = (machine(&room.server), room.server.drops());
-    let report = Report::new(args, [idle, publisher_joins], [idle_memory, active_memory], steps, &room.crowd, machine, drops);
+    let handed_over = room.server.metric("pop_handover_packets_total").map(|both_directions| both_directions / 2.0);
+    let report =
+        Report::new(args, [idle, publisher_joins], [idle_memory, active_memory], steps, &room.crowd, machine, (drops, handed_over));
     report.summarize();
     let json = serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?;
     write_json(args.json.as_deref(), &json)
@@ -162,7 +167,8 @@ impl Room<'_> {
     fn open(args: &RoomsArgs) -> Result<Room<'_>, String> {
         let key = ("bench", random_hex::<20>());
         let program = args.pop.clone().map_or_else(program_beside, Ok)?;
-        let server = Server::start(&program, args.server_core, args.capacity(), &args.backend, (key.0, &key.1))?;
+        let cores = args.server_cores.clone().unwrap_or_else(|| args.server_core.to_string());
+        let server = Server::start(&program, cores, args.capacity(), &args.backend, (key.0, &key.1))?;
         let (workers, bytes_before) = (Workers::find(server.pid)?, resident_bytes(server.pid)?);
         let core = args.load_core;
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -69,3 +69,23 @@ fn members_who_all_publish_get_all_the_others() {
     assert_eq!(count(step, "delivered"), 3 * count(step, "sent"));
     println!("checksum {}", step["checksum"]);
 }
+
+#[test]
+fn members_on_two_workers_hear_each_other() {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        // Two workers take two cores.
+        return;
+    }
+    let report = run_rooms(&["--members", "8", "--publishers", "8", "--duration", "2s", "--server-cores", "0,1"]);
+    let step = &report["steps"][0];
+    assert_whole(step);
+    assert_eq!((count(step, "members"), count(step, "streams")), (8, 56), "{step}");
+    assert_eq!(count(step, "delivered"), 7 * count(step, "sent"));
+    // The first has sections of its own to authenticate: what crossed is what was sent.
+    assert!(count(step, "authenticated") > 0, "{step}");
+    // Each publisher is mirrored once, however many there are on the other worker.
+    let crossed = report["evidence"]["handed_over_packets"].as_f64().expect("a count");
+    let sent = count(step, "sent") as f64;
+    assert!(crossed >= sent && crossed < 2.0 * sent, "{crossed} of {sent}");
+    println!("checksum {}", step["checksum"]);
+}

@@ -1,8 +1,8 @@
 //! The running node: it connects signalling, sessions, DTLS and workers. Tasks own state; nothing here holds a lock over a wait.
 //!
 //! ```text
-//! signal --Node::place--> directory (rooms, slots)          which worker has room
-//! signal --Node::join---> room task (owns the Session) --Command--> worker
+//! signal --Node::place--> directory (rooms, slots)          which worker the client is for
+//! signal --Node::join---> room task (owns the Session) --Command--> spread --> workers: of the transport, of the track's mirrors
 //! worker --Event--> pump -+-> room task
 //!                         +-> DtlsPeer -> transport task --SendDtls, InstallKeys--> worker, Connected/Failed --> room task
 //! ```
@@ -15,6 +15,7 @@ mod member;
 mod pump;
 mod room;
 mod route;
+mod spread;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -285,12 +286,12 @@ impl Node {
         token::verify_claims(token, unix_now_s(), |id| keys.secret(id)).map(|claims| claims.video)
     }
 
-    /// Chooses the worker for one more client of `session` and keeps what it claims there until the placement is dropped or the
+    /// Chooses the worker for one more client of `session` ([`pop_session::placement`]) and keeps what it claims there until the placement is dropped or the
     /// client is gone.
     ///
     /// # Errors
     ///
-    /// No worker that may take the session has room, or the node is stopping.
+    /// No worker has room, or the node is stopping.
     pub async fn place(&self, session: &SessionId, claim: Claim) -> Result<Placement, Full> {
         if self.is_stopping() {
             return Err(Full);
@@ -325,7 +326,7 @@ impl Node {
         }
         let claim = Claim { transports: 1, ..Claim::default() };
         let Placement { worker, room, slot, .. } = self.shared.directory.place(session, claim).await.map_err(|Full| EnterError::Full)?;
-        let (_, _, hold) = self.shared.directory.hold(session).await.map_err(|Full| EnterError::Full)?;
+        let (_, hold) = self.shared.directory.hold(session).await.map_err(|Full| EnterError::Full)?;
         let line = Arc::new(Line::default().into());
         let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), enter.participant, Arc::clone(&line), hold);
         let (reply, answer) = oneshot::channel();
@@ -342,12 +343,12 @@ impl Node {
     /// [`Refusal::UnknownParticipant`]: it is not here, or somebody else.
     pub async fn resume(&self, session: &SessionId, resume: Resume) -> Result<Seat, Refusal> {
         let unknown = Refusal::UnknownParticipant;
-        let (worker, room) = self.shared.directory.find(session).await.ok_or(unknown)?;
+        let room = self.shared.directory.find(session).await.ok_or(unknown)?;
         let participant = resume.participant;
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::FindMember { participant, reply }).map_err(|_| unknown)?;
-        let line = answer.await.ok().flatten().ok_or(unknown)?;
-        let (_, _, hold) = self.shared.directory.hold(session).await.map_err(|Full| unknown)?;
+        let (worker, line) = answer.await.ok().flatten().ok_or(unknown)?;
+        let (_, hold) = self.shared.directory.hold(session).await.map_err(|Full| unknown)?;
         let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), participant, line, hold);
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Resume { resume: Box::new(resume), socket, reply }).map_err(|_| unknown)?;
@@ -362,7 +363,7 @@ impl Node {
     /// [`Refusal::UnknownParticipant`] where there is no such room, and what the session says.
     pub async fn admin(&self, session: &SessionId, request: AdminRequest) -> Result<Reply, Refusal> {
         let unknown = Refusal::UnknownParticipant;
-        let (_, room) = self.shared.directory.find(session).await.ok_or(unknown)?;
+        let room = self.shared.directory.find(session).await.ok_or(unknown)?;
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Ask { request: Request::Admin(request), reply }).map_err(|_| unknown)?;
         answer.await.unwrap_or(Err(unknown))
@@ -382,7 +383,7 @@ impl Node {
         if self.is_stopping() {
             return Err(CreateError::Stopping);
         }
-        let (_, room, slot) = self.shared.directory.hold(session).await.map_err(|Full| CreateError::Full)?;
+        let (room, slot) = self.shared.directory.hold(session).await.map_err(|Full| CreateError::Full)?;
         // First: what has no place changes nothing.
         let shared = Arc::downgrade(&self.shared);
         let was_kept = self.shared.kept.keep(session, slot, duration, shared).map_err(|Full| CreateError::Full)?;
@@ -437,7 +438,7 @@ impl Node {
 
     /// Ends the participant behind an HTTP resource; false when there is none.
     pub async fn leave(&self, session: &SessionId, resource: &str) -> bool {
-        let Some((_, room)) = self.shared.directory.find(session).await else { return false };
+        let Some(room) = self.shared.directory.find(session).await else { return false };
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Leave { resource: resource.into(), reply }).is_ok() && answer.await.unwrap_or(false)
     }
@@ -448,7 +449,10 @@ impl Node {
     ///
     /// [`Refusal::UnknownResource`], [`Refusal::IceUnconditional`], [`Refusal::IceStale`]; the session is what it was then.
     pub async fn update_ice(&self, session: &SessionId, update: IceUpdate) -> Result<IceUpdated, Refusal> {
-        let (worker, room) = self.shared.directory.find(session).await.ok_or(Refusal::UnknownResource)?;
+        let room = self.shared.directory.find(session).await.ok_or(Refusal::UnknownResource)?;
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::FindWorker { resource: update.resource.clone(), reply }).map_err(|_| Refusal::UnknownResource)?;
+        let worker = answer.await.ok().flatten().ok_or(Refusal::UnknownResource)?;
         let (reply, answer) = oneshot::channel();
         let request = Request::UpdateIce(Box::new(update));
         // A room that ends takes its resources with it.

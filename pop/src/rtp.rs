@@ -100,8 +100,9 @@ impl Leg {
 impl Routes {
     /// None yet. `own` are the ports of the node's listeners; those of media and probes are known.
     pub fn new(node: Node, media: &MediaConfig, mut own: Vec<OwnPort>) -> Self {
-        let (first, last) = node.media_ports();
-        own.extend((first..=last).map(|port| OwnPort { what: "a media port".to_owned(), port }));
+        // One by one: free ports that the kernel chose for several workers are no range.
+        let media_ports = node.candidates().iter().flatten().map(SocketAddr::port);
+        own.extend(media_ports.map(|port| OwnPort { what: "a media port".to_owned(), port }));
         own.extend(node.probe().reflector_ports().map(|port| OwnPort { what: "a probe reflector".to_owned(), port }));
         Self { shared: Arc::new(Shared { node, media: media.clone(), own, table: Mutex::default() }) }
     }

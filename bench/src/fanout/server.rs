@@ -50,8 +50,14 @@ struct Started {
 }
 
 impl Server {
-    /// Starts `program` with one worker on `core`, everything else on loopback and free ports, and `key` as its API key.
-    pub(crate) fn start(program: &Path, core: usize, capacity: Capacity, backend: &str, key: (&str, &str)) -> Result<Server, String> {
+    /// Starts `program` with a worker on each of `cores`, everything else on loopback and free ports, and `key` as its API key.
+    pub(crate) fn start(
+        program: &Path,
+        cores: impl std::fmt::Display,
+        capacity: Capacity,
+        backend: &str,
+        key: (&str, &str),
+    ) -> Result<Server, String> {
         let folder = std::env::temp_dir().join(format!("pop-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let config = folder.join("pop.toml");
@@ -59,7 +65,7 @@ impl Server {
         let text = format!(
             "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"{socket}\"\n\
              [media]\naddresses = [\"127.0.0.1\"]\nport = 0\nconsent_timeout = \"{consent_timeout_s}s\"\n\
-             [dataplane]\ncores = \"{core}\"\ntransports_max = {transports}\ntracks_max = {tracks}\n\
+             [dataplane]\ncores = \"{cores}\"\ntransports_max = {transports}\ntracks_max = {tracks}\n\
              subscriptions_max = {subscriptions}\nbackend = \"{backend}\"\n\
              [auth.keys]\n{name} = \"{secret}\"\n[log]\nlevel = \"warn\"\n",
             socket = folder.join("pop.sock").display(),

@@ -215,7 +215,7 @@ impl Report {
         steps: Vec<Step>,
         crowd: &Crowd,
         machine: Machine,
-        drops: Vec<(String, u64)>,
+        (drops, handed_over): (Vec<(String, u64)>, Option<f64>),
     ) -> Report {
         let drops: serde_json::Map<String, Value> = drops.into_iter().map(|(reason, count)| (reason, Value::from(count))).collect();
         let [idle_joins, publisher_joins] = joins;
@@ -230,11 +230,11 @@ impl Report {
             config: json!({
                 "members": args.members, "publishers": args.publishers, "bitrate": args.bitrate, "packet_size": args.packet_size,
                 "fps": args.fps, "duration_s": args.duration.as_secs_f64(), "raise": args.raise, "raise_max": args.raise_max,
-                "server_core": args.server_core, "load_core": args.load_core,
+                "server_core": args.server_core, "server_cores": args.server_cores, "load_core": args.load_core,
             }),
             evidence: json!({
                 "idle_memory": memory[0], "active_memory": memory[1], "members_lost": crowd.lost(), "unknown_packets": crowd.unknown(),
-                "server_drops": drops,
+                "server_drops": drops, "handed_over_packets": handed_over,
             }),
         }
     }

@@ -1,4 +1,4 @@
-//! Which worker takes a session. Pure: the owner tells the loads, the choice is the return value.
+//! Which worker takes a client. Pure: the owner tells the loads, the choice is the return value.
 
 /// What a client takes of a worker's plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,34 +44,45 @@ pub struct WorkerLoad {
 }
 
 impl WorkerLoad {
-    fn has_room(&self, claim: &Claim) -> bool {
+    /// Whether so much more fits.
+    pub fn has_room(&self, claim: &Claim) -> bool {
         let mut used = self.used;
         used += *claim;
         used.fits(&self.plan)
     }
+
+    /// The largest share of the plan in use, of [`WHOLE`].
+    fn share(&self) -> u128 {
+        let Claim { transports, tracks, subscriptions } = self.used;
+        let shares = [(transports, self.plan.transports), (tracks, self.plan.tracks), (subscriptions, self.plan.subscriptions)];
+        shares.into_iter().map(|(used, plan)| (used as u128 * WHOLE).checked_div(plan as u128).unwrap_or(0)).max().unwrap_or(0)
+    }
 }
 
-/// No worker that may take the session has room.
+/// The whole of a plan, as [`WorkerLoad::share`] counts it: fine enough to tell one client of a million.
+const WHOLE: u128 = 100_000_000;
+
+/// Above this share of its plan a worker is given no more clients of a session while another has less to do. A room of n people grows to
+/// n² sections after they have come, and nobody changes workers: a quarter of 10,000 sections is a room of 50, which fills a good part
+/// of a core, and half of a room of 100.
+const EASE: u128 = WHOLE / 4;
+
+/// No worker has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this node is full: no worker has room for this client")]
 pub struct Full;
 
-/// The worker for one more client of a session that lives on `current`, or of a new session.
+/// The worker for one more client of a session that has clients on the workers `current`, in the order in which they got them; none of
+/// a new session.
 ///
-/// A session stays on its worker, because a track is forwarded within one worker: when that one is full the session is full,
-/// whatever room the others have. A new session goes to the worker with the smallest share of its plan in use, the lower
-/// index when equal.
-pub fn place(current: Option<usize>, claim: &Claim, workers: &[WorkerLoad]) -> Result<usize, Full> {
-    if let Some(worker) = current {
-        return workers.get(worker).filter(|load| load.has_room(claim)).map(|_| worker).ok_or(Full);
-    }
-    let with_room = workers.iter().enumerate().filter(|(_, load)| load.has_room(claim));
-    // a/b < c/d as a*d < c*b, in u128 so that no plan overflows it.
-    let least = with_room.min_by(|(_, a), (_, b)| {
-        let share = |x: &WorkerLoad, y: &WorkerLoad| x.used.transports as u128 * y.plan.transports as u128;
-        share(a, b).cmp(&share(b, a))
-    });
-    least.map(|(worker, _)| worker).ok_or(Full)
+/// A session stays together while there is room, because what crosses to another worker costs both: the first of its workers that has
+/// room and uses no more than a quarter of its plan. Else, and for a new session, it is the worker with the smallest share of its plan
+/// in use, the lower index when equal.
+pub fn place(current: &[usize], claim: &Claim, workers: &[WorkerLoad]) -> Result<usize, Full> {
+    let with_room = |worker: &usize| workers.get(*worker).is_some_and(|load| load.has_room(claim));
+    let is_at_ease = |worker: &usize| with_room(worker) && workers[*worker].share() < EASE;
+    let together = current.iter().copied().find(is_at_ease);
+    together.or_else(|| (0..workers.len()).filter(with_room).min_by_key(|worker| workers[*worker].share())).ok_or(Full)
 }
 
 #[cfg(test)]
@@ -91,30 +102,36 @@ mod tests {
     #[test]
     fn a_worker_without_room_for_the_tracks_or_the_sections_is_full() {
         let publisher = |tracks| Claim { transports: 1, tracks, subscriptions: 0 };
-        assert_eq!(place(None, &publisher(1), &[load(0, 10)]), Ok(0));
-        assert_eq!(place(None, &publisher(2), &[load(0, 10)]), Err(Full));
+        assert_eq!(place(&[], &publisher(1), &[load(0, 10)]), Ok(0));
+        assert_eq!(place(&[], &publisher(2), &[load(0, 10)]), Err(Full));
         let greedy = Claim { subscriptions: 3, ..VIEWER };
-        assert_eq!(place(Some(0), &greedy, &[load(9, 10)]), Err(Full));
-        assert_eq!(place(Some(0), &Claim::default(), &[load(10, 10)]), Ok(0), "who takes nothing always fits");
+        assert_eq!(place(&[0], &greedy, &[load(9, 10)]), Err(Full));
+        assert_eq!(place(&[0], &Claim::default(), &[load(10, 10)]), Ok(0), "who takes nothing always fits");
     }
 
     #[test]
     fn a_new_session_goes_to_the_least_loaded_worker() {
-        assert_eq!(place(None, &VIEWER, &[load(3, 10), load(2, 10), load(2, 10)]), Ok(1));
-        assert_eq!(place(None, &VIEWER, &[load(3, 10), load(20, 100)]), Ok(1), "by share, not by count");
-        assert_eq!(place(None, &VIEWER, &[load(0, 0), load(9, 10)]), Ok(1), "a worker without a plan has no room");
+        assert_eq!(place(&[], &VIEWER, &[load(3, 10), load(2, 10), load(2, 10)]), Ok(1));
+        assert_eq!(place(&[], &VIEWER, &[load(3, 10), load(20, 100)]), Ok(1), "by share, not by count");
+        assert_eq!(place(&[], &VIEWER, &[load(0, 0), load(9, 10)]), Ok(1), "a worker without a plan has no room");
     }
 
     #[test]
-    fn a_session_stays_on_its_worker_while_there_is_room() {
-        assert_eq!(place(Some(0), &VIEWER, &[load(9, 10), load(0, 10)]), Ok(0));
-        assert_eq!(place(Some(0), &VIEWER, &[load(10, 10), load(0, 10)]), Err(Full));
-        assert_eq!(place(Some(5), &VIEWER, &[load(0, 10)]), Err(Full), "a worker that does not exist");
+    fn a_session_stays_together_until_a_quarter_of_its_worker_is_in_use() {
+        assert_eq!(place(&[0], &VIEWER, &[load(24, 100), load(0, 100)]), Ok(0));
+        assert_eq!(place(&[0], &VIEWER, &[load(25, 100), load(0, 100)]), Ok(1));
+        assert_eq!(place(&[0, 1], &VIEWER, &[load(25, 100), load(24, 100), load(0, 100)]), Ok(1), "the workers that it has come first");
+        assert_eq!(place(&[0, 1], &VIEWER, &[load(40, 100), load(30, 100)]), Ok(1), "then the least loaded");
+        assert_eq!(place(&[0], &VIEWER, &[load(10, 10), load(9, 10)]), Ok(1), "a full worker is none");
+        assert_eq!(place(&[0], &VIEWER, &[load(9, 10)]), Ok(0), "one worker alone takes what it can");
+        assert_eq!(place(&[5], &VIEWER, &[load(0, 10)]), Ok(0), "a worker that does not exist");
+        let sections = WorkerLoad { used: Claim { subscriptions: 50, ..Claim::default() }, plan: load(0, 100).plan };
+        assert_eq!(place(&[0], &VIEWER, &[sections, load(0, 100)]), Ok(1), "sections count like clients");
     }
 
     #[test]
     fn nothing_fits_when_every_worker_is_full() {
-        assert_eq!(place(None, &VIEWER, &[]), Err(Full));
-        assert_eq!(place(None, &VIEWER, &[load(1, 1), load(5, 5)]), Err(Full));
+        assert_eq!(place(&[], &VIEWER, &[]), Err(Full));
+        assert_eq!(place(&[], &VIEWER, &[load(1, 1), load(5, 5)]), Err(Full));
     }
 }

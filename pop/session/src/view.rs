@@ -34,6 +34,9 @@ pub struct ParticipantView {
     pub hidden: bool,
     /// Its transport ends on this node.
     pub local: bool,
+    /// Of a local one: the worker that has its transport. The session does not know; its owner fills it in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<usize>,
     /// `publish`, `watch` or `member`.
     pub kind: &'static str,
     /// `connecting`, `connected`, or `remote`; an RTP route is connected once it has a peer.
@@ -227,6 +230,7 @@ fn local(
         name: participant.texts.name.to_string(),
         hidden: participant.hidden,
         local: true,
+        worker: None,
         kind: participant.kind.name(),
         state,
         age_ms: Some(now.since(participant.joined).as_millis() as u64),
@@ -308,6 +312,7 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
         name: manifest.name.to_string(),
         hidden: manifest.hidden,
         local: false,
+        worker: None,
         kind: manifest.kind.name(),
         state: "remote",
         age_ms: None,

@@ -76,7 +76,7 @@ impl Node {
     /// See [`CaptureError`]; a room that refuses leaves no file.
     pub async fn start_capture(&self, request: CaptureRequest) -> Result<(CaptureId, Vec<TappedTrack>), CaptureError> {
         let CaptureRequest { session, path, kind } = request;
-        let (_, room, hold) = self.shared.directory.hold(&session).await.map_err(|_| CaptureError::Full)?;
+        let (room, hold) = self.shared.directory.hold(&session).await.map_err(|_| CaptureError::Full)?;
         // Captures of one process number far below 2^32.
         let tap = self.next_id() as CaptureId;
         let started = self.shared.service.start_capture(tap, path.clone()).await;

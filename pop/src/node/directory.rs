@@ -1,4 +1,4 @@
-//! Which rooms exist, on which worker, and how much of its plan each worker has promised. One task owns it.
+//! Which rooms exist, on which workers, and how much of its plan each worker has promised. One task owns it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,30 +24,55 @@ pub struct Placement {
     pub(super) slot: Slot,
 }
 
-/// A claim on a room and on its worker's plan; given back when dropped.
+/// A claim on a room and on a worker's plan; given back when dropped.
 pub(super) struct Slot {
     session: SessionId,
+    worker: usize,
     claim: Claim,
     requests: mpsc::UnboundedSender<Request>,
+}
+
+impl Slot {
+    /// On whose plan.
+    pub(super) fn worker(&self) -> usize {
+        self.worker
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         // Without a directory there is nothing to give back to.
-        let _ = self.requests.send(Request::Release { session: self.session.clone(), claim: self.claim });
+        let _ = self.requests.send(Request::Release { session: self.session.clone(), worker: self.worker, claim: self.claim });
     }
 }
 
 enum Request {
-    Place { session: SessionId, claim: Claim, reply: oneshot::Sender<Result<Placed, Full>> },
-    Release { session: SessionId, claim: Claim },
-    Find { session: SessionId, reply: oneshot::Sender<Option<(usize, RoomSender)>> },
-    Rooms { reply: oneshot::Sender<Vec<RoomSender>> },
-    Emptied { reply: oneshot::Sender<()> },
+    /// `on`: the worker that it must be.
+    Place {
+        session: SessionId,
+        claim: Claim,
+        on: Option<usize>,
+        reply: oneshot::Sender<Result<Placed, Full>>,
+    },
+    Release {
+        session: SessionId,
+        worker: usize,
+        claim: Claim,
+    },
+    Find {
+        session: SessionId,
+        reply: oneshot::Sender<Option<RoomSender>>,
+    },
+    Rooms {
+        reply: oneshot::Sender<Vec<RoomSender>>,
+    },
+    Emptied {
+        reply: oneshot::Sender<()>,
+    },
 }
 
-/// Worker, room, and the claim on both. The claim travels with the answer: when nobody takes the answer, it is given back.
-type Placed = (usize, RoomSender, Slot);
+/// The room, and the claim on it and on a worker. The claim travels with the answer: when nobody takes the answer, it is given back.
+type Placed = (RoomSender, Slot);
 
 /// The handle of the directory's task.
 pub(super) struct Directory {
@@ -65,29 +90,29 @@ impl Directory {
     }
 
     pub(super) async fn place(&self, session: &SessionId, claim: Claim) -> Result<Placement, Full> {
-        let (worker, room, slot) = self.claim(session, claim).await?;
-        Ok(Placement { worker, candidates: Vec::new(), room, slot })
+        let (room, slot) = self.claim(session, claim, None).await?;
+        Ok(Placement { worker: slot.worker, candidates: Vec::new(), room, slot })
     }
 
     /// A claim on the room alone: it keeps the room although nobody may be in it.
     pub(super) async fn hold(&self, session: &SessionId) -> Result<Placed, Full> {
-        self.claim(session, Claim::default()).await
+        self.claim(session, Claim::default(), Some(0)).await
     }
 
-    /// A further claim of somebody who is in the room; it keeps the room, too.
-    pub(super) async fn grow(&self, session: &SessionId, growth: Claim) -> Result<Slot, Full> {
-        let (_, _, slot) = self.claim(session, growth).await?;
+    /// A further claim on the plan of `worker`, of somebody who is in the room; it keeps the room, too.
+    pub(super) async fn grow(&self, session: &SessionId, worker: usize, growth: Claim) -> Result<Slot, Full> {
+        let (_, slot) = self.claim(session, growth, Some(worker)).await?;
         Ok(slot)
     }
 
-    async fn claim(&self, session: &SessionId, claim: Claim) -> Result<Placed, Full> {
+    async fn claim(&self, session: &SessionId, claim: Claim, on: Option<usize>) -> Result<Placed, Full> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Place { session: session.clone(), claim, reply }).map_err(|_| Full)?;
+        self.requests.send(Request::Place { session: session.clone(), claim, on, reply }).map_err(|_| Full)?;
         answer.await.map_err(|_| Full)?
     }
 
-    /// The room and its worker.
-    pub(super) async fn find(&self, session: &SessionId) -> Option<(usize, RoomSender)> {
+    /// The room.
+    pub(super) async fn find(&self, session: &SessionId) -> Option<RoomSender> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Find { session: session.clone(), reply }).ok()?;
         answer.await.ok().flatten()
@@ -109,12 +134,31 @@ impl Directory {
 }
 
 struct Room {
-    worker: usize,
     sender: RoomSender,
+    /// Clients on each worker that has some, in the order in which the workers got them.
+    clients: Vec<(usize, usize)>,
     /// Slots that name it: the room ends with the last.
     claims: usize,
 }
 
+impl Room {
+    fn take(&mut self, worker: usize, clients: usize) {
+        self.claims += 1;
+        match self.clients.iter_mut().find(|(of, _)| *of == worker) {
+            Some((_, count)) => *count += clients,
+            None if clients > 0 => self.clients.push((worker, clients)),
+            None => {}
+        }
+    }
+
+    fn give_back(&mut self, worker: usize, clients: usize) {
+        self.claims -= 1;
+        if let Some((_, count)) = self.clients.iter_mut().find(|(of, _)| *of == worker) {
+            *count -= clients;
+        }
+        self.clients.retain(|(_, count)| *count > 0);
+    }
+}
 struct State {
     loads: Vec<WorkerLoad>,
     rooms: HashMap<SessionId, Room>,
@@ -130,12 +174,12 @@ impl State {
         while let Some(request) = requests.recv().await {
             // Who asked may be gone by now (a client that hung up); then nobody needs the answer.
             match request {
-                Request::Place { session, claim, reply } => {
-                    let _ = reply.send(self.place(&session, claim));
+                Request::Place { session, claim, on, reply } => {
+                    let _ = reply.send(self.place(&session, claim, on));
                 }
-                Request::Release { session, claim } => self.release(&session, claim),
+                Request::Release { session, worker, claim } => self.release(&session, worker, claim),
                 Request::Find { session, reply } => {
-                    let _ = reply.send(self.rooms.get(&session).map(|room| (room.worker, room.sender.clone())));
+                    let _ = reply.send(self.rooms.get(&session).map(|room| room.sender.clone()));
                 }
                 Request::Rooms { reply } => {
                     let _ = reply.send(self.rooms.values().map(|room| room.sender.clone()).collect());
@@ -150,25 +194,29 @@ impl State {
         }
     }
 
-    fn place(&mut self, session: &SessionId, claim: Claim) -> Result<Placed, Full> {
+    fn place(&mut self, session: &SessionId, claim: Claim, on: Option<usize>) -> Result<Placed, Full> {
         let requests = self.requests.upgrade().ok_or(Full)?;
-        let current = self.rooms.get(session).map(|room| room.worker);
-        let worker = placement::place(current, &claim, &self.loads)?;
+        let current: Vec<usize> =
+            self.rooms.get(session).map(|room| room.clients.iter().map(|(worker, _)| *worker).collect()).unwrap_or_default();
+        let worker = match on {
+            Some(worker) => self.loads.get(worker).filter(|load| load.has_room(&claim)).map(|_| worker).ok_or(Full)?,
+            None => placement::place(&current, &claim, &self.loads)?,
+        };
         let shared = &self.shared;
         let room = self.rooms.entry(session.clone()).or_insert_with(|| Room {
-            worker,
-            sender: room::start(shared.clone(), session.clone(), worker),
+            sender: room::start(shared.clone(), session.clone()),
+            clients: Vec::new(),
             claims: 0,
         });
-        room.claims += 1;
+        room.take(worker, claim.transports);
         self.loads[worker].used += claim;
-        Ok((worker, room.sender.clone(), Slot { session: session.clone(), claim, requests }))
+        Ok((room.sender.clone(), Slot { session: session.clone(), worker, claim, requests }))
     }
 
-    fn release(&mut self, session: &SessionId, claim: Claim) {
+    fn release(&mut self, session: &SessionId, worker: usize, claim: Claim) {
         let room = self.rooms.get_mut(session).expect("a slot names a room that exists for as long as the slot does");
-        room.claims -= 1;
-        self.loads[room.worker].used -= claim;
+        room.give_back(worker, claim.transports);
+        self.loads[worker].used -= claim;
         if room.claims == 0 {
             self.rooms.remove(session);
         }

@@ -99,7 +99,7 @@ impl Seat {
         &self.session
     }
 
-    /// Which worker has the room.
+    /// Which worker has its transport.
     pub fn worker(&self) -> usize {
         self.worker
     }
@@ -138,7 +138,7 @@ impl Seat {
     async fn grow(&self, mut missing: usize, of: impl Fn(usize) -> Claim) {
         let mut step = missing;
         while step > 0 {
-            match self.node.shared.directory.grow(&self.session, of(step)).await {
+            match self.node.shared.directory.grow(&self.session, self.worker, of(step)).await {
                 Ok(slot) => {
                     self.line().claimed += of(step);
                     let _ = self.room.send(RoomMessage::Claimed { participant: self.participant, slot });

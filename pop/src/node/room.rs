@@ -10,6 +10,7 @@ use pop_proto::control::{DataMessage, OpenTransport, SrtpProfile};
 use pop_proto::{Command, Event};
 use pop_schemas::{ParticipantId, SessionId, Time, TransportId};
 use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume};
+use pop_session::placement::Claim;
 use pop_session::session::{Action, Audit};
 use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -19,6 +20,7 @@ use super::data::{DataPath, Outbox, Places, Received, SenderPlace, new_room_plac
 use super::directory::{RoomSender, Slot};
 use super::member::{Line, Member, Order, Socket, TransportStart};
 use super::pump::Route;
+use super::spread::{Directed, Spread};
 use super::{EndsProcess, Shared};
 use crate::data::DataDrop;
 use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
@@ -63,7 +65,12 @@ pub(super) enum RoomMessage {
     /// What is remembered of a member.
     FindMember {
         participant: ParticipantId,
-        reply: oneshot::Sender<Option<Arc<Mutex<Line>>>>,
+        reply: oneshot::Sender<Option<(usize, Arc<Mutex<Line>>)>>,
+    },
+    /// Which worker has the transport behind an HTTP resource.
+    FindWorker {
+        resource: Box<str>,
+        reply: oneshot::Sender<Option<usize>>,
     },
     /// A member says something on its socket of this number.
     Member {
@@ -97,7 +104,7 @@ pub(super) enum RoomMessage {
     Ping {
         reply: oneshot::Sender<()>,
     },
-    /// From the session's worker.
+    /// From a worker.
     Event(Box<Event>),
     /// A message of a client.
     Data {
@@ -126,7 +133,7 @@ pub(super) enum RoomMessage {
 
 /// Who waits for the reply of a request.
 enum Waiting {
-    Join(oneshot::Sender<Result<(), Refusal>>, TransportId),
+    Join(oneshot::Sender<Result<(), Refusal>>, TransportId, ParticipantId),
     Leave(oneshot::Sender<bool>),
     Ask(oneshot::Sender<Result<Reply, Refusal>>),
     Enter(oneshot::Sender<Result<(), Refusal>>, ParticipantId),
@@ -135,14 +142,15 @@ enum Waiting {
 }
 
 /// Starts a room's task; it ends when the directory has dropped the sender and no placement holds a copy.
-pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomSender {
+pub(super) fn start(shared: Weak<Shared>, id: SessionId) -> RoomSender {
     let (sender, receiver) = mpsc::unbounded_channel();
     let mut seed = [0; 8];
     aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
     let seed = u64::from_ne_bytes(seed);
     let room = Room {
         shared,
-        worker,
+        spread: Spread::default(),
+        people: HashMap::new(),
         session: Session::new(id, Limits { streams_max: TRACKS_PER_TRANSPORT_MAX, ..Limits::default() }, seed),
         mailbox: sender.downgrade(),
         waiting: HashMap::new(),
@@ -159,9 +167,17 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId, worker: usize) -> RoomS
     sender
 }
 
+/// Where somebody is.
+struct Person {
+    worker: usize,
+    /// Its HTTP resource.
+    resource: Option<Box<str>>,
+}
+
 struct Room {
     shared: Weak<Shared>,
-    worker: usize,
+    spread: Spread<Slot>,
+    people: HashMap<ParticipantId, Person>,
     session: Session,
     /// For the transport tasks of this room.
     mailbox: mpsc::WeakUnboundedSender<RoomMessage>,
@@ -218,12 +234,18 @@ impl Room {
             RoomMessage::Ask { request, reply } => self.request(shared, request, Waiting::Ask(reply)),
             RoomMessage::Enter { enter, socket, line, slot, reply } => {
                 let participant = enter.participant;
+                self.people.insert(participant, Person { worker: slot.worker(), resource: None });
                 self.members.insert(participant, Member::new(socket, line, &enter, slot));
                 self.request(shared, Request::Enter(enter), Waiting::Enter(reply, participant));
             }
             RoomMessage::Resume { resume, socket, reply } => self.resume(shared, resume, socket, reply),
             RoomMessage::FindMember { participant, reply } => {
-                drop(reply.send(self.members.get(&participant).map(|member| Arc::clone(&member.line))));
+                let person = self.people.get(&participant).zip(self.members.get(&participant));
+                drop(reply.send(person.map(|(person, member)| (person.worker, Arc::clone(&member.line)))));
+            }
+            RoomMessage::FindWorker { resource, reply } => {
+                let person = self.people.values().find(|person| person.resource.as_deref() == Some(&*resource));
+                let _ = reply.send(person.map(|person| person.worker));
             }
             RoomMessage::Member { participant, socket, request, permit: _permit } => {
                 if self.is_current(participant, socket) {
@@ -248,7 +270,7 @@ impl Room {
             }
             // Who asked may be gone.
             RoomMessage::Ping { reply } => drop(reply.send(())),
-            RoomMessage::Describe { reply } => drop(reply.send(self.session.describe(now))),
+            RoomMessage::Describe { reply } => drop(reply.send(self.describe(now))),
             RoomMessage::Event(event) => self.session.handle_event(now, *event),
             RoomMessage::Data { transport, message, places } => {
                 self.sender_place = Some(places.sender);
@@ -283,30 +305,33 @@ impl Room {
         slot: Slot,
         reply: oneshot::Sender<Result<(), Refusal>>,
     ) {
-        let transport = join.transport.id();
+        let (transport, worker) = (join.transport.id(), slot.worker());
+        self.spread.place(transport, worker);
+        self.people.insert(join.participant, Person { worker, resource: Some(join.resource.clone()) });
+        let participant = join.participant;
         let (peer, events) = dtls.unzip();
         // Before the worker hears of the transport, so that no event of it comes to an unknown address.
         if let Some(room) = self.mailbox.upgrade() {
-            shared.routes[self.worker].add(transport, Route { room, peer });
+            shared.routes[worker].add(transport, Route { room, peer });
         }
         match events {
-            Some(events) => self.start_transport(transport, events, mpsc::unbounded_channel().1, vec![slot], None),
+            Some(events) => self.start_transport((transport, worker), events, mpsc::unbounded_channel().1, vec![slot], None),
             None => drop(self.routed.insert(transport, slot)),
         }
-        self.request(shared, Request::Join(Box::new(join)), Waiting::Join(reply, transport));
+        self.request(shared, Request::Join(Box::new(join)), Waiting::Join(reply, transport, participant));
     }
 
     /// Starts the task of a transport, which keeps `slots`.
     fn start_transport(
         &self,
-        id: TransportId,
+        (id, worker): (TransportId, usize),
         events: DtlsEvents,
         orders: mpsc::UnboundedReceiver<Order>,
         slots: Vec<Slot>,
         data: Option<Box<DataPath>>,
     ) {
         let (shared, room) = (self.shared.clone(), self.mailbox.clone());
-        tokio::spawn(Transport { shared, worker: self.worker, id, room, slots, data }.run(events, orders));
+        tokio::spawn(Transport { shared, worker, id, room, slots, data }.run(events, orders));
     }
 
     fn resume(&mut self, shared: &Shared, resume: Box<Resume>, socket: Socket, reply: oneshot::Sender<Result<(), Refusal>>) {
@@ -335,10 +360,12 @@ impl Room {
     /// A member's transport begins. Its DTLS may be refused; then it ends at once.
     async fn open_transport(&mut self, shared: &Shared, open: Box<OpenTransport>, participant: ParticipantId, start: TransportStart) {
         let id = open.transport;
+        let Some(worker) = self.people.get(&participant).map(|person| person.worker) else { return };
+        self.spread.place(id, worker);
         match shared.dtls.open(start.role, start.fingerprints) {
             Ok((peer, events)) => {
                 if let Some(room) = self.mailbox.upgrade() {
-                    shared.routes[self.worker].add(id, Route { room, peer: Some(peer) });
+                    shared.routes[worker].add(id, Route { room, peer: Some(peer) });
                 }
                 let (orders, received) = mpsc::unbounded_channel();
                 let (mut slots, mut data) = (Vec::new(), None);
@@ -356,8 +383,8 @@ impl Room {
                     self.outboxes.insert(id, outbox);
                     member.transport = Some(orders);
                 }
-                self.start_transport(id, events, received, slots, data);
-                shared.command(self.worker, Command::OpenTransport(open)).await;
+                self.start_transport((id, worker), events, received, slots, data);
+                shared.command(worker, Command::OpenTransport(open)).await;
             }
             Err(error) => {
                 tracing::debug!(transport = %id, %error, "DTLS cannot begin");
@@ -417,20 +444,21 @@ impl Room {
                 }
                 // The transport's task tells the worker, after the client was told. A route has no task, and nobody to tell.
                 Output::Command(Command::CloseTransport { transport }) => {
-                    if let Some(_slot) = self.routed.remove(&transport) {
-                        shared.command(self.worker, Command::CloseTransport { transport }).await;
+                    if let Some(slot) = self.routed.remove(&transport) {
+                        shared.command(slot.worker(), Command::CloseTransport { transport }).await;
                     }
                 }
                 Output::Command(Command::SendData { transport, message }) => self.send_data(shared, transport, &message),
-                Output::Command(command) => {
-                    shared.routes[self.worker].note(&command);
-                    shared.command(self.worker, command).await;
+                Output::Command(command) => self.direct(shared, command).await,
+                Output::Closed { transport, .. } => {
+                    let directed = self.forget(shared, transport);
+                    self.send(shared, directed).await;
                 }
-                Output::Closed { transport, .. } => self.forget(shared, transport),
                 Output::Reply(id, reply) => self.reply(shared, id, reply),
                 Output::Audit(audit) => {
                     self.audit(shared, &audit);
                     if let Action::Left { .. } = audit.action {
+                        self.people.remove(&audit.participant);
                         self.members.remove(&audit.participant);
                     }
                 }
@@ -448,23 +476,62 @@ impl Room {
         }
     }
 
-    fn forget(&mut self, shared: &Shared, transport: TransportId) {
+    /// Brings a command to its worker; a track that is taken on another worker for the first time is mirrored there.
+    async fn direct(&mut self, shared: &Shared, command: Command) {
+        let mut claim = None;
+        if let Some((worker, tracks)) = self.spread.missing_mirror(&command) {
+            claim = shared.directory.grow(self.session.id(), worker, Claim { tracks, ..Claim::default() }).await.ok();
+            if claim.is_none() {
+                tracing::warn!(room = %self.session.id(), worker, "a section gets nothing: its worker has no place for one more track of another worker (dataplane.tracks_max)");
+            }
+        }
+        let directed = self.spread.direct(command, claim);
+        self.send(shared, directed).await;
+    }
+
+    /// Sends commands in their order; the pumps learn what they open and close before the workers do.
+    async fn send(&mut self, shared: &Shared, directed: Vec<Directed>) {
+        for (worker, command) in directed {
+            shared.routes[worker].note(&command);
+            shared.command(worker, command).await;
+        }
+        self.spread.give_back();
+    }
+
+    /// With the worker of each.
+    fn describe(&self, now: Time) -> SessionView {
+        let workers: HashMap<_, _> = self.people.iter().map(|(id, person)| (id.to_string(), person.worker)).collect();
+        let mut view = self.session.describe(now);
+        for participant in &mut view.participants {
+            participant.worker = workers.get(&participant.id).copied();
+        }
+        view
+    }
+
+    /// What other workers are to be told comes back.
+    fn forget(&mut self, shared: &Shared, transport: TransportId) -> Vec<Directed> {
         self.routed.remove(&transport);
         self.outboxes.remove(&transport);
-        shared.routes[self.worker].remove(transport);
+        if let Some(worker) = self.spread.worker_of(transport) {
+            shared.routes[worker].remove(transport);
+        }
+        self.spread.close_transport(transport)
     }
 
     fn reply(&mut self, shared: &Shared, id: RequestId, reply: Result<Reply, Refusal>) {
         // Nobody waits when the node stops, or when the HTTP client hung up; the state is right all the same.
         match self.waiting.remove(&id) {
-            Some(Waiting::Join(waiting, transport)) => {
+            Some(Waiting::Join(waiting, transport, participant)) => {
                 if reply.is_err() {
-                    self.forget(shared, transport);
+                    self.people.remove(&participant);
+                    let directed = self.forget(shared, transport);
+                    debug_assert!(directed.is_empty(), "who was not let in has taken nothing");
                 }
                 let _ = waiting.send(reply.map(|_| ()));
             }
             Some(Waiting::Enter(waiting, participant)) => {
                 if reply.is_err() {
+                    self.people.remove(&participant);
                     self.members.remove(&participant);
                 }
                 let _ = waiting.send(reply.map(|_| ()));

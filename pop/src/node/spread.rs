@@ -1,0 +1,380 @@
+//! Which worker has what of a room. The session knows no workers: its commands are brought to where they belong here, and a track that
+//! has subscribers on another worker than its publisher's is mirrored there, once, for as long as it has some.
+
+use std::collections::HashMap;
+
+use pop_proto::Command;
+use pop_proto::control::OpenTrack;
+use pop_schemas::{SubscriptionId, TrackId, TransportId};
+
+/// A command and the worker that gets it.
+pub(super) type Directed = (usize, Command);
+
+/// The state. `S` is what a mirror claims of its worker's plan.
+pub(super) struct Spread<S> {
+    transports: HashMap<TransportId, usize>,
+    tracks: HashMap<TrackId, Track<S>>,
+    sections: HashMap<SubscriptionId, Section>,
+    /// Claims of mirrors that are to be closed, until their workers have been told.
+    released: Vec<S>,
+}
+
+struct Track<S> {
+    transport: TransportId,
+    home: usize,
+    open: Box<OpenTrack>,
+    /// By worker.
+    mirrors: HashMap<usize, Mirror<S>>,
+}
+
+struct Mirror<S> {
+    /// How many it feeds.
+    sections: usize,
+    claim: S,
+}
+
+struct Section {
+    transport: TransportId,
+    worker: usize,
+    /// What feeds it.
+    track: Option<TrackId>,
+}
+
+impl<S> Default for Spread<S> {
+    fn default() -> Spread<S> {
+        Spread { transports: HashMap::new(), tracks: HashMap::new(), sections: HashMap::new(), released: Vec::new() }
+    }
+}
+
+impl<S> Spread<S> {
+    /// A transport is about to be opened on `worker`.
+    pub(super) fn place(&mut self, transport: TransportId, worker: usize) {
+        self.transports.insert(transport, worker);
+    }
+
+    /// Where a transport is.
+    pub(super) fn worker_of(&self, transport: TransportId) -> Option<usize> {
+        self.transports.get(&transport).copied()
+    }
+
+    /// The worker on which `command` needs a mirror that is not there, and the streams that it takes of that one's plan.
+    pub(super) fn missing_mirror(&self, command: &Command) -> Option<(usize, usize)> {
+        let Command::Forward { subscription, track: Some(track), .. } = command else { return None };
+        let (section, track) = (self.sections.get(subscription)?, self.tracks.get(track)?);
+        let is_there = section.worker == track.home || track.mirrors.contains_key(&section.worker);
+        (!is_there).then(|| (section.worker, track.open.layers.len().max(1)))
+    }
+
+    /// Brings a command to its worker, with what that takes on others, in the order in which they are to be sent. A mirror that is
+    /// missing is made with `claim`; without one the section gets nothing.
+    pub(super) fn direct(&mut self, command: Command, claim: Option<S>) -> Vec<Directed> {
+        let worker = match &command {
+            Command::OpenTransport(open) => self.worker_of(open.transport),
+            Command::OpenRtp(open) => self.worker_of(open.transport),
+            Command::UpdateTransport { transport, .. }
+            | Command::CloseTransport { transport }
+            | Command::RestartIce { transport, .. }
+            | Command::SendDtls { transport, .. }
+            | Command::InstallKeys { transport, .. }
+            | Command::SendData { transport, .. } => self.worker_of(*transport),
+            Command::OpenTrack(open) => self.open_track(open),
+            Command::CloseTrack { track } => return self.close_track(*track, command),
+            Command::OpenSubscription(open) => {
+                let (transport, worker) = (open.transport, self.worker_of(open.transport));
+                if let Some(worker) = worker {
+                    self.sections.insert(open.subscription, Section { transport, worker, track: None });
+                }
+                worker
+            }
+            Command::CloseSubscription { subscription } => return self.close_section(*subscription, command),
+            Command::Forward { subscription, track, .. } => return self.forward(*subscription, *track, command, claim),
+            Command::Wish { subscription, .. } => self.sections.get(subscription).map(|section| section.worker),
+            Command::Tap { track, .. } => self.tracks.get(track).map(|track| track.home),
+            Command::OpenMirror { .. } | Command::Export { .. } | Command::ProbeRates(_) => {
+                unreachable!("a session knows no workers: {command:?}")
+            }
+        };
+        // Of what has gone with its transport there is nothing to tell.
+        worker.map(|worker| (worker, command)).into_iter().collect()
+    }
+
+    /// A transport is gone with its tracks and sections: the mirrors that it leaves behind are closed.
+    pub(super) fn close_transport(&mut self, transport: TransportId) -> Vec<Directed> {
+        let mut directed = Vec::new();
+        let sections: Vec<_> = self.sections.iter().filter(|(_, section)| section.transport == transport).map(|(id, _)| *id).collect();
+        for section in sections {
+            if let Some(Section { worker, track: Some(track), .. }) = self.sections.remove(&section) {
+                directed.extend(self.release(track, worker));
+            }
+        }
+        let tracks: Vec<_> = self.tracks.iter().filter(|(_, track)| track.transport == transport).map(|(id, _)| *id).collect();
+        for track in tracks {
+            directed.extend(self.close_mirrors(track));
+        }
+        self.transports.remove(&transport);
+        directed
+    }
+
+    /// Everything that came back was sent: what closed mirrors claimed is free. Before, another room could open a track in its place.
+    pub(super) fn give_back(&mut self) {
+        self.released.clear();
+    }
+
+    fn open_track(&mut self, open: &OpenTrack) -> Option<usize> {
+        let home = self.worker_of(open.transport)?;
+        let track = Track { transport: open.transport, home, open: Box::new(open.clone()), mirrors: HashMap::new() };
+        self.tracks.insert(open.track, track);
+        Some(home)
+    }
+
+    fn close_track(&mut self, id: TrackId, command: Command) -> Vec<Directed> {
+        let Some(home) = self.tracks.get(&id).map(|track| track.home) else { return Vec::new() };
+        let mut directed = self.close_mirrors(id);
+        directed.push((home, command));
+        directed
+    }
+
+    /// Forgets a track, and ends its mirrors. Sections that it fed are told by the session.
+    fn close_mirrors(&mut self, id: TrackId) -> Vec<Directed> {
+        let Some(track) = self.tracks.remove(&id) else { return Vec::new() };
+        let mut directed = Vec::new();
+        for (worker, mirror) in track.mirrors {
+            self.released.push(mirror.claim);
+            directed.extend(close_mirror(id, track.home, worker));
+        }
+        directed
+    }
+
+    fn close_section(&mut self, id: SubscriptionId, command: Command) -> Vec<Directed> {
+        let Some(section) = self.sections.remove(&id) else { return Vec::new() };
+        let mut directed = vec![(section.worker, command)];
+        if let Some(track) = section.track {
+            directed.extend(self.release(track, section.worker));
+        }
+        directed
+    }
+
+    fn forward(&mut self, id: SubscriptionId, track: Option<TrackId>, mut command: Command, claim: Option<S>) -> Vec<Directed> {
+        let Some(section) = self.sections.get_mut(&id) else { return Vec::new() };
+        let (worker, before) = (section.worker, std::mem::replace(&mut section.track, track));
+        let mut directed = Vec::new();
+        if let Some(to) = track
+            && before != track
+            && !self.acquire(to, worker, claim, &mut directed)
+        {
+            if let Command::Forward { track, .. } = &mut command {
+                *track = None;
+            }
+            if let Some(section) = self.sections.get_mut(&id) {
+                section.track = None;
+            }
+        }
+        directed.push((worker, command));
+        if let Some(before) = before.filter(|before| Some(*before) != track) {
+            directed.extend(self.release(before, worker));
+        }
+        directed
+    }
+
+    /// One more section of `worker` takes a track; false: the track is neither there nor can it be mirrored there.
+    fn acquire(&mut self, id: TrackId, worker: usize, claim: Option<S>, directed: &mut Vec<Directed>) -> bool {
+        // One that is gone feeds nobody, wherever.
+        let Some(track) = self.tracks.get_mut(&id) else { return false };
+        if track.home == worker {
+            return true;
+        }
+        if let Some(mirror) = track.mirrors.get_mut(&worker) {
+            mirror.sections += 1;
+            return true;
+        }
+        let Some(claim) = claim else { return false };
+        track.mirrors.insert(worker, Mirror { sections: 1, claim });
+        directed.push((worker, Command::OpenMirror { open: track.open.clone(), home: track.home }));
+        directed.push((track.home, Command::Export { track: id, to: worker, on: true }));
+        true
+    }
+
+    /// One section of `worker` takes a track no longer: the mirror ends with the last.
+    fn release(&mut self, id: TrackId, worker: usize) -> Vec<Directed> {
+        let Some(track) = self.tracks.get_mut(&id) else { return Vec::new() };
+        let Some(mirror) = track.mirrors.get_mut(&worker) else { return Vec::new() };
+        mirror.sections -= 1;
+        if mirror.sections > 0 {
+            return Vec::new();
+        }
+        self.released.extend(track.mirrors.remove(&worker).map(|mirror| mirror.claim));
+        close_mirror(id, track.home, worker).into()
+    }
+}
+
+fn close_mirror(track: TrackId, home: usize, worker: usize) -> [Directed; 2] {
+    [(home, Command::Export { track, to: worker, on: false }), (worker, Command::CloseTrack { track })]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use pop_proto::control::{Codec, ExtensionIds, LayerWish, MediaKind, OpenSubscription, PayloadType};
+
+    use super::*;
+
+    /// What the plan of a mirror's worker would count.
+    type Claim = Rc<()>;
+
+    struct Rig {
+        spread: Spread<Claim>,
+        plan: Claim,
+    }
+
+    impl Rig {
+        /// Transport 1 with track 1 on worker 0; transports 2 to 4 on worker 1, with a section each of the same number.
+        fn new() -> Rig {
+            let mut rig = Rig { spread: Spread::default(), plan: Rc::default() };
+            for (transport, worker) in [(1, 0), (2, 1), (3, 1), (4, 1)] {
+                rig.spread.place(TransportId(transport), worker);
+            }
+            rig.open_track(1);
+            for id in 2..5 {
+                let open = OpenSubscription {
+                    subscription: SubscriptionId(id),
+                    transport: TransportId(id),
+                    kind: MediaKind::Video,
+                    ssrc: 1,
+                    first_sequence: 1,
+                    first_timestamp: 1,
+                    rtx_ssrc: None,
+                    extensions: ExtensionIds::NONE,
+                    mid: "0".into(),
+                };
+                assert_eq!(rig.direct(Command::OpenSubscription(Box::new(open))), ["1 OpenSubscription"]);
+            }
+            rig
+        }
+
+        fn open_track(&mut self, id: u64) {
+            let open = OpenTrack {
+                track: TrackId(id),
+                transport: TransportId(1),
+                kind: MediaKind::Video,
+                ssrc: None,
+                rtx_ssrc: None,
+                mid: "0".into(),
+                layers: vec!["a".into(), "b".into()],
+                order: Vec::new(),
+                payload_types: vec![PayloadType { number: 96, codec: Codec::Vp8, rtx: None }],
+                nack: true,
+                pli: true,
+                fir: false,
+            };
+            assert_eq!(self.direct(Command::OpenTrack(Box::new(open))), ["0 OpenTrack"]);
+        }
+
+        /// Worker and command, as the node does it.
+        fn direct(&mut self, command: Command) -> Vec<String> {
+            let claim = self.spread.missing_mirror(&command).map(|(worker, streams)| {
+                assert_eq!((worker, streams), (1, 2));
+                Rc::clone(&self.plan)
+            });
+            let directed = show(self.spread.direct(command, claim));
+            self.spread.give_back();
+            directed
+        }
+
+        fn close(&mut self, transport: u64) -> Vec<String> {
+            let directed = show(self.spread.close_transport(TransportId(transport)));
+            self.spread.give_back();
+            directed
+        }
+
+        fn forward(&mut self, section: u64, track: Option<u64>) -> Vec<String> {
+            self.direct(forward(section, track))
+        }
+
+        fn mirrors(&self) -> usize {
+            Rc::strong_count(&self.plan) - 1
+        }
+    }
+
+    fn forward(section: u64, track: Option<u64>) -> Command {
+        Command::Forward { subscription: SubscriptionId(section), track: track.map(TrackId), payload_types: Vec::new() }
+    }
+
+    fn show(directed: Vec<Directed>) -> Vec<String> {
+        let show = |(worker, command)| match command {
+            Command::OpenMirror { open, home } => format!("{worker} OpenMirror {} of {home}", open.track.0),
+            Command::Export { track, to, on } => format!("{worker} Export {} to {to} {on}", track.0),
+            Command::Forward { subscription, track, .. } => format!("{worker} Forward {} {:?}", subscription.0, track.map(|track| track.0)),
+            Command::CloseTrack { track } => format!("{worker} CloseTrack {}", track.0),
+            other => format!("{worker} {}", format!("{other:?}").split(['(', ' ']).next().unwrap_or_default()),
+        };
+        directed.into_iter().map(show).collect()
+    }
+
+    #[test]
+    fn a_track_is_mirrored_once_for_all_sections_of_a_worker_and_as_long_as_it_has_some() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.forward(2, Some(1)), ["1 OpenMirror 1 of 0", "0 Export 1 to 1 true", "1 Forward 2 Some(1)"]);
+        assert_eq!(rig.forward(3, Some(1)), ["1 Forward 3 Some(1)"]);
+        assert_eq!(rig.forward(3, Some(1)), ["1 Forward 3 Some(1)"], "once more is no second section");
+        assert_eq!(rig.mirrors(), 1);
+        assert_eq!(rig.forward(2, None), ["1 Forward 2 None"]);
+        let close = Command::CloseSubscription { subscription: SubscriptionId(3) };
+        assert_eq!(rig.direct(close), ["1 CloseSubscription", "0 Export 1 to 1 false", "1 CloseTrack 1"]);
+        assert_eq!(rig.mirrors(), 0, "its place is given back");
+        assert_eq!(rig.forward(4, Some(1))[0], "1 OpenMirror 1 of 0", "and taken again");
+    }
+
+    #[test]
+    fn another_track_is_mirrored_before_the_one_before_ends() {
+        let mut rig = Rig::new();
+        rig.open_track(5);
+        rig.forward(2, Some(1));
+        let commands = ["1 OpenMirror 5 of 0", "0 Export 5 to 1 true", "1 Forward 2 Some(5)", "0 Export 1 to 1 false", "1 CloseTrack 1"];
+        assert_eq!(rig.forward(2, Some(5)), commands);
+        assert_eq!(rig.mirrors(), 1);
+    }
+
+    #[test]
+    fn a_publisher_that_leaves_takes_its_mirrors_with_it_and_so_does_the_last_viewer() {
+        let mut rig = Rig::new();
+        rig.forward(2, Some(1));
+        rig.forward(3, Some(1));
+        assert_eq!(rig.close(2), [""; 0]);
+        assert_eq!(rig.close(3), ["0 Export 1 to 1 false", "1 CloseTrack 1"]);
+        rig.forward(4, Some(1));
+        assert_eq!(rig.close(1), ["0 Export 1 to 1 false", "1 CloseTrack 1"]);
+        assert_eq!(rig.mirrors(), 0);
+        assert_eq!(rig.forward(4, None), ["1 Forward 4 None"]);
+        assert_eq!(rig.forward(4, Some(1)), ["1 Forward 4 None"], "what is gone feeds nobody");
+        assert_eq!(rig.forward(3, Some(1)), [""; 0], "and who is gone is fed by nothing");
+    }
+
+    #[test]
+    fn a_closed_track_is_closed_on_every_worker() {
+        let mut rig = Rig::new();
+        rig.forward(2, Some(1));
+        let close = Command::CloseTrack { track: TrackId(1) };
+        assert_eq!(rig.direct(close), ["0 Export 1 to 1 false", "1 CloseTrack 1", "0 CloseTrack 1"]);
+        assert_eq!(rig.mirrors(), 0);
+    }
+
+    #[test]
+    fn without_a_place_for_a_mirror_the_section_gets_nothing_and_may_try_again() {
+        let mut rig = Rig::new();
+        assert_eq!(show(rig.spread.direct(forward(2, Some(1)), None)), ["1 Forward 2 None"]);
+        assert_eq!(rig.forward(2, Some(1)).len(), 3);
+    }
+
+    #[test]
+    fn sections_of_the_publishers_own_worker_need_no_mirror() {
+        let mut rig = Rig::new();
+        rig.spread.place(TransportId(2), 0);
+        let section = rig.spread.sections.get_mut(&SubscriptionId(2)).unwrap();
+        section.worker = 0;
+        assert_eq!(rig.forward(2, Some(1)), ["0 Forward 2 Some(1)"]);
+        let wish = Command::Wish { subscription: SubscriptionId(2), wish: LayerWish::default() };
+        assert_eq!(rig.direct(wish), ["0 Wish"]);
+        assert_eq!(rig.direct(Command::Tap { track: TrackId(1), tap: None }), ["0 Tap"]);
+    }
+}
