@@ -431,8 +431,8 @@ pub(crate) fn verdict(record: &Record, rows: &[Row]) -> String {
     let find = |figure: &str| rows.iter().find(|row| row.figure == figure);
     let mut parts = Vec::new();
     let median = |key: &'static str| spread(&record.samples(|figures| figures.number(key))).map(|[_, median, _]| median);
-    if let Some(members) = record.find_number("members_without_loss") {
-        parts.push(format!("**{} members** without excess loss", group(members)));
+    if let Some(held) = record.held() {
+        parts.push(format!("**{held}** without excess loss"));
     }
     if let Some(rate) = median("packets_per_second") {
         let loss = match median("loss") {

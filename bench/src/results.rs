@@ -11,7 +11,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 /// The keys that say what ran, in the order in which people read them.
-const LOAD_KEYS: &[&str] = &["publishers", "subscribers", "members", "bitrate", "packet_size", "fps", "pace", "backend", "duration_s"];
+const LOAD_KEYS: &[&str] = &[
+    "publishers",
+    "participants",
+    "members",
+    "speakers",
+    "subscribers",
+    "streams",
+    "bitrate",
+    "packet_size",
+    "size",
+    "fps",
+    "pace",
+    "backend",
+    "duration_s",
+];
 
 /// Something with the figures of `result.rs`: a whole result, or one entry of its `runs`, `repeats` or `steps`.
 #[derive(Clone, Copy)]
@@ -103,17 +117,23 @@ impl Record {
             let Some(number) = value.as_f64() else { return value.as_str().map(|text| format!("{key} {text}")) };
             let plural = if number == 1.0 { "" } else { "s" };
             Some(match *key {
-                "publishers" => format!("{} publisher{plural}", group(number)),
-                "subscribers" => format!("{} subscriber{plural}", group(number)),
-                "members" => format!("{} member{plural}", group(number)),
+                "publishers" | "participants" | "members" | "speakers" | "subscribers" | "streams" => {
+                    format!("{} {}{plural}", group(number), key.trim_end_matches('s'))
+                }
                 "bitrate" => format!("{} each", bits(number)),
-                "packet_size" => format!("{} B", group(number)),
+                "packet_size" | "size" => format!("{} B", group(number)),
                 "fps" => format!("{} frames/s", group(number)),
                 "duration_s" => format!("{} s", short(number)),
                 _ => format!("{key} {}", short(number)),
             })
         });
         parts.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The most that a case with a growing room or audience carried: `1,010 members`.
+    pub(crate) fn held(&self) -> Option<String> {
+        let (key, what) = if self.case() == "audio" { ("subscribers", "subscribers") } else { ("members_without_loss", "members") };
+        self.0["detail"][key].as_f64().map(|count| format!("{} {what}", group(count)))
     }
 
     /// CPU, cores, kernel and back end, in one line.

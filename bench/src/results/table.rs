@@ -65,7 +65,7 @@ fn table(results: &BTreeMap<String, (String, Record)>) -> String {
         "| result | load | delivered/s | loss | CPU per packet | floor | share of it | allocations | p50 / p99 |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     for (name, (_, record)) in results {
-        let held = record.find_number("members_without_loss").map(|members| format!("; held {} members", group(members)));
+        let held = record.held().map(|held| format!("; held {held}"));
         let load = record.load() + &held.unwrap_or_default();
         let row = Cells::of(record.figures(), |read| record.samples(read));
         row.write(&mut out, &md(name), &md(&load));
