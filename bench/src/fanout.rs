@@ -42,7 +42,7 @@ use server::{Capacity, Server};
 const JOINS_AT_ONCE: usize = 20;
 
 /// One subscriber in this many authenticates every packet.
-const AUTHENTICATE_EVERY: usize = 10;
+pub(crate) const AUTHENTICATE_EVERY: usize = 10;
 
 /// Before anything is measured: caches, histories and the worker's buffers fill.
 const WARM_UP: Duration = Duration::from_secs(1);

@@ -3,6 +3,7 @@
 mod blast;
 mod compare;
 mod fanout;
+mod flood;
 mod floor;
 mod forward;
 mod groups;
@@ -55,6 +56,8 @@ enum Case {
     Fanout(Box<fanout::FanoutArgs>),
     /// One room with members that speak the room protocol: joins, memory, and how many it carries.
     Rooms(Box<rooms::RoomsArgs>),
+    /// Live streams on one node while a stranger floods it as fast as one core can, by kind of bad packet.
+    Flood(Box<flood::FloodArgs>),
     /// RTP at a given rate, numbered and stamped, whoever cannot keep up with it.
     Blast(blast::BlastArgs),
     /// Count what a blast sent, or RTP of others: lost, repeated, reordered, and how late.
@@ -154,6 +157,7 @@ fn main() -> ExitCode {
         Case::Floor(args) => end("floor", run_floor(&args)),
         Case::Fanout(args) => end("fanout", fanout::run(&args)),
         Case::Rooms(args) => end("rooms", rooms::run(&args)),
+        Case::Flood(args) => end("flood", flood::run(&args)),
         Case::Blast(args) => end("blast", blast::run(&args)),
         Case::Sink(args) => end("sink", sink::run(&args)),
         Case::Forward(args) => end("forward", forward::run(&args)),

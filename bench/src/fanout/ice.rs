@@ -34,6 +34,11 @@ impl Checks {
         }
     }
 
+    /// The USERNAME of our checks: the server's fragment, ours behind the colon.
+    pub(crate) fn username(&self) -> &str {
+        &self.username
+    }
+
     /// Writes the next check. "The controlling agent MUST include the USE-CANDIDATE attribute" to nominate (RFC 8445
     /// section 7.1.2); a lite server has nothing to compare, so the first check does.
     pub(crate) fn write_check(&mut self, out: &mut [u8; REQUEST_LEN_MAX]) -> usize {
