@@ -157,8 +157,7 @@ impl Ends {
 
     /// Takes what `core` has for others, and hands over what is due.
     pub fn send(&mut self, core: &mut Core) {
-        loop {
-            let Some(handover) = core.poll_handover() else { break };
+        while let Some(handover) = core.poll_handover() {
             let (handed, mut packets, mut dropped) = (handover.handed, 0, 0);
             for Peer { worker, .. } in handover.to {
                 let taken = self.put(usize::from(*worker), handed, handover.packet, handover.gives_way);

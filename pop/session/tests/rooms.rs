@@ -68,6 +68,7 @@ impl Outcome {
             Command::ProbeRates(_) => "probe rates",
             Command::Wish { .. } => "wish",
             Command::SendData { .. } => "send data",
+            Command::OpenMirror { .. } | Command::Export { .. } => unreachable!("a session knows no workers"),
         };
         self.commands.iter().map(name).collect()
     }
