@@ -1,19 +1,21 @@
 //! `pop-bench fanout`: one node, publishers and many subscribers, everything real from HTTP to the last SRTP tag.
 //!
 //! ```text
-//! start or attach -> publishers join -> subscribers join, 20 at a time -> warm-up (mean train length)
-//!   -> (search) -> floor -> measured run -> floor -> report
+//! start or attach -> publishers join -> subscribers join, 20 at a time
+//!   -> for each pace: warm-up (lengths of trains) -> (search) -> floor -> measured run -> floor -> .. -> report
 //! ```
-//! The packet worker has one core, the load another. The floor runs on the worker's core while the worker sleeps.
+//! The packet worker has one core, the load another, and a veth pair lies between them. The floor runs on the worker's core while the
+//! worker sleeps, into the same sockets, with the lengths of the trains of the run before it.
 
 pub(crate) mod arrival;
 pub(crate) mod ice;
 pub(crate) mod join;
 pub(crate) mod load;
 pub(crate) mod packet;
-mod report;
 pub(crate) mod server;
+pub(crate) mod timeline;
 
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,21 +24,26 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pop::dtls::{Certificate, Dtls};
 use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_uring::BackendKind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::floor::{Floor, Plan, Sink, measure_floor, pin_to};
+use crate::floor::{Floor, Plan, measure_beside, pin_to};
 use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients};
 use crate::http;
-use crate::machine::{Machine, Workers};
+use crate::machine::{Machine, Pinning, Workers};
+use crate::measured::{Repeats, Run, Spent, counting, detail_of};
+use crate::network::Network;
 use crate::random::{random_bytes, random_hex};
+use crate::result::case_json;
+use crate::sdp::Media;
 use crate::token::{Grant, sign_token};
 use crate::{make_folder_of, write_json};
 
+use arrival::Trains;
 use join::{Joined, Ticket, join};
-use load::{Client, Load, Outcome, Pace, Publisher, Role, Subscriber};
+use load::{Client, Load, Outcome, Publisher, Role, Subscriber};
 use packet::PACKET_LEN_MIN;
-use report::{Allocations, Report};
-use server::{Capacity, Server};
+use server::{Capacity, Place, Server};
+use timeline::{Pace, Spread};
 
 /// Clients that join at the same time: a handshake costs the node about a millisecond of CPU, and nothing here is a storm.
 const JOINS_AT_ONCE: usize = 20;
@@ -50,18 +57,15 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Packets of one floor round, at most: about 0.1 s.
 const FLOOR_PACKETS_MAX: u64 = 200_000;
 
-/// A short measurement gets a short floor: packets of one round for each second of it.
+/// Packets of one floor round for each second of a measurement.
 const FLOOR_PACKETS_PER_SECOND: f64 = 40_000.0;
 
-/// The longest mean train of a floor: 45 packets of the longest size fill a UDP payload.
-const FLOOR_TRAIN_MAX: f64 = 45.0;
-
 /// Loss at which a search says "too fast", as a share.
-const SEARCH_LOSS_MAX: f64 = 0.000_1;
+pub(crate) const SEARCH_LOSS_MAX: f64 = 0.000_1;
 
 /// A queue that takes longer than this to work off after the last frame means that the rate was not kept up with: deep socket
 /// queues hide seconds of it without a loss.
-const OVERRUN_MAX: Duration = Duration::from_millis(20);
+pub(crate) const OVERRUN_MAX: Duration = Duration::from_millis(20);
 
 /// A search ends when the last good and the first bad rate are this close.
 const SEARCH_RATIO: f64 = 1.03;
@@ -84,12 +88,18 @@ pub(crate) struct FanoutArgs {
     /// Bytes of an RTP packet before protection.
     #[arg(long, default_value_t = 1_100)]
     packet_size: usize,
-    /// Frames per second; the packets of a frame leave in one burst.
+    /// Frames per second.
     #[arg(long, default_value_t = 30)]
     fps: u32,
+    /// How the packets of a frame leave, one measurement each; the one with the lower floor ratio counts.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "paced,frames")]
+    pace: Vec<Spread>,
     /// How long to measure, such as 10s or 500ms.
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     duration: Duration,
+    /// Runs of each pace, between floors.
+    #[arg(long, default_value_t = 1)]
+    repeats: usize,
     /// Raise the bitrate until packets are lost or queue up, and report the highest rate without either.
     #[arg(long)]
     search: bool,
@@ -111,9 +121,15 @@ pub(crate) struct FanoutArgs {
     /// Core of the packet worker (of a server that is started here) and of the floor.
     #[arg(long, default_value_t = 1)]
     server_core: usize,
+    /// Packet workers (of a server that is started here), on that core and the next ones.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
     /// Core of the load generator.
     #[arg(long, default_value_t = 0)]
     load_core: usize,
+    /// Node and load on loopback, as it is without root; default: a veth pair into a namespace that is made for the run.
+    #[arg(long)]
+    loopback: bool,
     /// The server's back end: auto, io_uring or mmsg (of a server that is started here).
     #[arg(long, default_value = "auto")]
     backend: String,
@@ -144,6 +160,8 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), String> {
     check_args(args)?;
     make_folder_of(args.json.as_deref())?;
     let key = ("bench", random_hex::<20>());
+    let network = Network::open(args.loopback || args.http.is_some());
+    let pinning = Pinning::new(args.server_core, args.workers, args.load_core);
     let server = match &args.http {
         Some(http) => {
             let pid = args.pid.map_or_else(Workers::find_process, Ok)?;
@@ -152,25 +170,38 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), String> {
         None => {
             let program = args.pop.clone().map_or_else(program_beside, Ok)?;
             let capacity = Capacity { transports: args.subscribers + args.publishers + 8, ..Capacity::default() };
-            Server::start(&program, args.server_core, capacity, &args.backend, (key.0, &key.1))?
+            let place = Place { cores: &pinning.workers, network: &network };
+            Server::start(&program, place, capacity, &args.backend, (key.0, &key.1))?
         }
     };
     // Only now: a child inherits the cores of its parent.
     pin_to(args.load_core)?;
     let workers = Workers::find(server.pid)?;
     let tickets = make_tickets(args, &server.http, (key.0, &key.1))?;
-    let (mut load, joined) = join_all(args, tickets)?;
-    let result = measure(args, &server, &workers, &mut load);
+    let (mut load, sinks, joined) = join_all(args, tickets, &network)?;
+    let mut bench = Bench { args, server: &server, workers: &workers, network: &network, load: &mut load, sinks };
+    let result = args.pace.iter().map(|spread| bench.measure(*spread)).collect::<Result<Vec<_>, String>>();
     // A node of ours ends with its process; in somebody else's the clients must not linger until consent expires.
     if args.http.is_some() {
         for stay in &joined {
             let _ = http::request("DELETE", &stay.resource, &[("Authorization", &format!("Bearer {}", stay.token))], "");
         }
     }
-    let report = result?;
-    report.summarize();
-    let json = serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?;
-    write_json(args.json.as_deref(), &json)
+    let runs = result?;
+    let machine = machine(&server).with(network.describe(), pinning.clone());
+    let json = report(args, &runs, (&machine, &pinning), server.drops());
+    write_json(args.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|e| e.to_string())?)
+}
+
+fn report(args: &FanoutArgs, runs: &[(Pace, Repeats)], (machine, pinning): (&Machine, &Pinning), drops: Value) -> Value {
+    let (pace, repeats) = counting(runs);
+    let config = json!({
+        "subscribers": args.subscribers, "publishers": args.publishers, "bitrate": pace.bitrate, "packet_size": pace.packet_len,
+        "fps": pace.fps, "duration_s": pace.duration.as_secs_f64(), "search": args.search, "repeats": args.repeats,
+        "server": if args.http.is_some() { "attached" } else { "started" }, "backend": args.backend,
+    });
+    let detail = detail_of(runs, pinning, json!({"server_drops": drops}));
+    case_json("fanout", &repeats.middle().figures, machine, config, detail)
 }
 
 fn check_args(args: &FanoutArgs) -> Result<(), String> {
@@ -183,8 +214,8 @@ fn check_args(args: &FanoutArgs) -> Result<(), String> {
     if !(PACKET_LEN_MIN..=PACKET_LEN_MAX).contains(&args.packet_size) {
         return Err(format!("--packet-size must be {PACKET_LEN_MIN} to {PACKET_LEN_MAX} bytes"));
     }
-    if !(1..=1_000).contains(&args.fps) || args.duration.is_zero() {
-        return Err("--fps must be 1 to 1000, and --duration above zero".to_owned());
+    if !(1..=1_000).contains(&args.fps) || args.duration.is_zero() || args.repeats == 0 || args.workers == 0 {
+        return Err("--fps must be 1 to 1000, and --duration, --repeats and --workers above zero".to_owned());
     }
     Ok(())
 }
@@ -228,13 +259,14 @@ struct Stay {
     token: String,
 }
 
-fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>) -> Result<(Load, Vec<Stay>), String> {
-    let sockets = bind_clients(tickets.len(), SOCKET_QUEUE_LEN)
+/// The load, the addresses of its subscribers, and how to leave.
+fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>, network: &Network) -> Result<(Load, Vec<SocketAddr>, Vec<Stay>), String> {
+    let sockets = bind_clients(network.load_address(), tickets.len(), SOCKET_QUEUE_LEN)
         .map_err(|e| format!("client sockets: {e}: raise the limit of open files (ulimit -n)"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("runtime: {e}"))?;
     let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE);
     let (mut clients, mut stays) = (Vec::new(), Vec::new());
-    let pairs: Vec<(&Ticket, &std::net::UdpSocket)> = tickets.iter().zip(&sockets).collect();
+    let pairs: Vec<(&Ticket, &UdpSocket)> = tickets.iter().zip(&sockets).collect();
     // The publishers alone first, so that every viewer finds its track.
     let (publishers, subscribers) = pairs.split_at(args.publishers);
     for batch in publishers.chunks(JOINS_AT_ONCE).chain(subscribers.chunks(JOINS_AT_ONCE)) {
@@ -246,7 +278,7 @@ fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>) -> Result<(Load, Vec<Stay>)
                 Some(ssrc) => {
                     let sender = SrtpSender::new(keys.profile, &keys.local);
                     let sequence = u16::from_be_bytes(random_bytes());
-                    Role::Publisher(Box::new(Publisher::new(sender, receiver(), ssrc, sequence)))
+                    Role::Publisher(Box::new(Publisher::new(sender, receiver(), ssrc, sequence, &args.pace_of(Spread::Burst))))
                 }
                 None => {
                     let n = at - args.publishers;
@@ -261,13 +293,14 @@ fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>) -> Result<(Load, Vec<Stay>)
     let authenticating = args.subscribers.div_ceil(AUTHENTICATE_EVERY);
     let per_subscriber = args.bitrate as f64 / 8.0 / args.packet_size as f64 * args.duration.as_secs_f64();
     let samples = (per_subscriber as usize + 2 * args.fps as usize) * authenticating;
+    let sinks = sockets[args.publishers..].iter().map(UdpSocket::local_addr).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
     let groups = Groups::new(sockets).map_err(|e| format!("load generator: {e}"))?;
     // The runtime's threads would share the generator's core; what is left to do there is nothing.
     runtime.shutdown_background();
-    Ok((Load::new(groups, clients, args.packet_size, samples), stays))
+    Ok((Load::new(groups, clients, args.packet_size, samples), sinks, stays))
 }
 
-async fn join_batch(dtls: &Dtls, batch: &[(&Ticket, &std::net::UdpSocket)]) -> Result<Vec<Joined>, String> {
+async fn join_batch(dtls: &Dtls, batch: &[(&Ticket, &UdpSocket)]) -> Result<Vec<Joined>, String> {
     let mut tasks = Vec::new();
     for (ticket, socket) in batch {
         let socket = socket.try_clone().map_err(|e| format!("client socket: {e}"))?;
@@ -280,22 +313,6 @@ async fn join_batch(dtls: &Dtls, batch: &[(&Ticket, &std::net::UdpSocket)]) -> R
     Ok(joined)
 }
 
-fn measure(args: &FanoutArgs, server: &Server, workers: &Workers, load: &mut Load) -> Result<Report, String> {
-    let pace = Pace { bitrate: args.bitrate, packet_len: args.packet_size, fps: args.fps, duration: args.duration };
-    load.renew_consent()?;
-    let warm_up = load.run(&Pace { duration: WARM_UP, ..pace })?;
-    if warm_up.delivered == 0 {
-        return Err(format!("{} clients joined and no packet arrived; the server's drops: {:?}", load.check_answers(), server.drops()));
-    }
-    // The rate that a search finds is run once more between its floors, which have that rate's trains.
-    let (pace, like) = if args.search { search(load, server, workers, pace)? } else { (pace, warm_up) };
-    let floor_before = floor_like(args, load, &like)?;
-    load.renew_consent()?;
-    let measured = measure_run(load, server, workers, &pace)?;
-    let floor_after = floor_like(args, load, &measured.outcome)?;
-    Ok(Report::new(args, &pace, measured, [floor_before, floor_after], machine(server), server.drops()))
-}
-
 /// This machine, and what the server says about itself.
 pub(crate) fn machine(server: &Server) -> Machine {
     let version = server.version();
@@ -303,76 +320,110 @@ pub(crate) fn machine(server: &Server) -> Machine {
     Machine::describe(&server.backend().unwrap_or_else(|| "unknown".to_owned()), field("commit"))
 }
 
-/// One run with the server's own figures around it.
-struct Measured {
-    outcome: Outcome,
-    worker_cpu_ns: u64,
-    allocations: Allocations,
+impl FanoutArgs {
+    fn pace_of(&self, spread: Spread) -> Pace {
+        Pace { bitrate: self.bitrate, packet_len: self.packet_size, fps: self.fps, spread, duration: self.duration, media: Media::Video }
+    }
 }
 
-fn measure_run(load: &mut Load, server: &Server, workers: &Workers, pace: &Pace) -> Result<Measured, String> {
-    let allocations_before = server.metric("pop_worker_allocations_total");
-    let cpu_before = workers.cpu_ns()?;
-    let outcome = load.run(pace)?;
-    let worker_cpu_ns = workers.cpu_ns()? - cpu_before;
-    let allocations_after = server.metric("pop_worker_allocations_total");
-    let allocations = allocations_after.zip(allocations_before).map(|(after, before)| after - before);
-    Ok(Measured { outcome, worker_cpu_ns, allocations })
+/// Everything that a measurement needs.
+struct Bench<'a> {
+    args: &'a FanoutArgs,
+    server: &'a Server,
+    workers: &'a Workers,
+    network: &'a Network,
+    load: &'a mut Load,
+    /// Addresses of the subscribers.
+    sinks: Vec<SocketAddr>,
 }
 
-/// Doubles the bitrate until packets are lost or queue up, then halves the gap. The last rate without either is the result.
-fn search(load: &mut Load, server: &Server, workers: &Workers, start: Pace) -> Result<(Pace, Outcome), String> {
-    let mut good: Option<(Pace, Outcome)> = None;
-    let mut bad: Option<u64> = None;
-    loop {
-        let bitrate = match (&good, bad) {
-            (None, None) => start.bitrate,
-            (Some((pace, _)), None) => pace.bitrate * 2,
-            (None, Some(bad)) => bad / 2,
-            (Some((pace, _)), Some(bad)) => (pace.bitrate + bad) / 2,
+impl Bench<'_> {
+    /// All runs of one pace, and the pace, which a search changes.
+    fn measure(&mut self, spread: Spread) -> Result<(Pace, Repeats), String> {
+        let pace = self.args.pace_of(spread);
+        self.load.renew_consent()?;
+        let warm_up = self.load.run(&Pace { duration: WARM_UP, ..pace })?;
+        if warm_up.delivered == 0 {
+            let (answers, drops) = (self.load.check_answers(), self.server.drops());
+            return Err(format!("{answers} clients joined and no packet arrived; the server's drops: {drops}"));
+        }
+        // The rate that a search finds is run once more between its floors, which have that rate's trains.
+        let (pace, like) = if self.args.search { self.search(pace)? } else { (pace, warm_up) };
+        let mut floor = self.floor_like(&like.trains)?;
+        let mut runs = Vec::new();
+        for _ in 0..self.args.repeats {
+            self.load.renew_consent()?;
+            let (outcome, spent) = self.run(&pace)?;
+            let after = self.floor_like(&outcome.trains)?;
+            let run = Run::new(&outcome, &spent, vec![std::mem::replace(&mut floor, after.clone()), after]);
+            run.summarize(spread.name());
+            runs.push(run);
+        }
+        Ok((pace, Repeats::new(runs)))
+    }
+
+    /// One run, and what the server spent on it.
+    fn run(&mut self, pace: &Pace) -> Result<(Outcome, Spent), String> {
+        let before = Spent::read(self.server, self.workers)?;
+        let outcome = self.load.run(pace)?;
+        Ok((outcome, Spent::read(self.server, self.workers)?.since(&before)))
+    }
+
+    /// Doubles the bitrate until packets are lost or queue up, then halves the gap. The last rate without either is the result.
+    fn search(&mut self, start: Pace) -> Result<(Pace, Outcome), String> {
+        let mut good: Option<(Pace, Outcome)> = None;
+        let mut bad: Option<u64> = None;
+        loop {
+            let bitrate = match (&good, bad) {
+                (None, None) => start.bitrate,
+                (Some((pace, _)), None) => pace.bitrate * 2,
+                (None, Some(bad)) => bad / 2,
+                (Some((pace, _)), Some(bad)) => (pace.bitrate + bad) / 2,
+            };
+            let pace = Pace { bitrate, ..start };
+            let (outcome, spent) = self.run(&pace)?;
+            eprintln!(
+                "search: {:>8.3} Mb/s per publisher, {:>9.0} packets/s, loss {:.5} %, {:>6.1} ms overrun, {:.0} ns of worker CPU per packet ({:.0} % of its core)",
+                bitrate as f64 / 1e6,
+                outcome.delivered as f64 / outcome.elapsed.as_secs_f64(),
+                outcome.loss() * 100.0,
+                outcome.overrun.as_secs_f64() * 1e3,
+                spent.cpu_ns_per_packet(&outcome),
+                spent.cpu_share(&outcome) * 100.0,
+            );
+            if outcome.loss() <= SEARCH_LOSS_MAX && outcome.overrun <= OVERRUN_MAX {
+                good = Some((pace, outcome));
+            } else {
+                bad = Some(bitrate);
+            }
+            match (good.take(), bad) {
+                (Some(found), Some(bad)) if bad as f64 / found.0.bitrate as f64 <= SEARCH_RATIO => return Ok(found),
+                (None, Some(bad)) if bad < start.bitrate / 1_000 => return Err("packets are lost or late at every rate".to_owned()),
+                (unfinished, _) => good = unfinished,
+            }
+        }
+    }
+
+    /// The floor at the run's packet size and with its trains, on the worker's core, into the subscribers' sockets.
+    fn floor_like(&mut self, trains: &Trains) -> Result<Floor, String> {
+        let args = self.args;
+        let plan = Plan {
+            seals: true,
+            trains: trains.replay(Plan::train_max(args.packet_size)),
+            packet_len: args.packet_size,
+            packets: floor_packets(args.duration),
+            core: args.server_core,
+            from: self.network.node_address(),
+            namespace: self.network.namespace(),
+            backend: BackendKind::Mmsg,
         };
-        let pace = Pace { bitrate, ..start };
-        let measured = measure_run(load, server, workers, &pace)?;
-        let outcome = &measured.outcome;
-        eprintln!(
-            "search: {:>8.3} Mb/s per publisher, {:>9.0} packets/s, loss {:.5} %, {:>6.1} ms overrun, {:.0} ns of worker CPU per packet ({:.0} % of its core)",
-            bitrate as f64 / 1e6,
-            outcome.delivered as f64 / outcome.elapsed.as_secs_f64(),
-            outcome.loss() * 100.0,
-            outcome.overrun.as_secs_f64() * 1e3,
-            measured.worker_cpu_ns as f64 / outcome.delivered.max(1) as f64,
-            measured.worker_cpu_ns as f64 / outcome.elapsed.as_nanos() as f64 * 100.0,
-        );
-        if outcome.loss() <= SEARCH_LOSS_MAX && outcome.overrun <= OVERRUN_MAX {
-            good = Some((pace, measured.outcome));
-        } else {
-            bad = Some(bitrate);
-        }
-        match (good.take(), bad) {
-            (Some(found), Some(bad)) if bad as f64 / found.0.bitrate as f64 <= SEARCH_RATIO => return Ok(found),
-            (None, Some(bad)) if bad < start.bitrate / 1_000 => return Err("packets are lost or late at every rate".to_owned()),
-            (unfinished, _) => good = unfinished,
-        }
+        measure_beside(plan, self.sinks.clone(), || self.load.drain())
     }
 }
 
-/// The floor at the run's packet size and mean train length, on the worker's core. The clients keep their consent meanwhile.
-fn floor_like(args: &FanoutArgs, load: &mut Load, outcome: &Outcome) -> Result<Floor, String> {
-    let plan = Plan {
-        subscribers: args.subscribers,
-        train_len: outcome.train_len().clamp(1.0, FLOOR_TRAIN_MAX),
-        packet_len: args.packet_size,
-        packets: ((args.duration.as_secs_f64() * FLOOR_PACKETS_PER_SECOND) as u64).clamp(1_000, FLOOR_PACKETS_MAX),
-        core: args.server_core,
-        sink_core: args.load_core,
-        sink: Sink::Read,
-        backend: BackendKind::Mmsg,
-    };
-    let floor = std::thread::spawn(move || measure_floor(&plan));
-    while !floor.is_finished() {
-        load.idle()?;
-    }
-    floor.join().map_err(|_| "the floor panicked".to_owned())?
+/// Packets of one floor round for a measurement of this length: a short one gets a short floor.
+pub(crate) fn floor_packets(duration: Duration) -> u64 {
+    ((duration.as_secs_f64() * FLOOR_PACKETS_PER_SECOND) as u64).clamp(1_000, FLOOR_PACKETS_MAX)
 }
 
 #[cfg(test)]

@@ -4,17 +4,17 @@
 //! for each subscriber in turn: slot -> seal each packet where it lies -> one GSO send     (one pinned core)
 //! sinks: the sockets of the fanout, read on another core, or sockets that nobody reads
 //! ```
-//! On loopback the sender's core also does the receivers' softirq, in the fanout and here alike: that is why both have the
-//! same kind of sink.
+//! The sender's core also does the receivers' softirq, in the fanout and here alike: that is why both have the same sinks.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use pop_uring::{Backend, BackendKind, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, bind_udp, thread_cpu_time};
+use pop_uring::{Backend, BackendKind, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, bind_udp, enter_namespace, thread_cpu_time};
 use serde::Serialize;
 
 use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients, no_wakes};
@@ -27,30 +27,44 @@ const TAG_LEN: usize = 16;
 /// Trains per system call. 4, 8, 16 and 32 cost the same here.
 const TRAINS_PER_TURN: usize = 32;
 /// Longest train, in packets: the kernel's limit before 6.9.
-const TRAIN_PACKETS_MAX: f64 = 64.0;
+const TRAIN_PACKETS_MAX: usize = 64;
 /// Longest train, in bytes: a UDP payload.
 const TRAIN_LEN_MAX: usize = 65_000;
 /// Runs whose median is the figure; one more before them warms caches and is dropped.
 const ROUNDS: usize = 5;
+/// Lengths of trains that have a given mean.
+const LENGTHS: usize = 1_000;
+/// Packets that may be on their way to sinks that are read: beyond that the sender sleeps, so that none is dropped, as in the fanout.
+const UNREAD_MAX: u64 = 2_048;
+/// How long the sender sleeps then, and how often at most: what was dropped is never read.
+const UNREAD_PAUSE: Duration = Duration::from_micros(50);
+const UNREAD_PAUSES_MAX: usize = 200;
+
+/// Prices of DESIGN 5 in ns, as the line through its points: of a send, of each packet in it, and of GCM over 1,100 bytes.
+const VETH_PRICE: (f64, f64) = (3_278.0, 22.0);
+const LOOPBACK_PRICE: (f64, f64) = (1_865.0, 35.0);
+const GCM_PRICE: f64 = 170.0;
+/// A floor that costs so much more than its price was measured on a machine that is not itself.
+const PRICE_EXCESS_MAX: f64 = 1.1;
 
 /// What the floor sends, and where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// Keys and destinations, served in turn.
-    pub(crate) subscribers: usize,
-    /// Mean packets per train; trains differ by one packet at most.
-    pub(crate) train_len: f64,
+    /// Encrypts each packet, with a key per subscriber.
+    pub(crate) seals: bool,
+    /// Packets of the trains in their order, from the first again at the end.
+    pub(crate) trains: Vec<usize>,
     /// Bytes of an RTP packet before protection.
     pub(crate) packet_len: usize,
     /// Packets per round.
     pub(crate) packets: u64,
     /// Core of the sender.
     pub(crate) core: usize,
-    /// Core of the reader, when the sinks are read.
-    pub(crate) sink_core: usize,
-    /// What becomes of the packets.
-    pub(crate) sink: Sink,
-    /// Which system calls carry them.
+    /// Where it sends from.
+    pub(crate) from: IpAddr,
+    /// The file of the namespace that it sends from, when that is another.
+    pub(crate) namespace: Option<String>,
+    /// Which system calls carry the trains.
     pub(crate) backend: BackendKind,
 }
 
@@ -71,44 +85,97 @@ pub(crate) struct Floor {
     pub(crate) ns_per_packet: f64,
     /// The same of each round, in order.
     pub(crate) rounds_ns: Vec<f64>,
+    /// What DESIGN 5's prices make of these trains on this way.
+    pub(crate) price_ns: f64,
     /// Packets per second of wall time: median of the rounds.
     pub(crate) packets_per_second: f64,
+    /// Each packet was encrypted.
+    pub(crate) seals: bool,
     /// Mean packets per train.
     pub(crate) train_len: f64,
     /// Bytes of an RTP packet before protection.
     pub(crate) packet_len: usize,
     /// Keys and destinations.
     pub(crate) subscribers: usize,
-    /// What became of the packets.
-    pub(crate) sink: Sink,
     /// Which system calls carried them.
     pub(crate) backend: &'static str,
-    /// Packets that the sinks read over all rounds.
-    pub(crate) packets_read: u64,
+    /// Packets that were sent over all rounds.
+    pub(crate) packets: u64,
     /// Folds every authentication tag of the last round, so that no seal can be left out. Keys are drawn anew each run.
     pub(crate) checksum: String,
 }
 
-/// Runs the floor. The error is a sentence.
-pub(crate) fn measure_floor(plan: &Plan) -> Result<Floor, String> {
-    let segment = plan.packet_len + TAG_LEN;
-    if !(1.0..=TRAIN_PACKETS_MAX).contains(&plan.train_len) || plan.train_len.ceil() as usize * segment > TRAIN_LEN_MAX {
-        let most = (TRAIN_LEN_MAX / segment).min(TRAIN_PACKETS_MAX as usize);
-        return Err(format!("a train of {} packets cannot be sent: choose 1 to {most}", plan.train_len));
+impl Floor {
+    /// Why no ratio should be made of it, when there is a reason.
+    pub(crate) fn off(&self) -> Option<String> {
+        let excess = self.ns_per_packet / self.price_ns;
+        (excess > PRICE_EXCESS_MAX).then(|| {
+            format!(
+                "floor off: {:.0} ns per packet in trains of {:.2}, {:.0} % above the {:.0} ns of DESIGN 5: something else runs here",
+                self.ns_per_packet,
+                self.train_len,
+                (excess - 1.0) * 100.0,
+                self.price_ns
+            )
+        })
     }
-    if plan.subscribers == 0 || plan.packet_len <= HEADER_LEN {
-        return Err("the floor needs at least one subscriber, and packets longer than their header".to_owned());
+}
+
+impl Plan {
+    /// The longest train of packets of `packet_len` bytes before protection.
+    pub(crate) fn train_max(packet_len: usize) -> usize {
+        (TRAIN_LEN_MAX / (packet_len + TAG_LEN)).clamp(1, TRAIN_PACKETS_MAX)
     }
-    // The smallest queue that the kernel gives (SOCK_MIN_RCVBUF) holds one train or none.
-    let queue_len = if plan.sink == Sink::Read { SOCKET_QUEUE_LEN } else { 1 };
-    let sockets = bind_clients(plan.subscribers, queue_len).map_err(|e| format!("sink sockets: {e}"))?;
-    let sinks: Vec<SocketAddr> = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-    let reader = Reader::start(sockets, plan)?;
-    let copy = *plan;
-    // A thread of its own: pinning must not stick to the caller.
-    let rounds = thread::spawn(move || send_rounds(&copy, &sinks)).join().map_err(|_| "the floor's sender panicked".to_owned())?;
-    let packets_read = reader.stop();
-    let rounds = rounds?;
+
+    /// Lengths with this mean, each the next lower or higher whole number. The error is a sentence.
+    pub(crate) fn even_trains(mean: f64, packet_len: usize) -> Result<Vec<usize>, String> {
+        let most = Plan::train_max(packet_len);
+        if !(1.0..=most as f64).contains(&mean) {
+            return Err(format!("a train of {mean} packets cannot be sent: choose 1 to {most}"));
+        }
+        let mut owed = 0.0;
+        let next = |_| {
+            owed += mean;
+            let count = f64::round(owed).max(1.0);
+            owed -= count;
+            count as usize
+        };
+        Ok((0..LENGTHS).map(next).collect())
+    }
+
+    fn segment(&self) -> usize {
+        self.packet_len + TAG_LEN
+    }
+
+    fn train_len(&self) -> f64 {
+        self.trains.iter().sum::<usize>() as f64 / self.trains.len() as f64
+    }
+
+    fn price_ns(&self) -> f64 {
+        let (send, packet) = if self.namespace.is_some() { VETH_PRICE } else { LOOPBACK_PRICE };
+        send / self.train_len() + packet + if self.seals { GCM_PRICE } else { 0.0 }
+    }
+
+    fn check(&self, sinks: &[SocketAddr]) -> Result<(), String> {
+        let most = Plan::train_max(self.packet_len);
+        if self.trains.is_empty() || self.trains.iter().any(|len| !(1..=most).contains(len)) {
+            return Err(format!("the floor's trains must have 1 to {most} packets each"));
+        }
+        if sinks.is_empty() || self.packet_len <= HEADER_LEN {
+            return Err("the floor needs at least one subscriber, and packets longer than their header".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Runs the floor into sinks of somebody else; `read` tells how many of its packets they have read, if they are read. The error is a
+/// sentence.
+pub(crate) fn measure_floor(plan: &Plan, sinks: &[SocketAddr], read: Option<Arc<AtomicU64>>) -> Result<Floor, String> {
+    plan.check(sinks)?;
+    let (copy, targets) = (plan.clone(), sinks.to_vec());
+    // A thread of its own: pinning and the namespace must not stick to the caller.
+    let rounds =
+        thread::spawn(move || send_rounds(&copy, &targets, read)).join().map_err(|_| "the floor's sender panicked".to_owned())??;
     let median = |of: fn(&Round) -> f64| {
         let mut values: Vec<f64> = rounds.iter().map(of).collect();
         values.sort_by(f64::total_cmp);
@@ -117,15 +184,39 @@ pub(crate) fn measure_floor(plan: &Plan) -> Result<Floor, String> {
     Ok(Floor {
         ns_per_packet: median(Round::ns_per_packet),
         rounds_ns: rounds.iter().map(|round| (round.ns_per_packet() * 10.0).round() / 10.0).collect(),
+        price_ns: plan.price_ns(),
         packets_per_second: median(|round| round.packets as f64 / round.wall.as_secs_f64()),
-        train_len: plan.train_len,
+        seals: plan.seals,
+        train_len: plan.train_len(),
         packet_len: plan.packet_len,
-        subscribers: plan.subscribers,
-        sink: plan.sink,
+        subscribers: sinks.len(),
         backend: plan.backend.name(),
-        packets_read,
+        packets: rounds.iter().map(|round| round.packets).sum(),
         checksum: format!("{:016x}", rounds[rounds.len() - 1].checksum),
     })
+}
+
+/// Runs the floor into the sockets of a load, which `drain` reads meanwhile; it tells how many of the floor's packets it has read in all.
+pub(crate) fn measure_beside(plan: Plan, sinks: Vec<SocketAddr>, mut drain: impl FnMut() -> Result<u64, String>) -> Result<Floor, String> {
+    let read = Arc::new(AtomicU64::new(drain()?));
+    let count = Arc::clone(&read);
+    let floor = thread::spawn(move || measure_floor(&plan, &sinks, Some(count)));
+    while !floor.is_finished() {
+        read.store(drain()?, Ordering::Relaxed);
+    }
+    floor.join().map_err(|_| "the floor panicked".to_owned())?
+}
+
+/// Runs the floor into `subscribers` sinks of its own on `address`, read on `core` if they are: the floor, and packets that they read.
+pub(crate) fn measure_alone(plan: &Plan, subscribers: usize, (sink, address, core): (Sink, IpAddr, usize)) -> Result<(Floor, u64), String> {
+    // The smallest queue that the kernel gives (SOCK_MIN_RCVBUF) holds one train or none.
+    let queue_len = if sink == Sink::Read { SOCKET_QUEUE_LEN } else { 1 };
+    let sockets = bind_clients(address, subscribers, queue_len).map_err(|e| format!("sink sockets: {e}"))?;
+    let sinks: Vec<SocketAddr> = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+    let reader = Reader::start(sockets, sink, core)?;
+    let floor = measure_floor(plan, &sinks, (sink == Sink::Read).then(|| Arc::clone(&reader.read)));
+    let read = reader.stop();
+    Ok((floor?, read))
 }
 
 /// Pins the calling thread. A core that is not there is the operator's mistake.
@@ -150,46 +241,56 @@ impl Round {
     }
 }
 
-fn send_rounds(plan: &Plan, sinks: &[SocketAddr]) -> Result<Vec<Round>, String> {
+fn send_rounds(plan: &Plan, sinks: &[SocketAddr], read: Option<Arc<AtomicU64>>) -> Result<Vec<Round>, String> {
     pin_to(plan.core)?;
     let fail = |e: std::io::Error| format!("floor sender: {e}");
-    let socket = bind_udp(SocketAddr::from(([127, 0, 0, 1], 0)), 1 << 20, 8 << 20).map_err(fail)?;
+    if let Some(namespace) = &plan.namespace {
+        enter_namespace(Path::new(namespace)).map_err(|e| format!("{namespace}: {e}"))?;
+    }
+    let socket = bind_udp(SocketAddr::from((plan.from, 0)), 1 << 20, 8 << 20).map_err(fail)?;
     let config =
         IoConfig { recv_buffers: 16, recv_buffer_len: 2_048, trains: 2 * TRAINS_PER_TURN as u16, gro: false, ..IoConfig::default() };
     match plan.backend {
         BackendKind::Uring => {
-            Sender::new(plan, UringBackend::new(vec![socket], no_wakes().map_err(fail)?, &config).map_err(fail)?).run(plan, sinks)
+            let backend = UringBackend::new(vec![socket], no_wakes().map_err(fail)?, &config).map_err(fail)?;
+            Sender::new(backend, sinks, read).run(plan)
         }
         BackendKind::Mmsg => {
-            Sender::new(plan, MmsgBackend::new(vec![socket], no_wakes().map_err(fail)?, &config).map_err(fail)?).run(plan, sinks)
+            let backend = MmsgBackend::new(vec![socket], no_wakes().map_err(fail)?, &config).map_err(fail)?;
+            Sender::new(backend, sinks, read).run(plan)
         }
     }
     .map_err(fail)
 }
 
-struct Sender<B> {
+struct Sender<'a, B> {
     backend: B,
+    sinks: &'a [SocketAddr],
     keys: Vec<LessSafeKey>,
     /// Of the next seal; one counter for all keys, so no nonce repeats.
     nonce: u64,
-    owed: f64,
+    /// Packets that the sinks have read, if they are read, and those that were sent and not given up.
+    read: Option<Arc<AtomicU64>>,
+    sent: u64,
 }
 
-impl<B: Backend> Sender<B> {
-    fn new(plan: &Plan, backend: B) -> Sender<B> {
-        let key = || LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &random_bytes::<16>()).expect("16 bytes are an AES-128 key"));
-        Sender { backend, keys: (0..plan.subscribers).map(|_| key()).collect(), nonce: 0, owed: 0.0 }
+impl<B: Backend> Sender<'_, B> {
+    fn new(backend: B, sinks: &[SocketAddr], read: Option<Arc<AtomicU64>>) -> Sender<'_, B> {
+        let key =
+            |_: &SocketAddr| LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &random_bytes::<16>()).expect("16 bytes are an AES-128 key"));
+        let sent = read.as_ref().map_or(0, |read| read.load(Ordering::Relaxed));
+        Sender { backend, sinks, keys: sinks.iter().map(key).collect(), nonce: 0, read, sent }
     }
 
-    fn run(mut self, plan: &Plan, sinks: &[SocketAddr]) -> std::io::Result<Vec<Round>> {
-        (0..=ROUNDS).map(|_| self.send_round(plan, sinks)).skip(1).collect()
+    fn run(mut self, plan: &Plan) -> std::io::Result<Vec<Round>> {
+        (0..=ROUNDS).map(|_| self.send_round(plan)).skip(1).collect()
     }
 
-    fn send_round(&mut self, plan: &Plan, sinks: &[SocketAddr]) -> std::io::Result<Round> {
-        let segment = plan.packet_len + TAG_LEN;
+    fn send_round(&mut self, plan: &Plan) -> std::io::Result<Round> {
+        let segment = plan.segment();
         let (mut packets, mut trains, mut checksum) = (0, 0, 0u64);
         let (wall, cpu) = (Instant::now(), thread_cpu_time());
-        for subscriber in (0..sinks.len()).cycle() {
+        for (subscriber, &count) in (0..self.sinks.len()).cycle().zip(plan.trains.iter().cycle()) {
             if packets >= plan.packets {
                 break;
             }
@@ -199,47 +300,67 @@ impl<B: Backend> Sender<B> {
                     None => self.backend.turn(Wait::AtMost(Duration::from_millis(10)))?,
                 }
             };
-            self.owed += plan.train_len;
-            let count = (self.owed.round() as usize).max(1);
-            self.owed -= count as f64;
             let train = &mut self.backend.train(&id)[..count * segment];
-            for packet in train.chunks_exact_mut(segment) {
-                let (header, rest) = packet.split_at_mut(HEADER_LEN);
-                let (payload, tag) = rest.split_at_mut(plan.packet_len - HEADER_LEN);
-                let mut nonce = [0; 12];
-                nonce[4..].copy_from_slice(&self.nonce.to_be_bytes());
-                self.nonce += 1;
-                let sealed = self.keys[subscriber]
-                    .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(&*header), payload)
-                    .expect("a payload of this size is within GCM's bounds");
-                tag.copy_from_slice(sealed.as_ref());
-                checksum = checksum.rotate_left(5) ^ u64::from_be_bytes(tag[..8].try_into().expect("a tag has 16 bytes"));
+            if plan.seals {
+                for packet in train.chunks_exact_mut(segment) {
+                    checksum = checksum.rotate_left(5) ^ seal(&self.keys[subscriber], self.nonce, packet);
+                    self.nonce += 1;
+                }
+            } else {
+                checksum = checksum.rotate_left(5) ^ count as u64;
             }
             let gso = if count > 1 { Some(segment as u16) } else { None };
-            self.backend.send(id, Transmit { socket: 0, to: sinks[subscriber], len: count * segment, segment: gso });
+            self.backend.send(id, Transmit { socket: 0, to: self.sinks[subscriber], len: count * segment, segment: gso });
             packets += count as u64;
             trains += 1;
             if trains % TRAINS_PER_TURN == 0 {
                 self.backend.turn(Wait::No)?;
+                self.wait_for_sinks(packets);
             }
         }
         self.backend.turn(Wait::No)?;
+        self.sent += packets;
         Ok(Round { packets, cpu: thread_cpu_time() - cpu, wall: wall.elapsed(), checksum })
+    }
+
+    /// Sleeps while too much is unread; what is never read is given up.
+    fn wait_for_sinks(&mut self, packets: u64) {
+        let Some(read) = &self.read else { return };
+        let unread = || (self.sent + packets).saturating_sub(read.load(Ordering::Relaxed));
+        let pauses = std::iter::repeat_n((), UNREAD_PAUSES_MAX).take_while(|()| unread() > UNREAD_MAX);
+        if pauses.map(|()| thread::sleep(UNREAD_PAUSE)).count() == UNREAD_PAUSES_MAX {
+            self.sent = self.sent.saturating_sub(unread());
+        }
     }
 }
 
+/// Encrypts one packet where it lies; a part of its tag.
+fn seal(key: &LessSafeKey, nonce: u64, packet: &mut [u8]) -> u64 {
+    let (header, rest) = packet.split_at_mut(HEADER_LEN);
+    let (payload, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
+    let mut bytes = [0; 12];
+    bytes[4..].copy_from_slice(&nonce.to_be_bytes());
+    let sealed = key
+        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(bytes), Aad::from(&*header), payload)
+        .expect("a payload of this size is within GCM's bounds");
+    tag.copy_from_slice(sealed.as_ref());
+    u64::from_be_bytes(tag[..8].try_into().expect("a tag has 16 bytes"))
+}
+
 /// The thread that owns the sinks and reads them, if they are to be read.
-struct Reader {
+pub(crate) struct Reader {
     stop: Arc<AtomicBool>,
-    thread: thread::JoinHandle<u64>,
+    /// Packets that it has read.
+    pub(crate) read: Arc<AtomicU64>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Reader {
     /// Returns when the sinks take trains uncut.
-    fn start(sockets: Vec<UdpSocket>, plan: &Plan) -> Result<Reader, String> {
+    pub(crate) fn start(sockets: Vec<UdpSocket>, sink: Sink, core: usize) -> Result<Reader, String> {
         let (prepared, outcome) = mpsc::channel();
-        let stop = Arc::<AtomicBool>::default();
-        let (stopped, core, sink) = (stop.clone(), plan.sink_core, plan.sink);
+        let (stop, read) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&read));
         let thread = thread::spawn(move || {
             // On a machine with one core the reader shares it; the sender's CPU time is its own all the same.
             let _ = pin_to(core);
@@ -247,56 +368,83 @@ impl Reader {
                 Ok(groups) => groups,
                 Err(e) => {
                     let _ = prepared.send(Err(format!("sink sockets: {e}")));
-                    return 0;
+                    return;
                 }
             };
             let _ = prepared.send(Ok(()));
-            let mut count = 0;
             while !stopped.load(Ordering::Relaxed) {
                 match sink {
                     Sink::Drop => thread::sleep(Duration::from_millis(1)),
                     Sink::Read => {
-                        let swept = groups.sweep(|_, received| count += received.bytes.len().div_ceil(received.segment) as u64);
+                        let mut packets = 0;
+                        let swept = groups.sweep_next(|_, received| packets += received.bytes.len().div_ceil(received.segment) as u64);
+                        count.fetch_add(packets, Ordering::Relaxed);
                         if swept.is_err() {
                             break;
                         }
                     }
                 }
             }
-            count
         });
         outcome.recv().map_err(|_| "the floor's reader panicked".to_owned())??;
-        Ok(Reader { stop, thread })
+        Ok(Reader { stop, read, thread })
     }
 
     /// Ends the thread: packets that it read.
-    fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or(0)
+        let _ = self.thread.join();
+        self.read.load(Ordering::Relaxed)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    fn small(train_len: f64, sink: Sink) -> Plan {
-        Plan { subscribers: 3, train_len, packet_len: 200, packets: 600, core: 0, sink_core: 0, sink, backend: BackendKind::Mmsg }
+    fn small(mean: f64, seals: bool) -> Plan {
+        Plan {
+            seals,
+            trains: Plan::even_trains(mean, 200).unwrap(),
+            packet_len: 200,
+            packets: 600,
+            core: 0,
+            from: Ipv4Addr::LOCALHOST.into(),
+            namespace: None,
+            backend: BackendKind::Mmsg,
+        }
     }
 
     #[test]
     fn a_small_floor_runs_and_says_what_it_did() {
-        for (train_len, sink) in [(5.5, Sink::Drop), (1.0, Sink::Read)] {
-            let floor = measure_floor(&small(train_len, sink)).unwrap();
+        for (mean, seals, sink) in [(5.5, true, Sink::Drop), (1.0, false, Sink::Read)] {
+            let (floor, read) = measure_alone(&small(mean, seals), 3, (sink, Ipv4Addr::LOCALHOST.into(), 0)).unwrap();
             assert!(floor.ns_per_packet > 0.0 && floor.rounds_ns.len() == ROUNDS);
+            assert!((floor.train_len - mean).abs() < 0.01, "{}", floor.train_len);
+            assert!(sink == Sink::Drop || read >= floor.packets, "{read} of {}", floor.packets);
             println!("checksum {}", floor.checksum);
         }
     }
 
     #[test]
     fn a_train_that_the_kernel_would_refuse_is_refused_with_a_sentence() {
-        let error = measure_floor(&Plan { packet_len: 1_400, ..small(60.0, Sink::Drop) }).unwrap_err();
-        assert_eq!(error, "a train of 60 packets cannot be sent: choose 1 to 45");
-        assert!(measure_floor(&small(0.5, Sink::Drop)).is_err());
+        assert_eq!(Plan::even_trains(60.0, 1_400).unwrap_err(), "a train of 60 packets cannot be sent: choose 1 to 45");
+        assert!(Plan::even_trains(0.5, 200).is_err());
+        let plan = Plan { trains: vec![3, 65], ..small(1.0, true) };
+        assert!(measure_floor(&plan, &["127.0.0.1:9".parse().unwrap()], None).unwrap_err().contains("1 to 64 packets"));
+    }
+
+    #[test]
+    fn a_floor_above_its_price_is_off() {
+        let plan = small(10.0, true);
+        let (mut floor, _) = measure_alone(&plan, 1, (Sink::Drop, Ipv4Addr::LOCALHOST.into(), 0)).unwrap();
+        floor.price_ns = plan.price_ns();
+        assert!((390.0..395.0).contains(&floor.price_ns), "1,865 / 10 + 35 + 170: {}", floor.price_ns);
+        floor.ns_per_packet = floor.price_ns * 1.09;
+        assert_eq!(floor.off(), None);
+        floor.ns_per_packet = floor.price_ns * 1.11;
+        assert!(floor.off().unwrap().starts_with("floor off: "));
     }
 }

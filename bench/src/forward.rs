@@ -1,131 +1,191 @@
-//! `pop-bench forward`: the bare UDP forwarder, the least that a packet costs which comes in and goes out again.
+//! A bare UDP forwarder: what comes to one socket goes to every target, runs of datagrams in as GRO and out as GSO.
 //!
 //! ```text
-//! recvmmsg (GRO) -> copy -> sendmmsg (GSO)      asleep while nothing comes, as a worker is
+//! turn: recvmmsg / ring -> for each run: copy once per target -> sends -> next turn
 //! ```
-//! It reads no byte of a packet. Latency and CPU of the appliance are told beside its own.
+//! No SFU on this kernel can add less latency, and none that copies per receiver can cost less without encryption.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use pop_uring::{Backend, BackendKind, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, WakeReceiver, Waker, bind_udp, wake_pair};
+use pop_uring::{Backend, BackendKind, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, bind_udp, thread_cpu_time};
+use serde_json::{Value, json};
 
+use crate::fanout::parse_duration;
 use crate::floor::pin_to;
-use crate::machine::cpu_ns;
+use crate::floors::parse_backend;
+use crate::groups::no_wakes;
+use crate::{make_folder_of, write_json};
 
-/// Queue of the socket in each direction, in bytes: a worker's own.
-const QUEUE_LEN: usize = pop_dataplane::worker::SOCKET_BUFFER_LEN;
+/// Sleeps between two looks at whether to stop.
+const WAIT: Duration = Duration::from_millis(20);
 
-/// Bytes of the longest run of datagrams.
-const RUN_LEN_MAX: usize = 65_536;
+/// Queue of the socket in each direction, in bytes: as a packet worker's.
+const QUEUE_LEN: usize = 25 << 20;
 
-/// What to forward.
+/// Segments of one send: the kernel's limit before 6.9. A longer run leaves as several.
+const SEGMENTS_MAX: usize = 64;
+
+/// `pop-bench forward`
 #[derive(Debug, clap::Args)]
 pub(crate) struct ForwardArgs {
-    /// Receive here: ADDRESS:PORT.
+    /// Where datagrams come in; port 0 takes any, which the ready line on stdout tells.
     #[arg(long)]
     listen: SocketAddr,
-    /// Send there: ADDRESS:PORT.
+    /// Where each goes; may be given many times.
+    #[arg(long = "to", required = true, value_delimiter = ',')]
+    to: Vec<SocketAddr>,
+    /// Core to pin to.
     #[arg(long)]
-    to: SocketAddr,
-    /// Core of the forwarder.
-    #[arg(long, default_value_t = 1)]
-    core: usize,
-    /// Which system calls carry the packets: mmsg or io_uring.
-    #[arg(long, default_value = "mmsg", value_parser = crate::parse_backend)]
+    core: Option<usize>,
+    /// Which system calls carry them: mmsg or io_uring.
+    #[arg(long, default_value = "mmsg", value_parser = parse_backend)]
     backend: BackendKind,
+    /// End after this long and tell the counters; default: never.
+    #[arg(long, value_parser = parse_duration)]
+    duration: Option<Duration>,
+    /// Write the counters to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
-/// Forwards until the process is ended, or the socket fails.
+/// What a forwarder did, read by others while it runs.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// It ends soon after this is set.
+    pub(crate) stop: AtomicBool,
+    received: AtomicU64,
+    sent: AtomicU64,
+    cpu_ns: AtomicU64,
+}
+
+impl Counts {
+    /// Datagrams that it sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// CPU time of its thread, as of its last turn.
+    pub(crate) fn cpu_ns(&self) -> u64 {
+        self.cpu_ns.load(Ordering::Relaxed)
+    }
+
+    fn report(&self) -> Value {
+        let (received, sent, cpu_ns) = (self.received.load(Ordering::Relaxed), self.sent(), self.cpu_ns());
+        json!({"received": received, "sent": sent, "cpu_ns": cpu_ns, "cpu_ns_per_packet": cpu_ns as f64 / sent.max(1) as f64})
+    }
+}
+
+/// Runs it as a program. The error is a sentence.
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), String> {
-    let forwarder = Forwarder::start(args.listen, args.to, args.core, args.backend)?;
-    eprintln!("forward  {} to {}, on core {}", forwarder.address, args.to, args.core);
-    forwarder.join()
+    make_folder_of(args.json.as_deref())?;
+    if let Some(core) = args.core {
+        pin_to(core)?;
+    }
+    let socket = bind_udp(args.listen, QUEUE_LEN, QUEUE_LEN).map_err(|e| format!("{}: {e}", args.listen))?;
+    let listen = socket.local_addr().map_err(|e| format!("{}: {e}", args.listen))?;
+    println!("{}", json!({"ready": {"listen": listen, "to": args.to, "backend": args.backend.name()}}));
+    let counts = Counts::default();
+    forward(socket, &args.to, args.backend, &counts, args.duration)?;
+    write_json(args.json.as_deref(), &counts.report().to_string())
 }
 
-/// A thread that forwards; it ends with this.
-pub(crate) struct Forwarder {
-    /// Where it receives.
-    pub(crate) address: SocketAddr,
-    schedstat: String,
-    stop: Arc<AtomicBool>,
-    waker: Waker,
-    thread: Option<thread::JoinHandle<Result<(), String>>>,
+/// Forwards until it is told to stop or the time is over.
+pub(crate) fn forward(
+    socket: UdpSocket,
+    to: &[SocketAddr],
+    backend: BackendKind,
+    counts: &Counts,
+    duration: Option<Duration>,
+) -> Result<(), String> {
+    let fail = |e: std::io::Error| format!("forwarder: {e}");
+    let wakes = no_wakes().map_err(fail)?;
+    let config = IoConfig { recv_buffers: 64, ..IoConfig::default() };
+    match backend {
+        BackendKind::Uring => {
+            let backend = UringBackend::new(vec![socket], wakes, &config).map_err(fail)?;
+            Forwarder { backend, to, counts }.run(duration)
+        }
+        BackendKind::Mmsg => {
+            let backend = MmsgBackend::new(vec![socket], wakes, &config).map_err(fail)?;
+            Forwarder { backend, to, counts }.run(duration)
+        }
+    }
+    .map_err(fail)
 }
 
-impl Forwarder {
-    /// Starts the thread and binds the socket. The error is a sentence.
-    pub(crate) fn start(listen: SocketAddr, to: SocketAddr, core: usize, kind: BackendKind) -> Result<Forwarder, String> {
-        let fail = move |e: std::io::Error| format!("the forwarder on {listen}: {e}");
-        let (waker, wakes) = wake_pair().map_err(fail)?;
-        let stop = Arc::<AtomicBool>::default();
-        let stopped = stop.clone();
-        let (prepared, outcome) = mpsc::channel();
-        let thread = thread::spawn(move || {
-            pin_to(core)?;
-            let socket = bind_udp(listen, QUEUE_LEN, QUEUE_LEN).map_err(fail)?;
-            let address = socket.local_addr().map_err(fail)?;
-            // "/proc/thread-self" is PID/task/TID.
-            let own = std::fs::read_link("/proc/thread-self").map_err(fail)?;
-            let _ = prepared.send((address, format!("/proc/{}/schedstat", own.display())));
-            match kind {
-                BackendKind::Uring => forward(make(UringBackend::new, socket, wakes).map_err(fail)?, to, &stopped),
-                BackendKind::Mmsg => forward(make(MmsgBackend::new, socket, wakes).map_err(fail)?, to, &stopped),
+struct Forwarder<'a, B> {
+    backend: B,
+    to: &'a [SocketAddr],
+    counts: &'a Counts,
+}
+
+impl<B: Backend> Forwarder<'_, B> {
+    fn run(mut self, duration: Option<Duration>) -> std::io::Result<()> {
+        let (start, mut run) = (Instant::now(), Vec::with_capacity(1 << 16));
+        while !self.counts.stop.load(Ordering::Relaxed) && duration.is_none_or(|duration| start.elapsed() < duration) {
+            self.backend.turn(Wait::AtMost(WAIT))?;
+            while let Some(received) = self.backend.receive() {
+                let segment = received.segment;
+                // Its buffer is the back end's, and so are the slots: one copy more than needed, for all targets together.
+                run.clear();
+                run.extend_from_slice(received.bytes);
+                self.counts.received.fetch_add(run.len().div_ceil(segment) as u64, Ordering::Relaxed);
+                for part in run.chunks(segment * SEGMENTS_MAX) {
+                    self.send_to_all(part, segment)?;
+                }
             }
-            .map_err(fail)
+            self.counts.cpu_ns.store(thread_cpu_time().as_nanos() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn send_to_all(&mut self, part: &[u8], segment: usize) -> std::io::Result<()> {
+        let packets = part.len().div_ceil(segment);
+        let segment = (packets > 1).then_some(segment as u16);
+        for &to in self.to {
+            let id = loop {
+                match self.backend.acquire() {
+                    Some(id) => break id,
+                    None => self.backend.turn(Wait::AtMost(WAIT))?,
+                }
+            };
+            self.backend.train(&id)[..part.len()].copy_from_slice(part);
+            self.backend.send(id, Transmit { socket: 0, to, len: part.len(), segment });
+        }
+        self.counts.sent.fetch_add((packets * self.to.len()) as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_in_goes_to_every_target_whole() {
+        let bind = || std::net::UdpSocket::bind("127.0.0.1:0").expect("loopback");
+        let (source, sinks) = (bind(), [bind(), bind()]);
+        let to: Vec<SocketAddr> = sinks.iter().map(|sink| sink.local_addr().expect("bound")).collect();
+        let socket = bind_udp("127.0.0.1:0".parse().expect("an address"), 1 << 20, 1 << 20).expect("loopback");
+        let listen = socket.local_addr().expect("bound");
+        let counts = Counts::default();
+        std::thread::scope(|scope| {
+            let forwarder = scope.spawn(|| forward(socket, &to, BackendKind::Mmsg, &counts, None));
+            for text in ["one", "two"] {
+                source.send_to(text.as_bytes(), listen).expect("it leaves");
+                for sink in &sinks {
+                    sink.set_read_timeout(Some(Duration::from_secs(5))).expect("a time limit");
+                    let mut bytes = [0; 8];
+                    let len = sink.recv(&mut bytes).expect("it arrives");
+                    assert_eq!(&bytes[..len], text.as_bytes());
+                }
+            }
+            counts.stop.store(true, Ordering::Relaxed);
+            forwarder.join().expect("no panic").expect("no error");
         });
-        match outcome.recv() {
-            Ok((address, schedstat)) => Ok(Forwarder { address, schedstat, stop, waker, thread: Some(thread) }),
-            Err(_) => Err(join(thread).err().unwrap_or_else(|| "the forwarder ended at once".to_owned())),
-        }
+        assert_eq!((counts.report()["received"].as_u64(), counts.sent()), (Some(2), 4));
     }
-
-    /// CPU nanoseconds of the thread.
-    pub(crate) fn cpu_ns(&self) -> Result<u64, String> {
-        cpu_ns(&self.schedstat)
-    }
-
-    /// Waits for its end, which only an error is.
-    fn join(mut self) -> Result<(), String> {
-        self.thread.take().map_or(Ok(()), join)
-    }
-}
-
-impl Drop for Forwarder {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.waker.wake();
-        let _ = self.thread.take().map(join);
-    }
-}
-
-fn join(thread: thread::JoinHandle<Result<(), String>>) -> Result<(), String> {
-    thread.join().map_err(|_| "the forwarder panicked".to_owned())?
-}
-
-fn make<B>(
-    new: impl FnOnce(Vec<std::net::UdpSocket>, WakeReceiver, &IoConfig) -> std::io::Result<B>,
-    socket: std::net::UdpSocket,
-    wakes: WakeReceiver,
-) -> std::io::Result<B> {
-    new(vec![socket], wakes, &IoConfig { train_len: RUN_LEN_MAX as u32, sockets: 1, ..IoConfig::default() })
-}
-
-fn forward<B: Backend>(mut backend: B, to: SocketAddr, stopped: &AtomicBool) -> std::io::Result<()> {
-    // The received buffer is lent by the back end until its slot is asked for: the one copy more that safe code costs here.
-    let mut run = vec![0; RUN_LEN_MAX].into_boxed_slice();
-    while !stopped.load(Ordering::Relaxed) {
-        backend.turn(Wait::UntilWoken)?;
-        while let Some(received) = backend.receive() {
-            let (len, segment) = (received.bytes.len(), received.segment);
-            run[..len].copy_from_slice(received.bytes);
-            // Without a slot the socket is full: what a bare forwarder cannot send it loses.
-            let Some(id) = backend.acquire() else { continue };
-            backend.train(&id)[..len].copy_from_slice(&run[..len]);
-            backend.send(id, Transmit { socket: 0, to, len, segment: Some(segment as u16) });
-        }
-    }
-    Ok(())
 }

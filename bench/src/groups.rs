@@ -4,7 +4,7 @@
 //! (USO). They are polled, not waited for: the sender's core does not pay for waking the receiver.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use pop_uring::{Backend, IoConfig, MmsgBackend, Received, Transmit, Wait, WakeReceiver, bind_udp, wake_pair};
 
@@ -17,6 +17,8 @@ pub(crate) const SOCKET_QUEUE_LEN: usize = 2 << 20;
 /// Clients' sockets by index.
 pub(crate) struct Groups {
     backends: Vec<MmsgBackend>,
+    /// Whose turn it is in [`Groups::sweep_next`].
+    next: usize,
 }
 
 /// The receiver that a back end wants, of a waker that nobody has.
@@ -24,9 +26,9 @@ pub(crate) fn no_wakes() -> io::Result<WakeReceiver> {
     Ok(wake_pair()?.1)
 }
 
-/// `count` sockets on loopback with queues of `queue_len` bytes, to be handed to [`Groups::new`].
-pub(crate) fn bind_clients(count: usize, queue_len: usize) -> io::Result<Vec<UdpSocket>> {
-    let address = SocketAddr::from((IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+/// `count` sockets on `address` with queues of `queue_len` bytes, to be handed to [`Groups::new`].
+pub(crate) fn bind_clients(address: IpAddr, count: usize, queue_len: usize) -> io::Result<Vec<UdpSocket>> {
+    let address = SocketAddr::from((address, 0));
     (0..count).map(|_| bind_udp(address, queue_len, SOCKET_QUEUE_LEN)).collect()
 }
 
@@ -39,7 +41,7 @@ impl Groups {
         loop {
             let group: Vec<UdpSocket> = sockets.by_ref().take(GROUP_LEN).collect();
             if group.is_empty() {
-                return Ok(Groups { backends });
+                return Ok(Groups { backends, next: 0 });
             }
             backends.push(MmsgBackend::new(group, no_wakes()?, &config)?);
         }
@@ -47,11 +49,17 @@ impl Groups {
 
     /// Sends what is queued and hands everything that has arrived to `take`, with the client's index.
     pub(crate) fn sweep(&mut self, mut take: impl FnMut(usize, Received<'_>)) -> io::Result<()> {
-        for (group, backend) in self.backends.iter_mut().enumerate() {
-            backend.turn(Wait::No)?;
-            while let Some(received) = backend.receive() {
-                take(group * GROUP_LEN + usize::from(received.socket), received);
-            }
+        (0..self.backends.len()).try_for_each(|_| self.sweep_next(&mut take))
+    }
+
+    /// The same for one group of clients, each in its turn: whoever has packets to send on time has less to wait for.
+    pub(crate) fn sweep_next(&mut self, mut take: impl FnMut(usize, Received<'_>)) -> io::Result<()> {
+        let group = self.next % self.backends.len().max(1);
+        self.next = group + 1;
+        let Some(backend) = self.backends.get_mut(group) else { return Ok(()) };
+        backend.turn(Wait::No)?;
+        while let Some(received) = backend.receive() {
+            take(group * GROUP_LEN + usize::from(received.socket), received);
         }
         Ok(())
     }

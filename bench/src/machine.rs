@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::network::Nic;
+
 /// What a reader needs to compare two results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
@@ -20,6 +22,31 @@ pub(crate) struct Machine {
     pub(crate) version: &'static str,
     /// What the server says about itself, or this checkout's commit.
     pub(crate) commit: String,
+    /// What lies between the node and its load; `null` when that is not this program's to know.
+    pub(crate) nic: Option<Nic>,
+    /// Which cores did what; `null` when nothing is pinned.
+    pub(crate) pinning: Option<Pinning>,
+}
+
+/// Which cores did what.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Pinning {
+    /// A packet worker each.
+    pub(crate) workers: Vec<usize>,
+    /// The load generator and the sinks.
+    pub(crate) load: usize,
+    /// A worker shares its core, with the load or with another.
+    pub(crate) oversubscribed: bool,
+}
+
+impl Pinning {
+    /// `workers` workers from `first` on, round the machine's cores, and the load on `load`.
+    pub(crate) fn new(first: usize, workers: usize, load: usize) -> Pinning {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from).max(first + 1);
+        let workers: Vec<usize> = (0..workers).map(|n| (first + n) % cores).collect();
+        let shared = workers.contains(&load) || (1..workers.len()).any(|n| workers[..n].contains(&workers[n]));
+        Pinning { workers, load, oversubscribed: shared }
+    }
 }
 
 impl Machine {
@@ -34,7 +61,14 @@ impl Machine {
             backend: backend.to_owned(),
             version: env!("CARGO_PKG_VERSION"),
             commit: commit.filter(|commit| commit != "unknown").or_else(checkout_commit).unwrap_or_else(|| "unknown".to_owned()),
+            nic: None,
+            pinning: None,
         }
+    }
+
+    /// The same with what lies between node and load, and who was where.
+    pub(crate) fn with(self, nic: Nic, pinning: Pinning) -> Machine {
+        Machine { nic: Some(nic), pinning: Some(pinning), ..self }
     }
 }
 
@@ -84,7 +118,7 @@ impl Workers {
 }
 
 /// The first field of schedstat is "time spent on the cpu (in nanoseconds)" (Documentation/scheduler/sched-stats.rst).
-pub(crate) fn cpu_ns(path: &str) -> Result<u64, String> {
+fn cpu_ns(path: &str) -> Result<u64, String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
     text.split(' ').next().and_then(|field| field.parse().ok()).ok_or_else(|| format!("{path}: no CPU time in {text:?}"))
 }
@@ -112,6 +146,13 @@ pub(crate) fn resident_bytes(pid: u32) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_on_the_loads_core_is_told() {
+        assert!(!Pinning::new(1, 1, 0).oversubscribed && Pinning::new(0, 1, 0).oversubscribed);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        assert!(Pinning::new(1, cores.max(2), 0).oversubscribed, "one of so many sits with the load");
+    }
 
     #[test]
     fn cpu_time_of_a_thread_is_in_nanoseconds() {

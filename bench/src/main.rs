@@ -1,15 +1,19 @@
 //! `pop-bench`: everything that looks at the appliance from outside. `bench/README.md` says how to read its figures.
 
+mod audio;
 mod blast;
 mod compare;
 mod fanout;
 mod flood;
 mod floor;
+mod floors;
 mod forward;
 mod groups;
 mod http;
 mod latency;
 mod machine;
+mod measured;
+mod network;
 mod oracle;
 mod pcap;
 mod random;
@@ -20,6 +24,7 @@ mod results;
 mod rooms;
 mod sdp;
 mod search;
+mod session;
 mod sink;
 mod svg;
 mod target;
@@ -33,9 +38,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use pop_bench::shaper::process::{self, ShaperArgs};
-use pop_uring::BackendKind;
-
-use floor::{Plan, Sink};
 
 #[derive(Parser)]
 #[command(name = "pop-bench", version, about = "Load, floors and oracles for the pop appliance")]
@@ -50,20 +52,24 @@ struct Cli {
 enum Case {
     /// Check a capture: one (key, SSRC, index) has one ciphertext. Exit 1 on a violation, 2 when there is nothing to judge.
     Oracle(OracleArgs),
-    /// The work that no SFU on this kernel can avoid: AES-128-GCM in place and a GSO send per train, on one pinned core.
-    Floor(FloorArgs),
+    /// The work that no SFU on this kernel can avoid, as a minimal program on one pinned core: sends, with encryption, or a forwarder.
+    Floor(floors::FloorArgs),
+    /// A bare UDP forwarder, one to many: what any forwarder on this kernel adds in time. It ends with its stdin.
+    Forward(forward::ForwardArgs),
     /// One node with publishers and many real SRTP subscribers, and the floor beside it.
     Fanout(Box<fanout::FanoutArgs>),
     /// One room with members that speak the room protocol: joins, memory, and how many it carries.
     Rooms(Box<rooms::RoomsArgs>),
     /// Live streams on one node while a stranger floods it as fast as one core can, by kind of bad packet.
     Flood(Box<flood::FloodArgs>),
+    /// One call in which each gets what all the others publish: 50 x 49, 100 x 99.
+    Session(Box<session::SessionArgs>),
+    /// A few speakers and an audience that grows until packets are lost.
+    Audio(Box<audio::AudioArgs>),
     /// RTP at a given rate, numbered and stamped, whoever cannot keep up with it.
     Blast(blast::BlastArgs),
     /// Count what a blast sent, or RTP of others: lost, repeated, reordered, and how late.
     Sink(sink::SinkArgs),
-    /// The bare UDP forwarder that latency is compared with.
-    Forward(forward::ForwardArgs),
     /// The highest rate without loss (NDR), of a node with RTP routes or of any target that takes plain RTP.
     Ndr(search::SearchArgs),
     /// The highest rate with at most 0.5 % loss (PDR).
@@ -93,37 +99,6 @@ impl Case {
 }
 
 #[derive(clap::Args)]
-struct FloorArgs {
-    /// Keys and destinations, served in turn.
-    #[arg(long, default_value_t = 50)]
-    subscribers: usize,
-    /// Mean packets per train, such as 5.7.
-    #[arg(long, default_value_t = 6.0)]
-    train: f64,
-    /// Bytes of an RTP packet before protection.
-    #[arg(long, default_value_t = 1_100)]
-    packet_size: usize,
-    /// Packets per round; the figure is the median of five rounds after a dropped one.
-    #[arg(long, default_value_t = 200_000)]
-    packets: u64,
-    /// Core of the sender.
-    #[arg(long, default_value_t = 1)]
-    core: usize,
-    /// Core that reads the sinks.
-    #[arg(long, default_value_t = 0)]
-    sink_core: usize,
-    /// What becomes of the packets.
-    #[arg(long, value_enum, default_value_t = Sink::Read)]
-    sink: Sink,
-    /// Which system calls carry them: mmsg (the cheaper one, so the harder floor) or io_uring.
-    #[arg(long, default_value = "mmsg", value_parser = parse_backend)]
-    backend: BackendKind,
-    /// Write the figures to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
-}
-
-#[derive(clap::Args)]
 struct OracleArgs {
     /// A classic pcap, as `tcpdump -w` writes it.
     file: PathBuf,
@@ -143,10 +118,6 @@ fn parse_ports(text: &str) -> Result<(u16, u16), String> {
     }
 }
 
-pub(crate) fn parse_backend(text: &str) -> Result<BackendKind, String> {
-    text.parse().map_err(|e: pop_uring::UnknownBackend| e.to_string())
-}
-
 fn main() -> ExitCode {
     let Cli { case, around } = Cli::parse();
     if around.is_asked() {
@@ -154,13 +125,15 @@ fn main() -> ExitCode {
     }
     match case {
         Case::Oracle(args) => judge_capture(&args),
-        Case::Floor(args) => end("floor", run_floor(&args)),
+        Case::Floor(args) => end("floor", floors::run(&args)),
+        Case::Forward(args) => end("forward", forward::run(&args)),
         Case::Fanout(args) => end("fanout", fanout::run(&args)),
         Case::Rooms(args) => end("rooms", rooms::run(&args)),
         Case::Flood(args) => end("flood", flood::run(&args)),
+        Case::Session(args) => end("session", session::run(&args)),
+        Case::Audio(args) => end("audio", audio::run(&args)),
         Case::Blast(args) => end("blast", blast::run(&args)),
         Case::Sink(args) => end("sink", sink::run(&args)),
-        Case::Forward(args) => end("forward", forward::run(&args)),
         Case::Ndr(args) => end("ndr", search::run("ndr", &args, 0.0)),
         Case::Pdr(args) => end("pdr", search::run("pdr", &args, search::PDR_LOSS)),
         Case::Latency(args) => end("latency", latency::run(&args)),
@@ -180,27 +153,6 @@ fn end(case: &str, result: Result<(), String>) -> ExitCode {
             ExitCode::from(1)
         }
     }
-}
-
-fn run_floor(args: &FloorArgs) -> Result<(), String> {
-    make_folder_of(args.json.as_deref())?;
-    let floor = floor::measure_floor(&Plan {
-        subscribers: args.subscribers,
-        train_len: args.train,
-        packet_len: args.packet_size,
-        packets: args.packets,
-        core: args.core,
-        sink_core: args.sink_core,
-        sink: args.sink,
-        backend: args.backend,
-    })?;
-    eprintln!(
-        "floor     {:>10.1} ns of CPU per packet, {:.0} packets/s, trains of {} x {} bytes, {} subscribers, {}, checksum {}",
-        floor.ns_per_packet, floor.packets_per_second, floor.train_len, floor.packet_len, floor.subscribers, floor.backend, floor.checksum
-    );
-    let machine = machine::Machine::describe(floor.backend, None);
-    let json = serde_json::to_string_pretty(&serde_json::json!({"floor": floor, "machine": machine})).map_err(|e| e.to_string())?;
-    write_json(args.json.as_deref(), &json)
 }
 
 fn run_shaper(args: &ShaperArgs) -> Result<(), String> {

@@ -27,7 +27,7 @@ pub(crate) struct Figures {
 }
 
 /// Microseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct LatencyUs {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
@@ -36,7 +36,7 @@ pub(crate) struct LatencyUs {
 }
 
 /// Packets of one GSO train.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct TrainPackets {
     pub(crate) mean: f64,
     pub(crate) p50: u32,

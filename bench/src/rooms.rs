@@ -18,23 +18,30 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pop::dtls::{Certificate, Dtls};
+use pop_uring::BackendKind;
+use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use crate::fanout::load::Pace;
+use crate::fanout::arrival::Trains;
+use crate::fanout::load::Outcome;
 use crate::fanout::packet::PACKET_LEN_MIN;
-use crate::fanout::server::{Capacity, Server};
-use crate::fanout::{PACKET_LEN_MAX, machine, parse_bitrate, parse_duration, program_beside};
-use crate::floor::pin_to;
+use crate::fanout::server::{Capacity, Place, Server, sum_metric};
+use crate::fanout::timeline::{Pace, Spread};
+use crate::fanout::{PACKET_LEN_MAX, floor_packets, machine, parse_bitrate, parse_duration, program_beside};
+use crate::floor::{Floor, Plan, measure_beside, pin_to};
 use crate::groups::{SOCKET_QUEUE_LEN, bind_clients};
-use crate::machine::{Workers, process_cpu, resident_bytes};
+use crate::machine::{Machine, Pinning, Workers, process_cpu, resident_bytes};
+use crate::measured::{Run, Spent};
+use crate::network::Network;
 use crate::random::{random_bytes, random_hex};
+use crate::sdp::Media;
 use crate::token::{Grant, sign_token};
 use crate::{make_folder_of, write_json};
 
 use crowd::Crowd;
 use member::{Member, Ticket, join};
-use report::{Memory, Report, Step, Wave};
+use report::{Memory, Step, Wave};
 
 /// Members that join at the same time.
 const JOINS_AT_ONCE: usize = 20;
@@ -51,6 +58,32 @@ const LOSS_MAX: f64 = 0.001;
 /// Memory of joins that are over is given back, and what the room tells its members is read.
 const SETTLE: Duration = Duration::from_millis(500);
 
+/// What the cases with a room have in common.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Common {
+    /// The server to start; default: `pop` beside this program.
+    #[arg(long)]
+    pop: Option<PathBuf>,
+    /// Core of the packet worker.
+    #[arg(long, default_value_t = 1)]
+    server_core: usize,
+    /// Packet workers, on that core and the next ones.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Core of the load generator.
+    #[arg(long, default_value_t = 0)]
+    load_core: usize,
+    /// Node and load on loopback, as it is without root; default: a veth pair into a namespace that is made for the run.
+    #[arg(long)]
+    loopback: bool,
+    /// The server's back end: auto, io_uring or mmsg.
+    #[arg(long, default_value = "auto")]
+    backend: String,
+    /// Write the figures to this file.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+}
+
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RoomsArgs {
@@ -66,9 +99,12 @@ pub(crate) struct RoomsArgs {
     /// Bytes of an RTP packet before protection.
     #[arg(long, default_value_t = 1_100)]
     packet_size: usize,
-    /// Frames per second; the packets of a frame leave in one burst.
+    /// Frames per second.
     #[arg(long, default_value_t = 15)]
     fps: u32,
+    /// How the packets of a frame leave.
+    #[arg(long, value_enum, default_value_t = Spread::Frames)]
+    pace: Spread,
     /// How long one run is, such as 10s or 500ms.
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     duration: Duration,
@@ -78,51 +114,46 @@ pub(crate) struct RoomsArgs {
     /// Where raising ends, in members.
     #[arg(long, default_value_t = 1_000)]
     raise_max: usize,
-    /// The server to start; default: `pop` beside this program.
-    #[arg(long)]
-    pop: Option<PathBuf>,
-    /// Core of the packet worker.
-    #[arg(long, default_value_t = 1)]
-    server_core: usize,
-    /// Cores of several packet workers, as in `dataplane.cores`, instead of --server-core: the room spreads over them.
-    #[arg(long)]
-    server_cores: Option<String>,
-    /// Core of the load generator.
-    #[arg(long, default_value_t = 0)]
-    load_core: usize,
-    /// The server's back end: auto, io_uring or mmsg.
-    #[arg(long, default_value = "auto")]
-    backend: String,
-    /// Write the figures to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
 }
 
-impl RoomsArgs {
-    fn check(&self) -> Result<(), String> {
+/// A room and its load, whatever the case.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    /// Members at first, and at most.
+    pub(crate) members: usize,
+    pub(crate) members_max: usize,
+    /// How many of them publish a track.
+    pub(crate) publishers: usize,
+    /// How they send, at first.
+    pub(crate) pace: Pace,
+    /// The others do not hear of members who only watch: a room of thousands is an audience.
+    pub(crate) hidden: bool,
+}
+
+impl Shape {
+    /// The error is a sentence.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let Pace { packet_len, fps, duration, .. } = self.pace;
         if !(1..=PUBLISHERS_MAX).contains(&self.publishers) || self.members < self.publishers.max(2) {
-            return Err(format!("--publishers must be 1 to {PUBLISHERS_MAX}, and --members at least as many and at least 2"));
+            return Err(format!("publishers must be 1 to {PUBLISHERS_MAX}, and members at least as many and at least 2"));
         }
-        if !(PACKET_LEN_MIN..=PACKET_LEN_MAX).contains(&self.packet_size) {
+        if !(PACKET_LEN_MIN..=PACKET_LEN_MAX).contains(&packet_len) {
             return Err(format!("--packet-size must be {PACKET_LEN_MIN} to {PACKET_LEN_MAX} bytes"));
         }
-        if !(1..=1_000).contains(&self.fps) || self.duration.is_zero() {
+        if !(1..=1_000).contains(&fps) || duration.is_zero() {
             return Err("--fps must be 1 to 1000, and --duration above zero".to_owned());
         }
         Ok(())
     }
 
-    fn pace(&self) -> Pace {
-        Pace { bitrate: self.bitrate, packet_len: self.packet_size, fps: self.fps, duration: self.duration }
-    }
-
     fn capacity(&self) -> Capacity {
-        let members = if self.raise == 0 { self.members } else { self.members.max(self.raise_max) };
         // Joining takes longer than a client may usually be silent, and who has joined is served only when a batch is full.
         Capacity {
-            transports: members + 8,
+            transports: self.members_max + 8,
             tracks: self.publishers + 8,
-            subscriptions: members * self.publishers + 64,
+            subscriptions: self.members_max * self.publishers + 64,
             consent_timeout_s: 120,
         }
     }
@@ -134,43 +165,88 @@ impl RoomsArgs {
     }
 }
 
+/// Where a room is measured.
+pub(crate) struct Site<'a> {
+    pub(crate) common: &'a Common,
+    pub(crate) network: Network,
+    pub(crate) pinning: Pinning,
+}
+
+impl Site<'_> {
+    /// Makes the network.
+    pub(crate) fn open(common: &Common) -> Result<Site<'_>, String> {
+        make_folder_of(common.json.as_deref())?;
+        if common.workers == 0 {
+            return Err("--workers must be above zero".to_owned());
+        }
+        let pinning = Pinning::new(common.server_core, common.workers, common.load_core);
+        Ok(Site { common, network: Network::open(common.loopback), pinning })
+    }
+
+    /// The machine, as the server and this program see it.
+    pub(crate) fn machine(&self, server: &Server) -> Machine {
+        machine(server).with(self.network.describe(), self.pinning.clone())
+    }
+
+    /// Writes the figures to where they are wanted.
+    pub(crate) fn write(&self, json: &Value) -> Result<(), String> {
+        write_json(self.common.json.as_deref(), &serde_json::to_string_pretty(json).map_err(|e| e.to_string())?)
+    }
+}
+
 /// Runs the case and writes its report. The error is a sentence.
 pub(crate) fn run(args: &RoomsArgs) -> Result<(), String> {
-    args.check()?;
-    make_folder_of(args.json.as_deref())?;
-    let (idle, idle_memory) = Room::open(args)?.measure_idle()?;
-    let mut room = Room::open(args)?;
-    let (publisher_joins, steps) = room.measure_live()?;
-    let active_memory = room.memory()?;
-    let (machine, drops) = (machine(&room.server), room.server.drops());
-    let handed_over = room.server.metric("pop_handover_packets_total").map(|both_directions| both_directions / 2.0);
-    let report =
-        Report::new(args, [idle, publisher_joins], [idle_memory, active_memory], steps, &room.crowd, machine, (drops, handed_over));
-    report.summarize();
-    let json = serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?;
-    write_json(args.json.as_deref(), &json)
+    let shape = Shape {
+        members: args.members,
+        members_max: if args.raise == 0 { args.members } else { args.members.max(args.raise_max) },
+        publishers: args.publishers,
+        pace: Pace {
+            bitrate: args.bitrate,
+            packet_len: args.packet_size,
+            fps: args.fps,
+            spread: args.pace,
+            duration: args.duration,
+            media: Media::Video,
+        },
+        hidden: false,
+    };
+    shape.check()?;
+    let site = Site::open(&args.common)?;
+    let (idle, idle_memory) = Room::open(&shape, &site)?.measure_idle()?;
+    let mut room = Room::open(&shape, &site)?;
+    let (publisher_joins, steps) = room.measure_live(args)?;
+    let memory = [idle_memory, room.memory()?];
+    // Counted where they leave and where they arrive.
+    let handed_over = room.server.metrics().and_then(|page| sum_metric(&page, "pop_handover_packets_total")).map(|both| both / 2.0);
+    let joins = [idle, publisher_joins];
+    report::summarize(&joins, memory, &steps);
+    let json = report::report(args, joins, memory, steps, &room.crowd, &site.machine(&room.server), (room.server.drops(), handed_over));
+    site.write(&json)
 }
 
 /// A node of its own, and who is in its room.
-struct Room<'a> {
-    args: &'a RoomsArgs,
+pub(crate) struct Room<'a> {
+    shape: &'a Shape,
+    site: &'a Site<'a>,
     key: (&'static str, String),
-    server: Server,
+    pub(crate) server: Server,
     workers: Workers,
     runtime: Runtime,
     dtls: Dtls,
-    crowd: Crowd,
+    pub(crate) crowd: Crowd,
     bytes_before: u64,
 }
 
-impl Room<'_> {
-    fn open(args: &RoomsArgs) -> Result<Room<'_>, String> {
+impl<'a> Room<'a> {
+    /// Starts the node. The error is a sentence.
+    pub(crate) fn open(shape: &'a Shape, site: &'a Site<'a>) -> Result<Room<'a>, String> {
         let key = ("bench", random_hex::<20>());
-        let program = args.pop.clone().map_or_else(program_beside, Ok)?;
-        let cores = args.server_cores.clone().unwrap_or_else(|| args.server_core.to_string());
-        let server = Server::start(&program, cores, args.capacity(), &args.backend, (key.0, &key.1))?;
+        let common = site.common;
+        let program = common.pop.clone().map_or_else(program_beside, Ok)?;
+        let place = Place { cores: &site.pinning.workers, network: &site.network };
+        let server = Server::start(&program, place, shape.capacity(), &common.backend, (key.0, &key.1))?;
         let (workers, bytes_before) = (Workers::find(server.pid)?, resident_bytes(server.pid)?);
-        let core = args.load_core;
+        let core = common.load_core;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .on_thread_start(move || drop(pin_to(core)))
@@ -178,7 +254,7 @@ impl Room<'_> {
             .build()
             .map_err(|e| format!("runtime: {e}"))?;
         let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE);
-        Ok(Room { args, key, server, workers, runtime, dtls, crowd: Crowd::new(args.pace()), bytes_before })
+        Ok(Room { shape, site, key, server, workers, runtime, dtls, crowd: Crowd::new(shape.pace), bytes_before })
     }
 
     fn memory(&self) -> Result<Memory, String> {
@@ -187,28 +263,19 @@ impl Room<'_> {
 
     /// All join and nobody publishes.
     fn measure_idle(mut self) -> Result<(Wave, Memory), String> {
-        let wave = self.wave(0..self.args.members, Kind::Idle)?;
+        let wave = self.wave(0..self.shape.members, Kind::Idle)?;
         std::thread::sleep(SETTLE);
         Ok((wave, self.memory()?))
     }
 
     /// Publishers, then the others while media flows, then runs.
-    fn measure_live(&mut self) -> Result<(Wave, Vec<Step>), String> {
-        let args = self.args;
-        // Only now: a child inherits the cores of its parent.
-        pin_to(args.load_core)?;
-        let publishing = self.wave(0..args.publishers, Kind::Publishing)?;
-        if let Some(sentence) = publishing.failures.first() {
-            return Err(sentence.clone());
-        }
-        if args.publishers > 1 {
-            self.crowd.offer_again(&self.runtime)?;
-        }
+    fn measure_live(&mut self, args: &RoomsArgs) -> Result<(Wave, Vec<Step>), String> {
+        let publishing = self.publish()?;
         let mut steps = Vec::new();
         let mut joining = args.publishers..args.members;
         loop {
-            let wave = self.wave(joining.clone(), Kind::Watching)?;
-            let step = self.step(wave)?;
+            let wave = self.watch(joining.clone())?;
+            let step = self.step(wave, &self.shape.pace.clone())?;
             step.summarize();
             let goes_on = step.holds(LOSS_MAX) && args.raise > 0 && joining.end < args.raise_max;
             steps.push(step);
@@ -219,27 +286,69 @@ impl Room<'_> {
         }
     }
 
-    fn step(&mut self, joins: Wave) -> Result<Step, String> {
-        let pid = self.server.pid;
-        let (worker_before, process_before) = (self.workers.cpu_ns()?, process_cpu(pid)?);
-        let outcome = self.crowd.run()?;
-        let (worker_cpu_ns, process_cpu) = (self.workers.cpu_ns()? - worker_before, process_cpu(pid)? - process_before);
-        Ok(Step::new(self.crowd.len(), self.crowd.streams(), joins, outcome, worker_cpu_ns, process_cpu))
+    /// The publishers join; each gets what the others publish.
+    pub(crate) fn publish(&mut self) -> Result<Wave, String> {
+        // Only now: a child inherits the cores of its parent.
+        pin_to(self.site.common.load_core)?;
+        let publishing = self.wave(0..self.shape.publishers, Kind::Publishing)?;
+        if let Some(sentence) = publishing.failures.first() {
+            return Err(sentence.clone());
+        }
+        if self.shape.publishers > 1 {
+            self.crowd.offer_again(&self.runtime)?;
+        }
+        Ok(publishing)
+    }
+
+    /// These join, while media flows.
+    pub(crate) fn watch(&mut self, members: Range<usize>) -> Result<Wave, String> {
+        self.wave(members, Kind::Watching)
+    }
+
+    fn step(&mut self, joins: Wave, pace: &Pace) -> Result<Step, String> {
+        let process_before = process_cpu(self.server.pid)?;
+        let (outcome, spent) = self.run(pace)?;
+        let process_cpu = process_cpu(self.server.pid)? - process_before;
+        let share = process_cpu.as_secs_f64() / outcome.elapsed.as_secs_f64();
+        Ok(Step::new((self.crowd.len(), self.crowd.streams()), joins, Run::new(&outcome, &spent, Vec::new()), share))
+    }
+
+    /// One run, and what the server spent on it.
+    pub(crate) fn run(&mut self, pace: &Pace) -> Result<(Outcome, Spent), String> {
+        let before = Spent::read(&self.server, &self.workers)?;
+        let outcome = self.crowd.run(pace)?;
+        Ok((outcome, Spent::read(&self.server, &self.workers)?.since(&before)))
+    }
+
+    /// The floor with these trains, on the first worker's core, into the members' sockets.
+    pub(crate) fn floor_like(&mut self, trains: &Trains) -> Result<Floor, String> {
+        let Pace { packet_len, duration, .. } = self.shape.pace;
+        let plan = Plan {
+            seals: true,
+            trains: trains.replay(Plan::train_max(packet_len)),
+            packet_len,
+            packets: floor_packets(duration),
+            core: self.site.common.server_core,
+            from: self.site.network.node_address(),
+            namespace: self.site.network.namespace(),
+            backend: BackendKind::Mmsg,
+        };
+        measure_beside(plan, self.crowd.addresses(), || self.crowd.drain())
     }
 
     /// Lets members join, a bounded number at once, and takes them in. Who fails is told in the report.
     fn wave(&mut self, members: Range<usize>, kind: Kind) -> Result<Wave, String> {
         let cpu_before = process_cpu(self.server.pid)?;
-        let args = self.args;
+        let shape = self.shape;
         let arrivals = self.start_wave(members, kind)?;
-        let (times, failures) = self.crowd.admit(&arrivals, |index| args.authenticates(index))?;
+        let (times, failures) = self.crowd.admit(&arrivals, |index| shape.authenticates(index))?;
         let cpu = process_cpu(self.server.pid)? - cpu_before;
         Ok(Wave::new(&times, failures, cpu))
     }
 
     fn start_wave(&self, members: Range<usize>, kind: Kind) -> Result<Receiver<Result<Member, String>>, String> {
         let (arrived, arrivals) = mpsc::channel();
-        let sockets = bind_clients(members.len(), SOCKET_QUEUE_LEN)
+        let sockets = bind_clients(self.site.network.load_address(), members.len(), SOCKET_QUEUE_LEN)
             .map_err(|e| format!("client sockets: {e}: raise the limit of open files (ulimit -n)"))?;
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| format!("the clock: {e}"))?.as_secs();
         let wave = Instant::now();
@@ -256,15 +365,17 @@ impl Room<'_> {
     }
 
     fn ticket(&self, index: usize, kind: Kind, wave: Instant, now_s: u64) -> Ticket {
-        let publishes = index < self.args.publishers;
+        let publishes = index < self.shape.publishers;
+        let grant = if self.shape.hidden && !publishes { Grant::Hidden } else { Grant::Member };
         Ticket {
             index,
             wave,
             http: self.server.http.clone(),
-            token: sign_token((self.key.0, &self.key.1), "bench", &format!("member-{index}"), Grant::Member, now_s),
+            token: sign_token((self.key.0, &self.key.1), "bench", &format!("member-{index}"), grant, now_s),
             ssrc: (kind == Kind::Publishing).then(|| u32::from_be_bytes(random_bytes())),
-            receives: (self.args.publishers - usize::from(publishes)).max(1),
-            awaits_keyframe: kind == Kind::Watching,
+            receives: (self.shape.publishers - usize::from(publishes)).max(1),
+            media: self.shape.pace.media,
+            awaits_keyframe: kind == Kind::Watching && self.shape.pace.media == Media::Video,
         }
     }
 }

@@ -1,15 +1,52 @@
-//! The offers of a plain client with video sections, and what it needs of the answer.
+//! The offers of a plain client with sections of one kind, and what it needs of the answer.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 
 use crate::random::random_hex;
 
-/// Payload type of VP8 in every offer.
-pub(crate) const PAYLOAD_TYPE: u8 = 96;
+/// What a client sends and takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Media {
+    /// VP8.
+    Video,
+    /// Opus.
+    Audio,
+}
 
-/// What a publisher calls its track.
-pub(crate) const TRACK: &str = "video";
+impl Media {
+    /// In every offer.
+    pub(crate) fn payload_type(self) -> u8 {
+        match self {
+            Media::Video => 96,
+            Media::Audio => 111,
+        }
+    }
+
+    /// Ticks of its RTP timestamps per second.
+    pub(crate) fn clock_rate(self) -> u32 {
+        match self {
+            Media::Video => 90_000,
+            Media::Audio => 48_000,
+        }
+    }
+
+    /// The kind of its sections, and what a publisher calls its track.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Media::Video => "video",
+            Media::Audio => "audio",
+        }
+    }
+
+    fn codec(self) -> &'static str {
+        match self {
+            Media::Video => "VP8/90000",
+            Media::Audio => "opus/48000/2",
+        }
+    }
+}
 
 /// What a client says about itself.
 pub(crate) struct Offer {
@@ -19,18 +56,20 @@ pub(crate) struct Offer {
     fingerprint: String,
     ssrc: Option<u32>,
     receives: usize,
+    media: Media,
 }
 
 impl Offer {
     /// An offer with new credentials. `fingerprint` is the value of `a=fingerprint`; with an `ssrc` the client publishes, in its first
     /// section; `receives` more sections take what others publish.
-    pub(crate) fn new(fingerprint: String, ssrc: Option<u32>, receives: usize) -> Offer {
-        Offer { ufrag: random_hex::<4>(), password: random_hex::<12>(), fingerprint, ssrc, receives }
+    pub(crate) fn new(fingerprint: String, ssrc: Option<u32>, receives: usize, media: Media) -> Offer {
+        Offer { ufrag: random_hex::<4>(), password: random_hex::<12>(), fingerprint, ssrc, receives, media }
     }
 
     /// The offer as text, bundled. `version` grows from offer to offer of one client.
     pub(crate) fn text(&self, version: u32) -> String {
-        let Offer { ufrag, password, fingerprint, ssrc, receives } = self;
+        let Offer { ufrag, password, fingerprint, ssrc, receives, media } = self;
+        let (kind, payload_type, codec) = (media.name(), media.payload_type(), media.codec());
         let sections = usize::from(ssrc.is_some()) + receives;
         let mids: Vec<String> = (0..sections).map(|mid| mid.to_string()).collect();
         let mut text = format!(
@@ -43,12 +82,14 @@ impl Offer {
             let direction = if own.is_some() { "sendonly" } else { "recvonly" };
             let _ = write!(
                 text,
-                "m=video 9 UDP/TLS/RTP/SAVPF {PAYLOAD_TYPE}\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n\
-                 a=rtcp-mux\r\na=rtcp-rsize\r\na=rtpmap:{PAYLOAD_TYPE} VP8/90000\r\n\
-                 a=rtcp-fb:{PAYLOAD_TYPE} nack\r\na=rtcp-fb:{PAYLOAD_TYPE} nack pli\r\n"
+                "m={kind} 9 UDP/TLS/RTP/SAVPF {payload_type}\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n\
+                 a=rtcp-mux\r\na=rtcp-rsize\r\na=rtpmap:{payload_type} {codec}\r\na=rtcp-fb:{payload_type} nack\r\n"
             );
+            if *media == Media::Video {
+                let _ = write!(text, "a=rtcp-fb:{payload_type} nack pli\r\n");
+            }
             if let Some(ssrc) = own {
-                let _ = write!(text, "a=msid:bench {TRACK}\r\na=ssrc:{ssrc} cname:bench\r\n");
+                let _ = write!(text, "a=msid:bench {kind}\r\na=ssrc:{ssrc} cname:bench\r\n");
             }
         }
         text

@@ -3,15 +3,20 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
 
-use pop_uring::BackendKind;
+use pop_dataplane::worker::SOCKET_BUFFER_LEN;
+use pop_uring::{BackendKind, bind_udp};
 use serde_json::{Value, json};
 
-use crate::fanout::server::{Capacity, Server};
+use crate::fanout::server::{Capacity, Place, Server, sum_metric};
 use crate::fanout::{machine, program_beside};
 use crate::floor::pin_to;
-use crate::forward::Forwarder;
+use crate::forward::{self, Counts};
 use crate::machine::{Machine, Workers};
+use crate::network::Network;
 use crate::random::random_hex;
 use crate::sink::{Sink, Tally};
 
@@ -84,7 +89,7 @@ impl TargetArgs {
 
     /// The bare forwarder that stands beside it, on the same core.
     pub(crate) fn open_forwarder(&self, sink: SocketAddr) -> Result<Target, String> {
-        Forwarder::start(self.any_port(), sink, self.server_core, BackendKind::Mmsg).map(Target::Forwarder)
+        Bare::start(self.any_port(), sink, self.server_core).map(Target::Forwarder)
     }
 
     /// For a report.
@@ -102,7 +107,7 @@ pub(crate) enum Target {
     /// A node of ours that was started here, and the address of its route.
     Pop(Box<Server>, Workers, SocketAddr),
     /// The bare forwarder.
-    Forwarder(Forwarder),
+    Forwarder(Bare),
     /// The sink itself: what generator and sink cost alone.
     Nothing(SocketAddr),
     /// A target that runs already.
@@ -132,7 +137,7 @@ impl Target {
     pub(crate) fn cpu_ns(&self) -> Result<Option<u64>, String> {
         match self {
             Target::Pop(_, workers, _) => workers.cpu_ns().map(Some),
-            Target::Forwarder(forwarder) => forwarder.cpu_ns().map(Some),
+            Target::Forwarder(forwarder) => Ok(Some(forwarder.counts.cpu_ns())),
             Target::Nothing(_) | Target::Other(_) => Ok(None),
         }
     }
@@ -140,7 +145,7 @@ impl Target {
     /// Heap allocations of its packet threads since its start, where it tells them.
     pub(crate) fn allocations(&self) -> Option<f64> {
         match self {
-            Target::Pop(server, ..) => server.metric("pop_worker_allocations_total"),
+            Target::Pop(server, ..) => sum_metric(&server.metrics()?, "pop_worker_allocations_total"),
             _ => None,
         }
     }
@@ -148,7 +153,7 @@ impl Target {
     /// Drops by reason, where it tells them.
     pub(crate) fn drops(&self) -> Value {
         match self {
-            Target::Pop(server, ..) => server.drops().into_iter().map(|(reason, count)| (reason, Value::from(count))).collect(),
+            Target::Pop(server, ..) => server.drops(),
             _ => Value::Null,
         }
     }
@@ -162,9 +167,39 @@ impl Target {
     }
 }
 
+/// The bare forwarder as a thread; it ends with this.
+pub(crate) struct Bare {
+    address: SocketAddr,
+    counts: Arc<Counts>,
+    thread: Option<thread::JoinHandle<Result<(), String>>>,
+}
+
+impl Bare {
+    fn start(listen: SocketAddr, to: SocketAddr, core: usize) -> Result<Bare, String> {
+        let fail = |e: std::io::Error| format!("the forwarder on {listen}: {e}");
+        let socket = bind_udp(listen, SOCKET_BUFFER_LEN, SOCKET_BUFFER_LEN).map_err(fail)?;
+        let address = socket.local_addr().map_err(fail)?;
+        let counts = Arc::<Counts>::default();
+        let own = counts.clone();
+        let thread = thread::spawn(move || {
+            pin_to(core)?;
+            forward::forward(socket, &[to], BackendKind::Mmsg, &own, None)
+        });
+        Ok(Bare { address, counts, thread: Some(thread) })
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
 fn start_pop(program: &Path, args: &TargetArgs, sink: SocketAddr) -> Result<Target, String> {
     let key = ("bench", random_hex::<20>());
-    let server = Server::start(program, args.server_core, Capacity::default(), &args.backend, (key.0, &key.1))?;
+    let place = Place { cores: &[args.server_core], network: &Network::open(true) };
+    let server = Server::start(program, place, Capacity::default(), &args.backend, (key.0, &key.1))?;
     let add = |words: &[String]| add_route(program, &server, words);
     let peer = format!("peer={sink}");
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();

@@ -17,14 +17,17 @@ pub(crate) enum Grant {
     Watch,
     /// Both.
     Member,
+    /// To watch, without the others hearing of it.
+    Hidden,
 }
 
 /// Signs a token that lets `identity` into `room`. `now_s` is Unix time.
 pub(crate) fn sign_token(key: (&str, &str), room: &str, identity: &str, grant: Grant, now_s: u64) -> String {
-    let (publishes, watches) = (!matches!(grant, Grant::Watch), !matches!(grant, Grant::Publish));
+    let (publishes, watches) = (matches!(grant, Grant::Publish | Grant::Member), !matches!(grant, Grant::Publish));
     let claims = json!({
         "iss": key.0, "sub": identity, "nbf": now_s - 10, "iat": now_s, "exp": now_s + LIFETIME_S,
-        "video": {"room": room, "roomJoin": true, "canPublish": publishes, "canSubscribe": watches},
+        "video": {"room": room, "roomJoin": true, "canPublish": publishes, "canSubscribe": watches,
+            "hidden": matches!(grant, Grant::Hidden)},
     });
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.1.as_bytes()), signed.as_bytes());

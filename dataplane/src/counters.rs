@@ -108,6 +108,8 @@ counters! {
     datagrams_in: "datagrams_in",
     /// Turns of the worker's loop.
     turns: "worker_turns",
+    /// System calls that moved packets or waited for them.
+    syscalls: "worker_syscalls",
     /// Heap allocations on the worker's thread.
     allocations: "worker_allocations",
     /// Times the kernel had no buffer to receive into.

@@ -668,6 +668,7 @@ impl<B: Backend> Turning<B> {
         counters.gso_refused = stats.gso_refused;
         counters.trains_split = stats.trains_split;
         counters.late_datagrams = stats.late;
+        counters.syscalls = stats.syscalls;
         counters.allocations = alloc::thread_allocations();
         let tcp = self.streams.as_ref().map(Streams::stats).unwrap_or_default();
         counters.datagrams_in += tcp.datagrams_received;

@@ -1,5 +1,7 @@
 //! What arrived at one subscriber: sequence numbers in, counts out.
 
+use crate::result::{LatencyUs, TrainPackets};
+
 /// Sequence numbers that are told apart as repeats behind the newest one.
 const WINDOW_LEN: u64 = 4_096;
 
@@ -63,13 +65,63 @@ impl Latencies {
         self.0.clear();
     }
 
-    /// The samples at `shares` (0 to 1, nearest rank) in microseconds; zeros when there is none.
-    pub(crate) fn percentiles_us<const N: usize>(&mut self, shares: [f64; N]) -> [f64; N] {
+    /// What all samples say, by nearest rank; `None` when there is none.
+    pub(crate) fn summarize(&mut self) -> Option<LatencyUs> {
         self.0.sort_unstable();
-        shares.map(|share| {
+        let at = |share: f64| {
             let rank = (share * self.0.len() as f64).ceil() as usize;
-            self.0.get(rank.saturating_sub(1)).map_or(0.0, |ns| *ns as f64 / 1e3)
+            self.0.get(rank.saturating_sub(1)).map(|ns| *ns as f64 / 1e3)
+        };
+        Some(LatencyUs { p50: at(0.5)?, p99: at(0.99)?, p999: at(0.999)?, max: at(1.0)? })
+    }
+}
+
+/// The longest train that is told apart, in packets: the kernel cuts at 64 before 6.9, and at 128 after.
+const TRAIN_LEN_MAX: usize = 128;
+
+/// Lengths of a replay: enough for a thousandth.
+const REPLAY_LEN: usize = 1_024;
+
+/// How many trains there were of each length.
+#[derive(Clone, Debug)]
+pub(crate) struct Trains([u64; TRAIN_LEN_MAX + 1]);
+
+impl Default for Trains {
+    fn default() -> Trains {
+        Trains([0; TRAIN_LEN_MAX + 1])
+    }
+}
+
+impl Trains {
+    /// A train of `len` packets came.
+    pub(crate) fn push(&mut self, len: usize) {
+        self.0[len.min(TRAIN_LEN_MAX)] += 1;
+    }
+
+    /// Mean, median and the like; `None` when no train came.
+    pub(crate) fn summarize(&self) -> Option<TrainPackets> {
+        let trains: u64 = self.0.iter().sum();
+        let packets: u64 = self.0.iter().zip(0..).map(|(count, len)| count * len).sum();
+        let at = |share| self.at(share).map(|len| len as u32);
+        Some(TrainPackets { mean: packets as f64 / trains as f64, p50: at(0.5)?, p99: at(0.99)? })
+    }
+
+    /// The length at a share (nearest rank).
+    fn at(&self, share: f64) -> Option<usize> {
+        let trains: u64 = self.0.iter().sum();
+        let rank = ((share * trains as f64).ceil() as u64).max(1);
+        let mut seen = 0;
+        self.0.iter().position(|count| {
+            seen += count;
+            seen >= rank
         })
+    }
+
+    /// Lengths in the same proportions, mixed, each at most `max`; a single packet when no train came.
+    pub(crate) fn replay(&self, max: usize) -> Vec<usize> {
+        // An odd step visits each of a power of two once.
+        let share = |n: usize| (n * 613 % REPLAY_LEN) as f64 / REPLAY_LEN as f64 + 0.5 / REPLAY_LEN as f64;
+        (0..REPLAY_LEN).map(|n| self.at(share(n)).unwrap_or(1).clamp(1, max)).collect()
     }
 }
 
@@ -97,8 +149,21 @@ mod tests {
     #[test]
     fn percentiles_are_nearest_ranks() {
         let mut latencies = Latencies::with_capacity(1_000);
-        assert_eq!(latencies.percentiles_us([0.5]), [0.0]);
+        assert_eq!(latencies.summarize(), None);
         (1..=1_000).rev().for_each(|us| latencies.push(us * 1_000));
-        assert_eq!(latencies.percentiles_us([0.5, 0.99, 0.999, 1.0]), [500.0, 990.0, 999.0, 1_000.0]);
+        assert_eq!(latencies.summarize(), Some(LatencyUs { p50: 500.0, p99: 990.0, p999: 999.0, max: 1_000.0 }));
+    }
+
+    #[test]
+    fn a_replay_has_the_lengths_in_their_proportions() {
+        let mut trains = Trains::default();
+        assert_eq!((trains.summarize(), trains.replay(64)), (None, vec![1; REPLAY_LEN]));
+        (0..300).for_each(|_| trains.push(1));
+        (0..100).for_each(|_| trains.push(9));
+        assert_eq!(trains.summarize(), Some(TrainPackets { mean: 3.0, p50: 1, p99: 9 }));
+        let replay = trains.replay(64);
+        assert_eq!(replay.iter().filter(|len| **len == 9).count(), REPLAY_LEN / 4);
+        assert!(replay.windows(8).any(|part| part.contains(&1) && part.contains(&9)), "mixed");
+        assert_eq!(trains.replay(4).iter().max(), Some(&4));
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::ice::Checks;
 use crate::http;
-use crate::sdp::{Answer, Offer};
+use crate::sdp::{Answer, Media, Offer};
 
 /// All of it takes a few milliseconds; a client that is not in by then is reported.
 pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -54,7 +54,7 @@ pub(crate) async fn join(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket
 
 async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket) -> Result<Joined, String> {
     let socket = UdpSocket::from_std(socket).map_err(|e| format!("client socket: {e}"))?;
-    let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, usize::from(ticket.ssrc.is_none()));
+    let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, usize::from(ticket.ssrc.is_none()), Media::Video);
     let (answer, resource) = signal(&ticket, offer.text(1)).await?;
     let mut checks = Checks::new(&offer.ufrag, (&answer.ufrag, &answer.password));
     check_connectivity(&socket, &answer, &mut checks).await?;

@@ -1,8 +1,8 @@
 //! The load itself: publishers that pace their frames, subscribers that count and authenticate, on one thread without waiting.
 //!
 //! ```text
-//! until the next frame is due: sweep all sockets -> STUN answers, PLIs, media
-//! frame due: packets of the frame, numbered and stamped -> SRTP -> one burst
+//! sweep a group of sockets -> STUN answers, PLIs, media
+//! packets that are due: numbered, stamped with the time that they were due -> SRTP -> the kernel -> the next group
 //! ```
 
 use std::net::SocketAddr;
@@ -14,16 +14,16 @@ use pop_proto::wire::rtp::RtpView;
 use pop_proto::wire::{Protocol, demux};
 use pop_uring::Received;
 
-use super::arrival::{Arrival, Latencies};
+use super::arrival::{Arrival, Latencies, Trains};
 use super::ice::Checks;
-use super::packet::{FrameSizer, HEADER_LEN, Place, read_payload, write_packet};
+use super::packet::{HEADER_LEN, Place, read_payload, write_packet};
+use super::timeline::{Pace, Timeline};
 use crate::groups::Groups;
+use crate::result::LatencyUs;
+use crate::sdp::Media;
 
 /// Between two checks of one client: consent must be renewed well before it expires (RFC 7675 section 5.1 says 5 s).
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(2_500);
-
-/// Between two sweeps of a load that only waits.
-const IDLE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Between two sender reports of a publisher.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,7 +60,11 @@ pub(crate) struct Publisher {
     /// 48-bit index of the next packet.
     index: u64,
     timestamp: u32,
+    timeline: Timeline,
+    media: Media,
     wants_keyframe: bool,
+    /// The frame that is being sent is one.
+    keyframe: bool,
     keyframe_requests: u64,
     packets: u32,
     next_report: Duration,
@@ -73,15 +77,18 @@ pub(crate) struct Subscriber {
     arrival: Arrival,
     /// Present in those that authenticate every packet.
     receiver: Option<SrtpReceiver>,
-    trains: u64,
     authenticated: u64,
     refused: u64,
 }
 
 impl Publisher {
-    /// A stream of `ssrc` that starts at `sequence`, below 2^15 so that both ends agree on rollover counter 0.
-    pub(crate) fn new(sender: SrtpSender, receiver: SrtpReceiver, ssrc: u32, sequence: u16) -> Publisher {
+    /// A stream of `ssrc` that starts at `sequence`, below 2^15 so that both ends agree on rollover counter 0. It sends nothing until
+    /// it is given a time to begin.
+    pub(crate) fn new(sender: SrtpSender, receiver: SrtpReceiver, ssrc: u32, sequence: u16, pace: &Pace) -> Publisher {
         Publisher {
+            timeline: Timeline::new(pace, Duration::ZERO, 0),
+            keyframe: false,
+            media: pace.media,
             sender,
             receiver,
             ssrc,
@@ -98,21 +105,8 @@ impl Publisher {
 impl Subscriber {
     /// A viewer of the `publisher`-th publisher; with a `receiver` it authenticates every packet.
     pub(crate) fn new(publisher: usize, receiver: Option<SrtpReceiver>) -> Subscriber {
-        Subscriber { publisher, arrival: Arrival::default(), receiver, trains: 0, authenticated: 0, refused: 0 }
+        Subscriber { publisher, arrival: Arrival::default(), receiver, authenticated: 0, refused: 0 }
     }
-}
-
-/// How the publishers send.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
-    /// Bits of RTP packets per second and publisher.
-    pub(crate) bitrate: u64,
-    /// Bytes of an RTP packet before protection.
-    pub(crate) packet_len: usize,
-    /// Frames per second and publisher.
-    pub(crate) fps: u32,
-    /// How long.
-    pub(crate) duration: Duration,
 }
 
 /// What a run did.
@@ -126,8 +120,8 @@ pub(crate) struct Outcome {
     pub(crate) delivered: u64,
     /// Packets that came again.
     pub(crate) repeats: u64,
-    /// Trains that the subscribers got.
-    pub(crate) trains: u64,
+    /// Trains that the subscribers got, which is how they left the server: nothing on the way cuts or joins them.
+    pub(crate) trains: Trains,
     /// Packets whose tag was checked and right, with the publisher's number inside.
     pub(crate) authenticated: u64,
     /// Packets whose tag was wrong, that were replayed, or that held something else.
@@ -138,14 +132,14 @@ pub(crate) struct Outcome {
     pub(crate) keyframe_requests: u64,
     /// Packets that the kernel dropped at a subscriber's socket: a generator that does not keep up, not the server.
     pub(crate) generator_drops: u64,
-    /// From the first frame to the last packet's arrival, at least to the end of the last frame's interval.
+    /// From the first packet to the last packet's arrival, at least to the end of the last frame's interval.
     pub(crate) elapsed: Duration,
     /// How much of that lies behind the last frame's interval: a queue that had to be worked off.
     pub(crate) overrun: Duration,
-    /// The latest that a frame left after its time.
+    /// The latest that a packet left after its time.
     pub(crate) late_max: Duration,
-    /// p50, p99 and p99.9 of authenticated packets, in microseconds.
-    pub(crate) latency_us: [f64; 3],
+    /// Of authenticated packets, from the time that they were to be sent.
+    pub(crate) latency_us: Option<LatencyUs>,
     /// How many packets that is.
     pub(crate) latency_samples: usize,
 }
@@ -154,11 +148,6 @@ impl Outcome {
     /// Share of the expected packets that did not arrive.
     pub(crate) fn loss(&self) -> f64 {
         1.0 - self.delivered as f64 / self.expected.max(1) as f64
-    }
-
-    /// Mean packets per train as the subscribers saw it.
-    pub(crate) fn train_len(&self) -> f64 {
-        (self.delivered + self.repeats) as f64 / self.trains.max(1) as f64
     }
 }
 
@@ -176,8 +165,17 @@ pub(crate) struct Load {
     filler: Vec<u8>,
     /// Of the next packet.
     number: u64,
+    tally: Tally,
+}
+
+/// What a run saw, of all subscribers together.
+#[derive(Default)]
+struct Tally {
     checksum: u64,
     latencies: Latencies,
+    trains: Trains,
+    /// Datagrams that came from elsewhere: the floor's.
+    strange: u64,
 }
 
 impl Load {
@@ -194,41 +192,38 @@ impl Load {
             last_media: Duration::ZERO,
             filler: (0..packet_len).map(|at| (at * 7) as u8).collect(),
             number: 0,
-            checksum: 0,
-            latencies: Latencies::with_capacity(samples),
+            tally: Tally { latencies: Latencies::with_capacity(samples), ..Tally::default() },
         }
     }
 
-    /// Sends frames at `pace` and waits for the last packets. The number of frames is fixed, so that two runs do the same.
+    /// Sends at `pace` and waits for the last packets.
     pub(crate) fn run(&mut self, pace: &Pace) -> Result<Outcome, String> {
-        let publishers = self.publishers.len() as u32;
-        let frames = (pace.duration.as_secs_f64() * f64::from(pace.fps)).round().max(1.0) as u32;
-        let interval = Duration::from_secs(1) / pace.fps;
-        let mut sizers: Vec<FrameSizer> =
-            self.publishers.iter().map(|_| FrameSizer::new(pace.bitrate, pace.packet_len, pace.fps)).collect();
-        let before = self.counts();
-        let drops_before = self.groups.kernel_drops();
-        (self.number, self.checksum) = (0, 0);
-        self.latencies.clear();
+        let (frames, interval, publishers) = (pace.frames(), pace.interval(), self.publishers.len() as u32);
+        let (before, drops_before) = (self.counts(), self.groups.kernel_drops());
+        self.number = 0;
+        self.tally.latencies.clear();
+        (self.tally.checksum, self.tally.trains) = (0, Trains::default());
         let mut outcome = Outcome::default();
         let mut sent = vec![0u64; self.publishers.len()];
         let start = self.clock.elapsed();
-        for step in 0..frames * publishers {
-            let due = start + interval * (step / publishers) + interval / publishers * (step % publishers);
-            while self.clock.elapsed() < due {
-                self.sweep()?;
-            }
-            outcome.late_max = outcome.late_max.max(self.clock.elapsed().saturating_sub(due));
-            let publisher = (step % publishers) as usize;
-            let packets = sizers[publisher].next_frame();
-            self.send_frame(publisher, packets, pace)?;
-            sent[publisher] += packets as u64;
+        for n in 0..publishers {
+            let begin = start + interval / publishers * n;
+            self.publisher(n as usize).begin(Timeline::new(pace, begin, frames));
         }
-        while self.clock.elapsed() < start + interval * frames {
-            self.sweep()?;
+        let end = start + interval * frames;
+        loop {
+            let mut over = self.clock.elapsed() >= end;
+            for (publisher, sent) in sent.iter_mut().enumerate() {
+                let late = self.send_due(publisher, pace, sent)?;
+                outcome.late_max = outcome.late_max.max(late);
+                over &= self.publisher(publisher).due().is_none();
+            }
+            if over {
+                break;
+            }
+            self.sweep_next()?;
         }
         self.wait_for_quiet()?;
-        let end = start + interval * frames;
         outcome.overrun = self.last_media.saturating_sub(end);
         outcome.elapsed = end + outcome.overrun - start;
         let after = self.counts();
@@ -236,14 +231,14 @@ impl Load {
         outcome.expected = self.subscribers().map(|subscriber| sent[subscriber.publisher]).sum();
         outcome.delivered = after.packets - before.packets;
         outcome.repeats = after.repeats - before.repeats;
-        outcome.trains = after.trains - before.trains;
         outcome.authenticated = after.authenticated - before.authenticated;
         outcome.refused = after.refused - before.refused;
         outcome.keyframe_requests = after.keyframe_requests - before.keyframe_requests;
         outcome.generator_drops = self.groups.kernel_drops() - drops_before;
-        outcome.checksum = self.checksum;
-        outcome.latency_samples = self.latencies.len();
-        outcome.latency_us = self.latencies.percentiles_us([0.5, 0.99, 0.999]);
+        outcome.trains = self.tally.trains.clone();
+        outcome.checksum = self.tally.checksum;
+        outcome.latency_samples = self.tally.latencies.len();
+        outcome.latency_us = self.tally.latencies.summarize();
         Ok(outcome)
     }
 
@@ -251,16 +246,15 @@ impl Load {
     pub(crate) fn wait_for_quiet(&mut self) -> Result<(), String> {
         let start = self.clock.elapsed();
         while self.clock.elapsed() < self.last_media.max(start) + QUIET {
-            self.sweep()?;
+            self.sweep_next()?;
         }
         Ok(())
     }
 
-    /// Keeps consent while something else is measured, with as little of the core as that takes.
-    pub(crate) fn idle(&mut self) -> Result<(), String> {
-        self.sweep()?;
-        std::thread::sleep(IDLE_INTERVAL);
-        Ok(())
+    /// Keeps consent and reads what somebody else sends to the subscribers: how many datagrams have come in all.
+    pub(crate) fn drain(&mut self) -> Result<u64, String> {
+        self.sweep_next()?;
+        Ok(self.tally.strange)
     }
 
     /// Checks of all clients that the server has answered.
@@ -291,7 +285,6 @@ impl Load {
                 Role::Subscriber(subscriber) => {
                     counts.packets += subscriber.arrival.packets;
                     counts.repeats += subscriber.arrival.repeats;
-                    counts.trains += subscriber.trains;
                     counts.authenticated += subscriber.authenticated;
                     counts.refused += subscriber.refused;
                 }
@@ -300,8 +293,8 @@ impl Load {
         counts
     }
 
-    /// Takes what arrived and sends the checks that are due.
-    fn sweep(&mut self) -> Result<(), String> {
+    /// Takes what arrived for the next group of clients and sends the checks that are due.
+    fn sweep_next(&mut self) -> Result<(), String> {
         let now = self.clock.elapsed();
         // At most one round: a generator that was stopped for long does not pay it all back.
         for _ in 0..self.clients.len() {
@@ -313,9 +306,9 @@ impl Load {
             self.send_check(self.next_checked)?;
         }
         self.next_check = self.next_check.max(now);
-        let Load { groups, clients, clock, checksum, latencies, .. } = self;
+        let Load { groups, clients, clock, tally, .. } = self;
         let mut media = false;
-        let swept = groups.sweep(|at, received| media |= clients[at].take(received, *clock, checksum, latencies));
+        let swept = groups.sweep_next(|at, received| media |= clients[at].take(received, *clock, tally));
         swept.map_err(|e| format!("load generator: receive: {e}"))?;
         if media {
             self.last_media = self.clock.elapsed();
@@ -333,62 +326,80 @@ impl Load {
         self.groups.flush(at).map_err(|e| format!("load generator: check: {e}"))
     }
 
-    fn send_frame(&mut self, publisher: usize, packets: usize, pace: &Pace) -> Result<(), String> {
-        let at = self.publishers[publisher];
-        let Client { server, role: Role::Publisher(stream), .. } = &mut self.clients[at] else {
+    /// The `n`-th publisher.
+    fn publisher(&mut self, n: usize) -> &mut Publisher {
+        match &mut self.clients[self.publishers[n]].role {
+            Role::Publisher(publisher) => publisher,
+            Role::Subscriber(_) => unreachable!("the list holds the indexes of publishers"),
+        }
+    }
+
+    /// Sends what is due of one publisher and counts it; how late the latest left.
+    fn send_due(&mut self, publisher: usize, pace: &Pace, sent: &mut u64) -> Result<Duration, String> {
+        let Load { groups, clients, publishers, filler, number, clock, .. } = self;
+        let at = publishers[publisher];
+        let Client { server, role: Role::Publisher(stream), .. } = &mut clients[at] else {
             unreachable!("the list holds the indexes of publishers");
         };
-        let frame = Frame { packets, fps: pace.fps, filler: &mut self.filler, number: &mut self.number, clock: self.clock };
-        stream.send_frame(&mut self.groups, (at, *server), frame)
+        let before = *number;
+        let late = stream.send_due(groups, (at, *server), Source { fps: pace.fps, filler, number, now: clock.elapsed() })?;
+        *sent += *number - before;
+        Ok(late)
     }
 }
 
-/// What a frame is made of.
-pub(crate) struct Frame<'a> {
-    /// How many packets.
-    pub(crate) packets: usize,
-    /// Frames per second of its stream.
+/// What packets are made of.
+pub(crate) struct Source<'a> {
+    /// Frames per second of the stream.
     pub(crate) fps: u32,
     /// A packet, to be filled in.
     pub(crate) filler: &'a mut [u8],
     /// Number of the next packet.
     pub(crate) number: &'a mut u64,
-    /// What stamps are read from.
-    pub(crate) clock: Instant,
+    /// What is due by now is sent.
+    pub(crate) now: Duration,
 }
 
 #[derive(Default)]
 struct Counts {
     packets: u64,
     repeats: u64,
-    trains: u64,
     authenticated: u64,
     refused: u64,
     keyframe_requests: u64,
 }
 
 impl Publisher {
-    /// Sends one frame as one burst. A full queue of the generator is its own fault and ends the run. `way` is the client's place in
-    /// `groups`, and its server.
-    pub(crate) fn send_frame(&mut self, groups: &mut Groups, way: (usize, SocketAddr), frame: Frame<'_>) -> Result<(), String> {
+    /// Sends at these times from now on.
+    pub(crate) fn begin(&mut self, timeline: Timeline) {
+        self.timeline = timeline;
+    }
+
+    /// When the next packet is to leave, if there is one.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        self.timeline.due()
+    }
+
+    /// Sends what is due and says how late the latest left. A full queue of the generator is its own fault and ends the run. `way` is
+    /// the client's place in `groups`, and its server.
+    pub(crate) fn send_due(&mut self, groups: &mut Groups, way: (usize, SocketAddr), source: Source<'_>) -> Result<Duration, String> {
         let (at, server) = way;
-        let Frame { packets, fps, filler, number, clock } = frame;
-        let now = clock.elapsed();
-        if now >= self.next_report {
-            self.next_report = now + REPORT_INTERVAL;
-            groups.send(at, server, |out| self.write_report(out, now));
-        }
-        let keyframe = std::mem::take(&mut self.wants_keyframe);
-        for n in 0..packets {
-            let place = Place {
-                ssrc: self.ssrc,
-                sequence: self.index as u16,
-                timestamp: self.timestamp,
-                starts_frame: n == 0,
-                ends_frame: n + 1 == packets,
-                keyframe,
-            };
-            write_packet(filler, &place, *number, clock.elapsed().as_nanos() as u64);
+        let Source { fps, filler, number, now } = source;
+        let mut late = None;
+        while let Some(due) = self.timeline.due().filter(|due| *due <= now) {
+            if now >= self.next_report {
+                self.next_report = now + REPORT_INTERVAL;
+                groups.send(at, server, |out| self.write_report(out, now));
+            }
+            late = late.max(Some(now - due));
+            let (starts_frame, ends_frame) = self.timeline.place();
+            if starts_frame {
+                self.keyframe = std::mem::take(&mut self.wants_keyframe);
+            }
+            let (sequence, timestamp, keyframe) = (self.index as u16, self.timestamp, self.keyframe);
+            let place = Place { ssrc: self.ssrc, sequence, timestamp, starts_frame, ends_frame, keyframe, media: self.media };
+            // The time that it was to leave: a generator that is late must not hide the wait (coordinated omission).
+            write_packet(filler, &place, *number, due.as_nanos() as u64);
             *number += 1;
             let (header, payload) = filler.split_at(HEADER_LEN);
             let fill = |out: &mut [u8]| {
@@ -402,9 +413,14 @@ impl Publisher {
             }
             self.index += 1;
             self.packets += 1;
+            if ends_frame {
+                self.timestamp = self.timestamp.wrapping_add(self.media.clock_rate() / fps);
+            }
+            self.timeline.advance();
         }
-        self.timestamp = self.timestamp.wrapping_add(90_000 / fps);
-        groups.flush(at).map_err(|e| format!("load generator: send: {e}"))
+        let Some(late) = late else { return Ok(Duration::ZERO) };
+        groups.flush(at).map_err(|e| format!("load generator: send: {e}"))?;
+        Ok(late)
     }
 
     fn write_report(&mut self, out: &mut [u8], now: Duration) -> usize {
@@ -440,11 +456,12 @@ impl Publisher {
 
 impl Client {
     /// Takes one train; whether it was media.
-    fn take(&mut self, mut received: Received<'_>, clock: Instant, checksum: &mut u64, latencies: &mut Latencies) -> bool {
+    fn take(&mut self, mut received: Received<'_>, clock: Instant, tally: &mut Tally) -> bool {
         if received.from != self.server {
+            tally.strange += received.bytes.len().div_ceil(received.segment) as u64;
             return false;
         }
-        let mut media = false;
+        let mut media = 0;
         let mut now_ns = None;
         for datagram in received.datagrams() {
             match (demux(datagram), &mut self.role) {
@@ -453,7 +470,7 @@ impl Client {
                 }
                 (Ok(Protocol::Rtcp), Role::Publisher(publisher)) => publisher.take_rtcp(datagram),
                 (Ok(Protocol::Rtp), Role::Subscriber(subscriber)) => {
-                    media = true;
+                    media += 1;
                     subscriber.arrival.insert(u16::from_be_bytes([datagram[2], datagram[3]]));
                     if subscriber.receiver.is_some() {
                         // One clock read per train: its packets were there together.
@@ -461,8 +478,8 @@ impl Client {
                         match subscriber.open(datagram) {
                             Some((number, sent_ns)) => {
                                 subscriber.authenticated += 1;
-                                *checksum = checksum.wrapping_add((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                                latencies.push(now_ns.saturating_sub(sent_ns));
+                                tally.checksum = tally.checksum.wrapping_add((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                                tally.latencies.push(now_ns.saturating_sub(sent_ns));
                             }
                             None => subscriber.refused += 1,
                         }
@@ -472,10 +489,10 @@ impl Client {
                 _ => {}
             }
         }
-        if media && let Role::Subscriber(subscriber) = &mut self.role {
-            subscriber.trains += 1;
+        if media > 0 {
+            tally.trains.push(media);
         }
-        media
+        media > 0
     }
 }
 

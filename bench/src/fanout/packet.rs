@@ -4,7 +4,7 @@
 //! 0..12 RTP header | 12 VP8 descriptor | 13..23 VP8 frame header (first packet) | 28..36 number | 36..44 sent, ns | filler
 //! ```
 
-use crate::sdp::PAYLOAD_TYPE;
+use crate::sdp::Media;
 
 /// Bytes of the RTP header: no CSRC, no extension.
 pub(crate) const HEADER_LEN: usize = 12;
@@ -34,21 +34,25 @@ pub(crate) struct Place {
     pub(crate) ends_frame: bool,
     /// The frame decodes without another.
     pub(crate) keyframe: bool,
+    /// Of audio a frame is a packet, and all of the payload is filler.
+    pub(crate) media: Media,
 }
 
 /// Fills `packet` (at least [`PACKET_LEN_MIN`] bytes) with the packet at `place`. The filler stays what it was.
 pub(crate) fn write_packet(packet: &mut [u8], place: &Place, number: u64, sent_ns: u64) {
     packet[0] = 0x80;
-    packet[1] = PAYLOAD_TYPE | if place.ends_frame { 0x80 } else { 0 };
+    packet[1] = place.media.payload_type() | if place.ends_frame && place.media == Media::Video { 0x80 } else { 0 };
     packet[2..4].copy_from_slice(&place.sequence.to_be_bytes());
     packet[4..8].copy_from_slice(&place.timestamp.to_be_bytes());
     packet[8..12].copy_from_slice(&place.ssrc.to_be_bytes());
-    // RFC 7741 section 4.2: S is set at the start of a partition, PID 0.
-    packet[12] = if place.starts_frame { 0x10 } else { 0 };
-    match (place.starts_frame, place.keyframe) {
-        (true, true) => packet[13..23].copy_from_slice(&KEYFRAME),
-        (true, false) => packet[13..16].copy_from_slice(&INTERFRAME),
-        (false, _) => {}
+    if place.media == Media::Video {
+        // RFC 7741 section 4.2: S is set at the start of a partition, PID 0.
+        packet[12] = if place.starts_frame { 0x10 } else { 0 };
+        match (place.starts_frame, place.keyframe) {
+            (true, true) => packet[13..23].copy_from_slice(&KEYFRAME),
+            (true, false) => packet[13..16].copy_from_slice(&INTERFRAME),
+            (false, _) => {}
+        }
     }
     packet[NUMBER_AT..NUMBER_AT + 8].copy_from_slice(&number.to_be_bytes());
     packet[SENT_AT..SENT_AT + 8].copy_from_slice(&sent_ns.to_be_bytes());
@@ -93,10 +97,11 @@ mod tests {
     #[test]
     fn number_and_time_survive_and_the_keyframe_shows() {
         let mut packet = [0xaa; PACKET_LEN_MIN];
-        let place = Place { ssrc: 7, sequence: 300, timestamp: 90, starts_frame: true, ends_frame: true, keyframe: true };
+        let media = Media::Video;
+        let place = Place { ssrc: 7, sequence: 300, timestamp: 90, starts_frame: true, ends_frame: true, keyframe: true, media };
         write_packet(&mut packet, &place, 12, 34);
         assert_eq!(read_payload(&packet[HEADER_LEN..]), Some((12, 34)));
-        assert_eq!((packet[1], &packet[2..4]), (0x80 | PAYLOAD_TYPE, &[1, 44][..]));
+        assert_eq!((packet[1], &packet[2..4]), (0x80 | 96, &[1, 44][..]));
         assert_eq!((packet[12], packet[13] & 1, &packet[16..19]), (0x10, 0, &[0x9d, 0x01, 0x2a][..]));
         assert_eq!(read_payload(&[0; 10]), None);
         assert!(starts_keyframe(&packet[HEADER_LEN..]));

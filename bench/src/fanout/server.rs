@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::http;
+use crate::network::Network;
 
 /// A node is serving within a second (DESIGN 11); a debug build on a busy machine gets this long.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -49,22 +50,27 @@ struct Started {
     folder: PathBuf,
 }
 
+/// Where a server that is started here runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// A packet worker on each of these cores.
+    pub(crate) cores: &'a [usize],
+    /// It listens at this network's end for nodes, on free ports.
+    pub(crate) network: &'a Network,
+}
+
 impl Server {
-    /// Starts `program` with a worker on each of `cores`, everything else on loopback and free ports, and `key` as its API key.
-    pub(crate) fn start(
-        program: &Path,
-        cores: impl std::fmt::Display,
-        capacity: Capacity,
-        backend: &str,
-        key: (&str, &str),
-    ) -> Result<Server, String> {
+    /// Starts `program` with `key` as its API key.
+    pub(crate) fn start(program: &Path, place: Place<'_>, capacity: Capacity, backend: &str, key: (&str, &str)) -> Result<Server, String> {
+        let address = place.network.node_address();
+        let cores = place.cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let folder = std::env::temp_dir().join(format!("pop-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let config = folder.join("pop.toml");
         let Capacity { transports, tracks, subscriptions, consent_timeout_s } = capacity;
         let text = format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"{socket}\"\n\
-             [media]\naddresses = [\"127.0.0.1\"]\nport = 0\nconsent_timeout = \"{consent_timeout_s}s\"\n\
+            "[http]\nlisten = \"{address}:0\"\n[admin]\nlisten = \"{address}:0\"\nsocket = \"{socket}\"\n\
+             [media]\naddresses = [\"{address}\"]\nport = 0\nconsent_timeout = \"{consent_timeout_s}s\"\n\
              [dataplane]\ncores = \"{cores}\"\ntransports_max = {transports}\ntracks_max = {tracks}\n\
              subscriptions_max = {subscriptions}\nbackend = \"{backend}\"\n\
              [auth.keys]\n{name} = \"{secret}\"\n[log]\nlevel = \"warn\"\n",
@@ -77,13 +83,19 @@ impl Server {
             .open(&config)
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|e| format!("{}: {e}", config.display()))?;
-        let mut process = Command::new(program)
+        // Told here, in this program's words: what carries it into a namespace has its own.
+        if !program.exists() {
+            return Err(format!("{}: no such file: build it (cargo build --release -p pop) or name it with --pop", program.display()));
+        }
+        let mut process = place
+            .network
+            .command(program)
             .args(["run", "--json", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|e| format!("{}: {e}: build it (cargo build --release -p pop) or name it with --pop", program.display()))?;
+            .map_err(|e| format!("{}: {e}", program.display()))?;
         let stdout = process.stdout.take().expect("stdout is piped above");
         let pid = process.id();
         // Owned from here on, so that every way out ends the process.
@@ -106,16 +118,15 @@ impl Server {
         self.child.as_ref().map(|started| started.folder.join("pop.sock"))
     }
 
-    /// The sum of all samples of a metric; `None` when there is no admin listener or no such metric.
-    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
-        let page = http::request("GET", &format!("{}/metrics", self.admin.as_ref()?), &[], "").ok()?;
-        sum_metric(&page.body, name)
+    /// The metrics page; `None` when there is no admin listener.
+    pub(crate) fn metrics(&self) -> Option<String> {
+        http::request("GET", &format!("{}/metrics", self.admin.as_ref()?), &[], "").ok().map(|page| page.body)
     }
 
     /// Drops by reason, the reasons that have any.
-    pub(crate) fn drops(&self) -> Vec<(String, u64)> {
-        let page = self.admin.as_ref().and_then(|admin| http::request("GET", &format!("{admin}/metrics"), &[], "").ok());
-        page.map_or_else(Vec::new, |page| parse_drops(&page.body))
+    pub(crate) fn drops(&self) -> Value {
+        let drops = self.metrics().map_or_else(Vec::new, |page| parse_drops(&page));
+        drops.into_iter().map(|(reason, count)| (reason, Value::from(count))).collect()
     }
 
     /// The packet workers' back end, in the status page's words.
@@ -175,7 +186,8 @@ fn find_text(value: &Value, name: &str) -> Option<String> {
     }
 }
 
-fn sum_metric(page: &str, name: &str) -> Option<f64> {
+/// The sum of all samples of a metric; `None` when the page has none.
+pub(crate) fn sum_metric(page: &str, name: &str) -> Option<f64> {
     let samples: Vec<f64> = page
         .lines()
         .filter_map(|line| {

@@ -12,10 +12,11 @@ use pop_uring::Received;
 use tokio::runtime::Runtime;
 
 use super::member::{Member, Seat, Times};
-use crate::fanout::arrival::{Arrival, Latencies};
+use crate::fanout::arrival::{Arrival, Latencies, Trains};
 use crate::fanout::ice::Checks;
-use crate::fanout::load::{CHECK_INTERVAL, Frame, Outcome, Pace, Publisher, QUIET};
-use crate::fanout::packet::{FrameSizer, read_payload};
+use crate::fanout::load::{CHECK_INTERVAL, Outcome, Publisher, QUIET, Source};
+use crate::fanout::packet::read_payload;
+use crate::fanout::timeline::{Pace, Timeline};
 use crate::groups::Groups;
 use crate::random::random_bytes;
 
@@ -37,6 +38,8 @@ pub(crate) struct Crowd {
     clock: Instant,
     next_check: Duration,
     next_checked: usize,
+    /// The batch that is read from next.
+    next: usize,
     last_media: Duration,
     filler: Vec<u8>,
     number: u64,
@@ -45,16 +48,15 @@ pub(crate) struct Crowd {
 
 struct Batch {
     groups: Groups,
+    /// Of the sockets.
+    addresses: Vec<SocketAddr>,
     clients: Vec<Client>,
 }
 
 struct Sending {
     batch: usize,
     at: usize,
-    sizer: FrameSizer,
-    due: Duration,
-    /// Frames and packets of this run.
-    frames: u32,
+    /// Packets of this run.
     packets: u64,
 }
 
@@ -79,22 +81,24 @@ struct Stream {
 /// What a run saw.
 #[derive(Default)]
 struct Tally {
-    trains: u64,
+    trains: Trains,
     authenticated: u64,
     refused: u64,
     /// Packets of an SSRC that no answer told.
     unknown: u64,
+    /// Datagrams that came from elsewhere: the floor's.
+    strange: u64,
     checksum: u64,
     latencies: Latencies,
 }
 
 impl Client {
-    fn new(member: Member, authenticates: bool) -> (UdpSocket, Client) {
+    fn new(member: Member, authenticates: bool, pace: &Pace) -> (UdpSocket, Client) {
         let Member { socket, server, checks, keys, ssrc, sources, seat, .. } = member;
         let receiver = || SrtpReceiver::new(keys.profile, &keys.remote);
         let publisher = ssrc.map(|ssrc| {
             let sender = SrtpSender::new(keys.profile, &keys.local);
-            Box::new(Publisher::new(sender, receiver(), ssrc, u16::from_be_bytes(random_bytes())))
+            Box::new(Publisher::new(sender, receiver(), ssrc, u16::from_be_bytes(random_bytes()), pace))
         });
         let mut client = Client { server, checks, keys: authenticates.then_some(keys), publisher, streams: Vec::new(), seat };
         client.expect_sources(&sources);
@@ -114,16 +118,17 @@ impl Client {
     /// Takes one train; whether it was media.
     fn take(&mut self, mut received: Received<'_>, clock: Instant, tally: &mut Tally) -> bool {
         if received.from != self.server {
+            tally.strange += received.bytes.len().div_ceil(received.segment) as u64;
             return false;
         }
-        let mut media = false;
+        let mut media = 0;
         let now_ns = clock.elapsed().as_nanos() as u64;
         for datagram in received.datagrams() {
             match demux(datagram) {
                 Ok(Protocol::Stun) => drop(self.checks.read_answer(datagram)),
                 Ok(Protocol::Rtcp) => self.publisher.iter_mut().for_each(|publisher| publisher.take_rtcp(datagram)),
                 Ok(Protocol::Rtp) => {
-                    media = true;
+                    media += 1;
                     let ssrc = u32::from_be_bytes([datagram[8], datagram[9], datagram[10], datagram[11]]);
                     match self.streams.binary_search_by_key(&ssrc, |stream| stream.ssrc) {
                         Ok(at) => self.streams[at].take(datagram, now_ns, tally),
@@ -134,8 +139,10 @@ impl Client {
                 _ => {}
             }
         }
-        tally.trains += u64::from(media);
-        media
+        if media > 0 {
+            tally.trains.push(media);
+        }
+        media > 0
     }
 }
 
@@ -173,6 +180,7 @@ impl Crowd {
             clock: Instant::now(),
             next_check: Duration::ZERO,
             next_checked: 0,
+            next: 0,
             last_media: Duration::ZERO,
             filler: (0..pace.packet_len).map(|at| (at * 7) as u8).collect(),
             number: 0,
@@ -187,13 +195,13 @@ impl Crowd {
         authenticates: impl Fn(usize) -> bool,
     ) -> Result<(Vec<Times>, Vec<String>), String> {
         let (mut times, mut failures, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
-        self.begin();
+        self.begin(u32::MAX);
         loop {
             let over = match wave.try_recv() {
                 Ok(Ok(member)) => {
                     times.push(member.times);
                     let authenticates = authenticates(member.index);
-                    waiting.push(Client::new(member, authenticates));
+                    waiting.push(Client::new(member, authenticates, &self.pace));
                     false
                 }
                 Ok(Err(sentence)) => {
@@ -212,8 +220,8 @@ impl Crowd {
             if over {
                 return Ok((times, failures));
             }
-            self.send_due(u32::MAX)?;
-            self.sweep()?;
+            self.send_due()?;
+            self.sweep_next()?;
         }
     }
 
@@ -221,15 +229,23 @@ impl Crowd {
         if joined.is_empty() {
             return Ok(());
         }
-        let (sockets, clients): (Vec<_>, Vec<_>) = joined.into_iter().unzip();
+        let (sockets, mut clients): (Vec<_>, Vec<_>) = joined.into_iter().unzip();
+        let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
         let groups = Groups::new(sockets).map_err(|e| format!("load generator: {e}"))?;
-        let Pace { bitrate, packet_len, fps, .. } = self.pace;
-        for (at, _) in clients.iter().enumerate().filter(|(_, client)| client.publisher.is_some()) {
-            let (batch, sizer) = (self.batches.len(), FrameSizer::new(bitrate, packet_len, fps));
-            self.publishers.push(Sending { batch, at, sizer, due: self.clock.elapsed(), frames: 0, packets: 0 });
+        let now = self.clock.elapsed();
+        for (at, client) in clients.iter_mut().enumerate() {
+            if let Some(publisher) = &mut client.publisher {
+                publisher.begin(Timeline::new(&self.pace, now, u32::MAX));
+                self.publishers.push(Sending { batch: self.batches.len(), at, packets: 0 });
+            }
         }
-        self.batches.push(Batch { groups, clients });
+        self.batches.push(Batch { groups, addresses, clients });
         Ok(())
+    }
+
+    /// Where their sockets are.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.batches.iter().flat_map(|batch| &batch.addresses).copied().collect()
     }
 
     /// How many are here.
@@ -266,20 +282,19 @@ impl Crowd {
         Ok(())
     }
 
-    /// Sends frames for the pace's duration and waits for the last packets; every publisher sends as many packets.
-    pub(crate) fn run(&mut self) -> Result<Outcome, String> {
+    /// Sends at `pace` and waits for the last packets; every publisher sends as many packets.
+    pub(crate) fn run(&mut self, pace: &Pace) -> Result<Outcome, String> {
         self.wait_for_quiet()?;
-        let Pace { fps, duration, .. } = self.pace;
-        let frames = (duration.as_secs_f64() * f64::from(fps)).round().max(1.0) as u32;
+        self.pace = *pace;
         let (before, drops_before) = (self.arrived(), self.kernel_drops());
         self.number = 0;
-        self.tally = Tally { unknown: self.tally.unknown, ..Tally::default() };
-        let start = self.begin();
-        let end = start + Duration::from_secs(1) / fps * frames;
+        self.tally = Tally { unknown: self.tally.unknown, strange: self.tally.strange, ..Tally::default() };
+        let start = self.begin(pace.frames());
+        let end = start + pace.interval() * pace.frames();
         let mut outcome = Outcome::default();
-        while self.clock.elapsed() < end || self.publishers.iter().any(|sending| sending.frames < frames) {
-            outcome.late_max = outcome.late_max.max(self.send_due(frames)?);
-            self.sweep()?;
+        while self.clock.elapsed() < end || self.is_sending() {
+            outcome.late_max = outcome.late_max.max(self.send_due()?);
+            self.sweep_next()?;
         }
         self.wait_for_quiet()?;
         let (packets, repeats) = self.arrived();
@@ -291,44 +306,43 @@ impl Crowd {
         (outcome.delivered, outcome.repeats) = (packets - before.0, repeats - before.1);
         outcome.generator_drops = self.kernel_drops() - drops_before;
         let tally = &mut self.tally;
-        (outcome.trains, outcome.authenticated, outcome.refused) = (tally.trains, tally.authenticated, tally.refused);
+        (outcome.trains, outcome.authenticated, outcome.refused) = (tally.trains.clone(), tally.authenticated, tally.refused);
         outcome.checksum = tally.checksum;
         outcome.latency_samples = tally.latencies.len();
-        outcome.latency_us = tally.latencies.percentiles_us([0.5, 0.99, 0.999]);
+        outcome.latency_us = tally.latencies.summarize();
         Ok(outcome)
     }
 
-    /// Frames are due from now on, one publisher after the other within a frame's time.
-    fn begin(&mut self) -> Duration {
-        let Pace { bitrate, packet_len, fps, .. } = self.pace;
-        let (now, count) = (self.clock.elapsed(), self.publishers.len() as u32);
-        for (n, sending) in self.publishers.iter_mut().enumerate() {
-            sending.sizer = FrameSizer::new(bitrate, packet_len, fps);
-            sending.due = now + Duration::from_secs(1) / fps / count * n as u32;
-            (sending.frames, sending.packets) = (0, 0);
+    fn is_sending(&self) -> bool {
+        let mut publishers = self.clients().filter_map(|client| client.publisher.as_ref());
+        publishers.any(|publisher| publisher.due().is_some())
+    }
+
+    /// `frames` frames are due from now on, one publisher after the other within a frame's time.
+    fn begin(&mut self, frames: u32) -> Duration {
+        let Crowd { batches, publishers, pace, clock, .. } = self;
+        let (now, count) = (clock.elapsed(), publishers.len() as u32);
+        for (n, sending) in publishers.iter_mut().enumerate() {
+            let begin = now + pace.interval() / count * n as u32;
+            let publisher = batches[sending.batch].clients[sending.at].publisher.as_mut();
+            publisher.expect("the list holds the places of publishers").begin(Timeline::new(pace, begin, frames));
+            sending.packets = 0;
         }
         now
     }
 
-    /// Sends the frames that are due, up to `frames` of each publisher. How late the latest was.
-    fn send_due(&mut self, frames: u32) -> Result<Duration, String> {
+    /// Sends the packets that are due. How late the latest was.
+    fn send_due(&mut self) -> Result<Duration, String> {
         let Crowd { batches, publishers, pace, clock, filler, number, .. } = self;
         let mut late_max = Duration::ZERO;
-        for sending in publishers.iter_mut().filter(|sending| sending.frames < frames) {
-            let now = clock.elapsed();
-            if now < sending.due {
-                continue;
-            }
-            late_max = late_max.max(now - sending.due);
-            sending.due += Duration::from_secs(1) / pace.fps;
-            let Batch { groups, clients } = &mut batches[sending.batch];
-            let client = &mut clients[sending.at];
-            let publisher = client.publisher.as_mut().expect("the list holds the places of publishers");
-            let packets = sending.sizer.next_frame();
-            let frame = Frame { packets, fps: pace.fps, filler, number, clock: *clock };
-            publisher.send_frame(groups, (sending.at, client.server), frame)?;
-            sending.frames += 1;
-            sending.packets += packets as u64;
+        for sending in publishers {
+            let before = *number;
+            let Batch { groups, clients, .. } = &mut batches[sending.batch];
+            let Client { publisher, server, .. } = &mut clients[sending.at];
+            let publisher = publisher.as_mut().expect("the list holds the places of publishers");
+            let source = Source { fps: pace.fps, filler, number, now: clock.elapsed() };
+            late_max = late_max.max(publisher.send_due(groups, (sending.at, *server), source)?);
+            sending.packets += *number - before;
         }
         Ok(late_max)
     }
@@ -336,20 +350,29 @@ impl Crowd {
     fn wait_for_quiet(&mut self) -> Result<(), String> {
         let start = self.clock.elapsed();
         while self.clock.elapsed() < self.last_media.max(start) + QUIET {
-            self.sweep()?;
+            self.sweep_next()?;
         }
         Ok(())
     }
 
-    /// Takes what arrived and sends the checks that are due.
-    fn sweep(&mut self) -> Result<(), String> {
+    /// Reads what somebody else sends to the members: how many datagrams have come in all.
+    pub(crate) fn drain(&mut self) -> Result<u64, String> {
+        self.sweep_next()?;
+        Ok(self.tally.strange)
+    }
+
+    /// Takes what arrived for the next batch of members and sends the checks that are due.
+    fn sweep_next(&mut self) -> Result<(), String> {
         self.send_checks()?;
-        let Crowd { batches, clock, tally, .. } = self;
-        let mut media = false;
-        for Batch { groups, clients } in batches {
-            let swept = groups.sweep(|at, received| media |= clients[at].take(received, *clock, tally));
-            swept.map_err(|e| format!("load generator: receive: {e}"))?;
+        let Crowd { batches, clock, tally, next, .. } = self;
+        if batches.is_empty() {
+            return Ok(());
         }
+        *next = (*next + 1) % batches.len();
+        let Batch { groups, clients, .. } = &mut batches[*next];
+        let mut media = false;
+        let swept = groups.sweep(|at, received| media |= clients[at].take(received, *clock, tally));
+        swept.map_err(|e| format!("load generator: receive: {e}"))?;
         if media {
             self.last_media = self.clock.elapsed();
         }
@@ -364,7 +387,7 @@ impl Crowd {
         }
         self.next_check = now + CHECK_INTERVAL / self.batches.len() as u32;
         self.next_checked = (self.next_checked + 1) % self.batches.len();
-        let Batch { groups, clients } = &mut self.batches[self.next_checked];
+        let Batch { groups, clients, .. } = &mut self.batches[self.next_checked];
         for (at, client) in clients.iter_mut().enumerate() {
             let checks = &mut client.checks;
             groups.send(at, client.server, |out| checks.write_check(out.first_chunk_mut().expect("a slot has room for a check")));

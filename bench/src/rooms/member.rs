@@ -23,7 +23,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, JOIN_TIMEOUT, check_connectivity, shake_hands};
 use crate::fanout::packet::starts_keyframe;
-use crate::sdp::{Answer, Offer, TRACK};
+use crate::sdp::{Answer, Media, Offer};
 
 /// What a client says that it speaks: livekit-client 2.23.
 const PROTOCOL: i32 = 17;
@@ -42,6 +42,8 @@ pub(crate) struct Ticket {
     pub(crate) ssrc: Option<u32>,
     /// Sections for what others publish.
     pub(crate) receives: usize,
+    /// What all of them publish.
+    pub(crate) media: Media,
     /// It waits for the first keyframe packet: somebody sends.
     pub(crate) awaits_keyframe: bool,
 }
@@ -114,7 +116,7 @@ pub(crate) async fn join(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket
 async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket, permit: OwnedSemaphorePermit) -> Result<Member, String> {
     let start = Instant::now();
     let media = socket.try_clone().and_then(UdpSocket::from_std).map_err(|e| format!("client socket: {e}"))?;
-    let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, ticket.receives);
+    let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, ticket.receives, ticket.media);
     let mut signal = Signal::connect(&ticket, &offer).await?;
     let welcome = start.elapsed();
     let answer = signal.read_answer().await?;
@@ -235,14 +237,18 @@ fn describe(offer: &Offer, version: u32) -> proto::SessionDescription {
 }
 
 fn join_request(ticket: &Ticket, offer: &Offer) -> proto::JoinRequest {
-    let track = proto::AddTrackRequest {
-        cid: TRACK.to_owned(),
-        name: TRACK.to_owned(),
-        r#type: proto::TrackType::Video as i32,
-        source: proto::TrackSource::Camera as i32,
-        width: 640,
-        height: 360,
-        ..Default::default()
+    let named = proto::AddTrackRequest { cid: ticket.media.name().to_owned(), name: ticket.media.name().to_owned(), ..Default::default() };
+    let track = match ticket.media {
+        Media::Video => proto::AddTrackRequest {
+            r#type: proto::TrackType::Video as i32,
+            source: proto::TrackSource::Camera as i32,
+            width: 640,
+            height: 360,
+            ..named
+        },
+        Media::Audio => {
+            proto::AddTrackRequest { r#type: proto::TrackType::Audio as i32, source: proto::TrackSource::Microphone as i32, ..named }
+        }
     };
     proto::JoinRequest {
         client_info: Some(proto::ClientInfo { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() }),

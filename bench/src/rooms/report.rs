@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::crowd::Crowd;
 use super::member::Times;
 use super::{LOSS_MAX, RoomsArgs};
-use crate::fanout::load::Outcome;
 use crate::machine::Machine;
+use crate::measured::Run;
+use crate::result::case_json;
 
 /// Failures whose sentence is told.
 const SHOWN_MAX: usize = 5;
@@ -18,7 +19,8 @@ const SHOWN_MAX: usize = 5;
 #[derive(Debug, Serialize)]
 pub(crate) struct Wave {
     joined: usize,
-    failed: usize,
+    /// And those that did not.
+    pub(crate) failed: usize,
     /// The first of them.
     pub(crate) failures: Vec<String>,
     per_second: f64,
@@ -106,149 +108,70 @@ pub(crate) struct Step {
     members: usize,
     streams: u64,
     joins: Wave,
-    packets_per_second: f64,
-    loss: f64,
-    latency_us: Value,
-    worker_cpu_share: f64,
-    worker_cpu_ns_per_packet: f64,
     process_cpu_share: f64,
-    sent: u64,
-    expected: u64,
-    delivered: u64,
-    repeats: u64,
-    authenticated: u64,
-    refused: u64,
-    checksum: String,
-    train_len: f64,
-    overrun_us: f64,
-    generator_late_us_max: f64,
-    generator_drops: u64,
+    #[serde(flatten)]
+    run: Run,
 }
 
 impl Step {
-    /// `streams` is what all members get together.
-    pub(crate) fn new(members: usize, streams: u64, joins: Wave, outcome: Outcome, worker_cpu_ns: u64, process_cpu: Duration) -> Step {
-        let [p50, p99, p999] = outcome.latency_us;
-        Step {
-            members,
-            streams,
-            joins,
-            packets_per_second: outcome.delivered as f64 / outcome.elapsed.as_secs_f64(),
-            loss: outcome.loss(),
-            latency_us: json!({"p50": p50, "p99": p99, "p99.9": p999, "samples": outcome.latency_samples}),
-            worker_cpu_share: worker_cpu_ns as f64 / outcome.elapsed.as_nanos() as f64,
-            worker_cpu_ns_per_packet: worker_cpu_ns as f64 / outcome.delivered.max(1) as f64,
-            process_cpu_share: process_cpu.as_secs_f64() / outcome.elapsed.as_secs_f64(),
-            sent: outcome.sent,
-            expected: outcome.expected,
-            delivered: outcome.delivered,
-            repeats: outcome.repeats,
-            authenticated: outcome.authenticated,
-            refused: outcome.refused,
-            checksum: format!("{:016x}", outcome.checksum),
-            train_len: outcome.train_len(),
-            overrun_us: outcome.overrun.as_nanos() as f64 / 1e3,
-            generator_late_us_max: outcome.late_max.as_nanos() as f64 / 1e3,
-            generator_drops: outcome.generator_drops,
-        }
+    /// `members` and what all of them get together.
+    pub(crate) fn new((members, streams): (usize, u64), joins: Wave, run: Run, process_cpu_share: f64) -> Step {
+        Step { members, streams, joins, process_cpu_share, run }
     }
 
     /// All came in, and what they should get arrived.
     pub(crate) fn holds(&self, loss_max: f64) -> bool {
-        self.loss <= loss_max && self.joins.failed == 0
+        self.run.figures.loss.is_some_and(|loss| loss <= loss_max) && self.joins.failed == 0
     }
 
     /// For people, as soon as it is known: raising takes minutes.
     pub(crate) fn summarize(&self) {
         self.joins.summarize("joins");
-        eprintln!(
-            "run       {:>10} members, {} streams, {:.0} packets/s, loss {:.4} %, worker {:.0} % of its core ({:.0} ns a packet), \
-             latency p50 / p99 {:.0} / {:.0} us, {} of {} delivered, {} authenticated, {} refused, checksum {}",
-            self.members,
-            self.streams,
-            self.packets_per_second,
-            self.loss * 100.0,
-            self.worker_cpu_share * 100.0,
-            self.worker_cpu_ns_per_packet,
-            self.latency_us["p50"].as_f64().unwrap_or_default(),
-            self.latency_us["p99"].as_f64().unwrap_or_default(),
-            self.delivered,
-            self.expected,
-            self.authenticated,
-            self.refused,
-            self.checksum
-        );
-        if self.generator_drops > 0 || self.generator_late_us_max > 20e3 {
-            eprintln!(
-                "beware    the generator lost {} packets in its own sockets and was up to {:.0} ms late",
-                self.generator_drops,
-                self.generator_late_us_max / 1e3
-            );
-        }
+        eprintln!("room      {:>10} members, {} streams", self.members, self.streams);
+        self.run.summarize("run");
     }
 }
 
-/// What `--json` writes.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    /// Joins of a room in which nobody publishes.
-    idle_joins: Wave,
-    /// Joins of those who publish.
-    publisher_joins: Wave,
-    idle_bytes_per_member: f64,
-    active_bytes_per_member: f64,
-    /// The largest room that was run with at most 0.1 % loss.
-    members_without_loss: Option<usize>,
+/// The largest room that was run with at most 0.1 % loss; the last where none was.
+fn counting(steps: &[Step]) -> Option<&Step> {
+    steps.iter().rev().find(|step| step.holds(LOSS_MAX)).or(steps.last())
+}
+
+/// What `--json` writes. `joins` are those of the idle room, then of the publishers; `memory` is that of the idle room, then of the live
+/// one after its last run.
+pub(crate) fn report(
+    args: &RoomsArgs,
+    joins: [Wave; 2],
+    memory: [Memory; 2],
     steps: Vec<Step>,
-    machine: Machine,
-    config: Value,
-    evidence: Value,
+    crowd: &Crowd,
+    machine: &Machine,
+    (drops, handed_over): (Value, Option<f64>),
+) -> Value {
+    let figures = counting(&steps).map(|step| step.run.figures.clone()).unwrap_or_default();
+    let config = json!({
+        "members": args.members, "publishers": args.publishers, "bitrate": args.bitrate, "packet_size": args.packet_size,
+        "fps": args.fps, "pace": args.pace, "duration_s": args.duration.as_secs_f64(), "raise": args.raise, "raise_max": args.raise_max,
+        "backend": args.common.backend,
+    });
+    let [idle_joins, publisher_joins] = joins;
+    let detail = json!({
+        "idle_joins": idle_joins, "publisher_joins": publisher_joins,
+        "idle_bytes_per_member": memory[0].per_member(), "active_bytes_per_member": memory[1].per_member(),
+        "idle_memory": memory[0], "active_memory": memory[1],
+        "members_without_loss": steps.iter().filter(|step| step.holds(LOSS_MAX)).map(|step| step.members).max(),
+        "steps": steps, "members_lost": crowd.lost(), "unknown_packets": crowd.unknown(), "server_drops": drops,
+        "handed_over_packets": handed_over,
+    });
+    case_json("rooms", &figures, machine, config, detail)
 }
 
-impl Report {
-    /// `joins` are those of the idle room, then of the publishers; `memory` is that of the idle room, then of the live one after its
-    /// last run.
-    pub(crate) fn new(
-        args: &RoomsArgs,
-        joins: [Wave; 2],
-        memory: [Memory; 2],
-        steps: Vec<Step>,
-        crowd: &Crowd,
-        machine: Machine,
-        (drops, handed_over): (Vec<(String, u64)>, Option<f64>),
-    ) -> Report {
-        let drops: serde_json::Map<String, Value> = drops.into_iter().map(|(reason, count)| (reason, Value::from(count))).collect();
-        let [idle_joins, publisher_joins] = joins;
-        Report {
-            idle_joins,
-            publisher_joins,
-            idle_bytes_per_member: memory[0].per_member(),
-            active_bytes_per_member: memory[1].per_member(),
-            members_without_loss: steps.iter().filter(|step| step.holds(LOSS_MAX)).map(|step| step.members).max(),
-            steps,
-            machine,
-            config: json!({
-                "members": args.members, "publishers": args.publishers, "bitrate": args.bitrate, "packet_size": args.packet_size,
-                "fps": args.fps, "duration_s": args.duration.as_secs_f64(), "raise": args.raise, "raise_max": args.raise_max,
-                "server_core": args.server_core, "server_cores": args.server_cores, "load_core": args.load_core,
-            }),
-            evidence: json!({
-                "idle_memory": memory[0], "active_memory": memory[1], "members_lost": crowd.lost(), "unknown_packets": crowd.unknown(),
-                "server_drops": drops, "handed_over_packets": handed_over,
-            }),
-        }
-    }
-
-    /// The same for people, on stderr: stdout may be the JSON. The runs told themselves.
-    pub(crate) fn summarize(&self) {
-        self.idle_joins.summarize("idle");
-        self.publisher_joins.summarize("publisher");
-        eprintln!(
-            "memory    {:>10.0} bytes per idle member, {:.0} per active one",
-            self.idle_bytes_per_member, self.active_bytes_per_member
-        );
-        if let Some(members) = self.members_without_loss {
-            eprintln!("room      {members:>10} members at no more than {} % loss", LOSS_MAX * 100.0);
-        }
+/// The same for people, on stderr: stdout may be the JSON. The runs told themselves.
+pub(crate) fn summarize(joins: &[Wave; 2], memory: [Memory; 2], steps: &[Step]) {
+    joins[0].summarize("idle");
+    joins[1].summarize("publisher");
+    eprintln!("memory    {:>10.0} bytes per idle member, {:.0} per active one", memory[0].per_member(), memory[1].per_member());
+    if let Some(step) = counting(steps).filter(|step| step.holds(LOSS_MAX)) {
+        eprintln!("room      {:>10} members at no more than {} % loss", step.members, LOSS_MAX * 100.0);
     }
 }

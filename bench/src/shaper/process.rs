@@ -177,7 +177,8 @@ impl Place {
     }
 }
 
-fn ip(netns: Option<&str>, words: &str) -> Result<(), String> {
+/// Runs iproute2's `ip`, in the namespace `netns` when it is given. The error is a sentence with what it said.
+pub fn ip(netns: Option<&str>, words: &str) -> Result<(), String> {
     let mut command = Command::new("ip");
     if let Some(netns) = netns {
         command.args(["-n", netns]);

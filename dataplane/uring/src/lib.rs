@@ -42,7 +42,7 @@ pub use seccomp::refuse_io_uring;
 pub use socket::{bind_tcp, bind_udp};
 pub use stamped::{AsyncStampedSocket, StampedReceipt, StampedSocket};
 pub use streams::{FRAME_LEN_MAX, StreamReceived, StreamStats, Streams, StreamsConfig};
-pub use tun::{Tun, wait_readable};
+pub use tun::{Tun, enter_namespace, wait_readable};
 pub use uring::UringBackend;
 pub use wake::{WakeReceiver, Waker, wake_pair};
 pub use wake_task::AsyncWake;

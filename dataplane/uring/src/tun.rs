@@ -20,7 +20,7 @@ impl Tun {
     pub fn open(name: &str, namespace: Option<&Path>) -> io::Result<Self> {
         let Some(namespace) = namespace else { return Self::make(name) };
         // A namespace is a thread's: one that ends afterwards takes the caller nowhere.
-        thread::scope(|scope| scope.spawn(|| enter(namespace).and_then(|()| Self::make(name))).join())
+        thread::scope(|scope| scope.spawn(|| enter_namespace(namespace).and_then(|()| Self::make(name))).join())
             .unwrap_or_else(|_| Err(io::Error::other("the thread that entered the namespace panicked")))
     }
 
@@ -59,8 +59,8 @@ impl AsFd for Tun {
     }
 }
 
-/// Puts the calling thread into the network namespace.
-fn enter(namespace: &Path) -> io::Result<()> {
+/// Puts the calling thread into the network namespace whose file is given. It stays there, so it should be a thread that ends.
+pub fn enter_namespace(namespace: &Path) -> io::Result<()> {
     let file = File::open(namespace)?;
     // SAFETY: an open descriptor and a number, no pointer.
     let result = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
