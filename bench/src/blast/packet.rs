@@ -9,6 +9,7 @@
 use pop_proto::wire::rtp::{self, RtpView};
 
 use crate::fanout::packet::{HEADER_LEN, Place, write_packet};
+use crate::sdp::Media;
 
 /// The shortest packet that holds every field, in bytes.
 pub(crate) const STAMPED_LEN_MIN: usize = 72;
@@ -48,7 +49,7 @@ pub(crate) fn write_stamped(packet: &mut [u8], ssrc: u32, sequence: u16, stamp: 
     // 90 kHz.
     let timestamp = (stamp.due_ns * 9 / 100_000) as u32;
     let keyframe = stamp.number.is_multiple_of(KEYFRAME_EVERY);
-    let place = Place { ssrc, sequence, timestamp, starts_frame: true, ends_frame: true, keyframe };
+    let place = Place { ssrc, sequence, timestamp, starts_frame: true, ends_frame: true, keyframe, media: Media::Video };
     write_packet(packet, &place, stamp.number, stamp.due_ns);
     packet[44..52].copy_from_slice(&stamp.left_ns.to_be_bytes());
     packet[52..56].copy_from_slice(&MARK.to_be_bytes());
