@@ -1,27 +1,11 @@
 //! The room case as a test: a small input, no timed assertion.
 
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
-
-/// The `pop` binary beside `pop-bench`. A test of the whole workspace has built it; a test of this package alone has not, since
-/// cargo builds a package's own binaries only.
-fn find_pop(bench: &Path) -> PathBuf {
-    let folder = bench.parent().expect("a binary lies in a folder");
-    let target = folder.parent().expect("target/PROFILE");
-    if folder.join("pop").exists() {
-        return folder.join("pop");
-    }
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "pop", "--bin", "pop", "--target-dir"]).arg(target);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs").success(), "pop does not build");
-    folder.join("pop")
-}
 
 /// The cases share two cores and pin their threads: one at a time. This is for cargo's own runner; nextest starts a process per
 /// test and is told in `.config/nextest.toml`.
@@ -33,10 +17,9 @@ fn run_rooms(arguments: &[&str]) -> Value {
 
 fn run_case(case: &str, arguments: &[&str]) -> Value {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let bench = Path::new(env!("CARGO_BIN_EXE_pop-bench"));
-    let pop = find_pop(bench);
+    let pop = common::find_pop();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let output = Command::new(bench)
+    let output = Command::new(env!("CARGO_BIN_EXE_pop-bench"))
         .args([case, "--server-core", &(cores - 1).min(1).to_string(), "--pop"])
         .arg(pop)
         .args(arguments)
@@ -130,16 +113,17 @@ fn members_on_two_workers_hear_each_other() {
         // Two workers take two cores.
         return;
     }
-    let report = run_rooms(&["--members", "8", "--publishers", "8", "--duration", "2s", "--server-cores", "0,1"]);
-    let step = &report["steps"][0];
+    let report = run_rooms(&["--members", "8", "--publishers", "8", "--duration", "2s", "--workers", "2"]);
+    let step = &report["detail"]["steps"][0];
+    let evidence = &step["evidence"];
     assert_whole(step);
     assert_eq!((count(step, "members"), count(step, "streams")), (8, 56), "{step}");
-    assert_eq!(count(step, "delivered"), 7 * count(step, "sent"));
+    assert_eq!(count(evidence, "delivered"), 7 * count(evidence, "sent"));
     // The first has sections of its own to authenticate: what crossed is what was sent.
-    assert!(count(step, "authenticated") > 0, "{step}");
+    assert!(count(evidence, "authenticated") > 0, "{step}");
     // Each publisher is mirrored once, however many there are on the other worker.
-    let crossed = report["evidence"]["handed_over_packets"].as_f64().expect("a count");
-    let sent = count(step, "sent") as f64;
+    let crossed = report["detail"]["handed_over_packets"].as_f64().expect("a count");
+    let sent = count(evidence, "sent") as f64;
     assert!(crossed >= sent && crossed < 2.0 * sent, "{crossed} of {sent}");
-    println!("checksum {}", step["checksum"]);
+    println!("checksum {}", evidence["checksum"]);
 }
