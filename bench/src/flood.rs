@@ -20,14 +20,17 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::fanout::join::{Joined, Ticket, join};
-use crate::fanout::load::{Client, Load, Outcome, Pace, Publisher, Role, Subscriber};
-use crate::fanout::server::{Capacity, Server};
+use crate::fanout::load::{Client, Load, Outcome, Publisher, Role, Subscriber};
+use crate::fanout::server::{Capacity, Place, Server, sum_metric};
+use crate::fanout::timeline::{Pace, Spread};
 use crate::fanout::{AUTHENTICATE_EVERY, machine, parse_bitrate, parse_duration, program_beside};
 use crate::floor::pin_to;
 use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients, no_wakes};
 use crate::machine::{Workers, resident_bytes};
+use crate::network::Network;
 use crate::random::{random_bytes, random_hex};
 use crate::result::{Figures, case_json};
+use crate::sdp::Media;
 use crate::token::{Grant, sign_token};
 use crate::{make_folder_of, write_json};
 
@@ -138,11 +141,15 @@ pub(crate) fn run(args: &FloodArgs) -> Result<(), String> {
     }
     let key = ("bench", random_hex::<20>());
     let program = args.pop.clone().map_or_else(program_beside, Ok)?;
-    let server = Server::start(&program, args.server_core, Capacity::default(), &args.backend, (key.0, &key.1))?;
+    // The victims' own addresses are forged: that is for loopback alone.
+    let network = Network::open(true);
+    let place = Place { cores: &[args.server_core], network: &network };
+    let server = Server::start(&program, place, Capacity::default(), &args.backend, (key.0, &key.1))?;
     pin_to(args.load_core)?;
     let workers = Workers::find(server.pid)?;
-    let (mut load, to, victims) = join_all(args, &server.http, (key.0, &key.1))?;
-    let pace = Pace { bitrate: args.bitrate, packet_len: 1_100, fps: 30, duration: args.duration };
+    let pace =
+        Pace { bitrate: args.bitrate, packet_len: 1_100, fps: 30, spread: Spread::Burst, duration: args.duration, media: Media::Video };
+    let (mut load, to, victims) = join_all(args, &pace, (&server.http, network.load_address()), (key.0, &key.1))?;
     load.renew_consent()?;
     let calm = load.run(&pace)?;
     if calm.delivered == 0 {
@@ -165,7 +172,7 @@ pub(crate) fn run(args: &FloodArgs) -> Result<(), String> {
         "duration_s": args.duration.as_secs_f64(), "seed": args.seed,
     });
     let detail = json!({
-        "loss_without_flood": calm.loss(), "latency_p99_us_without_flood": calm.latency_us[1],
+        "loss_without_flood": calm.loss(), "latency_p99_us_without_flood": calm.latency_us.map(|latency| latency.p99),
         "checksum": format!("{:016x}", calm.checksum), "trials": trials,
     });
     let json = case_json("flood", &figures, &machine(&server), config, detail);
@@ -200,8 +207,11 @@ fn try_kind(
     load: &mut Load,
     pace: &Pace,
 ) -> Result<Trial, String> {
-    let kernel_drops = || server.metric("pop_udp_receive_buffer_drops_total").unwrap_or_default() as u64;
-    let (drops_before, kernel_before, resident_before) = (server.drops(), kernel_drops(), resident_bytes(server.pid)?);
+    let kernel_drops = || {
+        let page = server.metrics().unwrap_or_default();
+        sum_metric(&page, "pop_udp_receive_buffer_drops_total").unwrap_or_default() as u64
+    };
+    let (drops_before, kernel_before, resident_before) = (server.drop_counts(), kernel_drops(), resident_bytes(server.pid)?);
     let (cpu_before, start) = (workers.cpu_ns()?, Instant::now());
     let done = AtomicBool::new(false);
     let (outcome, sent) = std::thread::scope(|scope| {
@@ -215,13 +225,13 @@ fn try_kind(
     let resident_growth = resident_bytes(server.pid)? as i64 - resident_before as i64;
     let after = load.run(&Pace { duration: pace.duration.min(Duration::from_secs(2)), ..*pace })?;
     let before = |reason: &str| drops_before.iter().find(|(known, _)| known == reason).map_or(0, |(_, count)| *count);
-    let drops = server.drops().into_iter().map(|(reason, count)| (reason.clone(), count - before(&reason)));
+    let drops = server.drop_counts().into_iter().map(|(reason, count)| (reason.clone(), count - before(&reason)));
     Ok(Trial {
         kind,
         sent,
         sent_per_second: sent.datagrams as f64 / pace.duration.as_secs_f64(),
         loss: outcome.loss(),
-        latency_p99_us: outcome.latency_us[1],
+        latency_p99_us: outcome.latency_us.map_or(0.0, |latency| latency.p99),
         generator_drops: outcome.generator_drops,
         loss_after: after.loss(),
         worker_cpu_share: cpu as f64 / elapsed.as_nanos() as f64,
@@ -263,11 +273,17 @@ fn flood(pool: &[Forged], to: SocketAddrV4, duration: Duration, stop: &AtomicBoo
 }
 
 /// Publishers first, so that every subscriber finds its track. The node's media address, and the clients as seen on the wire.
-fn join_all(args: &FloodArgs, base: &str, key: (&str, &str)) -> Result<(Load, SocketAddrV4, Vec<Victim>), String> {
+fn join_all(
+    args: &FloodArgs,
+    pace: &Pace,
+    (base, address): (&str, IpAddr),
+    key: (&str, &str),
+) -> Result<(Load, SocketAddrV4, Vec<Victim>), String> {
     if args.publishers == 0 || args.subscribers < args.publishers {
         return Err("--publishers must be at least 1, and --subscribers at least as many".to_owned());
     }
-    let sockets = bind_clients(args.publishers + args.subscribers, SOCKET_QUEUE_LEN).map_err(|e| format!("client sockets: {e}"))?;
+    let sockets =
+        bind_clients(address, args.publishers + args.subscribers, SOCKET_QUEUE_LEN).map_err(|e| format!("client sockets: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("runtime: {e}"))?;
     let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, 1);
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| format!("the clock: {e}"))?.as_secs();
@@ -285,7 +301,7 @@ fn join_all(args: &FloodArgs, base: &str, key: (&str, &str)) -> Result<(Load, So
         let role = match watched {
             None => {
                 let sender = SrtpSender::new(keys.profile, &keys.local);
-                Role::Publisher(Box::new(Publisher::new(sender, receiver(), ssrc, u16::from_be_bytes(random_bytes()))))
+                Role::Publisher(Box::new(Publisher::new(sender, receiver(), ssrc, u16::from_be_bytes(random_bytes()), pace)))
             }
             Some(publisher) => {
                 let authenticates = (at - args.publishers).is_multiple_of(AUTHENTICATE_EVERY);

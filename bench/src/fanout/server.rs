@@ -124,9 +124,13 @@ impl Server {
     }
 
     /// Drops by reason, the reasons that have any.
+    pub(crate) fn drop_counts(&self) -> Vec<(String, u64)> {
+        self.metrics().map_or_else(Vec::new, |page| parse_drops(&page))
+    }
+
+    /// The same for a report.
     pub(crate) fn drops(&self) -> Value {
-        let drops = self.metrics().map_or_else(Vec::new, |page| parse_drops(&page));
-        drops.into_iter().map(|(reason, count)| (reason, Value::from(count))).collect()
+        self.drop_counts().into_iter().map(|(reason, count)| (reason, Value::from(count))).collect()
     }
 
     /// The packet workers' back end, in the status page's words.
