@@ -123,6 +123,15 @@ fn cpu_ns(path: &str) -> Result<u64, String> {
     text.split(' ').next().and_then(|field| field.parse().ok()).ok_or_else(|| format!("{path}: no CPU time in {text:?}"))
 }
 
+/// CPU nanoseconds of all threads that a process has now. Where none ends meanwhile, the growth is what it spent, to a tick.
+pub(crate) fn threads_cpu_ns(pid: u32) -> Result<u64, String> {
+    let tasks = format!("/proc/{pid}/task");
+    let entries = fs::read_dir(&tasks).map_err(|e| format!("{tasks}: {e}"))?;
+    // One that ended since the list was made is not there.
+    let threads = entries.filter_map(|entry| cpu_ns(&entry.ok()?.path().join("schedstat").display().to_string()).ok());
+    Ok(threads.sum())
+}
+
 /// CPU time of a whole process, its ended threads included, to 10 ms: fields 14 and 15 of stat are in ticks (proc_pid_stat(5)), and
 /// Linux shows 100 of them a second whatever its own clock does.
 pub(crate) fn process_cpu(pid: u32) -> Result<Duration, String> {
@@ -165,6 +174,7 @@ mod tests {
         // The kernel brings the figure up to date at each tick, at the latest 10 ms apart.
         let ns = read() - before;
         assert!((8_000_000..200_000_000).contains(&ns), "{ns}");
+        assert!(threads_cpu_ns(std::process::id()).unwrap() >= ns, "this thread is one of them");
         let all = process_cpu(std::process::id()).unwrap();
         assert!(all >= Duration::from_millis(10) && all.as_secs() < 3_600, "{all:?}");
         assert!(resident_bytes(std::process::id()).unwrap() > 1 << 20);

@@ -16,6 +16,7 @@ mod measured;
 mod network;
 mod oracle;
 mod pcap;
+mod peers;
 mod random;
 mod refuse;
 mod report;
@@ -82,6 +83,8 @@ enum Case {
     All(results::all::AllArgs),
     /// Put the results into README's table, or check that they are there.
     Table(results::table::TableArgs),
+    /// The same fan-out through `pop` and another server in turn, and the ratio of what a packet costs.
+    Peer(Box<peers::PeerArgs>),
     /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
     Shaper(ShaperArgs),
     /// Run a program that the kernel refuses io_uring, as container runtimes and hardened services do.
@@ -140,6 +143,7 @@ fn main() -> ExitCode {
         Case::Report(args) => end("report", report::run(&args)),
         Case::All(args) => end("all", results::all::run(&args)),
         Case::Table(args) => end("table", results::table::run(&args)),
+        Case::Peer(args) => end("peer", peers::run(&args)),
         Case::Shaper(args) => end("shaper", run_shaper(&args)),
         Case::RefuseIoUring(args) => end("refuse-io-uring", refuse::run(&args).map(|never| match never {})),
     }

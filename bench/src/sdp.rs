@@ -52,7 +52,8 @@ impl Media {
 pub(crate) struct Offer {
     /// ICE credentials.
     pub(crate) ufrag: String,
-    password: String,
+    /// See `ufrag`.
+    pub(crate) password: String,
     fingerprint: String,
     ssrc: Option<u32>,
     receives: usize,
@@ -93,6 +94,23 @@ impl Offer {
             }
         }
         text
+    }
+
+    /// The answer to a server's offer of one video section: we receive, and are the DTLS server, so that we choose the SRTP profile.
+    /// Janus reads `a=setup` in the section alone.
+    pub(crate) fn answer(&self, offer: &str) -> Result<String, String> {
+        let Offer { ufrag, password, fingerprint, .. } = self;
+        let mut lines = offer.lines().map(str::trim_end);
+        let mid = lines.clone().find_map(|line| line.strip_prefix("a=mid:")).ok_or("the offer has no a=mid:")?;
+        let mapping = lines.find_map(|line| line.strip_prefix("a=rtpmap:")?.split_once(' ').filter(|(_, name)| *name == "VP8/90000"));
+        let (payload_type, _) = mapping.ok_or("the offer has no VP8")?;
+        Ok(format!(
+            "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE {mid}\r\n\
+             a=ice-ufrag:{ufrag}\r\na=ice-pwd:{password}\r\na=fingerprint:{fingerprint}\r\n\
+             m=video 9 UDP/TLS/RTP/SAVPF {payload_type}\r\nc=IN IP4 0.0.0.0\r\na=setup:passive\r\na=mid:{mid}\r\na=recvonly\r\n\
+             a=rtcp-mux\r\na=rtpmap:{payload_type} VP8/90000\r\n\
+             a=rtcp-fb:{payload_type} nack\r\na=rtcp-fb:{payload_type} nack pli\r\n"
+        ))
     }
 }
 
@@ -149,6 +167,18 @@ fn parse_candidate(line: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_offer_of_the_server_is_answered_with_its_own_mid_and_payload_type() {
+        let offer = "v=0\r\nm=video 9 UDP/TLS/RTP/SAVPF 101 102\r\na=mid:v0\r\na=rtpmap:101 VP8/90000\r\na=rtpmap:102 rtx/90000\r\n";
+        let answer = Offer::new("sha-256 AA:BB".to_owned(), None, 1, Media::Video).answer(offer).unwrap();
+        for line in ["a=group:BUNDLE v0", "a=mid:v0", "m=video 9 UDP/TLS/RTP/SAVPF 101", "a=setup:passive", "a=recvonly"] {
+            assert!(answer.lines().any(|have| have == line), "{line} in {answer}");
+        }
+        assert!(Answer::parse(&format!("{answer}a=candidate:1 1 udp 9 127.0.0.1 5 typ host\r\n")).is_ok());
+        let refused = |offer: &str| Offer::new(String::new(), None, 1, Media::Video).answer(offer).unwrap_err();
+        assert_eq!(refused("v=0\r\na=mid:0\r\na=rtpmap:96 H264/90000\r\n"), "the offer has no VP8");
+    }
 
     #[test]
     fn an_answer_gives_credentials_role_and_the_ipv4_candidate() {

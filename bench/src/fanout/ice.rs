@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use pop_proto::wire::stun::{BindingRequest, Kind, Message, Role, TransactionId, write_request};
+use pop_proto::wire::stun::{BindingRequest, Kind, Message, RESPONSE_LEN_MAX, Role, TransactionId, write_request, write_success};
 
 use crate::random::random_bytes;
 
@@ -65,10 +65,28 @@ impl Checks {
     }
 }
 
+/// Writes the answer to a check of a full agent at `from`; `None` when it is not one for our `password`.
+pub(crate) fn answer_check(password: &str, datagram: &[u8], from: SocketAddr, out: &mut [u8; RESPONSE_LEN_MAX]) -> Option<usize> {
+    let message = Message::parse(datagram).ok()?;
+    let is_ours = message.kind() == Kind::BindingRequest && message.is_authentic(password.as_bytes());
+    is_ours.then(|| write_success(message.transaction(), from, password.as_bytes(), out))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pop_proto::wire::stun::write_success;
+
+    #[test]
+    fn a_check_of_the_other_end_is_answered_when_it_is_authentic() {
+        let mut request = [0; REQUEST_LEN_MAX];
+        let len = Checks::new("theirs", ("mine", "our-own-password-22")).write_check(&mut request);
+        let (from, mut out) = ("127.0.0.1:5".parse().unwrap(), [0; RESPONSE_LEN_MAX]);
+        assert_eq!(answer_check("another", &request[..len], from, &mut out), None);
+        let answer = answer_check("our-own-password-22", &request[..len], from, &mut out).unwrap();
+        assert_eq!(answer_check("our-own-password-22", &out[..answer], from, &mut [0; RESPONSE_LEN_MAX]), None, "an answer is no check");
+        let message = Message::parse(&out[..answer]).unwrap();
+        assert_eq!((message.kind(), message.mapped_address()), (Kind::BindingSuccess, Some(from)));
+    }
 
     #[test]
     fn only_the_authentic_answer_to_the_last_check_counts() {
