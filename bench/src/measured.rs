@@ -24,13 +24,15 @@ impl Spent {
     /// Reads it now.
     pub(crate) fn read(server: &Server, workers: &Workers) -> Result<Spent, String> {
         let page = server.metrics();
+        let sent =
+            page.as_deref().unwrap_or_default().lines().filter(|line| line.contains("direction=\"out\"")).collect::<Vec<_>>().join("\n");
         let metric = |name| page.as_deref().and_then(|page| crate::fanout::server::sum_metric(page, name));
         Ok(Spent {
             cpu_ns: workers.cpu_ns()?,
             allocations: metric("pop_worker_allocations_total"),
             syscalls: metric("pop_worker_syscalls_total"),
-            trains: metric("pop_trains_out_total"),
-            datagrams: metric("pop_datagrams_out_total"),
+            trains: crate::fanout::server::sum_metric(&sent, "pop_trains_total"),
+            datagrams: crate::fanout::server::sum_metric(&sent, "pop_datagrams_total"),
         })
     }
 

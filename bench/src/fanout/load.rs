@@ -29,7 +29,7 @@ pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(2_500);
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After the last frame, packets are waited for until this long nothing came.
-pub(crate) const QUIET: Duration = Duration::from_millis(100);
+pub(crate) const QUIET: Duration = Duration::from_millis(300);
 
 /// Bytes that SRTP and SRTCP may add.
 const OVERHEAD_MAX: usize = pop_proto::srtp::OVERHEAD_MAX;
