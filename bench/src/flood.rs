@@ -114,9 +114,11 @@ struct Trial {
     latency_p99_us: f64,
     /// Of the load generator's own queues; inside `loss`.
     generator_drops: u64,
-    /// Of the live streams in the run that began within 0.2 s of the flood's end.
+    /// Of the live streams in the run that began within 0.2 s of the flood's end; below zero when packets of the run before came in it.
     loss_after: f64,
     worker_cpu_share: f64,
+    /// How long the worker was ready and something else had its core: what the machine took, not the flood.
+    worker_waited_share: f64,
     /// Growth of the node's resident memory from before the flood to its end, in bytes.
     resident_growth: i64,
     /// Datagrams that the kernel dropped because the media socket's queue was full.
@@ -182,8 +184,8 @@ pub(crate) fn run(args: &FloodArgs) -> Result<(), String> {
 fn summarize(trial: &Trial, pace: &Pace) {
     let Trial { kind, sent, sent_per_second, loss, latency_p99_us, loss_after, worker_cpu_share, .. } = trial;
     eprintln!(
-        "{:<7} {:>9.0} datagrams/s for {:.0?} on {:.0} % of a core: loss {:.4} %, after it {:.4} %, p99 {:.0} us, worker {:.0} %, \
-         {} dropped in the kernel, {:+} KiB, {:?}",
+        "{:<7} {:>9.0} datagrams/s for {:.0?} on {:.0} % of a core: loss {:.4} %, after it {:.4} %, p99 {:.0} us, worker {:.0} % and \
+         {:.0} % without its core, {} dropped in the kernel, {:+} KiB, {:?}",
         format!("{kind:?}"),
         sent_per_second,
         pace.duration,
@@ -192,6 +194,7 @@ fn summarize(trial: &Trial, pace: &Pace) {
         loss_after * 100.0,
         latency_p99_us,
         worker_cpu_share * 100.0,
+        trial.worker_waited_share * 100.0,
         trial.kernel_drops,
         trial.resident_growth / 1_024,
         trial.drops,
@@ -212,7 +215,7 @@ fn try_kind(
         sum_metric(&page, "pop_udp_receive_buffer_drops_total").unwrap_or_default() as u64
     };
     let (drops_before, kernel_before, resident_before) = (server.drop_counts(), kernel_drops(), resident_bytes(server.pid)?);
-    let (cpu_before, start) = (workers.cpu_ns()?, Instant::now());
+    let (cpu_before, waited_before, start) = (workers.cpu_ns()?, workers.waited_ns()?, Instant::now());
     let done = AtomicBool::new(false);
     let (outcome, sent) = std::thread::scope(|scope| {
         let flooding = scope.spawn(|| flood(pool, to, pace.duration, &done));
@@ -221,7 +224,7 @@ fn try_kind(
         let sent = flooding.join().map_err(|_| "the flood panicked".to_owned())?;
         Ok::<_, String>((outcome?, sent?))
     })?;
-    let (cpu, elapsed) = (workers.cpu_ns()? - cpu_before, start.elapsed());
+    let (cpu, waited, elapsed) = (workers.cpu_ns()? - cpu_before, workers.waited_ns()? - waited_before, start.elapsed());
     let resident_growth = resident_bytes(server.pid)? as i64 - resident_before as i64;
     let after = load.run(&Pace { duration: pace.duration.min(Duration::from_secs(2)), ..*pace })?;
     let before = |reason: &str| drops_before.iter().find(|(known, _)| known == reason).map_or(0, |(_, count)| *count);
@@ -235,6 +238,7 @@ fn try_kind(
         generator_drops: outcome.generator_drops,
         loss_after: after.loss(),
         worker_cpu_share: cpu as f64 / elapsed.as_nanos() as f64,
+        worker_waited_share: waited as f64 / elapsed.as_nanos() as f64,
         resident_growth,
         kernel_drops: kernel_drops() - kernel_before,
         drops: drops.filter(|(_, count)| *count > 0).collect(),

@@ -115,6 +115,11 @@ impl Workers {
     pub(crate) fn cpu_ns(&self) -> Result<u64, String> {
         self.paths.iter().map(|path| cpu_ns(path)).sum()
     }
+
+    /// Nanoseconds that they were ready to run and something else had their core, all together.
+    pub(crate) fn waited_ns(&self) -> Result<u64, String> {
+        self.paths.iter().map(|path| schedstat(path, 1)).sum()
+    }
 }
 
 /// The first field of schedstat is "time spent on the cpu (in nanoseconds)" (Documentation/scheduler/sched-stats.rst).

@@ -8,6 +8,9 @@ use serde_json::Value;
 /// Of the live streams while the flood runs.
 const LOSS_MAX: f64 = 0.005;
 
+/// Of the time of a run in which the worker may wait for its core and its loss still be its own.
+const WAITED_SHARE_MAX: f64 = 0.01;
+
 /// Growth of resident memory that is no growth: pages of the receive buffers that nothing had come into yet, and the metrics' own.
 const RESIDENT_GROWTH_MAX: i64 = 4 << 20;
 
@@ -37,9 +40,11 @@ fn live_streams_outlast_a_flood_and_it_is_counted_by_reason() {
     assert_eq!(trials.len(), 2);
     for trial in trials {
         assert!(trial["sent"]["datagrams"].as_u64() > Some(10_000), "{trial}");
-        assert_eq!(trial["loss_after"], 0.0, "{trial}");
+        assert!(trial["loss_after"].as_f64().is_some_and(|loss| loss <= 0.0), "{trial}");
         assert!(trial["resident_growth"].as_i64().is_some_and(|bytes| bytes <= RESIDENT_GROWTH_MAX), "{trial}");
-        if !cfg!(debug_assertions) {
+        // Where other programs had the worker's core, its queue is full whatever it does.
+        let waited = trial["worker_waited_share"].as_f64().expect("a share");
+        if !cfg!(debug_assertions) && waited < WAITED_SHARE_MAX {
             assert!(trial["loss"].as_f64().is_some_and(|loss| loss <= LOSS_MAX), "{trial}");
         }
     }
