@@ -408,9 +408,9 @@ fn page(record: &Record, name: &str, charts: &[Chart]) -> String {
         let _ = writeln!(out, "| {key} | {} |", md(text));
     }
     for part in ["machine", "config"] {
-        for (key, value) in flat(&record.value()[part]).into_iter().filter(|(key, _)| key != "commit") {
-            let _ = writeln!(out, "| {} | {} |", md(&key.replace('_', " ")), md(&value));
-        }
+        let words = flat(&record.value()[part]).into_iter().filter(|(key, _)| key != "commit");
+        let words: Vec<String> = words.map(|(key, value)| md(&format!("{} {value}", key.replace('_', " ")))).collect();
+        let _ = writeln!(out, "| {part} | {} |", words.join(" · "));
     }
     if let Some(command) = record.text("command") {
         // Four blanks: no fence that a hostile command could close.
@@ -448,7 +448,8 @@ pub(crate) fn verdict(record: &Record, rows: &[Row]) -> String {
     if let Some((row, ratio)) = find("share of the floor").zip(median("floor_ratio")) {
         parts.push(format!("**{}** of the floor ({})", short(ratio), row.state.words().trim_matches('*')));
     }
-    if let (Some(p50), Some(p99)) = (record.figures().latency_us("p50"), record.figures().latency_us("p99")) {
+    let latency = |point: &'static str| spread(&record.samples(|figures| figures.latency_us(point))).map(|[_, median, _]| median);
+    if let (Some(p50), Some(p99)) = (latency("p50"), latency("p99")) {
         parts.push(format!("latency p50 {}, p99 {}", micros(p50), micros(p99)));
     }
     let missed: Vec<&str> = rows.iter().filter(|row| row.state == State::Missed).map(|row| row.figure).collect();
@@ -461,7 +462,7 @@ fn flat(value: &Value) -> Vec<(String, String)> {
     let Value::Object(map) = value else { return Vec::new() };
     map.iter()
         .flat_map(|(key, value)| match value {
-            Value::Object(_) => flat(value).into_iter().map(|(inner, text)| (format!("{key}: {inner}"), text)).collect(),
+            Value::Object(_) => flat(value).into_iter().map(|(inner, text)| (format!("{key} {inner}"), text)).collect(),
             Value::String(text) => vec![(key.clone(), text.clone())],
             Value::Null => Vec::new(),
             Value::Array(list) => vec![(

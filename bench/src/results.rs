@@ -42,9 +42,11 @@ impl<'a> Figured<'a> {
         Figured(self.0.get("latency_us")?).number(point)
     }
 
-    /// CPU time of the floor per packet, in ns: told, or what ratio and CPU time say.
+    /// CPU time of the floor per packet, in ns: told, or what ratio and CPU time say. `None` when the floor was off: then there is no
+    /// ratio, and what the floor took says nothing.
     pub(crate) fn floor_ns(self) -> Option<f64> {
-        self.number("floor_ns_per_packet").or_else(|| Some(self.number("floor_ratio")? * self.number("cpu_ns_per_packet")?))
+        let ratio = self.number("floor_ratio")?;
+        self.number("floor_ns_per_packet").or_else(|| Some(ratio * self.number("cpu_ns_per_packet")?))
     }
 
     /// What it is called among its neighbours.

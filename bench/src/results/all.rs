@@ -43,6 +43,7 @@ const HEADLINES: &[Headline] = &[
         quick: "rooms --members 50 --publishers 10 --duration 2s",
         full: "rooms --members 110 --publishers 10 --raise 100 --raise-max 1010 --bitrate 100k --fps 10 --duration 5s",
     },
+    Headline { name: "peer-janus", quick: "peer janus --pairs 1 --duration 3s", full: "peer janus" },
 ];
 
 /// The longest that one figure may take: a case that hangs must not keep the others from running.
