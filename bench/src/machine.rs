@@ -122,10 +122,15 @@ impl Workers {
     }
 }
 
-/// The first field of schedstat is "time spent on the cpu (in nanoseconds)" (Documentation/scheduler/sched-stats.rst).
 fn cpu_ns(path: &str) -> Result<u64, String> {
+    schedstat(path, 0)
+}
+
+/// A field of schedstat: 0 is "time spent on the cpu", 1 "time spent waiting on a runqueue", both in nanoseconds
+/// (Documentation/scheduler/sched-stats.rst).
+fn schedstat(path: &str, field: usize) -> Result<u64, String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
-    text.split(' ').next().and_then(|field| field.parse().ok()).ok_or_else(|| format!("{path}: no CPU time in {text:?}"))
+    text.split(' ').nth(field).and_then(|field| field.parse().ok()).ok_or_else(|| format!("{path}: no time in {text:?}"))
 }
 
 /// CPU nanoseconds of all threads that a process has now. Where none ends meanwhile, the growth is what it spent, to a tick.
