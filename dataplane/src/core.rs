@@ -72,10 +72,12 @@ const DTLS_PER_SECOND_MAX: u32 = 64;
 /// reads them slows a sender down by its window; this bounds who does not listen.
 const DATA_PER_SECOND_MAX: u32 = 4_096;
 
-/// Checks under a name of ours and not under its password that one tick reads to the end, apart for strangers and for addresses that
-/// are a transport's: what is beyond ends before its HMAC, which costs more than all else about it. Together at most a fifth of a core.
-/// Only what fails is counted, so that a storm of honest joins is not.
+/// Checks of strangers under a name of ours and not under its password that one tick reads to the end: what is beyond ends before its
+/// HMAC, which costs more than all else about it. A tenth of a core. Only what fails is counted, so that a storm of honest joins is not.
 const FAILED_CHECKS_PER_TICK_MAX: u32 = 1_000;
+
+/// The same for each transport's own address: one client's nonsense must not use up what the others may get wrong.
+const FAILED_CHECKS_OF_ONE_MAX: u32 = 100;
 
 /// Datagrams that one receive buffer can hold: the kernel joins at most 64 before Linux 6.9, and 128 since
 /// (`UDP_MAX_SEGMENTS`).
@@ -183,6 +185,8 @@ struct Transport {
     dirty: Vec<usize>,
     dtls_budget: u32,
     data_budget: u32,
+    /// Wrong checks from its own address since then.
+    failed_checks: (Time, u32),
     /// The control plane knows that the client's checks come.
     validated: bool,
     /// In `Core::dirty` for this turn.
@@ -220,6 +224,7 @@ impl Transport {
             dirty: Vec::new(),
             dtls_budget: DTLS_PER_SECOND_MAX,
             data_budget: DATA_PER_SECOND_MAX,
+            failed_checks: (Time::ZERO, 0),
             validated: false,
             is_dirty: false,
             is_reporting: false,
@@ -388,7 +393,7 @@ pub struct Core {
     refused_sockets: Vec<u16>,
     answers: VecDeque<Answer>,
     /// Of this tick: those of strangers, those of known addresses.
-    failed_checks: [u32; 2],
+    failed_checks: u32,
     dtls_out: VecDeque<(Path, Box<[u8]>)>,
     /// Goodbyes of what was closed, protected.
     goodbyes: VecDeque<(Path, Box<[u8]>)>,
@@ -449,7 +454,7 @@ impl Core {
             routes: Vec::new(),
             refused_sockets: Vec::new(),
             answers: VecDeque::with_capacity(STUN_ANSWERS_MAX),
-            failed_checks: [0; 2],
+            failed_checks: 0,
             dtls_out: VecDeque::new(),
             goodbyes: VecDeque::new(),
             events: VecDeque::with_capacity(crate::limits::EVENTS_MAX),
@@ -572,12 +577,19 @@ impl Core {
         if self.answers.len() == STUN_ANSWERS_MAX {
             return Err(DropReason::StunQueueFull);
         }
-        let is_known = self.paths.get(&path) == Some(&index);
-        let failed = &mut self.failed_checks[usize::from(is_known)];
-        if *failed == FAILED_CHECKS_PER_TICK_MAX {
+        let transport = &mut self.transports[index];
+        let (failed, failed_max) = if self.paths.get(&path) == Some(&index) {
+            let (since, failed) = &mut transport.failed_checks;
+            if now.since(*since) >= TICK {
+                (*since, *failed) = (now, 0);
+            }
+            (failed, FAILED_CHECKS_OF_ONE_MAX)
+        } else {
+            (&mut self.failed_checks, FAILED_CHECKS_PER_TICK_MAX)
+        };
+        if *failed >= failed_max {
             return Err(DropReason::StunLimited);
         }
-        let transport = &mut self.transports[index];
         let mut answer = Answer { path, len: 0, bytes: [0; stun::RESPONSE_LEN_MAX] };
         let Endpoint::Ice(ice) = &mut transport.endpoint else { return Err(DropReason::StunUnknownUser) };
         let outcome = ice.handle_check(now, path, &message, &mut answer.bytes);
@@ -776,7 +788,12 @@ impl Core {
         let inbound = &mut track.layers[layer].inbound;
         let codec = inbound.codec(meta.payload_type).ok_or(DropReason::PayloadType)?;
         let payload = &plain[usize::from(meta.header_len)..];
+        let told = meta.keyframe_start;
         let is_sound = inbound.read_payload(index, plain, &mut meta, codec);
+        if track.transport.is_none() {
+            // The home has seen what came before; a mirror that begins in mid-stream guesses.
+            meta.keyframe_start = told;
+        }
         self.counters.descriptors_malformed += u64::from(!is_sound);
         inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
         if track.transport.is_none() {
@@ -1205,7 +1222,7 @@ impl Core {
             return;
         }
         self.next_tick = now + TICK;
-        self.failed_checks = [0; 2];
+        self.failed_checks = 0;
         self.tick = (self.tick + 1) % TICKS_PER_ROUND;
         for index in (self.tick..self.tracks.capacity()).step_by(TICKS_PER_ROUND) {
             self.review_layers(index);

@@ -42,7 +42,7 @@ const STREAM_DATAGRAMS_PER_TURN: usize = 256;
 const PORT_TRIES: usize = 16;
 
 /// Batches of other workers that one turn takes.
-const HANDOVERS_PER_TURN: usize = 64;
+const HANDOVERS_PER_TURN: usize = 8;
 
 /// What waits here until another worker has taken what it has is looked at again after this.
 const HANDOVER_RETRY: Duration = Duration::from_millis(1);

@@ -473,7 +473,7 @@ fn a_closed_connection_is_forgotten_and_media_goes_on_by_udp() {
 
 #[test]
 fn checks_with_a_wrong_password_are_cut_off_each_tick_and_keep_no_client_from_its_own() {
-    let (mut rig, _, viewer) = call();
+    let (mut rig, publisher, viewer) = call();
     let stranger = Path { socket: 0, remote: "127.0.0.9:666".parse().unwrap() };
     let wrong = viewer.check("another-password-22-ch");
     for _ in 0..5_000 {
@@ -481,6 +481,10 @@ fn checks_with_a_wrong_password_are_cut_off_each_tick_and_keep_no_client_from_it
     }
     assert_eq!((rig.drops(DropReason::StunIntegrity), rig.drops(DropReason::StunLimited)), (1_000, 4_000));
     assert_eq!(rig.exchange(viewer.path, viewer.check(PWD)).len(), 1, "the client's own address has a measure of its own");
+    let wrong = publisher.check("another-password-22-ch");
+    (0..200).for_each(|_| assert_eq!(rig.exchange(publisher.path, wrong.clone()), []));
+    assert_eq!((rig.drops(DropReason::StunIntegrity), rig.drops(DropReason::StunLimited)), (1_100, 4_100));
+    assert_eq!(rig.exchange(viewer.path, viewer.check(PWD)).len(), 1, "and so has each client's");
     assert_eq!(rig.exchange(stranger, viewer.check(PWD)), [], "a stranger waits");
     rig.pass(Duration::from_millis(10));
     assert_eq!(rig.exchange(stranger, viewer.check(PWD)).len(), 1, "until the next tick");

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::{self, NodeConfig};
@@ -68,13 +69,24 @@ fn count_start(dir: &Path, now_ms: u64) -> io::Result<u64> {
     Ok(start)
 }
 
+/// Nobody but this user writes into `folder`, which may still be to be made.
+pub(crate) fn is_private(folder: &Path) -> bool {
+    fs::symlink_metadata(folder).map_or(true, |about| about.is_dir() && about.uid() == config::user_id() && about.mode() & 0o022 == 0)
+}
+
 /// Writes a file so that after a crash it is the old one or the new one, whole: beside it, synced, renamed, the folder synced.
 pub(crate) fn replace_file(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut beside = file.as_os_str().to_owned();
     beside.push(".new");
     let write = || {
-        let mut new = File::create(&beside)?;
+        // A folder that a service's user owns may hold anything: what lies there is not followed, and not written to.
+        if let Err(error) = fs::remove_file(&beside)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let mut new = File::options().write(true).create_new(true).open(&beside)?;
         new.write_all(bytes)?;
         new.sync_all()?;
         fs::rename(&beside, file)?;

@@ -19,10 +19,10 @@ const UNDO_FILE: &str = "tune-undo.sh";
 
 /// First lines of that script.
 const UNDO_HEAD: &str =
-    "#!/bin/sh\n# Written by `pop tune --apply`: the way back, the newest change first. Run it as root: it goes with its last line.\n";
+    "#!/bin/sh\n# Written by `pop tune --apply`: the way back, the newest change first. Run it as root: it goes when all of it was done.\n";
 
 /// Its last line.
-const UNDO_END: &str = "rm -f -- \"$0\"\n";
+const UNDO_END: &str = "[ -n \"$failed\" ] || rm -f -- \"$0\"\n";
 
 /// One thing to change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -80,7 +80,12 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let cards = cards(args, &config, &host)?;
     let steps = steps(&host, &cards, &workers, config.media.port);
     if args.apply {
-        let undo = state::folder(&config.node).map(|folder| folder.join(UNDO_FILE));
+        // A script that root will run lies where nobody else writes.
+        let folder = state::folder(&config.node).filter(|folder| !host.is_live() || state::is_private(folder));
+        if folder.is_none() {
+            eprintln!("pop tune: the way back is printed alone: node.state_dir is unset or another user's");
+        }
+        let undo = folder.map(|folder| folder.join(UNDO_FILE));
         return apply(args, &host, &steps, undo);
     }
     if args.json {
@@ -140,8 +145,9 @@ fn apply(args: &TuneArgs, host: &Host, steps: &[Step], undo: Option<PathBuf>) ->
         }
     }
     let done = &steps[..count];
-    if failure.is_some() {
-        keep(done).map_err(Failure::Other)?;
+    if let (Some(failed), Err(error)) = (&mut failure, if count < steps.len() { keep(done) } else { Ok(()) }) {
+        failed.push_str("; ");
+        failed.push_str(&error);
     }
     let kept = undo.filter(|_| !done.is_empty()).map(|undo| undo.file);
     if args.json {
@@ -178,7 +184,7 @@ impl Undo {
 
     /// Puts the way back from `steps` before the former one. With neither there is no script.
     fn keep(&self, host: &Host, steps: &[Step]) -> Result<(), String> {
-        let lines: String = steps.iter().rev().map(|step| format!("{}\n", step.undo)).collect();
+        let lines: String = steps.iter().rev().map(|step| format!("{} || failed=1\n", step.undo)).collect();
         let path = self.file.to_string_lossy();
         let kept = match lines.is_empty() && self.former.is_empty() {
             true => host.remove(&path),

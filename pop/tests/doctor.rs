@@ -188,10 +188,10 @@ fn tune_applies_and_takes_back() {
     assert_eq!(first.len(), steps, "{undo}");
     assert_eq!(
         first.last().map(String::as_str),
-        Some("echo 0-3,8-11 > /proc/irq/129/smp_affinity_list"),
+        Some("echo 0-3,8-11 > /proc/irq/129/smp_affinity_list || failed=1"),
         "the first change is taken back last"
     );
-    assert!(undo.starts_with("#!/bin/sh\n") && undo.ends_with("\nrm -f -- \"$0\""), "{undo}");
+    assert!(undo.starts_with("#!/bin/sh\n") && undo.ends_with("\n[ -n \"$failed\" ] || rm -f -- \"$0\""), "{undo}");
 
     // Again: there is nothing to do, and the way back stays what it was.
     let output = host.ask(&["tune", "--apply"]);
@@ -203,7 +203,12 @@ fn tune_applies_and_takes_back() {
     fs::write(host.folder.path("host/proc/irq/130/smp_affinity_list"), "7\n").expect("it is ours");
     assert_eq!(json(&host.ask(&["tune", "--apply", "--json"]))["done"].as_array().map(Vec::len), Some(1));
     let second = commands(&host.read("var/lib/pop/tune-undo.sh"));
-    assert_eq!((second[0].as_str(), &second[1..]), ("echo 7 > /proc/irq/130/smp_affinity_list", &first[..]));
+    assert_eq!((second[0].as_str(), &second[1..]), ("echo 7 > /proc/irq/130/smp_affinity_list || failed=1", &first[..]));
+
+    // What cannot be taken back keeps the script.
+    let broken = host.folder.write("broken.sh", &host.read("var/lib/pop/tune-undo.sh").replace("> /", "> /nowhere/"));
+    assert!(std::process::Command::new("sh").arg(&broken).stderr(std::process::Stdio::null()).status().is_ok());
+    assert!(broken.exists(), "it stays");
 
     // The script itself, on the tree, leads back to where it began.
     let root = host.folder.path("host");

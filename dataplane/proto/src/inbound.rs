@@ -444,8 +444,13 @@ impl Inbound {
 
     /// Whether a keyframe request is to be sent now.
     pub fn pli_due(&self, now: Time) -> bool {
+        self.first.is_some() && self.keyframe_due(now)
+    }
+
+    /// The same, whether or not anything came yet: of a mirror, whose home knows more.
+    pub fn keyframe_due(&self, now: Time) -> bool {
         let interval = if self.plis_unanswered < PLIS_FAST { PLI_INTERVAL } else { PLI_INTERVAL_SLOW };
-        self.keyframe_wanted && !self.ended && self.first.is_some() && self.last_pli.is_none_or(|last| now.since(last) >= interval)
+        self.keyframe_wanted && !self.ended && self.last_pli.is_none_or(|last| now.since(last) >= interval)
     }
 
     /// The keyframe request to send: a PLI where that was negotiated, else a FIR with this command number.

@@ -118,7 +118,7 @@ impl Core {
             let (mut wanted, mut keyframes) = (0, 0);
             for (at, layer) in track.layers.iter_mut().enumerate() {
                 wanted |= u8::from(layer.inbound.is_wanted()) << at;
-                if layer.inbound.pli_due(now) {
+                if layer.inbound.keyframe_due(now) {
                     layer.inbound.pli_sent(now);
                     keyframes |= 1 << at;
                 }
@@ -129,6 +129,10 @@ impl Core {
                 self.told.push_back((index, Handed::Ask { track: id, wanted, keyframes }));
             }
             return;
+        }
+        // Once a second whatever changed, as above.
+        if index % TICKS_PER_ROUND == self.tick {
+            track.layers.iter_mut().for_each(|layer| (layer.clock_told, layer.end_told) = (None, false));
         }
         for (at, layer) in track.layers.iter_mut().enumerate() {
             let at = at as u8;

@@ -73,7 +73,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn realloc(&self, address: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count(layout.size() as i64);
+        count(new_size as i64 - layout.size() as i64);
         // SAFETY: the block came from mimalloc by one of the functions here, with this layout.
         unsafe { MiMalloc.realloc(address, layout, new_size) }
     }

@@ -162,7 +162,7 @@ impl Slots {
         };
         match result.map_err(|error| error.raw_os_error().unwrap_or_default()) {
             Ok(_) => count_sent(&transmit, stats),
-            Err(libc::EIO | libc::EINVAL) if train_segment(&transmit).is_some() => {
+            Err(libc::EIO | libc::EINVAL | libc::EMSGSIZE) if train_segment(&transmit).is_some() => {
                 stats.gso_refused += 1;
                 let taken = self.send_by_segment(index, fd, &transmit, stats);
                 // It was the train that was refused, and not its datagrams or its number of them: so will be the next one.
@@ -181,7 +181,7 @@ impl Slots {
     }
 
     /// Sends a prepared slot datagram by datagram: the kernel refuses it as a train because there is no checksum offload on the way
-    /// (`EIO`), or because a segment is above the path MTU or there are too many of them (`EINVAL`). What is refused again is
+    /// (`EIO`), or because a segment is above the path MTU (`EINVAL`, `EMSGSIZE` since Linux 6.12) or there are too many of them (`EINVAL`). What is refused again is
     /// counted, and what a full socket does not take. Whether any datagram was taken.
     fn send_by_segment(&mut self, index: u16, fd: i32, transmit: &Transmit, stats: &mut IoStats) -> bool {
         let slot = &self.slots[usize::from(index)];
@@ -215,8 +215,8 @@ impl Slots {
             match errno {
                 // An ICMP message about an earlier datagram, once: reading it cleared it.
                 libc::EINTR | libc::ECONNREFUSED if !is_retry => is_retry = true,
-                // What refuses the first datagram refuses all; a full socket takes the rest no more than this one.
-                _ if !taken || errno == libc::EAGAIN => {
+                // What refuses the first datagram refuses all, unless it is its length; a full socket takes the rest no more than this one.
+                _ if (!taken && errno != libc::EMSGSIZE) || errno == libc::EAGAIN => {
                     count_failed((count - done) as u64, errno, stats);
                     break;
                 }
