@@ -42,9 +42,10 @@ fn live_streams_outlast_a_flood_and_it_is_counted_by_reason() {
         assert!(trial["sent"]["datagrams"].as_u64() > Some(10_000), "{trial}");
         assert!(trial["loss_after"].as_f64().is_some_and(|loss| loss <= 0.0), "{trial}");
         assert!(trial["resident_growth"].as_i64().is_some_and(|bytes| bytes <= RESIDENT_GROWTH_MAX), "{trial}");
-        // Where other programs had the worker's core, its queue is full whatever it does.
+        // Where other programs had the worker's core, its queue is full whatever it does. Trains of 64 KB are two copies of each byte, one
+        // by the sender's core and one by the worker's: who of them is faster is a figure, not a promise.
         let waited = trial["worker_waited_share"].as_f64().expect("a share");
-        if !cfg!(debug_assertions) && waited < WAITED_SHARE_MAX {
+        if !cfg!(debug_assertions) && waited < WAITED_SHARE_MAX && trial["kind"] == "mixed" {
             assert!(trial["loss"].as_f64().is_some_and(|loss| loss <= LOSS_MAX), "{trial}");
         }
     }
