@@ -68,8 +68,10 @@ impl Server {
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let config = folder.join("pop.toml");
         let Capacity { transports, tracks, subscriptions, consent_timeout_s } = capacity;
+        // All clients of a run have one address, which only loopback may be without a bound.
         let text = format!(
-            "[http]\nlisten = \"{address}:0\"\n[admin]\nlisten = \"{address}:0\"\nsocket = \"{socket}\"\n\
+            "[http]\nlisten = \"{address}:0\"\nconnections_per_address_max = 4096\nrequests_per_address_per_s_max = 100000\n\
+             [admin]\nlisten = \"{address}:0\"\nsocket = \"{socket}\"\n\
              [media]\naddresses = [\"{address}\"]\nport = 0\nconsent_timeout = \"{consent_timeout_s}s\"\n\
              [dataplane]\ncores = \"{cores}\"\ntransports_max = {transports}\ntracks_max = {tracks}\n\
              subscriptions_max = {subscriptions}\nbackend = \"{backend}\"\n\
