@@ -154,7 +154,7 @@ fn measure_forward(args: &FloorArgs, plan: &Plan, network: &Network) -> Result<(
         forward(socket, &to, plan_copy.backend, &copy, None)
     });
     let Ok(listen) = heard.recv() else { return forwarder.join().map_err(|_| "the forwarder panicked")?.map(|()| unreachable!()) };
-    let reader = Reader::start(sinks, Sink::Read, args.sink_core)?;
+    let reader = Reader::start(sinks, args.sink_core)?;
     let source = send_trains(plan, (network, listen), args, &reader);
     counts.stop.store(true, Ordering::Relaxed);
     forwarder.join().map_err(|_| "the forwarder panicked".to_owned())??;
