@@ -182,6 +182,7 @@ async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket) -> 
     let socket = UdpSocket::from_std(socket).map_err(|e| format!("client socket: {e}"))?;
     let own = socket.local_addr().map_err(|e| format!("client socket: {e}"))?;
     let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, usize::from(ticket.ssrc.is_none()), Media::Video);
+    let publishes = ticket.ssrc.is_some();
     let (ufrag, password) = (offer.ufrag.clone(), offer.password.clone());
     let signalled = tokio::task::spawn_blocking(move || signal(&ticket, &offer, own)).await.map_err(|e| e.to_string())?;
     let (answer, resource) = signalled?;
@@ -197,6 +198,12 @@ async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket) -> 
         }
     };
     let keys = shake_hands(&dtls, &socket, &answer, reply).await?;
+    if publishes {
+        // Its room knows the feed only when its own end of the handshake is done: whoever asks before is told that there is none.
+        let session = resource.rsplit_once('/').map_or_else(String::new, |(session, _)| session.to_owned());
+        let is_up = move || wait_for(&session, |message| (message["janus"] == "webrtcup").then_some(()));
+        tokio::task::spawn_blocking(is_up).await.map_err(|e| e.to_string())??;
+    }
     Ok(Joined { server, checks, keys, resource })
 }
 
@@ -233,13 +240,17 @@ fn call(url: &str, mut body: Value) -> Result<Value, String> {
     read_message(&page.body)
 }
 
-/// Long polls until an event brings a description. Events without one tell how the connection fares.
+/// Long polls until an event brings a description.
 fn wait_for_description(session: &str) -> Result<String, String> {
+    wait_for(session, |message| message["jsep"]["sdp"].as_str().map(str::to_owned))
+}
+
+/// Long polls until `pick` takes something of an event.
+fn wait_for<T>(session: &str, pick: impl Fn(&Value) -> Option<T>) -> Result<T, String> {
     loop {
         let page = http::request("GET", &format!("{session}?maxev=1"), &[], "")?;
-        let message = read_message(&page.body)?;
-        if let Some(sdp) = message["jsep"]["sdp"].as_str() {
-            return Ok(sdp.to_owned());
+        if let Some(picked) = pick(&read_message(&page.body)?) {
+            return Ok(picked);
         }
     }
 }
