@@ -6,22 +6,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
-/// The `pop` binary beside `pop-bench`. A test of the whole workspace has built it; a test of this package alone has not, since
-/// cargo builds a package's own binaries only.
-fn find_pop(bench: &Path) -> PathBuf {
-    let folder = bench.parent().expect("a binary lies in a folder");
-    let target = folder.parent().expect("target/PROFILE");
-    if folder.join("pop").exists() {
-        return folder.join("pop");
-    }
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "pop", "--bin", "pop", "--target-dir"]).arg(target);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs").success(), "pop does not build");
-    folder.join("pop")
-}
+mod common;
+
+use common::find_pop;
 
 /// The cases share two cores and pin their threads: one at a time. This is for cargo's own runner; nextest starts a process per
 /// test and is told in `.config/nextest.toml`.
@@ -30,7 +17,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn run_fanout(arguments: &[&str]) -> std::process::Output {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let bench = Path::new(env!("CARGO_BIN_EXE_pop-bench"));
-    let pop = find_pop(bench);
+    let pop = find_pop();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let output = Command::new(bench)
         .args(["fanout", "--server-core", &(cores - 1).min(1).to_string(), "--pop"])
@@ -108,7 +95,7 @@ fn nothing_of_a_killed_run_stays() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut run = Command::new(bench)
         .args(["fanout", "--subscribers", "1", "--duration", "60s", "--server-core", "0", "--pop"])
-        .arg(find_pop(bench))
+        .arg(find_pop())
         .stderr(std::process::Stdio::null())
         .spawn()
         .expect("pop-bench runs");

@@ -1,26 +1,13 @@
 //! The comparison with Janus as a test: a small input, no timed assertion.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-/// The `pop` binary beside `pop-bench`. A test of the whole workspace has built it; a test of this package alone has not, since
-/// cargo builds a package's own binaries only.
-fn find_pop(bench: &Path) -> PathBuf {
-    let folder = bench.parent().expect("a binary lies in a folder");
-    let target = folder.parent().expect("target/PROFILE");
-    if folder.join("pop").exists() {
-        return folder.join("pop");
-    }
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "pop", "--bin", "pop", "--target-dir"]).arg(target);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs").success(), "pop does not build");
-    folder.join("pop")
-}
+mod common;
+
+use common::find_pop;
 
 /// `scripts/setup test` unpacks the Janus that this needs.
 #[test]
@@ -30,7 +17,7 @@ fn janus_serves_the_same_clients_and_both_costs_are_told() {
     let output = Command::new(bench)
         .args(["peer", "janus", "--subscribers", "5", "--duration", "3s", "--pairs", "1"])
         .args(["--server-core", &(cores - 1).min(1).to_string(), "--pop"])
-        .arg(find_pop(bench))
+        .arg(find_pop())
         .output()
         .expect("pop-bench runs");
     let said = String::from_utf8_lossy(&output.stderr);
