@@ -392,7 +392,7 @@ pub struct Core {
     /// Sockets that the back end did not take.
     refused_sockets: Vec<u16>,
     answers: VecDeque<Answer>,
-    /// Of this tick: those of strangers, those of known addresses.
+    /// Wrong checks of strangers in this tick.
     failed_checks: u32,
     dtls_out: VecDeque<(Path, Box<[u8]>)>,
     /// Goodbyes of what was closed, protected.

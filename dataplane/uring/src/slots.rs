@@ -181,7 +181,7 @@ impl Slots {
     }
 
     /// Sends a prepared slot datagram by datagram: the kernel refuses it as a train because there is no checksum offload on the way
-    /// (`EIO`), or because a segment is above the path MTU (`EINVAL`, `EMSGSIZE` since Linux 6.12) or there are too many of them (`EINVAL`). What is refused again is
+    /// (`EIO`), or because a segment is above the path MTU (`EINVAL` or `EMSGSIZE`, by kernel) or there are too many of them (`EINVAL`). What is refused again is
     /// counted, and what a full socket does not take. Whether any datagram was taken.
     fn send_by_segment(&mut self, index: u16, fd: i32, transmit: &Transmit, stats: &mut IoStats) -> bool {
         let slot = &self.slots[usize::from(index)];
