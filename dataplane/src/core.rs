@@ -404,6 +404,8 @@ pub struct Core {
     told: VecDeque<(usize, Handed)>,
     /// How many of `tracks` are mirrors.
     mirrors: usize,
+    /// Tracks with another end, which a tick looks at, not at all that there are.
+    crossing: Vec<usize>,
     /// Tracks with fresh packets in this turn.
     touched: Vec<usize>,
     /// One of them may have no room for what one more receive buffer brings.
@@ -462,6 +464,7 @@ impl Core {
             handed: VecDeque::with_capacity(FRESH_MAX),
             told: VecDeque::with_capacity(TOLD_PER_LAYER_MAX * tracks),
             mirrors: 0,
+            crossing: Vec::with_capacity(tracks),
             touched: Vec::with_capacity(tracks),
             is_full: false,
             dirty: Vec::with_capacity(transports),
@@ -1118,6 +1121,7 @@ impl Core {
         self.handed.retain(|(t, _)| *t != index);
         self.told.retain(|(t, _)| *t != index);
         self.mirrors -= usize::from(track.is_mirror());
+        self.crossing.retain(|t| *t != index);
         for subscriber in track.subscribers {
             let subscription = &mut self.subscriptions[subscriber];
             subscription.track = None;
@@ -1249,8 +1253,8 @@ impl Core {
                 }
             }
         }
-        for index in 0..self.tracks.capacity() {
-            self.tell_peers(now, index);
+        for at in 0..self.crossing.len() {
+            self.tell_peers(now, self.crossing[at]);
         }
         self.break_overdue_catch_ups(now);
         self.catch_ups.begin_tick();

@@ -88,6 +88,7 @@ impl Core {
         let open = OpenTrack { nack: false, pli: open.pli || open.fir, fir: false, ..open.clone() };
         let index = self.insert_track(&open, None);
         self.tracks[index].peers.push(Peer { worker: home as u16, wanted: 0 });
+        self.crossing.push(index);
         self.mirrors += 1;
     }
 
@@ -106,6 +107,10 @@ impl Core {
         } else {
             self.handed.retain(|(t, _)| *t != index || !track.peers.is_empty());
             self.told.retain(|(t, _)| *t != index || !track.peers.is_empty());
+        }
+        self.crossing.retain(|t| *t != index);
+        if !self.tracks[index].peers.is_empty() {
+            self.crossing.push(index);
         }
         self.review_layers(index);
     }
