@@ -275,6 +275,23 @@ struct Fresh {
     sequence: u64,
     /// As in its `Meta`: a subscriber that it is no business of need not look it up.
     keyframe_start: bool,
+    /// Bytes of the packet as it came.
+    len: u16,
+    /// So much longer is one that came behind it: libwebrtc makes the last packets of a frame a byte longer than the first.
+    shortfall: u8,
+}
+
+/// Packets that a longer one looks back at: those of a frame.
+const SHORTFALL_PACKETS_MAX: usize = 16;
+
+/// Tells the packets right before `next` how much longer it is.
+fn note_shortfall(fresh: &mut [Fresh], next: &Fresh) {
+    for before in fresh.iter_mut().rev().take(SHORTFALL_PACKETS_MAX).filter(|before| before.layer == next.layer) {
+        match u8::try_from(i32::from(next.len) - i32::from(before.len)) {
+            Ok(shortfall) if shortfall > before.shortfall => before.shortfall = shortfall,
+            _ => break,
+        }
+    }
 }
 
 impl Layer {
@@ -830,7 +847,8 @@ impl Core {
                 }
             }
         }
-        let fresh = Fresh { layer, sequence: index, keyframe_start: meta.keyframe_start };
+        let fresh = Fresh { layer, sequence: index, keyframe_start: meta.keyframe_start, len: plain.len() as u16, shortfall: 0 };
+        note_shortfall(&mut track.fresh, &fresh);
         track.fresh.push(fresh);
         self.is_full |= track.fresh.len() + GRO_SEGMENTS_MAX > FRESH_MAX;
         if let Some(tap) = track.tap {

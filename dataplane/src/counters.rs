@@ -42,6 +42,8 @@ counters! {
     rtp_packets_out: "rtp_packets_out",
     /// RTP payload bytes protected and handed to the kernel.
     rtp_bytes_out: "rtp_bytes_out",
+    /// Bytes of padding that made packets as long as their neighbours in a train.
+    rtp_padding_bytes_out: "rtp_padding_bytes_out",
     /// RTP packets sent again because a viewer asked.
     retransmitted_packets: "retransmitted_packets",
     /// Sections that began with pictures that were kept, without a keyframe request.

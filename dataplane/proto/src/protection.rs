@@ -64,6 +64,24 @@ impl Sender {
         }
     }
 
+    /// As [`SrtpSender::protect_padded_rtp`]. What leaves plain is not padded: routes keep the packets that came.
+    ///
+    /// Errors: those of [`SrtpSender::protect_padded_rtp`]; plain: [`DropReason::TooLarge`].
+    #[inline]
+    pub fn protect_padded_rtp(
+        &self,
+        index: u64,
+        header: &[u8],
+        payload: &[u8],
+        padding: u8,
+        out: &mut [u8],
+    ) -> Result<usize, DropReason> {
+        match self {
+            Sender::Srtp(sender) => sender.protect_padded_rtp(index, header, payload, padding, out),
+            Sender::Plain => self.protect_rtp(index, header, payload, out),
+        }
+    }
+
     /// As [`SrtpSender::protect_rtcp`]; a plain packet stays as it is.
     ///
     /// Errors: those of [`SrtpSender::protect_rtcp`].

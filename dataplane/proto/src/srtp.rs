@@ -99,6 +99,20 @@ impl SrtpSender {
     /// Errors: [`DropReason::SrtpKeyExhausted`] at index 2^48; [`DropReason::RtpMalformed`] when `header` is no RTP header;
     /// [`DropReason::TooLarge`] when `out` is too short.
     pub fn protect_rtp(&self, index: u64, header: &[u8], payload: &[u8], out: &mut [u8]) -> Result<usize, DropReason> {
+        self.protect_padded_rtp(index, header, payload, 0, out)
+    }
+
+    /// The same with `padding` bytes behind the payload, encrypted too (RFC 3550 section 5.1): `header` has the P bit then.
+    ///
+    /// Errors: those of [`SrtpSender::protect_rtp`].
+    pub fn protect_padded_rtp(
+        &self,
+        index: u64,
+        header: &[u8],
+        payload: &[u8],
+        padding: u8,
+        out: &mut [u8],
+    ) -> Result<usize, DropReason> {
         if index >= RTP_INDEX_END {
             return Err(DropReason::SrtpKeyExhausted);
         }
@@ -107,9 +121,10 @@ impl SrtpSender {
         }
         let (ssrc, sequence) = rtp_stream(header);
         debug_assert_eq!(sequence, index as u16, "the index ends in the header's sequence number");
-        let len = header.len() + payload.len() + self.overhead();
+        debug_assert!(padding == 0 || header[0] & rtp::PADDING != 0, "the header tells of the padding");
+        let len = header.len() + payload.len() + usize::from(padding) + self.overhead();
         let out = out.get_mut(..len).ok_or(DropReason::TooLarge)?;
-        self.rtp.seal_rtp(ssrc, index, header, payload, out)?;
+        self.rtp.seal_rtp(ssrc, index, header, payload, padding, out)?;
         Ok(len)
     }
 

@@ -14,7 +14,7 @@ use pop_proto::history::{Lookup, PacketPool};
 use pop_schemas::Time;
 use slab::Slab;
 
-use super::transmit::{Sending, Train};
+use super::transmit::{Sending, Sent, Train};
 use super::{Core, Subscription, Track, Transmit, Transport};
 use crate::counters::Drops;
 
@@ -237,7 +237,7 @@ impl Subscription {
             let sent = match looked_up {
                 Lookup::Held(stored) => outbound
                     .forward(sending.now, *layer, *next, &stored, |from, to| track.align(from, to))
-                    .and_then(|rewritten| sending.send(train, outbound, &rewritten, &stored, false)),
+                    .and_then(|rewritten| sending.send(train, outbound, &rewritten, &stored, Sent::Kept)),
                 Lookup::Gone => return Turn::Broken,
                 Lookup::Missing if history.newest().is_some_and(|newest| *next < newest) => Ok(true),
                 Lookup::Missing => return Turn::Done,

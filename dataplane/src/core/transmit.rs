@@ -4,7 +4,7 @@ use pop_proto::DropReason;
 use pop_proto::control::Path;
 use pop_proto::header::Stamp;
 use pop_proto::history::{Lookup, Stored};
-use pop_proto::outbound::{Outbound, Rewritten, Scratch};
+use pop_proto::outbound::{Outbound, Rewritten, Scratch, Written};
 use pop_proto::protection::Sender;
 use pop_schemas::Time;
 
@@ -56,9 +56,17 @@ impl<'a> Train<'a> {
         room && !self.closed && self.segments < SEGMENTS_MAX && (self.segments == 0 || size <= self.segment)
     }
 
+    /// Padding that makes a packet of `size` bytes a whole segment: of the first one what it lacks for the longest of its neighbours. More
+    /// than `most` is none.
+    fn padding(&self, size: usize, shortfall: u8, most: u8) -> u8 {
+        let lacking = if self.segments == 0 { usize::from(shortfall) } else { self.segment.saturating_sub(size) };
+        u8::try_from(lacking).ok().filter(|lacking| *lacking <= most).unwrap_or(0)
+    }
+
     /// Header, payload and tag of one packet, straight into their place.
-    fn append(&mut self, sender: &Sender, index: u64, header: &[u8], payload: &[u8]) -> Result<(), DropReason> {
-        let size = sender.protect_rtp(index, header, payload, &mut self.bytes[self.len..])?;
+    fn append(&mut self, sender: &Sender, packet: &Written<'_>) -> Result<(), DropReason> {
+        let Written { index, header, payload, padding } = *packet;
+        let size = sender.protect_padded_rtp(index, header, payload, padding, &mut self.bytes[self.len..])?;
         if self.segments == 0 {
             self.segment = size;
         }
@@ -182,7 +190,7 @@ impl Core {
                         _ => Err(DropReason::RepairMissing),
                     };
                     let sent =
-                        repair.and_then(|(repair, stored)| sending.send(&mut train, &mut subscription.outbound, &repair, stored, true));
+                        repair.and_then(|(repair, stored)| sending.send(&mut train, &mut subscription.outbound, &repair, stored, Sent::Repair));
                     match sent {
                         Ok(true) => {}
                         Ok(false) => break 'sections,
@@ -221,7 +229,7 @@ impl Core {
                     Sending { sender: &keys.sender, now, transport_sequence: &mut transport.transport_sequence, scratch, counters };
                 let catch_up = subscription.catch_up;
                 let outbound = &mut subscription.outbound;
-                while let Some(&Fresh { layer, sequence, keyframe_start }) = track.fresh.get(cursor.fresh) {
+                while let Some(&Fresh { layer, sequence, keyframe_start, shortfall, .. }) = track.fresh.get(cursor.fresh) {
                     // Another layer's packet ends nowhere: it goes to whoever has that layer.
                     if !outbound.takes(layer, keyframe_start) {
                         cursor.fresh += 1;
@@ -233,7 +241,7 @@ impl Core {
                         Lookup::Held(_) if catch_up.is_some_and(|catch_up| catch_up.will_send(layer, sequence)) => Ok(true),
                         Lookup::Held(stored) => outbound
                             .forward(now, layer, sequence, &stored, |from, to| track.align(from, to))
-                            .and_then(|rewritten| sending.send(&mut train, outbound, &rewritten, &stored, false)),
+                            .and_then(|rewritten| sending.send(&mut train, outbound, &rewritten, &stored, Sent::Fresh { shortfall })),
                         Lookup::Gone | Lookup::Missing => Err(DropReason::PoolEmpty),
                     };
                     match sent {
@@ -259,6 +267,20 @@ impl Core {
     }
 }
 
+/// Why a packet is sent.
+#[derive(Clone, Copy)]
+pub(super) enum Sent {
+    /// It came in this turn.
+    Fresh {
+        /// As in [`Fresh`].
+        shortfall: u8,
+    },
+    /// It was kept for a late joiner.
+    Kept,
+    /// It was asked for again.
+    Repair,
+}
+
 /// What the packets of one train share.
 pub(super) struct Sending<'a> {
     pub(super) sender: &'a Sender,
@@ -277,20 +299,27 @@ impl Sending<'_> {
         outbound: &mut Outbound,
         rewritten: &Rewritten<'_>,
         stored: &Stored<'_>,
-        repair: bool,
+        kind: Sent,
     ) -> Result<bool, DropReason> {
         let len = rewritten.payload_len();
-        if !train.takes(outbound.header_len(&stored.meta) + len + self.sender.overhead()) {
+        let size = outbound.header_len(&stored.meta) + len + self.sender.overhead();
+        let (repair, padding) = match kind {
+            Sent::Fresh { shortfall } => (false, train.padding(size, shortfall, outbound.padding_max(rewritten))),
+            Sent::Kept => (false, 0),
+            Sent::Repair => (true, 0),
+        };
+        if !train.takes(size + usize::from(padding)) {
             // Into an empty train everything goes that a slot of the history holds.
             return if train.segments > 0 { Ok(false) } else { Err(DropReason::TooLarge) };
         }
         let stamp = Stamp { send_time: absolute_send_time(self.now), transport_sequence: *self.transport_sequence };
-        let written = outbound.write(rewritten, stored, stamp, self.scratch);
-        train.append(self.sender, written.index, written.header, written.payload)?;
+        let written = outbound.write(&rewritten.padded(padding), stored, stamp, self.scratch);
+        train.append(self.sender, &written)?;
         *self.transport_sequence = self.transport_sequence.wrapping_add(u16::from(outbound.has_transport_sequence()));
         outbound.count_sent(len, repair);
         self.counters.rtp_packets_out += 1;
         self.counters.rtp_bytes_out += len as u64;
+        self.counters.rtp_padding_bytes_out += u64::from(padding);
         self.counters.retransmitted_packets += u64::from(repair);
         Ok(true)
     }

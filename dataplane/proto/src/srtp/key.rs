@@ -50,6 +50,13 @@ pub(super) struct CmSha1 {
     salt: [u8; 14],
 }
 
+/// RFC 3550 section 5.1: the last byte says how many there are.
+fn padding_of(len: u8) -> [u8; u8::MAX as usize] {
+    let mut bytes = [0; u8::MAX as usize];
+    bytes[usize::from(len) - 1] = len;
+    bytes
+}
+
 impl SessionKey {
     /// Derives the session keys and salt of `usage` with key derivation rate 0.
     pub(super) fn derive(profile: SrtpProfile, master: &MasterKey, usage: Usage) -> SessionKey {
@@ -99,18 +106,38 @@ impl SessionKey {
         self.rtp_overhead() + SRTCP_INDEX_LEN
     }
 
-    /// Writes `header ++ ciphertext ++ tag` into `out`, whose length is exactly that.
-    pub(super) fn seal_rtp(&self, ssrc: u32, index: u64, header: &[u8], payload: &[u8], out: &mut [u8]) -> Result<(), DropReason> {
+    /// Writes `header ++ ciphertext ++ tag` into `out`, whose length is exactly that; `padding` bytes are encrypted behind the payload.
+    pub(super) fn seal_rtp(
+        &self,
+        ssrc: u32,
+        index: u64,
+        header: &[u8],
+        payload: &[u8],
+        padding: u8,
+        out: &mut [u8],
+    ) -> Result<(), DropReason> {
         let (out_header, out_rest) = out.split_at_mut(header.len());
-        let (out_payload, out_tag) = out_rest.split_at_mut(payload.len());
         out_header.copy_from_slice(header);
+        let padding_bytes;
+        let padding = match usize::from(padding) {
+            0 => &[][..],
+            len => {
+                padding_bytes = padding_of(padding);
+                &padding_bytes[..len]
+            }
+        };
         match self {
-            SessionKey::Gcm { cipher, salt } => cipher
-                .seal_out_of_place_scatter(rtp_nonce(salt, ssrc, index), Aad::from(header), payload, out_payload, &[], out_tag)
-                // The lengths are right by construction, so only a packet beyond GCM's 64 GiB is left.
-                .map_err(|_| DropReason::TooLarge),
+            SessionKey::Gcm { cipher, salt } => {
+                let (out_payload, out_rest) = out_rest.split_at_mut(payload.len());
+                cipher
+                    .seal_out_of_place_scatter(rtp_nonce(salt, ssrc, index), Aad::from(header), payload, out_payload, padding, out_rest)
+                    // The lengths are right by construction, so only a packet beyond GCM's 64 GiB is left.
+                    .map_err(|_| DropReason::TooLarge)
+            }
             SessionKey::CmSha1(key) => {
-                out_payload.copy_from_slice(payload);
+                let (out_payload, out_tag) = out_rest.split_at_mut(payload.len() + padding.len());
+                out_payload[..payload.len()].copy_from_slice(payload);
+                out_payload[payload.len()..].copy_from_slice(padding);
                 key.apply_keystream(ssrc, index, out_payload);
                 let mac = key.rtp_mac(index, header, out_payload);
                 out_tag.copy_from_slice(&mac.finalize().into_bytes()[..SHA1_TAG_LEN]);

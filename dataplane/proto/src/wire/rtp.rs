@@ -5,6 +5,9 @@ use crate::DropReason;
 /// Bytes of the fixed header: what [`write_header`] makes.
 pub const FIXED_HEADER_LEN: usize = 12;
 
+/// The P bit of a header's first byte: padding follows the payload.
+pub const PADDING: u8 = 0x20;
+
 const MALFORMED: DropReason = DropReason::RtpMalformed;
 
 /// The header of one RTP packet, encrypted or not: the payload is never looked at.
