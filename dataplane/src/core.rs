@@ -969,6 +969,12 @@ impl Core {
                     probe.set_rates(rates);
                 }
             }
+            // The worker has no relay port.
+            Command::OpenLink(_)
+            | Command::RekeyLink { .. }
+            | Command::CloseLink { .. }
+            | Command::OpenRemoteTrack { .. }
+            | Command::ExportToLink { .. } => {}
             Command::Tap { track, tap } => {
                 if let Some(index) = self.track_ids.get(&track) {
                     self.tracks[*index].tap = tap;

@@ -4,7 +4,6 @@ mod common;
 
 use common::{Client, Packet, Rig, Sent, media_to, protect};
 use pop_proto::control::{ExtensionIds, MediaKind, OpenSubscription, PayloadTypeMap};
-use pop_proto::wire::rtp::RtpView;
 use pop_proto::{Command, Event};
 use pop_schemas::{SubscriptionId, TrackId};
 
@@ -37,7 +36,6 @@ fn shapes(client: &mut Client, sent: &[Sent]) -> Vec<(usize, usize)> {
         let padding = if header[0] & 0x20 != 0 { usize::from(*payload.last().expect("the count")) } else { 0 };
         let (media, zeros) = payload.split_at(payload.len() - padding);
         assert!(zeros.iter().rev().skip(1).all(|byte| *byte == 0), "{zeros:?}");
-        assert_eq!(RtpView::parse(&[&header[..], &payload[..]].concat()).unwrap().payload(), media, "a receiver sees the media alone");
         (media.len(), padding)
     };
     media_to(client, sent).into_iter().map(shape).collect()

@@ -1,6 +1,7 @@
 //! The one TOML file: every key checked, defaulted and typed. `config/pop.toml` documents each key.
 
 mod error;
+mod mesh;
 mod probe;
 mod rtp;
 mod value;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use mesh::{BusConfig, MeshConfig, PEERS_MAX};
 pub use probe::{ProbeConfig, ReflectorPlace};
 pub use rtp::{Direction, ROUTES_MAX, RouteCodec, RouteConfig, RouteRtcp, RtpConfig, SdesKey, Suite};
 pub(crate) use value::keys as keys_of_table;
@@ -40,6 +42,10 @@ pub struct Config {
     pub probe: ProbeConfig,
     /// RTP without WebRTC.
     pub rtp: RtpConfig,
+    /// State that the nodes of one PoP share.
+    pub bus: BusConfig,
+    /// Secured links to other nodes.
+    pub mesh: MeshConfig,
     /// Workers and their memory.
     pub dataplane: DataplaneConfig,
     /// Who may sign tokens.
@@ -59,6 +65,9 @@ pub struct NodeConfig {
     /// `/var/lib/pop` for root, or nowhere.
     #[serde(deserialize_with = "value::folder_or_auto")]
     pub state_dir: Option<PathBuf>,
+    /// The PoP that it is a node of: its name in the mesh, and in certificates.
+    #[serde(deserialize_with = "value::pop_name")]
+    pub pop: String,
     /// Where it stands, as clients are told; empty: not told.
     #[serde(deserialize_with = "value::region")]
     pub region: String,
@@ -234,7 +243,7 @@ pub enum LogLevel {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { name: value::AUTO.to_owned(), state_dir: None, region: String::new() }
+        Self { name: value::AUTO.to_owned(), pop: "pop".to_owned(), state_dir: None, region: String::new() }
     }
 }
 
@@ -299,7 +308,9 @@ impl Config {
         let text = std::fs::read_to_string(file).map_err(|e| ConfigError::unreadable(file, &e))?;
         let mut config = Self::parse(&text, file)?;
         if let Some(folder) = file.parent() {
-            for path in [&mut config.auth.keys_file, &mut config.http.tls_cert, &mut config.http.tls_key].into_iter().flatten() {
+            let (http, mesh) = (&mut config.http, &mut config.mesh);
+            let paths = [&mut config.auth.keys_file, &mut http.tls_cert, &mut http.tls_key, &mut mesh.ca, &mut mesh.cert, &mut mesh.key];
+            for path in paths.into_iter().flatten() {
                 *path = folder.join(&*path);
             }
         }
@@ -336,6 +347,7 @@ impl Config {
             (None, Some(_)) => return Err(("tls_key", "http.tls_key needs http.tls_cert beside it: the key's chain".to_owned())),
             _ => {}
         }
+        mesh::check(&self.bus, &self.mesh)?;
         crate::rtp::check_file(self).map_err(|message| ("rtp.route", message))?;
         if self.auth.keys_file.is_some() && !self.auth.keys.is_empty() {
             return Err(("auth.keys_file", "auth.keys_file and [auth.keys] are both set: keep one of them".to_owned()));

@@ -41,7 +41,14 @@ const DOORS: &[(&str, &[&str])] = &[
     // dtls/data.rs: records of application data, because the library's nonces are not fit for many.
     (
         "aws_lc_rs::aead",
-        &["dataplane/proto/src/srtp.rs", "dataplane/proto/src/srtp/", "dataplane/proto/tests/", "pop/src/dtls/data.rs", "bench/"],
+        &[
+            "dataplane/proto/src/srtp.rs",
+            "dataplane/proto/src/srtp/",
+            "relay/src/seal.rs",
+            "dataplane/proto/tests/",
+            "pop/src/dtls/data.rs",
+            "bench/",
+        ],
     ),
     ("sctp_proto", &["pop/src/sctp.rs", "pop/src/sctp/", "pop/tests/sctp"]),
     ("livekit_protocol", &["pop/src/signal/livekit.rs", "pop/src/signal/livekit/", "pop/tests/", "bench/"]),
@@ -175,7 +182,7 @@ fn unsafe_code_is_in_uring_alone() {
     let mut seen = 0;
     for path in files("").iter().filter(|path| path.ends_with(".rs")) {
         let found = code(&read(path)).find(|(_, line)| has_word(line, "unsafe"));
-        let exempt = path.starts_with("dataplane/uring/") || path.starts_with("schemas/src/generated/");
+        let exempt = path.starts_with("dataplane/uring/") || path.starts_with("schemas/src/generated");
         seen += usize::from(exempt && found.is_some());
         assert!(exempt || found.is_none(), "{path}:{} is unsafe", found.map_or(0, |(number, _)| number));
     }

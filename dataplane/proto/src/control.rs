@@ -5,6 +5,7 @@ mod rtp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -439,6 +440,89 @@ pub struct PayloadTypeMap {
     pub unwrap_red: bool,
 }
 
+/// A worker's relation with one worker of another node: our number of that node, then that worker's index. It is also what that worker
+/// puts into the head of its datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u16);
+
+impl LinkId {
+    /// The link of node `node` (our number for it) and its worker.
+    pub const fn new(node: u8, worker: u8) -> LinkId {
+        LinkId((node as u16) << 8 | worker as u16)
+    }
+
+    /// Our number of the node.
+    pub const fn node(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// The other node's worker.
+    pub const fn worker(self) -> u8 {
+        self.0 as u8
+    }
+}
+
+/// Keys of one link and generation.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct LinkKeys {
+    /// Seals what this worker sends: an AES-128 key, then a salt of 12 bytes.
+    pub send: [u8; 28],
+    /// Opens what the other worker sends.
+    pub receive: [u8; 28],
+}
+
+impl std::fmt::Debug for LinkKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LinkKeys")
+    }
+}
+
+/// A new link.
+#[derive(Clone, Debug)]
+pub struct OpenLink {
+    /// Its number here.
+    pub link: LinkId,
+    /// The other worker's relay port.
+    pub remote: SocketAddr,
+    /// What the other worker calls this link: goes into the head of our datagrams.
+    pub remote_link: LinkId,
+    /// Keys of generation 0.
+    pub keys: LinkKeys,
+    /// A frame that is later than this is not repaired.
+    pub playout: Duration,
+}
+
+/// What a link has done since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LinkStats {
+    /// Datagrams sent, repairs and feedback included.
+    pub datagrams_out: u64,
+    /// Their UDP payload bytes.
+    pub bytes_out: u64,
+    /// Bytes of RTP packets in them, repairs excluded.
+    pub media_bytes_out: u64,
+    /// Datagrams that were authentic and new.
+    pub datagrams_in: u64,
+    /// Their UDP payload bytes.
+    pub bytes_in: u64,
+    /// Bytes of RTP packets in them.
+    pub media_bytes_in: u64,
+    /// Datagrams that the other end sent and that did not come, by its counters.
+    pub lost: u64,
+    /// Of these, repaired in time.
+    pub repaired: u64,
+    /// Repairs sent.
+    pub repairs_out: u64,
+    /// Datagrams that were not authentic, replayed or malformed.
+    pub refused: u64,
+    /// Round trip in microseconds; 0 while unknown.
+    pub rtt_us: u32,
+    /// Interarrival jitter in microseconds.
+    pub jitter_us: u32,
+    /// Largest UDP payload that passes.
+    pub mtu: u16,
+}
+
 /// From the control plane to one worker.
 #[derive(Debug)]
 pub enum Command {
@@ -548,6 +632,45 @@ pub enum Command {
     },
     /// Answer ICE probes at these rates from now on.
     ProbeRates(ProbeRates),
+    /// Speak with a worker of another node.
+    OpenLink(Box<OpenLink>),
+    /// Seal with the keys of this generation from now on, and open what comes under either.
+    RekeyLink {
+        /// Which.
+        link: LinkId,
+        /// From 1 on.
+        generation: u32,
+        /// What is derived of the link's new secret.
+        keys: Box<LinkKeys>,
+    },
+    /// Forget the link; what came over it ends, what went over it stops.
+    CloseLink {
+        /// Which.
+        link: LinkId,
+    },
+    /// Take a track of another node: what comes over the link under this alias is forwarded here like a track of this worker. It is
+    /// closed by [`Command::CloseTrack`].
+    OpenRemoteTrack {
+        /// As its origin knows it; the transport is not looked at.
+        open: Box<OpenTrack>,
+        /// Extension ids in its packets.
+        extensions: ExtensionIds,
+        /// The link to the origin's worker.
+        link: LinkId,
+        /// What the origin calls it there.
+        alias: u16,
+    },
+    /// Send a track over a link, or stop.
+    ExportToLink {
+        /// Which.
+        track: TrackId,
+        /// The link to the other node's worker.
+        link: LinkId,
+        /// What it is called there; one alias of a link names one track at a time.
+        alias: u16,
+        /// `false` stops.
+        on: bool,
+    },
 }
 
 /// Why a transport ended by itself.
@@ -679,5 +802,17 @@ pub enum Event {
         subscription: SubscriptionId,
         /// Since its start.
         stats: SubscriptionStats,
+    },
+    /// Once a second of each link.
+    LinkStats {
+        /// Which.
+        link: LinkId,
+        /// Since its start.
+        stats: LinkStats,
+    },
+    /// Almost all counters of the link's present keys are used: it needs the next generation.
+    LinkKeysUsed {
+        /// Which.
+        link: LinkId,
     },
 }

@@ -533,7 +533,18 @@ impl Outbound {
             }
         }
         let payload = if is_filler { &payload[..0] } else { payload };
-        Some(Rewritten { index, timestamp, payload_type, is_rtx: false, marker, is_filler, payload, picture, frame: source.frame, padding: 0 })
+        Some(Rewritten {
+            index,
+            timestamp,
+            payload_type,
+            is_rtx: false,
+            marker,
+            is_filler,
+            payload,
+            picture,
+            frame: source.frame,
+            padding: 0,
+        })
     }
 
     /// What the subscriber takes of a packet, if anything.

@@ -68,14 +68,7 @@ impl Sender {
     ///
     /// Errors: those of [`SrtpSender::protect_padded_rtp`]; plain: [`DropReason::TooLarge`].
     #[inline]
-    pub fn protect_padded_rtp(
-        &self,
-        index: u64,
-        header: &[u8],
-        payload: &[u8],
-        padding: u8,
-        out: &mut [u8],
-    ) -> Result<usize, DropReason> {
+    pub fn protect_padded_rtp(&self, index: u64, header: &[u8], payload: &[u8], padding: u8, out: &mut [u8]) -> Result<usize, DropReason> {
         match self {
             Sender::Srtp(sender) => sender.protect_padded_rtp(index, header, payload, padding, out),
             Sender::Plain => self.protect_rtp(index, header, payload, out),

@@ -16,6 +16,7 @@ mod window;
 use crate::{
     DropReason,
     control::{MasterKey, SrtpProfile},
+    wire::rtp,
 };
 use key::{SessionKey, Usage};
 use window::ReplayWindow;
@@ -105,14 +106,7 @@ impl SrtpSender {
     /// The same with `padding` bytes behind the payload, encrypted too (RFC 3550 section 5.1): `header` has the P bit then.
     ///
     /// Errors: those of [`SrtpSender::protect_rtp`].
-    pub fn protect_padded_rtp(
-        &self,
-        index: u64,
-        header: &[u8],
-        payload: &[u8],
-        padding: u8,
-        out: &mut [u8],
-    ) -> Result<usize, DropReason> {
+    pub fn protect_padded_rtp(&self, index: u64, header: &[u8], payload: &[u8], padding: u8, out: &mut [u8]) -> Result<usize, DropReason> {
         if index >= RTP_INDEX_END {
             return Err(DropReason::SrtpKeyExhausted);
         }

@@ -189,8 +189,8 @@ impl Core {
                         Some(Lookup::Held(stored)) => subscription.outbound.repair(published, stored).map(|repair| (repair, stored)),
                         _ => Err(DropReason::RepairMissing),
                     };
-                    let sent =
-                        repair.and_then(|(repair, stored)| sending.send(&mut train, &mut subscription.outbound, &repair, stored, Sent::Repair));
+                    let sent = repair
+                        .and_then(|(repair, stored)| sending.send(&mut train, &mut subscription.outbound, &repair, stored, Sent::Repair));
                     match sent {
                         Ok(true) => {}
                         Ok(false) => break 'sections,

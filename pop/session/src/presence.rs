@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use pop_proto::control::Codec;
 use pop_schemas::{Identity, ParticipantId};
 
+use crate::format::PayloadFormat;
 use crate::member::{MemberState, Permissions, TrackInfo};
 use crate::participant::Kind;
 
@@ -64,6 +65,10 @@ pub struct RemoteTrack {
     pub info: TrackInfo,
     /// Codec, once the owner knows.
     pub codec: Option<Codec>,
+    /// What its packets may carry; empty before it is negotiated.
+    pub formats: Vec<PayloadFormat>,
+    /// RIDs of its simulcast layers; empty when it has one stream.
+    pub rids: Vec<Box<str>>,
 }
 
 impl Manifest {

@@ -583,7 +583,7 @@ impl World {
         manifest.hidden = self.dice.once_in(4);
         for n in 0..self.dice.below(3) as u64 {
             let open = stage::info(TrackId(5_000_000 + n), MediaKind::Video);
-            manifest.tracks.push(RemoteTrack { info: open, codec: None });
+            manifest.tracks.push(RemoteTrack { info: open, codec: None, formats: Vec::new(), rids: Vec::new() });
         }
         let record = Record {
             key: RemoteKey { node: 2, participant: ParticipantId(5_000_000) },

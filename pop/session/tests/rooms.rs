@@ -69,6 +69,11 @@ impl Outcome {
             Command::Wish { .. } => "wish",
             Command::SendData { .. } => "send data",
             Command::OpenMirror { .. } | Command::Export { .. } => unreachable!("a session knows no workers"),
+            Command::OpenLink(_)
+            | Command::RekeyLink { .. }
+            | Command::CloseLink { .. }
+            | Command::OpenRemoteTrack { .. }
+            | Command::ExportToLink { .. } => unreachable!("a session knows no links"),
         };
         self.commands.iter().map(name).collect()
     }

@@ -298,10 +298,16 @@ pub(super) fn text<'de, D: Deserializer<'de>, T>(
 }
 
 pub(super) fn node_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    text(deserializer, "\"auto\" or 1 to 63 letters, digits, dots, hyphens and underscores", plain_name)
+}
+
+pub(super) fn pop_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    text(deserializer, "1 to 63 letters, digits, dots, hyphens and underscores", plain_name)
+}
+
+fn plain_name(value: &str) -> Option<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    text(deserializer, "\"auto\" or 1 to 63 letters, digits, dots, hyphens and underscores", |value| {
-        ((1..=63).contains(&value.len()) && value.chars().all(plain)).then(|| value.to_owned())
-    })
+    ((1..=63).contains(&value.len()) && value.chars().all(plain)).then(|| value.to_owned())
 }
 
 pub(super) fn region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

@@ -152,6 +152,7 @@ impl Pump {
             | Event::Data { transport, .. } => Some(transport),
             Event::TrackStarted { track } | Event::TrackStats { track, .. } | Event::AudioLevel { track, .. } => self.tracks.get(track),
             Event::SubscriptionStats { subscription, .. } => self.subscriptions.get(subscription),
+            Event::LinkStats { .. } | Event::LinkKeysUsed { .. } => None,
         };
         // An event of what has just been closed.
         let Some(route) = transport.and_then(|t| self.routes.get(t)) else { return };

@@ -90,7 +90,14 @@ impl<S> Spread<S> {
             Command::Forward { subscription, track, .. } => return self.forward(*subscription, *track, command, claim),
             Command::Wish { subscription, .. } => self.sections.get(subscription).map(|section| section.worker),
             Command::Tap { track, .. } => self.tracks.get(track).map(|track| track.home),
-            Command::OpenMirror { .. } | Command::Export { .. } | Command::ProbeRates(_) => {
+            Command::OpenMirror { .. }
+            | Command::Export { .. }
+            | Command::ProbeRates(_)
+            | Command::OpenLink(_)
+            | Command::RekeyLink { .. }
+            | Command::CloseLink { .. }
+            | Command::OpenRemoteTrack { .. }
+            | Command::ExportToLink { .. } => {
                 unreachable!("a session knows no workers: {command:?}")
             }
         };

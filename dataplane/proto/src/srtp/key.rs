@@ -356,7 +356,7 @@ mod tests {
         ] {
             let key = gcm_vector_key(key_len);
             let mut packet = vec![0; plain.len() + 16];
-            key.seal_rtp(0x5501_a0b2, 0xf17b, &plain[..12], &plain[12..], &mut packet).expect("it fits");
+            key.seal_rtp(0x5501_a0b2, 0xf17b, &plain[..12], &plain[12..], 0, &mut packet).expect("it fits");
             assert_eq!(packet, [&plain[..12], &unhex(sealed)].concat(), "{key_len} bytes of key");
             assert_eq!(key.open_rtp(0x5501_a0b2, 0xf17b, 12, &mut packet), Ok(plain.len()));
             assert_eq!(packet[..plain.len()], plain);

@@ -74,7 +74,12 @@ impl Session {
 
     fn record(&self, participant: &LocalParticipant) -> LocalRecord {
         let info = self.describe_local(participant);
-        let tracks = self.tracks_of(participant.id).map(|track| RemoteTrack { info: track.info.clone(), codec: track.stats.codec });
+        let tracks = self.tracks_of(participant.id).map(|track| RemoteTrack {
+            info: track.info.clone(),
+            codec: track.stats.codec,
+            formats: track.formats.clone(),
+            rids: track.layers.clone(),
+        });
         let manifest = Manifest {
             identity: info.identity,
             hidden: participant.hidden,

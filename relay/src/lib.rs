@@ -1,0 +1,1 @@
+//! Sans-IO link between two nodes: frames between their workers, and control between themselves.
