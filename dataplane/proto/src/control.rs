@@ -200,6 +200,12 @@ impl Codec {
         }
     }
 
+    /// The codec that [`Codec::name`] and [`Codec::clock_rate`] tell.
+    pub fn named(name: &str, clock_rate: u32) -> Option<Codec> {
+        let known = [Codec::Opus, Codec::Red, Codec::Vp8, Codec::Vp9, Codec::H264, Codec::H265, Codec::Av1, Codec::Raw { clock_rate }];
+        known.into_iter().find(|codec| codec.name() == name && codec.clock_rate() == clock_rate)
+    }
+
     /// The encoding name of `a=rtpmap`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -301,6 +307,16 @@ impl ExtensionIds {
     pub const fn with(mut self, extension: Extension, id: u8) -> ExtensionIds {
         self.0[extension as usize] = id;
         self
+    }
+
+    /// Each extension's id, in the order of [`Extension::ALL`]; 0: not negotiated.
+    pub const fn ids(&self) -> &[u8; Extension::ALL.len()] {
+        &self.0
+    }
+
+    /// The ids of [`ExtensionIds::ids`]; what is missing is not negotiated, what is beyond is of a later version.
+    pub fn from_ids(ids: &[u8]) -> ExtensionIds {
+        ExtensionIds(std::array::from_fn(|i| ids.get(i).copied().unwrap_or(0)))
     }
 
     /// The extension that has this id.
@@ -484,6 +500,8 @@ pub struct OpenLink {
     pub link: LinkId,
     /// The other worker's relay port.
     pub remote: SocketAddr,
+    /// Schema that both ends speak.
+    pub version: u8,
     /// What the other worker calls this link: goes into the head of our datagrams.
     pub remote_link: LinkId,
     /// Keys of generation 0.
