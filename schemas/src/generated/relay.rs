@@ -383,7 +383,7 @@ impl<'a> Head {
     }
   }
 
-  /// Of this association and key phase: never used twice. Nonce, sequence for repairs, replay window.
+  /// One per datagram of this association, never used twice, never reset by a rekey: nonce, sequence for repairs, replay window.
   pub fn counter(&self) -> u64 {
     let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
     // Safety:
@@ -566,7 +566,9 @@ impl<'a> Feedback<'a> {
   pub const VT_ECHO_HELD_US: ::flatbuffers::VOffsetT = 10;
   pub const VT_NOW_US: ::flatbuffers::VOffsetT = 12;
   pub const VT_MISSING: ::flatbuffers::VOffsetT = 14;
-  pub const VT_JITTER_US: ::flatbuffers::VOffsetT = 16;
+  pub const VT_GENERATION: ::flatbuffers::VOffsetT = 16;
+  pub const VT_PROBE: ::flatbuffers::VOffsetT = 18;
+  pub const VT_JITTER_US: ::flatbuffers::VOffsetT = 20;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -578,11 +580,13 @@ impl<'a> Feedback<'a> {
     args: &'args FeedbackArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Feedback<'bldr>> {
     let mut builder = FeedbackBuilder::new(_fbb);
+    builder.add_probe(args.probe);
     builder.add_now_us(args.now_us);
     builder.add_echo_us(args.echo_us);
     builder.add_received(args.received);
     builder.add_next(args.next);
     builder.add_jitter_us(args.jitter_us);
+    builder.add_generation(args.generation);
     if let Some(x) = args.missing { builder.add_missing(x); }
     builder.add_echo_held_us(args.echo_held_us);
     builder.finish()
@@ -636,6 +640,22 @@ impl<'a> Feedback<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, CounterRange>>>(Feedback::VT_MISSING, None)}
   }
+  /// The newest generation of keys that the writer can open: the reader may send under it from now on.
+  #[inline]
+  pub fn generation(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Feedback::VT_GENERATION, Some(0)).unwrap()}
+  }
+  /// Counter of the last path MTU probe that came.
+  #[inline]
+  pub fn probe(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Feedback::VT_PROBE, Some(0)).unwrap()}
+  }
   /// Interarrival jitter in microseconds. Since version 1.
   #[inline]
   pub fn jitter_us(&self) -> u32 {
@@ -658,6 +678,8 @@ impl ::flatbuffers::Verifiable for Feedback<'_> {
      .visit_field::<u32>("echo_held_us", Self::VT_ECHO_HELD_US, false)?
      .visit_field::<u64>("now_us", Self::VT_NOW_US, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, CounterRange>>>("missing", Self::VT_MISSING, false)?
+     .visit_field::<u32>("generation", Self::VT_GENERATION, false)?
+     .visit_field::<u64>("probe", Self::VT_PROBE, false)?
      .visit_field::<u32>("jitter_us", Self::VT_JITTER_US, false)?
      .finish();
     Ok(())
@@ -670,6 +692,8 @@ pub struct FeedbackArgs<'a> {
     pub echo_held_us: u32,
     pub now_us: u64,
     pub missing: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, CounterRange>>>,
+    pub generation: u32,
+    pub probe: u64,
     pub jitter_us: u32,
 }
 impl<'a> Default for FeedbackArgs<'a> {
@@ -682,6 +706,8 @@ impl<'a> Default for FeedbackArgs<'a> {
       echo_held_us: 0,
       now_us: 0,
       missing: None,
+      generation: 0,
+      probe: 0,
       jitter_us: 0,
     }
   }
@@ -717,6 +743,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FeedbackBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Feedback::VT_MISSING, missing);
   }
   #[inline]
+  pub fn add_generation(&mut self, generation: u32) {
+    self.fbb_.push_slot::<u32>(Feedback::VT_GENERATION, generation, 0);
+  }
+  #[inline]
+  pub fn add_probe(&mut self, probe: u64) {
+    self.fbb_.push_slot::<u64>(Feedback::VT_PROBE, probe, 0);
+  }
+  #[inline]
   pub fn add_jitter_us(&mut self, jitter_us: u32) {
     self.fbb_.push_slot::<u32>(Feedback::VT_JITTER_US, jitter_us, 0);
   }
@@ -744,6 +778,8 @@ impl ::core::fmt::Debug for Feedback<'_> {
       ds.field("echo_held_us", &self.echo_held_us());
       ds.field("now_us", &self.now_us());
       ds.field("missing", &self.missing());
+      ds.field("generation", &self.generation());
+      ds.field("probe", &self.probe());
       ds.field("jitter_us", &self.jitter_us());
       ds.finish()
   }

@@ -1,0 +1,410 @@
+//! Messages of the control connection between two nodes: plain values, and their FlatBuffers bytes.
+//!
+//! Bytes that came meet the bounds of length first, then the verifier, then the limits of lists and texts here. What the peer's
+//! control connection is (TLS, length prefix) is the caller's business.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
+use pop_schemas::{
+    Incarnation, SessionId, TrackId,
+    generated::{relay as schema, verifier},
+};
+
+/// Newest schema version that is spoken: 1 has `Offer.load` and `Feedback.jitter_us`.
+pub const VERSION: u8 = 1;
+/// Oldest schema version that is spoken.
+pub const VERSION_MIN: u8 = 0;
+
+/// Longest message, in bytes, without the length in front of it.
+pub const CONTROL_LEN_MAX: usize = 64 * 1024;
+/// Workers of a node; the low byte of an association numbers them.
+pub const WORKERS_MAX: usize = 256;
+/// Payload types of a track: as many as there are numbers.
+pub const PAYLOAD_TYPES_MAX: usize = 128;
+/// Header extensions of a track: as many as the one-byte form has ids, with room.
+pub const EXTENSIONS_MAX: usize = 32;
+/// Simulcast layers of a track: a bit each in `Ask`.
+pub const LAYERS_MAX: usize = 8;
+/// Longest name of a node, a PoP, a codec or a layer, in bytes.
+pub const NAME_LEN_MAX: usize = 128;
+/// Longest reason of a refusal, in bytes.
+pub const REASON_LEN_MAX: usize = 256;
+
+/// Tables of the largest message: the root, the message, and its payload types.
+const TABLES_MAX: usize = 2 + PAYLOAD_TYPES_MAX;
+
+/// First on a control connection, both ways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Newest schema that is spoken.
+    pub version: u8,
+    /// Oldest schema that is spoken.
+    pub version_min: u8,
+    /// Name of the node, as in its certificate.
+    pub node: String,
+    /// Name of its PoP, as in its certificate.
+    pub pop: String,
+    /// Orders the starts of this node.
+    pub incarnation: Incarnation,
+    /// What the receiver puts into the high byte of `Head.association`.
+    pub link: u8,
+    /// Relay address of each worker.
+    pub workers: Vec<SocketAddr>,
+    /// How long a frame may be late before nobody wants it; whole milliseconds.
+    pub playout: Duration,
+}
+
+/// The asker's subscribers want a track.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// The session it is in.
+    pub session: SessionId,
+    /// Which.
+    pub track: TrackId,
+    /// The asker's worker that will take it.
+    pub worker: u16,
+}
+
+/// Nobody behind the asker wants it any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unwant {
+    /// Which.
+    pub track: TrackId,
+}
+
+/// A payload type of a track.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PayloadType {
+    /// Its number.
+    pub number: u8,
+    /// As in `a=rtpmap`: `VP8`, `opus`; `raw` for bytes that nobody looks at.
+    pub codec: String,
+    /// In hertz.
+    pub clock_rate: u32,
+    /// Of its retransmissions.
+    pub rtx: Option<u8>,
+}
+
+/// The origin sends a track from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Which.
+    pub track: TrackId,
+    /// Its name in heads.
+    pub alias: u16,
+    /// The origin's worker that sends it.
+    pub worker: u16,
+    /// Audio, else video.
+    pub audio: bool,
+    /// What its packets may be.
+    pub payload_types: Vec<PayloadType>,
+    /// Ids of the header extensions in its packets, in an order that both ends know; 0: none.
+    pub extensions: Vec<u8>,
+    /// RIDs of its simulcast layers.
+    pub layers: Vec<String>,
+    /// Their places from the lowest quality up, when the publisher told them.
+    pub order: Vec<u8>,
+    /// Permille of the origin's capacity that is in use; 0 from a writer of version 0.
+    pub load: u16,
+}
+
+/// The origin does not send it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refuse {
+    /// Which.
+    pub track: TrackId,
+    /// For the log of the asker.
+    pub reason: String,
+}
+
+/// Keys of the next generation can be opened from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rekey {
+    /// Which.
+    pub generation: u32,
+}
+
+/// Nothing to say: the link lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alive {
+    /// The sender's clock in microseconds.
+    pub now_us: u64,
+}
+
+/// One message of a control connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// See [`Hello`].
+    Hello(Hello),
+    /// See [`Want`].
+    Want(Want),
+    /// See [`Unwant`].
+    Unwant(Unwant),
+    /// See [`Offer`].
+    Offer(Offer),
+    /// See [`Refuse`].
+    Refuse(Refuse),
+    /// See [`Rekey`].
+    Rekey(Rekey),
+    /// See [`Alive`].
+    Alive(Alive),
+}
+
+/// Why bytes are no message, or a message is no bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlError {
+    /// Longer than [`CONTROL_LEN_MAX`], or too short for any message.
+    Length,
+    /// Not a FlatBuffer of this schema: offsets, depth, tables.
+    Malformed,
+    /// A list, a text or a number in it is beyond its limit, or a name is no name.
+    Limit,
+    /// A message that a later version may know. Harmless: to be counted and passed over.
+    Unknown,
+}
+
+impl ControlError {
+    /// Every reason, in the order of its discriminant.
+    pub const ALL: &'static [ControlError] = &[ControlError::Length, ControlError::Malformed, ControlError::Limit, ControlError::Unknown];
+
+    /// A name for metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ControlError::Length => "length",
+            ControlError::Malformed => "malformed",
+            ControlError::Limit => "limit",
+            ControlError::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ControlError::Length => "is longer or shorter than a message may be",
+            ControlError::Malformed => "is no message of the schema",
+            ControlError::Limit => "holds a list, a text or a number beyond its limit",
+            ControlError::Unknown => "is a message of a later version",
+        })
+    }
+}
+
+impl std::error::Error for ControlError {}
+
+/// The version to speak with a peer that said `theirs`; `None`: there is none in common.
+pub fn negotiate(theirs: &Hello) -> Option<u8> {
+    let version = theirs.version.min(VERSION);
+    (version >= theirs.version_min && version >= VERSION_MIN).then_some(version)
+}
+
+fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), ControlError> {
+    let holds = names.into_iter().all(|name| name.len() <= NAME_LEN_MAX);
+    if holds { Ok(()) } else { Err(ControlError::Limit) }
+}
+
+impl Hello {
+    fn check(&self) -> Result<(), ControlError> {
+        check_names([self.node.as_str(), &self.pop])?;
+        let holds =
+            self.version >= self.version_min && self.workers.len() <= WORKERS_MAX && self.playout.as_millis() <= u128::from(u16::MAX);
+        if holds { Ok(()) } else { Err(ControlError::Limit) }
+    }
+}
+
+impl Offer {
+    fn check(&self) -> Result<(), ControlError> {
+        check_names(self.payload_types.iter().map(|payload_type| payload_type.codec.as_str()))?;
+        check_names(self.layers.iter().map(String::as_str))?;
+        let holds = self.payload_types.len() <= PAYLOAD_TYPES_MAX
+            && self.extensions.len() <= EXTENSIONS_MAX
+            && self.layers.len() <= LAYERS_MAX
+            && self.order.len() <= LAYERS_MAX;
+        if holds { Ok(()) } else { Err(ControlError::Limit) }
+    }
+}
+
+impl Refuse {
+    fn check(&self) -> Result<(), ControlError> {
+        if self.reason.len() <= REASON_LEN_MAX { Ok(()) } else { Err(ControlError::Limit) }
+    }
+}
+
+/// The bytes of `message` for a peer that speaks `version`, without the length in front. Fails with [`ControlError::Limit`] where
+/// [`decode`] would.
+pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
+    let mut builder = FlatBufferBuilder::with_capacity(512);
+    let (message_type, message) = match message {
+        Message::Hello(hello) => (schema::Message::Hello, write_hello(&mut builder, hello)?),
+        Message::Want(want) => {
+            let session = builder.create_string(want.session.as_str());
+            let args = schema::WantArgs { session: Some(session), track: want.track.0, worker: want.worker };
+            (schema::Message::Want, schema::Want::create(&mut builder, &args).as_union_value())
+        }
+        Message::Unwant(unwant) => {
+            let args = schema::UnwantArgs { track: unwant.track.0 };
+            (schema::Message::Unwant, schema::Unwant::create(&mut builder, &args).as_union_value())
+        }
+        Message::Offer(offer) => (schema::Message::Offer, write_offer(&mut builder, offer, version)?),
+        Message::Refuse(refuse) => {
+            refuse.check()?;
+            let reason = builder.create_string(&refuse.reason);
+            let args = schema::RefuseArgs { track: refuse.track.0, reason: Some(reason) };
+            (schema::Message::Refuse, schema::Refuse::create(&mut builder, &args).as_union_value())
+        }
+        Message::Rekey(rekey) => {
+            let args = schema::RekeyArgs { generation: rekey.generation };
+            (schema::Message::Rekey, schema::Rekey::create(&mut builder, &args).as_union_value())
+        }
+        Message::Alive(alive) => {
+            let args = schema::AliveArgs { now_us: alive.now_us };
+            (schema::Message::Alive, schema::Alive::create(&mut builder, &args).as_union_value())
+        }
+    };
+    let control = schema::Control::create(&mut builder, &schema::ControlArgs { message_type, message: Some(message) });
+    builder.finish(control, None);
+    let bytes = builder.finished_data();
+    if bytes.len() <= CONTROL_LEN_MAX { Ok(bytes.to_vec()) } else { Err(ControlError::Length) }
+}
+
+fn write_hello(builder: &mut FlatBufferBuilder<'_>, hello: &Hello) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    hello.check()?;
+    let workers: Vec<_> = hello.workers.iter().map(|address| builder.create_string(&address.to_string())).collect();
+    let args = schema::HelloArgs {
+        version: hello.version,
+        version_min: hello.version_min,
+        node: Some(builder.create_string(&hello.node)),
+        pop: Some(builder.create_string(&hello.pop)),
+        start: hello.incarnation.start,
+        nonce: hello.incarnation.nonce,
+        link: hello.link,
+        workers: Some(builder.create_vector(&workers)),
+        playout_ms: hello.playout.as_millis() as u16,
+    };
+    Ok(schema::Hello::create(builder, &args).as_union_value())
+}
+
+fn write_offer(builder: &mut FlatBufferBuilder<'_>, offer: &Offer, version: u8) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    offer.check()?;
+    let payload_types: Vec<_> = offer
+        .payload_types
+        .iter()
+        .map(|payload_type| {
+            let codec = builder.create_string(&payload_type.codec);
+            let args = schema::PayloadTypeArgs {
+                number: payload_type.number,
+                codec: Some(codec),
+                clock_rate: payload_type.clock_rate,
+                rtx: payload_type.rtx.map_or(-1, i16::from),
+            };
+            schema::PayloadType::create(builder, &args)
+        })
+        .collect();
+    let layers: Vec<_> = offer.layers.iter().map(|layer| builder.create_string(layer)).collect();
+    let args = schema::OfferArgs {
+        track: offer.track.0,
+        alias: offer.alias,
+        worker: offer.worker,
+        audio: offer.audio,
+        payload_types: Some(builder.create_vector(&payload_types)),
+        extensions: Some(builder.create_vector(&offer.extensions)),
+        layers: Some(builder.create_vector(&layers)),
+        order: Some(builder.create_vector(&offer.order)),
+        load: if version >= 1 { offer.load } else { 0 },
+    };
+    Ok(schema::Offer::create(builder, &args).as_union_value())
+}
+
+/// The message that `bytes` are, the length in front of them taken off. Fields that the writer's version has not are what the version
+/// before behaved as.
+pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
+    // A root offset, a vtable of two fields, a table with them.
+    if !(16..=CONTROL_LEN_MAX).contains(&bytes.len()) {
+        return Err(ControlError::Length);
+    }
+    let control = flatbuffers::root_with_opts::<schema::Control<'_>>(&verifier(TABLES_MAX), bytes).map_err(|_| ControlError::Malformed)?;
+    if let Some(hello) = control.message_as_hello() {
+        read_hello(&hello).map(Message::Hello)
+    } else if let Some(want) = control.message_as_want() {
+        let session = SessionId::new(want.session()).map_err(|_| ControlError::Limit)?;
+        Ok(Message::Want(Want { session, track: TrackId(want.track()), worker: want.worker() }))
+    } else if let Some(unwant) = control.message_as_unwant() {
+        Ok(Message::Unwant(Unwant { track: TrackId(unwant.track()) }))
+    } else if let Some(offer) = control.message_as_offer() {
+        read_offer(&offer).map(Message::Offer)
+    } else if let Some(refuse) = control.message_as_refuse() {
+        let reason = refuse.reason().unwrap_or_default();
+        // Looked at before it is copied.
+        if reason.len() > REASON_LEN_MAX {
+            return Err(ControlError::Limit);
+        }
+        Ok(Message::Refuse(Refuse { track: TrackId(refuse.track()), reason: reason.to_owned() }))
+    } else if let Some(rekey) = control.message_as_rekey() {
+        Ok(Message::Rekey(Rekey { generation: rekey.generation() }))
+    } else if let Some(alive) = control.message_as_alive() {
+        Ok(Message::Alive(Alive { now_us: alive.now_us() }))
+    } else {
+        Err(ControlError::Unknown)
+    }
+}
+
+fn read_hello(hello: &schema::Hello<'_>) -> Result<Hello, ControlError> {
+    check_names([hello.node(), hello.pop()])?;
+    let workers = hello.workers();
+    if workers.len() > WORKERS_MAX {
+        return Err(ControlError::Limit);
+    }
+    let workers: Result<_, _> = workers.iter().map(|text| text.parse().map_err(|_| ControlError::Limit)).collect();
+    let hello = Hello {
+        version: hello.version(),
+        version_min: hello.version_min(),
+        node: hello.node().to_owned(),
+        pop: hello.pop().to_owned(),
+        incarnation: Incarnation { start: hello.start(), nonce: hello.nonce() },
+        link: hello.link(),
+        workers: workers?,
+        playout: Duration::from_millis(u64::from(hello.playout_ms())),
+    };
+    hello.check()?;
+    Ok(hello)
+}
+
+fn read_offer(offer: &schema::Offer<'_>) -> Result<Offer, ControlError> {
+    let (payload_types, layers) = (offer.payload_types(), offer.layers());
+    let (extensions, order) = (offer.extensions(), offer.order());
+    // Before anything is copied.
+    let lengths = [
+        (payload_types.map_or(0, |list| list.len()), PAYLOAD_TYPES_MAX),
+        (layers.map_or(0, |list| list.len()), LAYERS_MAX),
+        (extensions.map_or(0, |list| list.len()), EXTENSIONS_MAX),
+        (order.map_or(0, |list| list.len()), LAYERS_MAX),
+    ];
+    if lengths.iter().any(|(len, len_max)| len > len_max) {
+        return Err(ControlError::Limit);
+    }
+    check_names(payload_types.iter().flatten().map(|payload_type| payload_type.codec()))?;
+    check_names(layers.iter().flatten())?;
+    let payload_types: Result<_, _> = payload_types
+        .iter()
+        .flatten()
+        .map(|payload_type| {
+            let rtx = match payload_type.rtx() {
+                -1 => None,
+                rtx => Some(u8::try_from(rtx).map_err(|_| ControlError::Limit)?),
+            };
+            let (number, codec, clock_rate) = (payload_type.number(), payload_type.codec().to_owned(), payload_type.clock_rate());
+            Ok(PayloadType { number, codec, clock_rate, rtx })
+        })
+        .collect();
+    Ok(Offer {
+        track: TrackId(offer.track()),
+        alias: offer.alias(),
+        worker: offer.worker(),
+        audio: offer.audio(),
+        payload_types: payload_types?,
+        extensions: extensions.map_or_else(Vec::new, |list| list.bytes().to_vec()),
+        layers: layers.iter().flatten().map(str::to_owned).collect(),
+        order: order.map_or_else(Vec::new, |list| list.bytes().to_vec()),
+        load: offer.load(),
+    })
+}
