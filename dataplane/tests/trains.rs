@@ -20,6 +20,8 @@ fn watch(rig: &mut Rig, id: u64, map: PayloadTypeMap) -> Client {
 
 /// A turn brings a keyframe in packets with so many bytes of payload; what leaves.
 fn turn(rig: &mut Rig, publisher: &Client, first: u64, lens: &[usize]) -> Vec<Sent> {
+    // Answers to checks from before.
+    rig.sent();
     for (at, len) in lens.iter().enumerate() {
         let mut payload = vec![7; *len];
         // VP8: a keyframe's first partition begins with the first packet.

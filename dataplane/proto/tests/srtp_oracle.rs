@@ -99,6 +99,35 @@ fn rtp_is_byte_equal_in_both_directions() {
 }
 
 #[test]
+fn padding_is_encrypted_as_a_part_of_the_payload() {
+    println!("seed {SEED}");
+    for profile in PROFILES {
+        let mut rng = Rng::new(SEED);
+        let master = master_key(&mut rng);
+        let sender = SrtpSender::new(profile.0, &master);
+        let mut their_sender = oracle(profile, &master);
+        let mut receiver = SrtpReceiver::new(profile.0, &master);
+        for padding in 1..=u8::MAX {
+            let index = u64::from(padding);
+            let (header_len, mut packet) = rtp_packet(&mut rng, 0x5eed_0001, index as u16);
+            packet[0] |= 0x20;
+            let mut ours = vec![0; packet.len() + usize::from(padding) + OVERHEAD_MAX];
+            let (header, payload) = packet.split_at(header_len);
+            let len = sender.protect_padded_rtp(index, header, payload, padding, &mut ours).expect("it fits");
+            ours.truncate(len);
+
+            // RFC 3550 section 5.1: "The last octet of the padding contains a count of how many padding octets should be ignored, including itself."
+            packet.resize(packet.len() + usize::from(padding), 0);
+            *packet.last_mut().expect("the count") = padding;
+            let theirs = their_sender.encrypt_rtp(&packet).expect("the oracle protects it");
+            assert!(ours[..] == theirs[..], "{:?}, {padding} bytes: {packet:x?}", profile.0);
+            let opened = receiver.unprotect_rtp(&mut ours, header_len).expect("we open it");
+            assert!(ours[..opened.len] == packet[..]);
+        }
+    }
+}
+
+#[test]
 fn rtcp_is_byte_equal_in_both_directions() {
     println!("seed {SEED}");
     for profile in PROFILES {
