@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 done, 2 bad config or arguments, 1 anything else; errors are one line on stderr.
 
 mod bench;
+mod ca;
 mod capture;
 mod check;
 mod client;
@@ -12,6 +13,7 @@ mod show;
 mod token;
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,6 +45,9 @@ pub enum Command {
     /// Make access tokens.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Make the certificates by which nodes trust each other.
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Work with RTP.
     #[command(subcommand)]
     Rtp(RtpCommand),
@@ -179,6 +184,86 @@ pub struct TokenArgs {
     /// The running node's unix socket.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop ca`
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Make a CA: ca.pem, which every node gets, and ca.key, which none gets.
+    Init(CaInitArgs),
+    /// Make a node's certificate and key.
+    Issue(CaIssueArgs),
+    /// Make a node's certificate again: the same names, a new key.
+    Renew(CaRenewArgs),
+}
+
+/// `pop ca init`
+#[derive(Debug, Args)]
+pub struct CaInitArgs {
+    /// Where the CA is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What the CA is called in its certificate.
+    #[arg(long, value_name = "NAME", default_value = "pop CA")]
+    pub name: String,
+    /// Overwrite a CA that is there.
+    #[arg(long)]
+    pub force: bool,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop ca issue`
+#[derive(Debug, Args)]
+pub struct CaIssueArgs {
+    /// Where the CA is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The node: node.name of its config.
+    #[arg(long, value_name = "NAME")]
+    pub node: String,
+    /// Its PoP: node.pop of its config.
+    #[arg(long, value_name = "POP", default_value = "pop")]
+    pub pop: String,
+    /// How long the certificate is valid.
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+    pub days: u64,
+    /// An address of bus.listen, when the bus leaves the host; may be given more than once.
+    #[arg(long, value_name = "IP")]
+    pub address: Vec<IpAddr>,
+    /// Where node.pem, node.key and a copy of ca.pem go; default: the folder NAME.POP beside the CA.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Overwrite a certificate that is there.
+    #[arg(long)]
+    pub force: bool,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop ca renew`
+#[derive(Debug, Args)]
+pub struct CaRenewArgs {
+    /// Where the CA is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The node.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Its PoP.
+    #[arg(long, value_name = "POP", default_value = "pop")]
+    pub pop: String,
+    /// How long the certificate is valid.
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+    pub days: u64,
+    /// The folder of the certificate; default: the folder NAME.POP beside the CA.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// Print a JSON object.
     #[arg(long)]
     pub json: bool,
@@ -407,6 +492,7 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
     match command {
         Command::Check(args) => check::check(&args),
         Command::Token(TokenCommand::Create(args)) => token::create(&args).await,
+        Command::Ca(command) => ca::run(&command),
         Command::Rtp(RtpCommand::Capture(args)) => capture::capture(&args).await,
         Command::Probe(args) => probe::probe(&args).await,
         Command::Rtp(RtpCommand::List(args)) => rtp::show(&args).await,

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod backend;
+pub mod ca;
 pub mod captures;
 pub mod cli;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod http;
 pub mod keys;
 pub mod liveness;
 pub mod logging;
+pub mod mesh;
 pub mod metrics;
 pub mod node;
 pub mod notify;

@@ -84,7 +84,8 @@ impl fmt::Debug for TlsIdentity {
     }
 }
 
-fn explain(error: &pem::Error) -> String {
+/// What is wrong with a PEM file, as the rest of a sentence that begins with its name.
+pub(crate) fn explain(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => format!("cannot be read: {error}"),
         error => format!("is no PEM: {error:?}"),

@@ -1,0 +1,51 @@
+//! `pop ca`: what makes nodes trust each other.
+
+use serde_json::json;
+
+use super::{CaCommand, Failure};
+use crate::ca::{self, Made, Request};
+use crate::mesh::NodeName;
+use crate::token::unix_now_s;
+
+pub(super) fn run(command: &CaCommand) -> Result<(), Failure> {
+    let (made, next, json) = match command {
+        CaCommand::Init(args) => {
+            let made = ca::init(&args.dir, &args.name, args.force).map_err(Failure::Other)?;
+            let dir = args.dir.display();
+            (
+                made,
+                format!("keep its key away from the nodes; next, for each node: pop ca issue --dir {dir} --node NAME --pop POP"),
+                args.json,
+            )
+        }
+        CaCommand::Issue(args) => {
+            let name = NodeName::new(&args.node, &args.pop).map_err(Failure::Usage)?;
+            let out = args.out.clone().unwrap_or_else(|| ca::default_out(&args.dir, &name));
+            let request = Request { name, days: args.days, addresses: args.address.clone() };
+            let made = ca::issue(&args.dir, &out, &request, args.force).map_err(Failure::Other)?;
+            (made, "copy the folder to the node and name the three files in [mesh] of its config".to_owned(), args.json)
+        }
+        CaCommand::Renew(args) => {
+            let out = match (&args.out, &args.node) {
+                (Some(out), _) => out.clone(),
+                (None, Some(node)) => ca::default_out(&args.dir, &NodeName::new(node, &args.pop).map_err(Failure::Usage)?),
+                (None, None) => return Err(Failure::Usage("whose? give --node and --pop, or the folder as --out".to_owned())),
+            };
+            let made = ca::renew(&args.dir, &out, args.days).map_err(Failure::Other)?;
+            (made, "copy node.pem and node.key to the node, then `pop reload` there".to_owned(), args.json)
+        }
+    };
+    show(&made, &next, json);
+    Ok(())
+}
+
+fn show(made: &Made, next: &str, json: bool) {
+    let Made { ca, cert, key, expires_at_s } = made;
+    if json {
+        println!("{}", json!({ "ca": ca, "cert": cert, "key": key, "expires_at_s": expires_at_s }));
+        return;
+    }
+    let days = expires_at_s.saturating_sub(unix_now_s()) / 86_400;
+    println!("{} and {}, valid for {days} days", cert.display(), key.display());
+    eprintln!("{next}");
+}

@@ -1,0 +1,127 @@
+//! `pop ca` as an operator types it: two commands for a node, and a sentence for every mistake.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use pop::mesh::NodeName;
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+
+#[path = "cli_support/process.rs"]
+mod process;
+
+use process::{Folder, code, json, run, shown, stderr};
+
+fn mode(file: &Path) -> u32 {
+    fs::metadata(file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).permissions().mode() & 0o777
+}
+
+fn read(file: &Path) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+/// Whether `cert` is of `ca` for `name`, as a server and as a client.
+fn holds(ca: &Path, cert: &Path, name: &str) -> Result<(), rustls::Error> {
+    let (mut roots, provider) = (RootCertStore::empty(), std::sync::Arc::new(default_provider()));
+    roots.add(read(ca)).expect("a certificate");
+    let roots = std::sync::Arc::new(roots);
+    let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build().expect("one root");
+    let clients = WebPkiClientVerifier::builder_with_provider(roots, provider).build().expect("one root");
+    let (cert, now) = (read(cert), UnixTime::now());
+    let name = ServerName::try_from(name.to_owned()).expect("a name");
+    servers.verify_server_cert(&cert, &[], &name, &[], now)?;
+    clients.verify_client_cert(&cert, &[], now).map(|_| ())
+}
+
+fn refused(words: &[&str], exit: i32, sentence: &str) {
+    let output = run(words);
+    assert_eq!(code(&output), Some(exit), "{words:?}: {output:?}");
+    let said = stderr(&output);
+    assert!(said.contains(sentence) && !said.contains("panicked"), "{words:?} says {said}");
+}
+
+#[test]
+fn two_commands_make_a_node_and_a_third_renews_it() {
+    let folder = Folder::new();
+    let ca = folder.path("ca");
+    let output = run(&["ca", "init", "--dir", shown(&ca), "--name", "Example CA"]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    assert_eq!((mode(&ca), mode(&ca.join("ca.key")), mode(&ca.join("ca.pem"))), (0o700, 0o600, 0o644));
+    let issue = ["ca", "issue", "--dir", shown(&ca), "--node", "a1", "--pop", "fra", "--address", "192.0.2.1", "--address", "2001:db8::1"];
+    let output = run(&[&issue[..], &["--json"]].concat());
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let node = ca.join("a1.fra");
+    assert_eq!(json(&output)["cert"].as_str(), Some(shown(&node.join("node.pem"))));
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_secs();
+    let left = json(&output)["expires_at_s"].as_u64().expect("a time") - now;
+    assert!((89 * 86_400..=90 * 86_400).contains(&left), "{left} s");
+    assert_eq!(mode(&node.join("node.key")), 0o600);
+    assert_eq!(fs::read(node.join("ca.pem")).expect("a copy"), fs::read(ca.join("ca.pem")).expect("the CA"));
+    let (root, cert) = (node.join("ca.pem"), node.join("node.pem"));
+    assert_eq!(NodeName::of_certificate(&read(&cert)), NodeName::new("a1", "fra").ok());
+    let names = ["a1.fra.pop.internal", "192.0.2.1", "2001:db8::1"];
+    for name in names {
+        holds(&root, &cert, name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    holds(&root, &cert, "a2.fra.pop.internal").expect_err("it is another node");
+
+    let (old_cert, old_key) = (read(&cert), fs::read(node.join("node.key")).expect("a key"));
+    let output = run(&["ca", "renew", "--dir", shown(&ca), "--node", "a1", "--pop", "fra", "--days", "10"]);
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("valid for 10 days") || String::from_utf8_lossy(&output.stdout).contains("9 days")
+    );
+    assert!(read(&cert) != old_cert && fs::read(node.join("node.key")).expect("a key") != old_key);
+    assert_eq!(mode(&node.join("node.key")), 0o600);
+    for name in names {
+        holds(&root, &cert, name).unwrap_or_else(|error| panic!("{name} after the renewal: {error}"));
+    }
+    let left = fs::read_dir(&node).expect("the folder").count();
+    assert_eq!(left, 3, "nothing but the three files");
+}
+
+#[test]
+fn every_mistake_is_a_sentence_and_overwrites_nothing() {
+    let folder = Folder::new();
+    let (ca, other) = (folder.path("ca"), folder.path("other"));
+    let (dir, at) = (shown(&ca), |file: &str| ca.join(file));
+    let issue = |node: &'static str| ["ca", "issue", "--dir", dir, "--node", node, "--pop", "fra"];
+    refused(&issue("a1"), 1, "pop ca init --dir");
+    assert_eq!(code(&run(&["ca", "init", "--dir", dir])), Some(0));
+    assert_eq!(code(&run(&["ca", "init", "--dir", shown(&other)])), Some(0));
+    let before = fs::read(at("ca.key")).expect("a key");
+    refused(&["ca", "init", "--dir", dir], 1, "--force overwrites it");
+    assert_eq!(fs::read(at("ca.key")).expect("a key"), before);
+    for node in ["a.b", "a-", "a b", ""] {
+        refused(&issue(node), 2, "cannot name a node");
+    }
+    refused(&["ca", "issue", "--dir", dir, "--node", "a", "--pop", "x.y"], 2, "cannot name a PoP");
+    refused(&["ca", "issue", "--dir", dir, "--node", "a", "--days", "0"], 2, "--days");
+    refused(&["ca", "issue", "--dir", dir, "--node", "a", "--days", "3650", "--address", "localhost"], 2, "--address");
+    refused(&["ca", "renew", "--dir", dir, "--node", "a1", "--pop", "fra"], 1, "is no certificate to renew");
+    refused(&["ca", "renew", "--dir", dir], 2, "--node");
+    refused(&["ca", "renew", "--dir", dir, "--out", dir], 1, "is no certificate to renew");
+    assert_eq!(code(&run(&issue("a1"))), Some(0));
+    refused(&issue("a1"), 1, "is there already");
+    assert_eq!(code(&run(&[&issue("a1")[..], &["--force"]].concat())), Some(0));
+
+    fs::set_permissions(at("ca.key"), fs::Permissions::from_mode(0o644)).expect("it is ours");
+    refused(&issue("a2"), 1, "chmod 600");
+    fs::copy(other.join("ca.key"), at("ca.key")).expect("it is there");
+    fs::set_permissions(at("ca.key"), fs::Permissions::from_mode(0o600)).expect("it is ours");
+    refused(&issue("a2"), 1, "is not the key of");
+    fs::write(at("ca.key"), "hello").expect("it is ours");
+    refused(&issue("a2"), 1, "is no private key");
+    fs::write(at("ca.pem"), "hello").expect("it is ours");
+    fs::write(at("ca.key"), before).expect("it is ours");
+    refused(&issue("a2"), 1, "is no certificate");
+    fs::copy(at("a1.fra/node.pem"), at("ca.pem")).expect("it is there");
+    refused(&issue("a2"), 1, "is no CA");
+    assert!(!at("a2.fra").exists(), "a refusal leaves nothing behind");
+}
