@@ -194,8 +194,8 @@ impl std::error::Error for ControlError {}
 
 /// The version to speak with a peer that said `theirs`; `None`: there is none in common.
 pub fn negotiate(theirs: &Hello) -> Option<u8> {
-    let version = theirs.version.min(VERSION);
-    (version >= theirs.version_min && version >= VERSION_MIN).then_some(version)
+    let (oldest, newest) = (theirs.version_min.max(VERSION_MIN), theirs.version.min(VERSION));
+    (oldest <= newest).then_some(newest)
 }
 
 fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), ControlError> {

@@ -40,6 +40,8 @@ drop_reasons! {
     BadPayload = "bad_payload",
     /// A repair that nobody waits for any longer.
     Late = "late",
+    /// The packet that was to be repaired is no longer the one that was sent.
+    Gone = "gone",
     /// The other half of a frame did not come before its place was needed.
     PartLost = "part_lost",
     /// The frame does not fit into two datagrams of the path, or not into the caller's buffer.

@@ -6,6 +6,7 @@ pub mod control;
 mod drop_reason;
 pub mod frame;
 pub mod keys;
+pub mod link;
 pub mod seal;
 
 pub use drop_reason::RelayDrop;

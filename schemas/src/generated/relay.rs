@@ -919,7 +919,7 @@ impl ::core::fmt::Debug for Ask<'_> {
 pub enum ClockOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// Sealed, kind clock: the publisher's clock of a layer, as of its last sender report.
+/// Sealed, kind clock: the publisher's clock of a layer as of its last sender report, and how the layer is.
 pub struct Clock<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
@@ -939,6 +939,9 @@ impl<'a> Clock<'a> {
   pub const VT_RTP_TIMESTAMP: ::flatbuffers::VOffsetT = 10;
   pub const VT_AGE_US: ::flatbuffers::VOffsetT = 12;
   pub const VT_ENDED: ::flatbuffers::VOffsetT = 14;
+  pub const VT_PAUSED: ::flatbuffers::VOffsetT = 16;
+  pub const VT_RANK: ::flatbuffers::VOffsetT = 18;
+  pub const VT_RATE_KBPS: ::flatbuffers::VOffsetT = 20;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -951,9 +954,12 @@ impl<'a> Clock<'a> {
   ) -> ::flatbuffers::WIPOffset<Clock<'bldr>> {
     let mut builder = ClockBuilder::new(_fbb);
     builder.add_ntp(args.ntp);
+    builder.add_rate_kbps(args.rate_kbps);
     builder.add_age_us(args.age_us);
     builder.add_rtp_timestamp(args.rtp_timestamp);
     builder.add_alias(args.alias);
+    builder.add_rank(args.rank);
+    builder.add_paused(args.paused);
     builder.add_ended(args.ended);
     builder.add_layer(args.layer);
     builder.finish()
@@ -974,6 +980,7 @@ impl<'a> Clock<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u8>(Clock::VT_LAYER, Some(0)).unwrap()}
   }
+  /// 0: not known yet.
   #[inline]
   pub fn ntp(&self) -> u64 {
     // Safety:
@@ -1004,6 +1011,30 @@ impl<'a> Clock<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Clock::VT_ENDED, Some(false)).unwrap()}
   }
+  /// The layer does not come now.
+  #[inline]
+  pub fn paused(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Clock::VT_PAUSED, Some(false)).unwrap()}
+  }
+  /// Its rank among the track's layers, from the lowest quality up; 255: not told.
+  #[inline]
+  pub fn rank(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(Clock::VT_RANK, Some(255)).unwrap()}
+  }
+  /// What it brings in kbit/s; 0: not measured.
+  #[inline]
+  pub fn rate_kbps(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Clock::VT_RATE_KBPS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Clock<'_> {
@@ -1018,6 +1049,9 @@ impl ::flatbuffers::Verifiable for Clock<'_> {
      .visit_field::<u32>("rtp_timestamp", Self::VT_RTP_TIMESTAMP, false)?
      .visit_field::<u32>("age_us", Self::VT_AGE_US, false)?
      .visit_field::<bool>("ended", Self::VT_ENDED, false)?
+     .visit_field::<bool>("paused", Self::VT_PAUSED, false)?
+     .visit_field::<u8>("rank", Self::VT_RANK, false)?
+     .visit_field::<u32>("rate_kbps", Self::VT_RATE_KBPS, false)?
      .finish();
     Ok(())
   }
@@ -1029,6 +1063,9 @@ pub struct ClockArgs {
     pub rtp_timestamp: u32,
     pub age_us: u32,
     pub ended: bool,
+    pub paused: bool,
+    pub rank: u8,
+    pub rate_kbps: u32,
 }
 impl<'a> Default for ClockArgs {
   #[inline]
@@ -1040,6 +1077,9 @@ impl<'a> Default for ClockArgs {
       rtp_timestamp: 0,
       age_us: 0,
       ended: false,
+      paused: false,
+      rank: 255,
+      rate_kbps: 0,
     }
   }
 }
@@ -1074,6 +1114,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ClockBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Clock::VT_ENDED, ended, false);
   }
   #[inline]
+  pub fn add_paused(&mut self, paused: bool) {
+    self.fbb_.push_slot::<bool>(Clock::VT_PAUSED, paused, false);
+  }
+  #[inline]
+  pub fn add_rank(&mut self, rank: u8) {
+    self.fbb_.push_slot::<u8>(Clock::VT_RANK, rank, 255);
+  }
+  #[inline]
+  pub fn add_rate_kbps(&mut self, rate_kbps: u32) {
+    self.fbb_.push_slot::<u32>(Clock::VT_RATE_KBPS, rate_kbps, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ClockBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ClockBuilder {
@@ -1097,6 +1149,9 @@ impl ::core::fmt::Debug for Clock<'_> {
       ds.field("rtp_timestamp", &self.rtp_timestamp());
       ds.field("age_us", &self.age_us());
       ds.field("ended", &self.ended());
+      ds.field("paused", &self.paused());
+      ds.field("rank", &self.rank());
+      ds.field("rate_kbps", &self.rate_kbps());
       ds.finish()
   }
 }

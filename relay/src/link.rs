@@ -1,0 +1,706 @@
+//! One relation of two workers: numbers, seals, splits and bundles what goes out; opens, joins and asks again for what comes in.
+//!
+//! The owner drives it: `open` each datagram that came, `write_*` what is to leave, then, at the end of each turn, `next_repair` and
+//! `poll_transmit` until both have nothing. Nothing allocates after [`Link::new`]; what it holds is [`Link::MEMORY_LEN`].
+
+mod bundle;
+mod missing;
+mod parts;
+mod path;
+mod sent;
+mod table;
+mod window;
+
+use std::time::Duration;
+
+use pop_schemas::Time;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+pub use self::{
+    bundle::Bundle,
+    table::{Ask, Clock},
+};
+use self::{
+    bundle::{BUNDLED_LEN_MAX, Pending},
+    missing::{MissingList, Repaired},
+    parts::{Parts, part_header, part_len, part_range},
+    path::{LADDER, Path},
+    sent::Sent,
+    table::{Feedback, RANGES_MAX, Range, Tables, read_ask, read_clock, read_feedback},
+    window::{WINDOW_LEN, Window},
+};
+use crate::{
+    RelayDrop,
+    frame::{FrameKind, HEAD_LEN, Head, OVERHEAD},
+    keys::KEYS_LEN,
+    seal::{Opener, Sealer},
+};
+
+/// Longest datagram that is ever written, so the least that `out` of [`Link::poll_transmit`] has to hold.
+pub const DATAGRAM_LEN_WRITTEN_MAX: usize = LADDER[LADDER.len() - 1];
+/// What a repair has in front of its packet: the counter's low half, place, count, part. A frame leaves room for it, so that its repair
+/// passes where it passed.
+const REPAIR_LEN: usize = 8;
+/// What a half has in front of it.
+const PART_LEN: usize = 2;
+/// Longest packet that is written: two halves over a path with the base MTU.
+pub const FRAME_LEN_MAX: usize = 2 * (LADDER[0] - OVERHEAD - REPAIR_LEN);
+/// What `out` has to hold beyond the packet.
+pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
+
+/// Feedback is the heartbeat too: so often while media flows, and while none does.
+const HEARTBEAT_ACTIVE: Duration = Duration::from_millis(100);
+const HEARTBEAT_IDLE: Duration = Duration::from_secs(1);
+/// Media flows until so long after the last packet.
+const ACTIVE: Duration = Duration::from_secs(1);
+/// Two feedbacks are at least so far apart: what goes missing meanwhile is asked for together.
+const FEEDBACK_EVERY: Duration = Duration::from_millis(5);
+/// The round trip while none was measured.
+const RTT_UNKNOWN: Duration = Duration::from_millis(50);
+/// A measured one beyond it is a lie.
+const RTT_MAX: Duration = Duration::from_secs(10);
+/// How long a datagram may be overtaken by others before it counts as missing: an eighth of the round trip within these.
+const TOLERANCE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(10));
+/// Datagrams of the other end's count over which a share of loss is measured.
+const LOSS_WINDOW: u64 = 50;
+
+/// What a link needs to know. The keys are wiped when it goes.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct LinkConfig {
+    /// Schema version that both ends speak.
+    pub version: u8,
+    /// What our datagrams say they are for: the other node's number of ours in the high byte, our worker in the low one.
+    pub remote_association: u16,
+    /// Generation of the keys.
+    pub generation: u32,
+    /// Key and salt of what we send.
+    pub send: [u8; KEYS_LEN],
+    /// Key and salt of what we receive.
+    pub receive: [u8; KEYS_LEN],
+    /// How late a repair may be.
+    #[zeroize(skip)]
+    pub playout: Duration,
+}
+
+/// Names a packet that was written, for a repair of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameRef {
+    /// Link-local name of the track.
+    pub alias: u16,
+    /// Its layer.
+    pub layer: u8,
+    /// How often the layer has begun anew, modulo 256.
+    pub epoch: u8,
+    /// Extended RTP sequence number: the caller finds the packet by it. It does not travel.
+    pub sequence: u64,
+    /// The datagram that carried it.
+    counter: u64,
+    /// Which of how many in it.
+    place: u8,
+    count: u8,
+    /// See [`part_header`]; 0: it was not split.
+    part: u16,
+}
+
+impl FrameRef {
+    /// Names packet `sequence` of a layer.
+    pub fn new(alias: u16, layer: u8, epoch: u8, sequence: u64) -> FrameRef {
+        FrameRef { alias, layer, epoch, sequence, counter: 0, place: 0, count: 1, part: 0 }
+    }
+}
+
+/// Lengths of the datagrams that were written, which lie back to back from the start of `out`. 0: there is none. The second is never
+/// longer than the first, so both may be of one GSO train.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Of the first.
+    pub first: usize,
+    /// Of the second.
+    pub second: usize,
+}
+
+/// A packet that came.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Media<'a> {
+    /// Link-local name of the track.
+    pub alias: u16,
+    /// Its layer.
+    pub layer: u8,
+    /// How often the layer has begun anew, modulo 256.
+    pub epoch: u8,
+    /// The packet.
+    pub payload: &'a mut [u8],
+}
+
+/// What a datagram was.
+#[derive(Debug)]
+pub enum Incoming<'a> {
+    /// A packet, for the first time.
+    Media(Media<'a>),
+    /// Packets, each for the first time.
+    Bundle(Bundle<'a>),
+    /// What the other end wants of a track of ours.
+    Ask(Ask),
+    /// The publisher's clock of a layer.
+    Clock(Clock),
+    /// The link's own, or half a packet.
+    Nothing,
+}
+
+/// What a link has done since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Datagrams sent, repairs and feedback included.
+    pub datagrams_out: u64,
+    /// Their UDP payload bytes.
+    pub bytes_out: u64,
+    /// Bytes of packets in them, repairs excluded.
+    pub media_bytes_out: u64,
+    /// Datagrams that were authentic and new.
+    pub datagrams_in: u64,
+    /// Their UDP payload bytes.
+    pub bytes_in: u64,
+    /// Bytes of packets in them.
+    pub media_bytes_in: u64,
+    /// Datagrams that the other end sent and that did not come, by its counters.
+    pub lost: u64,
+    /// Of these, repaired in time.
+    pub repaired: u64,
+    /// Repairs sent.
+    pub repairs_out: u64,
+    /// Datagrams that were not authentic, replayed or malformed.
+    pub refused: u64,
+    /// Round trip in microseconds; 0 while unknown.
+    pub rtt_us: u32,
+    /// Interarrival jitter in microseconds.
+    pub jitter_us: u32,
+    /// Largest UDP payload that passes.
+    pub mtu: u16,
+}
+
+/// The round trip (RFC 6298 section 2) and the jitter (RFC 3550 section 6.4.1) of what the other end's feedback says.
+#[derive(Default)]
+struct Clocks {
+    rtt: Option<Duration>,
+    rtt_variation: Duration,
+    jitter: Duration,
+    /// The other end's clock in its last feedback, in microseconds, and when that came.
+    remote_us: u64,
+    remote_at: Time,
+}
+
+impl Clocks {
+    fn rtt_or_default(&self) -> Duration {
+        self.rtt.unwrap_or(RTT_UNKNOWN)
+    }
+
+    fn measured(&mut self, rtt: Duration) {
+        if rtt > RTT_MAX {
+            return;
+        }
+        self.rtt = Some(match self.rtt {
+            None => {
+                self.rtt_variation = rtt / 2;
+                rtt
+            }
+            Some(smoothed) => {
+                self.rtt_variation = (self.rtt_variation * 3 + smoothed.abs_diff(rtt)) / 4;
+                (smoothed * 7 + rtt) / 8
+            }
+        });
+    }
+
+    /// A feedback that was written at `remote_us` came now.
+    fn heard(&mut self, now: Time, remote_us: u64) {
+        if self.remote_us != 0 {
+            let there = Duration::from_micros(remote_us - self.remote_us);
+            let transit = now.since(self.remote_at).abs_diff(there).min(RTT_MAX);
+            self.jitter = (self.jitter * 15 + transit) / 16;
+        }
+        (self.remote_us, self.remote_at) = (remote_us, now);
+    }
+}
+
+/// One relation of two workers; see the module.
+pub struct Link {
+    version: u8,
+    association: u16,
+    playout: Duration,
+    sealer: Sealer,
+    opener: Opener,
+    window: Window,
+    /// The first counter that came: what was before it was sent to nobody.
+    base: Option<u64>,
+    /// Datagrams that came with counters from `base` on.
+    came: u64,
+    missing: MissingList,
+    parts: Parts,
+    sent: Sent,
+    pending: Pending,
+    tables: Tables,
+    path: Path,
+    clocks: Clocks,
+    /// `next` and `received` of the other end's feedback at which the share of loss was last measured, and that share.
+    loss_at: (u64, u64),
+    loss_out_permille: u16,
+    /// Counter of the last probe of the other end.
+    probe: u64,
+    feedback_at: Time,
+    fed_back_at: Time,
+    media_at: Option<Time>,
+    heard_at: Option<Time>,
+    stats: LinkStats,
+}
+
+impl Link {
+    /// Bytes of heap that one link has, keys apart: see [`Link::KEYS_MEMORY_LEN`].
+    pub const MEMORY_LEN: usize = Window::MEMORY_LEN
+        + MissingList::MEMORY_LEN
+        + Parts::MEMORY_LEN
+        + Sent::MEMORY_LEN
+        + Pending::MEMORY_LEN
+        + Tables::MEMORY_LEN
+        + Self::KEYS_MEMORY_LEN;
+    /// Bytes of heap that the library has for four keys: two to send, two to open with. Bounded from above.
+    pub const KEYS_MEMORY_LEN: usize = 4 * 1_024;
+
+    /// A link that has sent nothing yet.
+    pub fn new(config: &LinkConfig, now: Time) -> Link {
+        Link {
+            version: config.version,
+            association: config.remote_association,
+            playout: config.playout,
+            sealer: Sealer::new(&config.send, config.generation),
+            opener: Opener::new(&config.receive, config.generation),
+            window: Window::new(),
+            base: None,
+            came: 0,
+            missing: MissingList::new(),
+            parts: Parts::new(),
+            sent: Sent::new(),
+            pending: Pending::new(),
+            tables: Tables::new(),
+            path: Path::new(now),
+            clocks: Clocks::default(),
+            loss_at: (0, 0),
+            loss_out_permille: 0,
+            probe: u64::MAX,
+            feedback_at: now,
+            fed_back_at: Time::ZERO,
+            media_at: None,
+            heard_at: None,
+            stats: LinkStats::default(),
+        }
+    }
+
+    /// Opens the next generation too, from now on; seals under it when the other end says that it can open it.
+    pub fn rekey(&mut self, now: Time, generation: u32, send: &[u8; KEYS_LEN], receive: &[u8; KEYS_LEN]) {
+        self.opener.rekey(now, receive, generation);
+        self.sealer.rekey(send, generation);
+        self.feedback_at = now;
+    }
+
+    /// Whether the present key has sealed almost as much as it may; true once per generation.
+    pub fn keys_used(&mut self) -> bool {
+        self.sealer.keys_used()
+    }
+
+    /// The generation of keys that is sealed under.
+    pub fn generation(&self) -> u32 {
+        self.sealer.generation()
+    }
+
+    /// Longest packet that goes in one datagram.
+    fn frame_len_whole(&self) -> usize {
+        self.path.mtu() - OVERHEAD - REPAIR_LEN
+    }
+
+    /// Bytes of the datagrams that a packet of `len` bytes is now.
+    pub fn media_len(&self, len: usize) -> usize {
+        len + if len <= self.frame_len_whole() { OVERHEAD } else { 2 * (OVERHEAD + PART_LEN) }
+    }
+
+    fn head(&self, kind: FrameKind, alias: u16, layer: u8, epoch: u8) -> Head {
+        // Phase and counter are the sealer's.
+        Head { version: self.version, kind, phase: false, association: self.association, alias, layer, epoch, counter: 0 }
+    }
+
+    fn count_out(&mut self, len: usize) -> usize {
+        self.stats.datagrams_out += 1;
+        self.stats.bytes_out += len as u64;
+        len
+    }
+
+    /// Media went in or out.
+    fn active(&mut self, now: Time) {
+        self.media_at = Some(now);
+        self.feedback_at = self.feedback_at.min(now + HEARTBEAT_ACTIVE);
+    }
+
+    /// Writes a packet: in one datagram, or in two halves when the path is too narrow. `out` has [`Self::media_len`] bytes or more.
+    /// Fails with [`RelayDrop::TooLarge`] beyond [`FRAME_LEN_MAX`], [`RelayDrop::KeysUsed`].
+    pub fn write_media(&mut self, now: Time, frame: &FrameRef, payload: &[u8], out: &mut [u8]) -> Result<Written, RelayDrop> {
+        if payload.len() > FRAME_LEN_MAX || out.len() < self.media_len(payload.len()) {
+            return Err(RelayDrop::TooLarge);
+        }
+        let written = if payload.len() <= self.frame_len_whole() {
+            let head = self.head(FrameKind::Media, frame.alias, frame.layer, frame.epoch);
+            let counter = self.sealer.counter();
+            let len = self.sealer.seal(head, payload, &[], out)?;
+            self.sent.push(FrameRef { counter, place: 0, count: 1, part: 0, ..*frame });
+            Written { first: self.count_out(len), second: 0 }
+        } else {
+            let first = self.write_part(frame, part_header(false, payload.len()), payload, out)?;
+            let second = self.write_part(frame, part_header(true, payload.len()), payload, &mut out[first..])?;
+            Written { first, second }
+        };
+        self.stats.media_bytes_out += payload.len() as u64;
+        self.active(now);
+        Ok(written)
+    }
+
+    fn write_part(&mut self, frame: &FrameRef, part: u16, payload: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+        let head = self.head(FrameKind::Part, frame.alias, frame.layer, frame.epoch);
+        let counter = self.sealer.counter();
+        let len = self.sealer.seal(head, &part.to_le_bytes(), &payload[part_range(part)], out)?;
+        self.sent.push(FrameRef { counter, place: 0, count: 1, part, ..*frame });
+        Ok(self.count_out(len))
+    }
+
+    /// Writes a small packet with others of the same turn: it leaves with [`Self::poll_transmit`]. What is written to `out` are packets of
+    /// before, when they are as many as a datagram holds; or the packet itself, when it is not small. As [`Self::write_media`] otherwise.
+    pub fn bundle_media(&mut self, now: Time, frame: &FrameRef, payload: &[u8], out: &mut [u8]) -> Result<Written, RelayDrop> {
+        if payload.len() > BUNDLED_LEN_MAX {
+            return self.write_media(now, frame, payload, out);
+        }
+        let written = if self.pending.fits(payload.len(), self.path.mtu()) { Written::default() } else { self.flush(out)? };
+        self.pending.push(frame, payload);
+        self.stats.media_bytes_out += payload.len() as u64;
+        self.active(now);
+        Ok(written)
+    }
+
+    /// Writes the packets that wait. They are dropped when that fails, so that no turn meets those of one long past.
+    fn flush(&mut self, out: &mut [u8]) -> Result<Written, RelayDrop> {
+        let frames = self.pending.frames();
+        let head = match frames {
+            [] => return Ok(Written::default()),
+            [frame] => self.head(FrameKind::Media, frame.alias, frame.layer, frame.epoch),
+            _ => self.head(FrameKind::Bundle, 0, 0, 0),
+        };
+        let counter = self.sealer.counter();
+        let sealed = self.sealer.seal(head, self.pending.payload(), &[], out);
+        if sealed.is_ok() {
+            for (place, frame) in frames.iter().enumerate() {
+                self.sent.push(FrameRef { counter, place: place as u8, count: frames.len() as u8, part: 0, ..*frame });
+            }
+        }
+        self.pending.clear();
+        Ok(Written { first: self.count_out(sealed?), second: 0 })
+    }
+
+    /// Writes what our subscribers want of a track of theirs. It is not repaired: the caller tells it again until it holds.
+    pub fn write_ask(&mut self, ask: &Ask, out: &mut [u8]) -> Result<usize, RelayDrop> {
+        let head = self.head(FrameKind::Ask, ask.alias, 0, 0);
+        let len = self.sealer.seal(head, self.tables.ask(ask), &[], out)?;
+        Ok(self.count_out(len))
+    }
+
+    /// Writes a publisher's clock. It is not repaired: the caller tells it again.
+    pub fn write_clock(&mut self, clock: &Clock, out: &mut [u8]) -> Result<usize, RelayDrop> {
+        let head = self.head(FrameKind::Clock, clock.alias, clock.layer, 0);
+        let len = self.sealer.seal(head, self.tables.clock(clock), &[], out)?;
+        Ok(self.count_out(len))
+    }
+
+    /// The next packet that the other end misses. The caller looks it up and gives it to [`Self::write_repair`]; one that it no longer has
+    /// it passes over.
+    pub fn next_repair(&mut self) -> Option<FrameRef> {
+        self.sent.next_repair()
+    }
+
+    /// Writes a packet again, under a counter of its own, with the counter of the datagram that was lost. `payload` is all of the packet, of
+    /// which the lost half goes again when it was split. Fails with [`RelayDrop::Gone`] when that is not the packet that was split,
+    /// [`RelayDrop::TooLarge`] when the path has become too narrow for it.
+    pub fn write_repair(&mut self, now: Time, frame: &FrameRef, payload: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+        let payload = match frame.part {
+            0 => payload,
+            part if payload.len() == part_len(part) => &payload[part_range(part)],
+            _ => return Err(RelayDrop::Gone),
+        };
+        if payload.len() > self.frame_len_whole() {
+            return Err(RelayDrop::TooLarge);
+        }
+        let ([c0, c1, c2, c3], [p0, p1]) = ((frame.counter as u32).to_le_bytes(), frame.part.to_le_bytes());
+        let header = [c0, c1, c2, c3, frame.place, frame.count, p0, p1];
+        let head = self.head(FrameKind::Repair, frame.alias, frame.layer, frame.epoch);
+        let len = self.sealer.seal(head, &header, payload, out)?;
+        self.stats.repairs_out += 1;
+        self.active(now);
+        Ok(self.count_out(len))
+    }
+
+    /// What is to leave at the end of a turn, until there is nothing: the small packets that wait, feedback, a probe of the path's MTU.
+    /// `out` has [`DATAGRAM_LEN_WRITTEN_MAX`] bytes or more.
+    pub fn poll_transmit(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
+        if !self.pending.is_empty()
+            && let Ok(Written { first, .. }) = self.flush(out)
+        {
+            return Some(first);
+        }
+        self.poll_feedback(now, out).or_else(|| self.poll_probe(now, out))
+    }
+
+    fn poll_feedback(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
+        if now < self.feedback_due() {
+            return None;
+        }
+        let rtt = self.clocks.rtt_or_default();
+        let again = rtt + self.clocks.rtt_variation.max(TOLERANCE.0);
+        let mut ranges = [Range::default(); RANGES_MAX];
+        let missing = self.missing.ask(now, rtt, again, &mut self.window, &mut ranges);
+        if missing == 0 && now < self.feedback_at {
+            return None;
+        }
+        let is_active = self.media_at.is_some_and(|at| now.since(at) < ACTIVE);
+        self.feedback_at = now + if is_active { HEARTBEAT_ACTIVE } else { HEARTBEAT_IDLE };
+        self.fed_back_at = now;
+        let held = now.since(self.clocks.remote_at);
+        let feedback = Feedback {
+            next: self.window.next(),
+            received: self.came,
+            echo_us: self.clocks.remote_us,
+            echo_held_us: held.as_micros().try_into().unwrap_or(u32::MAX),
+            // 0 is "none yet".
+            now_us: now.as_micros().max(1),
+            generation: self.opener.generation(),
+            probe: self.probe,
+            jitter_us: self.clocks.jitter.as_micros() as u32,
+        };
+        let head = self.head(FrameKind::Feedback, 0, 0, 0);
+        let len = self.sealer.seal(head, self.tables.feedback(&feedback, &ranges[..missing], self.version), &[], out).ok()?;
+        Some(self.count_out(len))
+    }
+
+    fn poll_probe(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
+        // Nobody is there to answer yet.
+        self.heard_at?;
+        let len = self.path.due(now)?;
+        let counter = self.sealer.counter();
+        let head = self.head(FrameKind::Probe, 0, 0, 0);
+        self.path.sent(now, counter, self.clocks.rtt_or_default());
+        let len = self.sealer.seal(head, &[0; LADDER[LADDER.len() - 1]][..len - OVERHEAD], &[], out).ok()?;
+        Some(self.count_out(len))
+    }
+
+    fn feedback_due(&self) -> Time {
+        self.feedback_at.min(self.missing.ask_at().max(self.fed_back_at + FEEDBACK_EVERY))
+    }
+
+    /// When [`Self::handle_timeout`] and then [`Self::poll_transmit`] have something.
+    pub fn poll_timeout(&self) -> Time {
+        let path = self.heard_at.map(|_| self.path.timeout());
+        [path, self.opener.timeout()].into_iter().flatten().fold(self.feedback_due(), Time::min)
+    }
+
+    /// Time passed: old keys die, probes are lost.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.opener.handle_timeout(now);
+        self.path.handle_timeout(now);
+    }
+
+    /// Opens a datagram in place. What it says is authentic, new, and within bounds; everything else is a [`RelayDrop`].
+    pub fn open<'a>(&'a mut self, now: Time, datagram: &'a mut [u8]) -> Result<Incoming<'a>, RelayDrop> {
+        let (head, len, places) = match self.open_sealed(now, datagram) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                self.stats.refused += 1;
+                return Err(reason);
+            }
+        };
+        let payload = &mut datagram[HEAD_LEN..HEAD_LEN + len];
+        match head.kind {
+            FrameKind::Media => {
+                self.stats.media_bytes_in += len as u64;
+                self.active(now);
+                Ok(Incoming::Media(media(&head, payload)))
+            }
+            FrameKind::Bundle => {
+                let (bundle, bytes) = Bundle::read(payload, places).inspect_err(|_| self.stats.refused += 1)?;
+                self.stats.media_bytes_in += bytes as u64;
+                self.active(now);
+                Ok(Incoming::Bundle(bundle))
+            }
+            FrameKind::Part => {
+                let Some((part, bytes)) = payload.split_first_chunk::<PART_LEN>() else { return self.refuse() };
+                let part = u16::from_le_bytes(*part);
+                self.active(now);
+                self.join(&head, head.counter, part, bytes)
+            }
+            FrameKind::Repair => self.open_repair(now, &head, payload),
+            FrameKind::Feedback => {
+                let Ok((feedback, missing)) = read_feedback(payload) else { return self.refuse() };
+                self.handle_feedback(now, &feedback, missing);
+                Ok(Incoming::Nothing)
+            }
+            FrameKind::Ask => read_ask(payload).map(Incoming::Ask).inspect_err(|_| self.stats.refused += 1),
+            FrameKind::Clock => {
+                let clock = read_clock(payload).inspect_err(|_| self.stats.refused += 1)?;
+                Ok(Incoming::Clock(Clock { age: clock.age + self.clocks.rtt.unwrap_or_default() / 2, ..clock }))
+            }
+            FrameKind::Probe => {
+                // The answer goes at once: the prober waits little longer than a round trip.
+                (self.probe, self.feedback_at) = (head.counter, now);
+                Ok(Incoming::Nothing)
+            }
+        }
+    }
+
+    fn refuse<'a>(&mut self) -> Result<Incoming<'a>, RelayDrop> {
+        self.stats.refused += 1;
+        Err(RelayDrop::BadPayload)
+    }
+
+    /// Everything up to the payload: head, replay, seal, and what the counter says.
+    fn open_sealed(&mut self, now: Time, datagram: &mut [u8]) -> Result<(Head, usize, u32), RelayDrop> {
+        let head = Head::read(datagram)?;
+        self.window.check(head.counter)?;
+        let len = self.opener.open(now, &head, datagram)?;
+        let next = self.window.next();
+        let base = *self.base.get_or_insert(head.counter);
+        let places = if head.counter < next { self.missing.came(head.counter) } else { 0 };
+        if head.counter > next && next > 0 {
+            let tolerance = (self.clocks.rtt_or_default() / 8).clamp(TOLERANCE.0, TOLERANCE.1);
+            self.missing.passed_over(now, next, head.counter, tolerance, self.playout);
+        }
+        self.window.insert(head.counter);
+        self.came += u64::from(head.counter >= base);
+        if self.heard_at.replace(now).is_none() {
+            // The first echo, so that the round trip is known early.
+            self.feedback_at = now;
+        }
+        self.stats.datagrams_in += 1;
+        self.stats.bytes_in += datagram.len() as u64;
+        Ok((head, len, places))
+    }
+
+    fn open_repair<'a>(&'a mut self, now: Time, head: &Head, payload: &'a mut [u8]) -> Result<Incoming<'a>, RelayDrop> {
+        let Some((header, packet)) = payload.split_first_chunk_mut::<REPAIR_LEN>() else { return self.refuse() };
+        let [c0, c1, c2, c3, place, count, p0, p1] = *header;
+        let part = u16::from_le_bytes([p0, p1]);
+        if place >= count || usize::from(count) > bundle::BUNDLE_FRAMES_MAX || (part != 0 && count != 1) {
+            return self.refuse();
+        }
+        // The nearest counter below the next with this low half.
+        let next = self.window.next();
+        let behind = (next as u32).wrapping_sub(u32::from_le_bytes([c0, c1, c2, c3]));
+        let Some(counter) = next.checked_sub(u64::from(behind)).filter(|_| u64::from(behind) <= WINDOW_LEN && behind != 0) else {
+            return Err(RelayDrop::Late);
+        };
+        match self.missing.repaired(now, counter, place, count) {
+            // It came meanwhile, or nobody waits for it any longer.
+            Repaired::Again | Repaired::Unknown => return Err(RelayDrop::Late),
+            Repaired::Partly => {}
+            Repaired::Wholly { in_time } => {
+                self.window.insert(counter);
+                self.stats.repaired += u64::from(in_time);
+            }
+        }
+        if part != 0 {
+            return self.join(head, counter, part, packet);
+        }
+        self.stats.media_bytes_in += packet.len() as u64;
+        Ok(Incoming::Media(media(head, packet)))
+    }
+
+    /// Takes half a packet; gives the packet when it is whole.
+    fn join<'a>(&'a mut self, head: &Head, counter: u64, part: u16, bytes: &[u8]) -> Result<Incoming<'a>, RelayDrop> {
+        match self.parts.join(counter, part, bytes) {
+            Ok(None) => Ok(Incoming::Nothing),
+            Ok(Some(packet)) => {
+                self.stats.media_bytes_in += packet.len() as u64;
+                Ok(Incoming::Media(media(head, packet)))
+            }
+            Err(reason) => {
+                self.stats.refused += u64::from(reason == RelayDrop::BadPayload);
+                Err(reason)
+            }
+        }
+    }
+
+    fn handle_feedback(&mut self, now: Time, feedback: &Feedback, missing: impl Iterator<Item = Range>) {
+        let mut asked = 0;
+        for range in missing {
+            for counter in range.first..range.first.saturating_add(u64::from(range.count)) {
+                // So many as one list of missing datagrams holds: a range is the other end's word.
+                if asked == missing::MISSING_MAX {
+                    break;
+                }
+                asked += 1;
+                self.sent.ask(counter);
+            }
+        }
+        self.sealer.confirm(feedback.generation);
+        self.path.answered(now, feedback.probe);
+        if asked > 0 {
+            self.path.suspect(now);
+        }
+        // One that was overtaken by a later one has nothing new about time.
+        if feedback.now_us <= self.clocks.remote_us {
+            return;
+        }
+        if feedback.echo_us != 0 {
+            let since_echo = now.as_micros().checked_sub(feedback.echo_us);
+            if let Some(rtt) = since_echo.and_then(|since| since.checked_sub(u64::from(feedback.echo_held_us))) {
+                self.clocks.measured(Duration::from_micros(rtt));
+            }
+        }
+        self.clocks.heard(now, feedback.now_us);
+        let (next, received) = self.loss_at;
+        let (sent, came) = (feedback.next.saturating_sub(next), feedback.received.saturating_sub(received));
+        if sent >= LOSS_WINDOW {
+            self.loss_at = (feedback.next, feedback.received);
+            // The first window begins with what was sent before anybody listened.
+            if next > 0 {
+                let permille = (sent.saturating_sub(came).min(sent) as u128 * 1_000 / u128::from(sent)) as u16;
+                self.loss_out_permille = (self.loss_out_permille * 3 + permille) / 4;
+            }
+        }
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> LinkStats {
+        let expected = self.window.next().saturating_sub(self.base.unwrap_or_default());
+        LinkStats {
+            lost: expected.saturating_sub(self.came),
+            rtt_us: self.clocks.rtt.map_or(0, |rtt| rtt.as_micros().max(1) as u32),
+            jitter_us: self.clocks.jitter.as_micros() as u32,
+            mtu: self.path.mtu() as u16,
+            ..self.stats
+        }
+    }
+
+    /// Largest UDP payload that passes.
+    pub fn mtu(&self) -> usize {
+        self.path.mtu()
+    }
+
+    /// The smoothed round trip, once it is known.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.clocks.rtt
+    }
+
+    /// When the last authentic datagram came.
+    pub fn heard_at(&self) -> Option<Time> {
+        self.heard_at
+    }
+
+    /// How many of 1,000 datagrams of ours do not come to the other end, smoothed.
+    pub fn loss_out_permille(&self) -> u16 {
+        self.loss_out_permille
+    }
+}
+
+fn media<'a>(head: &Head, payload: &'a mut [u8]) -> Media<'a> {
+    Media { alias: head.alias, layer: head.layer, epoch: head.epoch, payload }
+}

@@ -1,0 +1,303 @@
+//! What the tests of this crate share: a seeded generator, mutations, and two links with a bad wire between them.
+// Each test binary takes what it needs.
+#![allow(dead_code, unreachable_pub)]
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    time::Duration,
+};
+
+use pop_relay::{
+    RelayDrop,
+    frame::OVERHEAD,
+    keys,
+    link::{DATAGRAM_LEN_WRITTEN_MAX, FRAME_LEN_MAX, FrameRef, Incoming, Link, LinkConfig, WRITE_MARGIN, Written},
+};
+use pop_schemas::{NodeId, Time};
+
+/// SplitMix64: tiny, and the same everywhere.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The generator of `seed`; print the seed.
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
+    }
+
+    /// 64 random bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`, which is above 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next_u64() % end as u64) as usize
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// True in so many of 1,000 times.
+    pub fn permille(&mut self, permille: usize) -> bool {
+        self.below(1_000) < permille
+    }
+
+    /// `len` random bytes.
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next_u64() as u8).collect()
+    }
+}
+
+/// Changes `bytes` in one to three places: bits, bytes at their limits, lengths, copies and cuts.
+pub fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
+    for _ in 0..=rng.below(3) {
+        let len = bytes.len();
+        if len == 0 {
+            bytes.extend(rng.bytes(8));
+            continue;
+        }
+        let at = rng.below(len);
+        match rng.below(10) {
+            0..=2 => bytes[at] ^= 1 << rng.below(8),
+            3..=4 => bytes[at] = [0, 1, 0x7f, 0x80, 0xfe, 0xff][rng.below(6)],
+            5 => bytes[at] = rng.next_u64() as u8,
+            6 => bytes[at] = bytes[at].wrapping_add([1, 4, 252, 255][rng.below(4)]),
+            7 => bytes.truncate(at),
+            8 => {
+                let end = (at + 1 + rng.below(16)).min(len);
+                let copy = bytes[at..end].to_vec();
+                let to = rng.below(len);
+                bytes.splice(to..to, copy);
+            }
+            _ => {
+                let end = (at + 1 + rng.below(16)).min(len);
+                bytes.drain(at..end);
+            }
+        }
+    }
+}
+
+/// How many inputs a mutation test takes: fewer in debug, `POP_MUTATION_FACTOR` times as many when `scripts/test --long` sets it.
+pub fn mutation_count() -> usize {
+    let factor = std::env::var("POP_MUTATION_FACTOR").map_or(1, |factor| factor.parse().expect("POP_MUTATION_FACTOR is a number"));
+    factor * if cfg!(debug_assertions) { 100_000 } else { 1_000_000 }
+}
+
+/// The secret of the control link that does not exist here.
+const SECRET: [u8; 32] = [42; 32];
+/// The two ends: worker 3 of node 0 and worker 5 of node 1.
+const ENDS: [(NodeId, u8); 2] = [(NodeId(100), 3), (NodeId(200), 5)];
+/// How late a packet may be.
+pub const PLAYOUT: Duration = Duration::from_millis(150);
+
+/// Keys of what end `from` sends in `generation`.
+pub fn keys_of(from: usize, generation: u32) -> [u8; keys::KEYS_LEN] {
+    keys::derive(&SECRET, generation, ENDS[from], ENDS[1 - from])
+}
+
+/// The link at `end`, which speaks `version`.
+pub fn open_link(end: usize, version: u8, now: Time) -> Link {
+    let (send, receive) = (keys_of(end, 0), keys_of(1 - end, 0));
+    let remote_association = 0x0900 | u16::from(ENDS[end].1);
+    Link::new(&LinkConfig { version, remote_association, generation: 0, send, receive, playout: PLAYOUT }, now)
+}
+
+/// What the wire does to datagrams.
+#[derive(Clone, Copy, Debug)]
+pub struct Wire {
+    /// So many of 1,000 do not come.
+    pub loss_permille: usize,
+    /// One way.
+    pub delay: Duration,
+    /// So many of 1,000 come twice, are late by up to 8 ms, or come with a bit flipped.
+    pub twice_permille: usize,
+    pub late_permille: usize,
+    pub flipped_permille: usize,
+    /// Longest UDP payload that comes.
+    pub mtu: usize,
+}
+
+impl Wire {
+    /// One that does nothing but take its time.
+    pub const GOOD: Wire =
+        Wire { loss_permille: 0, delay: Duration::from_millis(30), twice_permille: 0, late_permille: 0, flipped_permille: 0, mtu: 9_000 };
+}
+
+/// A packet that was sent.
+struct Packet {
+    sent_at: Time,
+    bytes: Vec<u8>,
+    delivered_at: Option<Time>,
+}
+
+/// One end: its link, what it sent (which is its history too), and what it was told.
+pub struct End {
+    pub link: Link,
+    sent: HashMap<(u16, u64), Packet>,
+    next_sequence: HashMap<u16, u64>,
+    pub drops: HashMap<RelayDrop, u64>,
+    /// Datagrams that left, by length.
+    pub datagrams: Vec<usize>,
+}
+
+/// Two links and the wire between them, in fake time.
+pub struct Net {
+    pub now: Time,
+    pub wire: Wire,
+    pub ends: [End; 2],
+    rng: Rng,
+    flying: BinaryHeap<Reverse<(Time, u64, usize, Vec<u8>)>>,
+    serial: u64,
+    /// Datagrams that the wire took.
+    pub swallowed: u64,
+}
+
+impl Net {
+    pub fn new(seed: u64, wire: Wire, versions: [u8; 2]) -> Net {
+        let now = Time::from_millis(10_000);
+        let end = |end: usize| End {
+            link: open_link(end, versions[end], now),
+            sent: HashMap::new(),
+            next_sequence: HashMap::new(),
+            drops: HashMap::new(),
+            datagrams: Vec::new(),
+        };
+        Net { now, wire, ends: [end(0), end(1)], rng: Rng::new(seed), flying: BinaryHeap::new(), serial: 0, swallowed: 0 }
+    }
+
+    fn transmit(&mut self, from: usize, datagram: &[u8]) {
+        self.ends[from].datagrams.push(datagram.len());
+        if datagram.len() > self.wire.mtu || self.rng.permille(self.wire.loss_permille) {
+            self.swallowed += 1;
+            return;
+        }
+        for _ in 0..1 + usize::from(self.rng.permille(self.wire.twice_permille)) {
+            let late = if self.rng.permille(self.wire.late_permille) { self.rng.below(8_000) as u64 } else { 0 };
+            let mut bytes = datagram.to_vec();
+            if self.rng.permille(self.wire.flipped_permille) {
+                let at = self.rng.below(bytes.len());
+                bytes[at] ^= 1 << self.rng.below(8);
+            }
+            self.serial += 1;
+            self.flying.push(Reverse((self.now + self.wire.delay + Duration::from_micros(late), self.serial, 1 - from, bytes)));
+        }
+    }
+
+    fn transmit_written(&mut self, from: usize, written: Written, out: &[u8]) {
+        assert!(written.second <= written.first, "two halves are a GSO train");
+        let (first, rest) = out.split_at(written.first);
+        for datagram in [first, &rest[..written.second]] {
+            if !datagram.is_empty() {
+                self.transmit(from, datagram);
+            }
+        }
+    }
+
+    /// End `from` sends a packet of `len` bytes of track `alias`, small ones bundled.
+    pub fn send(&mut self, from: usize, alias: u16, len: usize, bundled: bool) {
+        let end = &mut self.ends[from];
+        let next = end.next_sequence.entry(alias).or_default();
+        let sequence = *next;
+        *next += 1;
+        let mut bytes = [alias.to_le_bytes().as_slice(), &sequence.to_le_bytes()].concat();
+        bytes.extend(self.rng.bytes(len.max(10) - 10));
+        let frame = FrameRef::new(alias, 1, 2, sequence);
+        let mut out = vec![0; FRAME_LEN_MAX + WRITE_MARGIN];
+        let link = &mut end.link;
+        let written = if bundled {
+            link.bundle_media(self.now, &frame, &bytes, &mut out)
+        } else {
+            let media_len = link.media_len(bytes.len());
+            link.write_media(self.now, &frame, &bytes, &mut out)
+                .inspect(|written| assert_eq!(written.first + written.second, media_len, "the length was known before"))
+        };
+        end.sent.insert((alias, sequence), Packet { sent_at: self.now, bytes, delivered_at: None });
+        self.transmit_written(from, written.expect("it fits"), &out);
+    }
+
+    fn deliver(&mut self, to: usize, mut datagram: Vec<u8>) {
+        let [a, b] = &mut self.ends;
+        let (receiver, sender) = if to == 0 { (a, b) } else { (b, a) };
+        let mut came = |alias: u16, layer: u8, epoch: u8, payload: &[u8]| {
+            assert_eq!((layer, epoch), (1, 2));
+            let sequence = u64::from_le_bytes(payload[2..10].try_into().expect("eight bytes"));
+            let packet = sender.sent.get_mut(&(alias, sequence)).expect("what comes was sent");
+            assert_eq!(payload, packet.bytes, "nothing comes changed");
+            assert!(packet.delivered_at.replace(self.now).is_none(), "nothing comes twice: {alias} {sequence}");
+        };
+        match receiver.link.open(self.now, &mut datagram) {
+            Ok(Incoming::Media(media)) => came(media.alias, media.layer, media.epoch, media.payload),
+            Ok(Incoming::Bundle(bundle)) => bundle.for_each(|media| came(media.alias, media.layer, media.epoch, media.payload)),
+            Ok(_) => {}
+            Err(reason) => *receiver.drops.entry(reason).or_default() += 1,
+        }
+    }
+
+    /// End of the turn at `from`: repairs, then everything else that the link has.
+    fn drain(&mut self, from: usize) {
+        let mut out = vec![0; DATAGRAM_LEN_WRITTEN_MAX.max(FRAME_LEN_MAX + OVERHEAD)];
+        self.ends[from].link.handle_timeout(self.now);
+        while let Some(frame) = self.ends[from].link.next_repair() {
+            let end = &mut self.ends[from];
+            let packet = &end.sent[&(frame.alias, frame.sequence)];
+            if let Ok(len) = end.link.write_repair(self.now, &frame, &packet.bytes, &mut out) {
+                self.transmit(from, &out[..len].to_vec());
+            }
+        }
+        while let Some(len) = self.ends[from].link.poll_transmit(self.now, &mut out) {
+            self.transmit(from, &out[..len].to_vec());
+        }
+    }
+
+    /// One millisecond: what is due comes, then both ends end their turn.
+    pub fn step(&mut self) {
+        self.now = self.now + Duration::from_millis(1);
+        while self.flying.peek().is_some_and(|Reverse((at, ..))| *at <= self.now) {
+            let Some(Reverse((_, _, to, datagram))) = self.flying.pop() else { break };
+            self.deliver(to, datagram);
+        }
+        self.drain(0);
+        self.drain(1);
+    }
+
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// Both ends send for `time`: three tracks of audio, two of video with `video_len` bytes in bursts.
+    pub fn talk(&mut self, time: Duration, video_len: usize) {
+        let end = self.now + time;
+        while self.now < end {
+            let ms = self.now.as_millis();
+            for from in 0..2 {
+                if ms.is_multiple_of(20) {
+                    (0..3).for_each(|alias| self.send(from, alias, 90 + 10 * usize::from(alias), true));
+                }
+                if ms.is_multiple_of(33) {
+                    (0..4).for_each(|_| self.send(from, 10, video_len, false));
+                    (0..2).for_each(|_| self.send(from, 11, video_len / 2, false));
+                }
+            }
+            self.step();
+        }
+    }
+
+    /// Of packets of tracks `aliases` that `from` sent: how many, how many came in time, how many at all.
+    pub fn delivered(&self, from: usize, aliases: std::ops::Range<u16>) -> (usize, usize, usize) {
+        let limit = self.wire.delay + PLAYOUT;
+        let of_tracks = || self.ends[from].sent.iter().filter(|((alias, _), _)| aliases.contains(alias)).map(|(_, packet)| packet);
+        let in_time = of_tracks().filter(|packet| packet.delivered_at.is_some_and(|at| at.since(packet.sent_at) <= limit)).count();
+        (of_tracks().count(), in_time, of_tracks().filter(|packet| packet.delivered_at.is_some()).count())
+    }
+}

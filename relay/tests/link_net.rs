@@ -1,0 +1,201 @@
+//! Two links over a bad wire, in fake time and by seed: what comes, comes once, unchanged, and in time.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Net, Wire, keys_of, open_link};
+use pop_relay::{
+    RelayDrop,
+    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link},
+};
+use pop_schemas::Time;
+
+const SECOND: Duration = Duration::from_secs(1);
+const BAD: Wire = Wire { twice_permille: 10, late_permille: 30, flipped_permille: 3, ..Wire::GOOD };
+
+#[test]
+fn audio_comes_in_time_over_a_wire_that_loses_doubles_reorders_and_corrupts() {
+    for (loss_permille, needed) in [(20, 0.999), (100, 0.98)] {
+        let (mut sent, mut in_time, mut video_sent, mut video_came) = (0, 0, 0, 0);
+        for seed in 0..6 {
+            let mut net = Net::new(seed, Wire { loss_permille, ..BAD }, [1, 1]);
+            net.run(SECOND);
+            net.talk(20 * SECOND, 1_100);
+            net.run(SECOND);
+            for from in 0..2 {
+                let audio = net.delivered(from, 0..3);
+                let video = net.delivered(from, 10..12);
+                (sent, in_time) = (sent + audio.0, in_time + audio.1);
+                (video_sent, video_came) = (video_sent + video.0, video_came + video.2);
+                let stats = net.ends[from].link.stats();
+                assert!((60_000..75_000).contains(&stats.rtt_us), "seed {seed}: {stats:?}");
+                assert!(stats.lost > 0 && stats.repaired > 0 && stats.repairs_out > 0 && stats.refused > 0, "seed {seed}: {stats:?}");
+                assert!(net.ends[from].drops.contains_key(&RelayDrop::NotAuthentic));
+                assert!(net.ends[from].drops.contains_key(&RelayDrop::Replayed));
+                let told = usize::from(net.ends[from].link.loss_out_permille());
+                assert!(told > loss_permille / 4 && told < loss_permille * 3, "seed {seed}: {told} of 1,000 at {loss_permille}");
+            }
+        }
+        let (audio, video) = (in_time as f64 / sent as f64, video_came as f64 / video_sent as f64);
+        println!("seeds 0..6, loss {loss_permille} of 1,000: audio in time {audio:.5} of {sent}, video {video:.5} of {video_sent}");
+        assert!(audio >= needed && video >= needed, "loss {loss_permille}: {audio} {video}");
+    }
+}
+
+#[test]
+fn without_loss_everything_comes_once_and_nothing_is_repaired() {
+    let mut net = Net::new(7, Wire::GOOD, [1, 1]);
+    net.talk(5 * SECOND, 1_100);
+    net.run(SECOND);
+    for from in 0..2 {
+        let (sent, in_time, _) = net.delivered(from, 0..20);
+        assert_eq!(sent, in_time);
+        let stats = net.ends[from].link.stats();
+        assert_eq!((stats.lost, stats.repairs_out, stats.refused), (0, 0, 0));
+        assert_eq!(stats.mtu, 1_472);
+    }
+}
+
+#[test]
+fn a_rekey_loses_nothing_however_late_the_other_end_hears_of_it() {
+    for late_ms in [0, 20, 700] {
+        let mut net = Net::new(8, Wire::GOOD, [1, 1]);
+        net.talk(SECOND, 1_100);
+        for generation in 1..4 {
+            for end in [0, 1] {
+                let (now, link) = (net.now, &mut net.ends[end].link);
+                link.rekey(now, generation, &keys_of(end, generation), &keys_of(1 - end, generation));
+                net.talk(Duration::from_millis(late_ms), 1_100);
+            }
+            net.talk(SECOND, 1_100);
+            assert_eq!(net.ends.each_ref().map(|end| end.link.generation()), [generation; 2], "{late_ms} ms late");
+        }
+        net.run(SECOND);
+        for from in 0..2 {
+            let (sent, in_time, _) = net.delivered(from, 0..20);
+            assert_eq!(sent, in_time, "{late_ms} ms late");
+            assert!(net.ends[from].drops.is_empty(), "{late_ms} ms late: {:?}", net.ends[from].drops);
+        }
+    }
+}
+
+#[test]
+fn packets_that_do_not_fit_the_path_are_split_and_joined() {
+    for mtu in [1_200, 1_280] {
+        for loss_permille in [0, 20] {
+            let mut net = Net::new(9, Wire { mtu, loss_permille, ..Wire::GOOD }, [1, 1]);
+            net.talk(10 * SECOND, 1_260);
+            net.run(SECOND);
+            for from in 0..2 {
+                let (sent, _, came) = net.delivered(from, 0..20);
+                let needed = if loss_permille == 0 { 1.0 } else { 0.998 };
+                assert!(came as f64 >= sent as f64 * needed, "mtu {mtu}, loss {loss_permille}: {came} of {sent}");
+                assert_eq!(net.ends[from].link.mtu(), mtu);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_path_that_narrows_is_noticed_while_media_flows() {
+    let mut net = Net::new(10, Wire::GOOD, [1, 1]);
+    net.talk(2 * SECOND, 1_350);
+    assert_eq!(net.ends[0].link.mtu(), 1_472);
+    net.wire.mtu = 1_280;
+    net.talk(3 * SECOND, 1_350);
+    assert_eq!(net.ends[0].link.mtu(), 1_280);
+    net.run(SECOND);
+    let before = net.delivered(0, 10..11);
+    net.talk(2 * SECOND, 1_350);
+    net.run(SECOND);
+    let after = net.delivered(0, 10..11);
+    assert_eq!(after.0 - before.0, after.2 - before.2, "what is sent after it comes");
+}
+
+#[test]
+fn an_idle_link_beats_once_a_second_and_a_busy_one_ten_times() {
+    let mut net = Net::new(11, Wire::GOOD, [1, 1]);
+    net.run(10 * SECOND);
+    let before = net.ends[0].datagrams.len();
+    net.run(10 * SECOND);
+    let idle = net.ends[0].datagrams.len() - before;
+    assert!((10..=14).contains(&idle), "{idle} in 10 s, probes of the path included");
+    let (before, media) = (net.ends[0].datagrams.len(), 500);
+    for _ in 0..media {
+        net.send(0, 1, 100, false);
+        net.run(Duration::from_millis(20));
+    }
+    let busy = net.ends[0].datagrams.len() - before - media;
+    assert!((95..=115).contains(&busy), "{busy} in 10 s");
+}
+
+#[test]
+fn small_packets_of_a_turn_share_a_datagram() {
+    let mut net = Net::new(12, Wire::GOOD, [1, 1]);
+    net.run(SECOND);
+    let before = net.ends[0].datagrams.len();
+    (0..8).for_each(|alias| net.send(0, alias, 100, true));
+    assert_eq!(net.ends[0].datagrams.len(), before, "they wait for the end of the turn");
+    net.step();
+    assert_eq!(net.ends[0].datagrams.len(), before + 1);
+    assert_eq!(net.ends[0].datagrams[before], 32 + 8 * (6 + 100));
+    (0..40).for_each(|alias| net.send(0, alias, 100, true));
+    net.run(SECOND);
+    assert_eq!(net.delivered(0, 0..40), (48, 48, 48));
+}
+
+fn pass<'a>(now: Time, to: &'a mut Link, out: &'a mut [u8], len: usize) -> Result<Incoming<'a>, RelayDrop> {
+    to.open(now, &mut out[..len])
+}
+
+#[test]
+fn asks_and_clocks_come_as_they_were_told_the_clock_older_by_the_way() {
+    let mut net = Net::new(13, Wire::GOOD, [1, 1]);
+    net.run(2 * SECOND);
+    let now = net.now;
+    let [a, b] = &mut net.ends;
+    let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+    let ask = Ask { alias: 7, wanted: 0b101, keyframes: 0b100 };
+    let len = a.link.write_ask(&ask, &mut out).expect("it fits");
+    assert!(matches!(pass(now, &mut b.link, &mut out, len), Ok(Incoming::Ask(came)) if came == ask));
+    let clock = Clock {
+        alias: 7,
+        layer: 2,
+        ntp: 1 << 40,
+        rtp_timestamp: 90_000,
+        age: Duration::from_millis(5),
+        ended: true,
+        paused: false,
+        rank: 255,
+        rate_kbps: 600,
+    };
+    let len = a.link.write_clock(&clock, &mut out).expect("it fits");
+    let Ok(Incoming::Clock(came)) = pass(now, &mut b.link, &mut out, len) else { panic!("a clock is a clock") };
+    assert!((Duration::from_millis(34)..Duration::from_millis(38)).contains(&came.age), "{:?}", came.age);
+    assert_eq!(Clock { age: clock.age, ..came }, clock);
+}
+
+#[test]
+fn versions_0_and_1_understand_each_other() {
+    let mut net = Net::new(14, Wire { loss_permille: 20, ..Wire::GOOD }, [0, 1]);
+    net.talk(5 * SECOND, 1_100);
+    net.run(SECOND);
+    for from in 0..2 {
+        let (sent, _, came) = net.delivered(from, 0..20);
+        assert!(came as f64 >= sent as f64 * 0.998, "{came} of {sent}");
+        assert!(net.ends[from].drops.keys().all(|reason| *reason == RelayDrop::Late), "{:?}", net.ends[from].drops);
+    }
+}
+
+#[test]
+fn what_is_too_long_is_refused_and_takes_no_counter() {
+    let now = Time::from_millis(1);
+    let mut link = open_link(0, 1, now);
+    let frame = FrameRef::new(1, 0, 0, 0);
+    let mut out = [0; 4_000];
+    assert_eq!(link.write_media(now, &frame, &[0; 2_321], &mut out), Err(RelayDrop::TooLarge));
+    assert_eq!(link.write_media(now, &frame, &[0; 100], &mut out[..131]), Err(RelayDrop::TooLarge));
+    assert!(link.write_media(now, &frame, &[0; 100], &mut out[..132]).is_ok());
+    assert_eq!(link.stats().datagrams_out, 1);
+}
