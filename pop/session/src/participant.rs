@@ -137,6 +137,8 @@ pub struct LocalParticipant {
     /// `None` for a route, and without a transport.
     pub(crate) ice: Option<IceSession>,
     pub(crate) joined: Time,
+    /// The same by the wall clock, in milliseconds since 1970; 0: unknown. Of equal identities the later one stays.
+    pub(crate) joined_at_ms: u64,
     /// When its transport was opened: the deadline of [`Connection::Connecting`] counts from here.
     pub(crate) opened: Time,
     pub(crate) connection: Connection,
@@ -187,18 +189,20 @@ pub(crate) struct IceSession {
     pub(crate) restarted: bool,
 }
 
-/// A stream that a local participant publishes.
+/// A stream that somebody publishes, here or on another node.
 #[derive(Debug)]
-pub(crate) struct LocalTrack {
+pub(crate) struct Track {
     pub(crate) id: TrackId,
     pub(crate) owner: ParticipantId,
+    pub(crate) origin: Origin,
     /// Its owner's identity.
     pub(crate) publisher: Identity,
     pub(crate) kind: MediaKind,
     pub(crate) formats: Vec<PayloadFormat>,
     /// RIDs of its simulcast layers; empty when it has one stream.
     pub(crate) layers: Vec<Box<str>>,
-    /// Place in the room's order of publishers; a publisher that restarts keeps its place.
+    /// Place in the room's order of publishers, about the microseconds since 1970 when it came; a publisher that restarts keeps its
+    /// place.
     pub(crate) order: u64,
     /// Its first packet came, or it replaces a track whose first packet had come.
     pub(crate) started: bool,
@@ -211,6 +215,29 @@ pub(crate) struct LocalTrack {
     /// Its counters when its connection was judged last; `None` before, and after it was meant to be silent.
     pub(crate) judged: Option<Judged>,
     pub(crate) stats: TrackStats,
+}
+
+impl Track {
+    /// Another node tells what it is, and its events and commands are none of this session's business.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.origin != Origin::Here
+    }
+
+    /// Nothing comes of it: its node may be dead.
+    pub(crate) fn is_away(&self) -> bool {
+        self.origin == Origin::Away
+    }
+}
+
+/// Where a track is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// By a local participant.
+    Here,
+    /// On another node.
+    There,
+    /// On another node that does not answer: sections keep it, and are silent.
+    Away,
 }
 
 /// A media section that tracks are sent into.

@@ -3,17 +3,28 @@
 //! The order is the owner's (epoch, counter). A take-over writes the next epoch under the new owner's key, so a lower epoch of
 //! the same participant is fenced; for equal epochs of two owners the lower node wins (DESIGN 7).
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pop_proto::control::Codec;
-use pop_schemas::{Identity, ParticipantId};
+use pop_schemas::{Identity, ParticipantId, Time};
 
 use crate::format::PayloadFormat;
-use crate::member::{MemberState, Permissions, TrackInfo};
+use crate::member::{MemberState, Permissions, SubscriptionPermission, TrackInfo};
 use crate::participant::Kind;
 
 /// Remote participants that one session remembers, tombstones included; a peer cannot grow it without end.
 pub const REMOTE_PARTICIPANTS_MAX: usize = 65_536;
+
+/// Tombstones among them; beyond, the oldest is forgotten.
+pub const TOMBSTONES_MAX: usize = 16_384;
+
+/// How long one is kept: no record is under way for so long.
+pub const TOMBSTONE_LIFE: Duration = Duration::from_secs(60);
+
+/// Tracks of one remote participant that are looked at.
+pub const REMOTE_TRACKS_MAX: usize = 64;
 
 /// A participant and the node that owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +65,8 @@ pub struct Manifest {
     pub joined_at_ms: u64,
     /// What it may.
     pub permissions: Permissions,
+    /// Who may take its tracks.
+    pub takers: SubscriptionPermission,
     /// What it publishes.
     pub tracks: Vec<RemoteTrack>,
 }
@@ -69,6 +82,17 @@ pub struct RemoteTrack {
     pub formats: Vec<PayloadFormat>,
     /// RIDs of its simulcast layers; empty when it has one stream.
     pub rids: Vec<Box<str>>,
+    /// Its first packet came, or it replaces a track whose first packet had come.
+    pub started: bool,
+    /// Place in the order of age: about the microseconds since 1970 when it came.
+    pub order: u64,
+}
+
+impl RemoteTrack {
+    /// One of which nothing has come yet.
+    pub fn new(info: TrackInfo) -> RemoteTrack {
+        RemoteTrack { info, codec: None, formats: Vec::new(), rids: Vec::new(), started: false, order: 0 }
+    }
 }
 
 impl Manifest {
@@ -84,6 +108,7 @@ impl Manifest {
             state: MemberState::Active,
             joined_at_ms: 0,
             permissions,
+            takers: SubscriptionPermission { all: true, participants: Vec::new() },
             tracks: Vec::new(),
         }
     }
@@ -133,6 +158,12 @@ pub struct RemoteParticipant {
     key: RemoteKey,
     version: Version,
     manifest: Manifest,
+    /// Its node does not answer, and it has told nothing since.
+    is_away: bool,
+    /// When it is gone unless its node is back.
+    until: Option<Time>,
+    /// The same identity has come to another place later: nobody is shown, or fed, this one.
+    pub(crate) is_outdone: bool,
 }
 
 impl RemoteParticipant {
@@ -150,58 +181,221 @@ impl RemoteParticipant {
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
+
+    /// Its node does not answer: it is kept for a while, and not fed.
+    pub fn is_away(&self) -> bool {
+        self.is_away
+    }
+
+    /// Members see it.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.manifest.is_shown() && !self.is_outdone
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     node: u64,
     version: Version,
-    /// `None` after a tombstone, kept so that a late older record does not bring the participant back.
-    participant: Option<RemoteParticipant>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Here(Box<RemoteParticipant>),
+    /// Kept so that a late older record does not bring the participant back.
+    Gone {
+        /// When it is forgotten.
+        until: Time,
+        /// Its owner has not said that it is gone, so the owner's last word may still hold.
+        unsaid: bool,
+    },
 }
 
 /// The remote participants of one session.
 #[derive(Debug, Default)]
 pub struct RemoteParticipants {
     entries: BTreeMap<ParticipantId, Entry>,
+    /// Those who go unless their node is back, by when.
+    waiting: BTreeSet<(Time, ParticipantId)>,
+    /// Tombstones, by when they are forgotten.
+    buried: BTreeSet<(Time, ParticipantId)>,
+    /// Members and publishers, for in those an identity is unique.
+    identities: BTreeMap<Identity, BTreeSet<ParticipantId>>,
+    /// Nodes that do not answer.
+    away: BTreeSet<u64>,
 }
 
 impl RemoteParticipants {
-    /// Takes `record` when it is newer than what is known.
-    pub fn apply(&mut self, record: Record) -> Applied {
+    /// Takes `record` when it is newer than what is known. One of a node that does not answer ends after `grace`, as it may be late.
+    pub fn apply(&mut self, now: Time, grace: Duration, record: Record) -> Applied {
         let Record { key, version, manifest } = record;
         if let Some(known) = self.entries.get(&key.participant) {
+            let may_repeat = matches!(known.state, State::Gone { unsaid: true, .. }) && !self.away.contains(&key.node);
             let newer = if known.node == key.node {
-                version > known.version
+                version > known.version || may_repeat && version == known.version
             } else {
                 // Two owners: the higher epoch is the take-over; for equal epochs the lower node id wins.
-                (version.epoch, std::cmp::Reverse(key.node)) > (known.version.epoch, std::cmp::Reverse(known.node))
+                (version.epoch, Reverse(key.node)) > (known.version.epoch, Reverse(known.node))
             };
             if !newer {
                 return Applied::Stale;
             }
-        } else if self.entries.len() >= REMOTE_PARTICIPANTS_MAX {
+        } else if self.entries.len() >= REMOTE_PARTICIPANTS_MAX && !self.forget_oldest() {
             return Applied::Full;
         }
-        let participant = manifest.map(|manifest| RemoteParticipant { key, version, manifest });
-        self.entries.insert(key.participant, Entry { node: key.node, version, participant });
+        self.take_out(key.participant);
+        let Some(manifest) = manifest else {
+            self.bury(now, key, version, false);
+            return Applied::New;
+        };
+        let until = self.away.contains(&key.node).then(|| now + grace);
+        self.waiting.extend(until.map(|until| (until, key.participant)));
+        if manifest.kind != Kind::Viewer {
+            self.identities.entry(manifest.identity.clone()).or_default().insert(key.participant);
+        }
+        let participant = RemoteParticipant { key, version, manifest, is_away: false, until, is_outdone: false };
+        self.entries.insert(key.participant, Entry { node: key.node, version, state: State::Here(Box::new(participant)) });
         Applied::New
+    }
+
+    /// It is gone without its owner's word.
+    pub(crate) fn end(&mut self, now: Time, id: ParticipantId) {
+        if let Some(Entry { node, version, .. }) = self.take_out(id) {
+            self.bury(now, RemoteKey { node, participant: id }, version, true);
+        }
+    }
+
+    /// It is gone, and its owner has not said so.
+    pub(crate) fn is_unsaid(&self, id: ParticipantId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| matches!(entry.state, State::Gone { unsaid: true, .. }))
     }
 
     /// One of those who are here.
     pub fn find(&self, id: ParticipantId) -> Option<&RemoteParticipant> {
-        self.entries.get(&id)?.participant.as_ref()
+        self.entries.get(&id)?.here()
+    }
+
+    pub(crate) fn find_mut(&mut self, id: ParticipantId) -> Option<&mut RemoteParticipant> {
+        match &mut self.entries.get_mut(&id)?.state {
+            State::Here(participant) => Some(participant),
+            State::Gone { .. } => None,
+        }
     }
 
     /// Those who are here, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &RemoteParticipant> + Clone {
-        self.entries.values().filter_map(|entry| entry.participant.as_ref())
+        self.entries.values().filter_map(Entry::here)
+    }
+
+    /// Members and publishers of this identity.
+    pub(crate) fn named(&self, identity: &Identity) -> impl Iterator<Item = &RemoteParticipant> + Clone {
+        self.identities.get(identity).into_iter().flatten().filter_map(|id| self.find(*id))
+    }
+
+    /// A node does not answer. Its participants.
+    pub(crate) fn lose_node(&mut self, now: Time, grace: Duration, node: u64) -> Vec<ParticipantId> {
+        self.away.insert(node);
+        let mut lost = Vec::new();
+        for participant in self.entries.values_mut().filter_map(Entry::here_mut).filter(|p| p.key.node == node && !p.is_away) {
+            let id = participant.key.participant;
+            if let Some(until) = participant.until {
+                self.waiting.remove(&(until, id));
+            }
+            (participant.is_away, participant.until) = (true, Some(now + grace));
+            self.waiting.insert((now + grace, id));
+            lost.push(id);
+        }
+        lost
+    }
+
+    /// A node answers again. Its participants.
+    pub(crate) fn find_node(&mut self, node: u64) -> Vec<ParticipantId> {
+        self.away.remove(&node);
+        let mut found = Vec::new();
+        for participant in self.entries.values_mut().filter_map(Entry::here_mut).filter(|p| p.key.node == node) {
+            let id = participant.key.participant;
+            if let Some(until) = participant.until.take() {
+                self.waiting.remove(&(until, id));
+            }
+            participant.is_away = false;
+            found.push(id);
+        }
+        found
+    }
+
+    /// When somebody goes, or a tombstone is forgotten.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        let first = [&self.waiting, &self.buried].into_iter().filter_map(|deadlines| deadlines.first());
+        first.map(|(at, _)| *at).min()
+    }
+
+    /// Forgets old tombstones. One who goes now, if any.
+    pub(crate) fn next_over(&mut self, now: Time) -> Option<ParticipantId> {
+        while self.buried.first().is_some_and(|(at, _)| *at <= now) {
+            self.forget_oldest();
+        }
+        self.waiting.first().filter(|(at, _)| *at <= now).map(|(_, id)| *id)
+    }
+
+    fn bury(&mut self, now: Time, key: RemoteKey, version: Version, unsaid: bool) {
+        while self.buried.len() >= TOMBSTONES_MAX {
+            self.forget_oldest();
+        }
+        let until = now + TOMBSTONE_LIFE;
+        self.buried.insert((until, key.participant));
+        self.entries.insert(key.participant, Entry { node: key.node, version, state: State::Gone { until, unsaid } });
+    }
+
+    /// `false`: there is no tombstone.
+    fn forget_oldest(&mut self) -> bool {
+        let oldest = self.buried.pop_first();
+        oldest.is_some_and(|(_, id)| self.entries.remove(&id).is_some())
+    }
+
+    /// Out of all books.
+    fn take_out(&mut self, id: ParticipantId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        match &entry.state {
+            State::Gone { until, .. } => drop(self.buried.remove(&(*until, id))),
+            State::Here(participant) => {
+                if let Some(until) = participant.until {
+                    self.waiting.remove(&(until, id));
+                }
+                let identity = &participant.manifest.identity;
+                if let Some(named) = self.identities.get_mut(identity) {
+                    named.remove(&id);
+                    if named.is_empty() {
+                        self.identities.remove(identity);
+                    }
+                }
+            }
+        }
+        Some(entry)
+    }
+}
+
+impl Entry {
+    fn here(&self) -> Option<&RemoteParticipant> {
+        match &self.state {
+            State::Here(participant) => Some(participant),
+            State::Gone { .. } => None,
+        }
+    }
+
+    fn here_mut(&mut self) -> Option<&mut RemoteParticipant> {
+        match &mut self.state {
+            State::Here(participant) => Some(participant),
+            State::Gone { .. } => None,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
 
     fn record(node: u64, epoch: u32, counter: u32, identity: Option<&str>) -> Record {
         Record {
@@ -218,18 +412,18 @@ mod tests {
     #[test]
     fn an_older_record_of_the_owner_changes_nothing() {
         let mut remotes = RemoteParticipants::default();
-        assert_eq!(remotes.apply(record(1, 0, 2, Some("new"))), Applied::New);
-        assert_eq!(remotes.apply(record(1, 0, 1, Some("old"))), Applied::Stale);
-        assert_eq!(remotes.apply(record(1, 0, 2, Some("same"))), Applied::Stale);
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 0, 2, Some("new"))), Applied::New);
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 0, 1, Some("old"))), Applied::Stale);
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 0, 2, Some("same"))), Applied::Stale);
         assert_eq!(names(&remotes), ["new"]);
     }
 
     #[test]
     fn a_take_over_fences_the_old_owner() {
         let mut remotes = RemoteParticipants::default();
-        remotes.apply(record(1, 0, 900, Some("at 1")));
-        assert_eq!(remotes.apply(record(2, 1, 0, Some("at 2"))), Applied::New);
-        assert_eq!(remotes.apply(record(1, 0, 901, Some("zombie"))), Applied::Stale);
+        remotes.apply(Time::ZERO, GRACE, record(1, 0, 900, Some("at 1")));
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(2, 1, 0, Some("at 2"))), Applied::New);
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 0, 901, Some("zombie"))), Applied::Stale);
         assert_eq!(names(&remotes), ["at 2"]);
     }
 
@@ -238,7 +432,7 @@ mod tests {
         for order in [[1, 2], [2, 1]] {
             let mut remotes = RemoteParticipants::default();
             for node in order {
-                remotes.apply(record(node, 3, 0, Some(if node == 1 { "low" } else { "high" })));
+                remotes.apply(Time::ZERO, GRACE, record(node, 3, 0, Some(if node == 1 { "low" } else { "high" })));
             }
             assert_eq!(names(&remotes), ["low"]);
         }
@@ -247,9 +441,9 @@ mod tests {
     #[test]
     fn a_tombstone_is_not_undone_by_a_late_record() {
         let mut remotes = RemoteParticipants::default();
-        remotes.apply(record(1, 0, 1, Some("a")));
-        assert_eq!(remotes.apply(record(1, 0, 3, None)), Applied::New);
-        assert_eq!(remotes.apply(record(1, 0, 2, Some("a"))), Applied::Stale);
+        remotes.apply(Time::ZERO, GRACE, record(1, 0, 1, Some("a")));
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 0, 3, None)), Applied::New);
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 0, 2, Some("a"))), Applied::Stale);
         assert_eq!(remotes.iter().count(), 0);
     }
 }

@@ -33,12 +33,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pop_proto::control::{Command, Event, RtpPeerStats, SrtpProfile};
-use pop_schemas::{ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
+use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::draw::Draw;
 use crate::format::map_payload_types;
 use crate::member::{MemberRequest, ParticipantInfo};
-use crate::participant::{Choice, Connection, LocalParticipant, LocalSection, LocalTrack, Participant};
+use crate::participant::{Choice, Connection, Kind, LocalParticipant, LocalSection, Participant, Track};
 use crate::presence::{LocalRecord, RemoteParticipants};
 use crate::sid::format_room_sid;
 use crate::subscribe::choose;
@@ -57,6 +57,7 @@ pub(crate) use wishes::Demand;
 
 use data::DataHistory;
 use output::audit;
+use remotes::Far;
 use speakers::Speakers;
 
 /// From the answer to agreed keys. The worker gives up after 30 s without a check
@@ -76,12 +77,18 @@ pub const MEMBER_SECTIONS_MAX: usize = 320;
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
+    /// The node that it is on; 0: it was not told.
+    node: u64,
     limits: Limits,
     participants: BTreeMap<ParticipantId, LocalParticipant>,
     remotes: RemoteParticipants,
-    tracks: BTreeMap<TrackId, LocalTrack>,
-    /// Tracks of remote participants that are shown, and whose they are.
-    remote_tracks: BTreeMap<TrackId, ParticipantId>,
+    tracks: BTreeMap<TrackId, Track>,
+    /// What is here of remote participants.
+    far: BTreeMap<ParticipantId, Far>,
+    /// Tracks of ours that other nodes take.
+    wanted_abroad: BTreeSet<TrackId>,
+    /// Local members and publishers.
+    identities: BTreeMap<Identity, BTreeSet<ParticipantId>>,
     sections: BTreeMap<SubscriptionId, LocalSection>,
     by_transport: BTreeMap<TransportId, ParticipantId>,
     by_resource: BTreeMap<Box<str>, ParticipantId>,
@@ -112,6 +119,8 @@ pub struct Session {
     told_counts: (u32, u32),
     /// Of this call, or not told yet: whom others must hear of, ...
     changed: BTreeSet<ParticipantId>,
+    /// (or other nodes alone), ...
+    restated: BTreeSet<ParticipantId>,
     /// ... who is gone, ...
     gone: Vec<ParticipantInfo>,
     /// (and who has gone lately: those whose socket was away did not hear of it), ...
@@ -142,6 +151,7 @@ impl Session {
         let mut draw = Draw::new(seed);
         Session {
             id,
+            node: 0,
             sid: format_room_sid(draw.next_id()).into(),
             draw,
             metadata: "".into(),
@@ -154,6 +164,7 @@ impl Session {
             room_at: None,
             told_counts: (0, 0),
             changed: BTreeSet::new(),
+            restated: BTreeSet::new(),
             gone: Vec::new(),
             past: VecDeque::new(),
             ended: Vec::new(),
@@ -169,7 +180,9 @@ impl Session {
             participants: BTreeMap::new(),
             remotes: RemoteParticipants::default(),
             tracks: BTreeMap::new(),
-            remote_tracks: BTreeMap::new(),
+            far: BTreeMap::new(),
+            wanted_abroad: BTreeSet::new(),
+            identities: BTreeMap::new(),
             sections: BTreeMap::new(),
             by_transport: BTreeMap::new(),
             by_resource: BTreeMap::new(),
@@ -284,16 +297,17 @@ impl Session {
         let members = [&self.connecting, &self.socketless, &self.asking];
         let members = members.iter().filter_map(|deadlines| deadlines.first()).map(|(deadline, _)| *deadline);
         let tracks = self.calming.first().map(|(deadline, _)| *deadline);
-        let room = [self.speakers.due, self.quality_due, self.history.deadline(), self.tell_at, self.room_at];
+        let room = [self.speakers.due, self.quality_due, self.history.deadline(), self.remotes.deadline(), self.tell_at, self.room_at];
         members.chain(tracks).chain(room.into_iter().flatten()).min()
     }
 
-    /// Ends those who did not connect, or come back, in time.
+    /// Ends those who did not connect, or come back, in time, and those whose node did not.
     pub fn handle_timeout(&mut self, now: Time) {
         while let Some((_, id)) = self.connecting.first().filter(|(deadline, _)| *deadline <= now).copied() {
             self.remove(now, id, CloseReason::ConnectTimeout);
         }
         self.end_socketless(now);
+        self.end_away(now);
         self.ask_again(now);
         self.lower_demand(now);
         self.count_speakers(now);
@@ -312,6 +326,7 @@ impl Session {
     fn settle(&mut self, now: Time) {
         let fresh = self.fresh.take();
         self.settle_changes(now, fresh);
+        self.put_restated();
         self.settle_subscriptions(now);
         self.settle_demand(now);
     }
@@ -344,10 +359,15 @@ impl Session {
 
     fn start_track(&mut self, id: TrackId) -> bool {
         let Some(track) = self.tracks.get_mut(&id) else { return false };
+        if track.is_remote() {
+            return true;
+        }
         track.started = true;
         let action = Action::Published { track: id, kind: track.kind, codec: track.formats.first().map(|first| first.format.codec()) };
         let owner = self.participants.get(&track.owner).expect("a track goes with its participant");
+        let owner_id = owner.id;
         self.outputs.push_back(Output::Audit(audit(owner, action)));
+        self.restate(owner_id);
         self.feed_sections();
         true
     }
@@ -361,13 +381,19 @@ impl Session {
     /// Takes a participant out, with its transport, tracks and sections; sections that it fed get another source.
     fn remove(&mut self, now: Time, id: ParticipantId, reason: CloseReason) {
         let Some(participant) = self.participants.get(&id) else { return };
-        if participant.is_shown() {
+        // One that was taken over is still in the room, and its new owner tells of it.
+        let stays = reason == CloseReason::TakenOver;
+        if participant.is_shown() && !stays {
             self.gone.push(self.describe_gone(participant, members::leave_of(reason).0));
         }
         self.dismiss(id, reason);
         let Some(participant) = self.participants.remove(&id) else { return };
-        self.bury(&participant);
+        if !stays {
+            self.bury(&participant);
+        }
+        self.forget_identity(&participant);
         self.forget_deadlines(&participant);
+        self.restated.remove(&id);
         if let Some(resource) = &participant.resource {
             self.by_resource.remove(resource);
         }
@@ -375,6 +401,7 @@ impl Session {
             self.forget_section(*section);
         }
         for track in &participant.tracks {
+            self.wanted_abroad.remove(track);
             self.forget_track(*track);
         }
         if let Some(transport) = participant.transport {
@@ -387,7 +414,31 @@ impl Session {
         }
         let action = Action::Left { reason, stayed: now.since(participant.joined) };
         self.outputs.push_back(Output::Audit(audit(&participant, action)));
+        if !matches!(reason, CloseReason::Replaced | CloseReason::Displaced | CloseReason::TakenOver) {
+            self.contest_identity(now, &participant.identity);
+        }
         self.feed_sections();
+    }
+
+    /// Lets a participant in.
+    fn insert(&mut self, now: Time, participant: LocalParticipant) {
+        let (id, identity) = (participant.id, participant.identity.clone());
+        if participant.kind != Kind::Viewer {
+            self.identities.entry(identity.clone()).or_default().insert(id);
+        }
+        self.participants.insert(id, participant);
+        self.touch(id);
+        if self.participants[&id].kind != Kind::Viewer {
+            self.contest_identity(now, &identity);
+        }
+    }
+
+    fn forget_identity(&mut self, participant: &LocalParticipant) {
+        let Some(same) = self.identities.get_mut(&participant.identity) else { return };
+        same.remove(&participant.id);
+        if same.is_empty() {
+            self.identities.remove(&participant.identity);
+        }
     }
 
     fn forget_deadlines(&mut self, participant: &LocalParticipant) {
@@ -441,7 +492,9 @@ impl Session {
         }
         let (track, owner) = (section.source, section.owner);
         let chosen = track.filter(|_| matches!(section.choice, Choice::Oldest { .. }));
-        self.command(Command::Forward { subscription: id, track, payload_types });
+        let comes = track.filter(|id| self.tracks.get(id).is_some_and(|track| !track.is_away()));
+        let payload_types = if comes.is_some() { payload_types } else { Vec::new() };
+        self.command(Command::Forward { subscription: id, track: comes, payload_types });
         if let Some(track) = chosen {
             self.wish_for(owner, track, id);
         }

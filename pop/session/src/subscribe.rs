@@ -7,7 +7,7 @@ use pop_proto::control::Codec;
 use pop_schemas::TrackId;
 
 use crate::format::takes;
-use crate::participant::{Choice, LocalSection, LocalTrack};
+use crate::participant::{Choice, LocalSection, Track};
 
 /// How good a source is; the smaller is the better.
 ///
@@ -23,7 +23,7 @@ struct Rank {
     order: u64,
 }
 
-impl LocalTrack {
+impl Track {
     /// The codec that the section would get: what the last packet carried, or, before the first, what a client sends by
     /// itself, which is the first of the answer.
     fn sends(&self, codec: Codec) -> bool {
@@ -31,7 +31,7 @@ impl LocalTrack {
     }
 }
 
-fn rank(track: &LocalTrack, section: &LocalSection) -> Option<Rank> {
+fn rank(track: &Track, section: &LocalSection) -> Option<Rank> {
     let Choice::Oldest { publisher } = &section.choice else { return None };
     if track.kind != section.kind || publisher.as_ref().is_some_and(|only| *only != track.publisher) {
         return None;
@@ -43,11 +43,7 @@ fn rank(track: &LocalTrack, section: &LocalSection) -> Option<Rank> {
 }
 
 /// The track that should feed `section`, of those that are open to it.
-pub(crate) fn choose(
-    tracks: &BTreeMap<TrackId, LocalTrack>,
-    section: &LocalSection,
-    is_open: impl Fn(&LocalTrack) -> bool,
-) -> Option<TrackId> {
+pub(crate) fn choose(tracks: &BTreeMap<TrackId, Track>, section: &LocalSection, is_open: impl Fn(&Track) -> bool) -> Option<TrackId> {
     let rank = |track| rank(track, section).filter(|_| is_open(track));
     let ranked = tracks.values().filter_map(|track| Some((rank(track)?, track.id)));
     let (best, best_track) = ranked.min()?;

@@ -6,7 +6,7 @@ use pop_proto::control::{LayerWish, MediaKind, SubscriptionStats, TrackStats};
 use pop_schemas::{ParticipantId, SessionId, SubscriptionId, Time, TrackId};
 use serde::Serialize;
 
-use crate::participant::{Choice, Connection, LocalParticipant, LocalSection, LocalTrack};
+use crate::participant::{Choice, Connection, LocalParticipant, LocalSection, Track};
 use crate::presence::{RemoteParticipant, RemoteParticipants};
 
 /// A session.
@@ -37,9 +37,13 @@ pub struct ParticipantView {
     /// Of a local one: the worker that has its transport. The session does not know; its owner fills it in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<usize>,
+    /// The node that it is connected to, as 16 hex digits; absent for a local one. Its owner may know the node's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// `publish`, `watch` or `member`.
     pub kind: &'static str,
-    /// `connecting`, `connected`, or `remote`; an RTP route is connected once it has a peer.
+    /// `connecting`, `connected`; of another node's `remote`, or `away` while that does not answer. An RTP route is connected once it
+    /// has a peer.
     pub state: &'static str,
     /// Milliseconds since it joined; absent for a remote one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -196,7 +200,7 @@ pub(crate) fn describe(
     now: Time,
     id: &SessionId,
     participants: &BTreeMap<ParticipantId, LocalParticipant>,
-    tracks: &BTreeMap<TrackId, LocalTrack>,
+    tracks: &BTreeMap<TrackId, Track>,
     sections: &BTreeMap<SubscriptionId, LocalSection>,
     remotes: &RemoteParticipants,
     taps: [Option<u32>; 2],
@@ -213,7 +217,7 @@ pub(crate) fn describe(
 fn local(
     now: Time,
     participant: &LocalParticipant,
-    tracks: &BTreeMap<TrackId, LocalTrack>,
+    tracks: &BTreeMap<TrackId, Track>,
     sections: &BTreeMap<SubscriptionId, LocalSection>,
 ) -> ParticipantView {
     let (state, srtp, route) = match participant.connection {
@@ -231,6 +235,7 @@ fn local(
         hidden: participant.hidden,
         local: true,
         worker: None,
+        node: None,
         kind: participant.kind.name(),
         state,
         age_ms: Some(now.since(participant.joined).as_millis() as u64),
@@ -243,7 +248,7 @@ fn local(
     }
 }
 
-fn track(track: &LocalTrack) -> TrackView {
+fn track(track: &Track) -> TrackView {
     let TrackStats { packets, bytes, lost, jitter, nacked, plis, codec, layer } = track.stats;
     let is_forwarded = |place| packets > 0 && place == layer;
     let layers = (0..).zip(&track.layers).map(|(place, rid)| {
@@ -264,7 +269,7 @@ fn track(track: &LocalTrack) -> TrackView {
     }
 }
 
-fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, LocalTrack>) -> SubscriptionView {
+fn section(section: &LocalSection, tracks: &BTreeMap<TrackId, Track>) -> SubscriptionView {
     let SubscriptionStats { packets, bytes, retransmitted, fraction_lost, rtt_us, transport_received, transport_lost, .. } = section.stats;
     let SubscriptionStats { layer, temporal, congested, .. } = section.stats;
     let source = section.source.and_then(|id| tracks.get(&id));
@@ -313,8 +318,9 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
         hidden: manifest.hidden,
         local: false,
         worker: None,
+        node: Some(format!("{:016x}", remote.key().node)),
         kind: manifest.kind.name(),
-        state: "remote",
+        state: if remote.is_away() { "away" } else { "remote" },
         age_ms: None,
         address: None,
         srtp: None,

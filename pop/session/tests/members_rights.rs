@@ -254,8 +254,7 @@ fn participants_of_other_nodes_come_change_and_go() {
     let mut write = |stage: &mut Stage, tracks: Option<&[u64]>| {
         counter += 1;
         let mut manifest = Manifest::new(identity("far"), Kind::Member, everything());
-        let track =
-            |id: &u64| RemoteTrack { info: info(TrackId(*id), MediaKind::Video), codec: None, formats: Vec::new(), rids: Vec::new() };
+        let track = |id: &u64| RemoteTrack::new(info(TrackId(*id), MediaKind::Video));
         manifest.tracks = tracks.unwrap_or_default().iter().map(track).collect();
         let record = Record {
             key: RemoteKey { node: 2, participant: far },

@@ -146,7 +146,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let limits = Limits { participants_max: 12, tracks_max: 4, streams_max: 6, connecting_max: 4 };
+        let limits = Limits { participants_max: 12, tracks_max: 4, streams_max: 6, connecting_max: 4, ..Limits::default() };
         World {
             dice: Dice(seed),
             session: Session::new(SessionId::new("walk").unwrap(), limits, seed),
@@ -432,6 +432,7 @@ impl World {
             participant: ParticipantId(id),
             identity: identity(NAMES[self.dice.below(NAMES.len())]),
             hidden: self.dice.once_in(5),
+            joined_at_ms: 0,
             resource: id.to_string().into(),
             transport: Opening::WebRtc(OpenTransport {
                 transport,
@@ -583,7 +584,7 @@ impl World {
         manifest.hidden = self.dice.once_in(4);
         for n in 0..self.dice.below(3) as u64 {
             let open = stage::info(TrackId(5_000_000 + n), MediaKind::Video);
-            manifest.tracks.push(RemoteTrack { info: open, codec: None, formats: Vec::new(), rids: Vec::new() });
+            manifest.tracks.push(RemoteTrack::new(open));
         }
         let record = Record {
             key: RemoteKey { node: 2, participant: ParticipantId(5_000_000) },

@@ -151,6 +151,7 @@ fn join(id: u64, identity: &str, media: Media) -> Join {
         participant: ParticipantId(id),
         identity: Identity::new(identity).unwrap(),
         hidden: false,
+        joined_at_ms: 0,
         resource: id.to_string().into(),
         transport: Opening::WebRtc(OpenTransport {
             transport: TransportId(id),

@@ -18,6 +18,7 @@ use super::{Entry, Leg, RouteFailure, Routes};
 use crate::config::{ROUTES_MAX, RouteConfig, RouteRtcp};
 use crate::logging::AUDIT;
 use crate::node::{Node, RouteError, RouteSockets};
+use crate::token::unix_now_ms;
 
 /// Ports that are drawn before the host counts as full.
 const DRAWS_MAX: usize = 64;
@@ -234,7 +235,15 @@ fn join(node: &Node, plan: &Plan, leg: LegPlan<'_>, participant: ParticipantId, 
             publisher: from.cloned(),
         }]),
     };
-    Join { participant, identity: leg.identity.clone(), hidden, resource: draw_name(node).into(), transport: Opening::Rtp(open), media }
+    Join {
+        participant,
+        identity: leg.identity.clone(),
+        hidden,
+        joined_at_ms: unix_now_ms(),
+        resource: draw_name(node).into(),
+        transport: Opening::Rtp(open),
+        media,
+    }
 }
 
 /// RTP's socket, with `port` 0 on an even port (RFC 3550 section 11), and RTCP's on the next one.

@@ -29,6 +29,7 @@ use crate::config::{Config, DtlsRole};
 use crate::dtls::{self, DtlsError, Fingerprint};
 use crate::http::encode_component;
 use crate::node::{JoinError, Node};
+use crate::token::unix_now_ms;
 
 const SDP: &str = "application/sdp";
 
@@ -417,6 +418,7 @@ impl Admission {
             participant: ParticipantId(node.next_id()),
             identity: access.identity().clone(),
             hidden: access.is_hidden(),
+            joined_at_ms: unix_now_ms(),
             resource: self.resource.into(),
             transport: Opening::WebRtc(OpenTransport {
                 transport: self.transport,

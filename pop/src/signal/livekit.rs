@@ -172,6 +172,6 @@ fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<
     }
     // Everybody in the room gets to know it; who may resume by it, the identity of the token says. Drawn, so that it occurs once.
     let participant = ParticipantId(u64::from_be_bytes(draw(&context.node)));
-    let joined = query.read(token, &access, participant, socket::unix_now_ms())?;
+    let joined = query.read(token, &access, participant, crate::token::unix_now_ms())?;
     Ok((access, joined))
 }

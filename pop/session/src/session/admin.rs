@@ -52,7 +52,7 @@ impl Session {
     /// Everybody but the audience of WHEP, those who are hidden included.
     fn list(&self) -> Vec<crate::member::ParticipantInfo> {
         let listed = self.participants.values().filter(|participant| participant.kind != Kind::Viewer);
-        let remotes = self.remotes.iter().filter(|remote| remote.manifest().kind != Kind::Viewer);
+        let remotes = self.remotes.iter().filter(|remote| remote.manifest().kind != Kind::Viewer && !remote.is_outdone);
         listed.map(|participant| self.describe_local(participant)).chain(remotes.map(describe_remote)).collect()
     }
 

@@ -13,14 +13,15 @@ use super::told::CHANGES_BURST;
 use super::{CONNECT_TIMEOUT, Session};
 use crate::format::PayloadFormat;
 use crate::member::{Source, TrackInfo};
-use crate::participant::{Choice, Connection, IceSession, Kind, LocalParticipant, LocalTrack, Texts};
+use crate::participant::{Choice, Connection, IceSession, Kind, LocalParticipant, Texts, Track};
 
 impl Session {
     pub(super) fn join(&mut self, now: Time, join: Join) -> Result<Reply, Refusal> {
         let replaced = self.replaced_by(&join);
         self.check_join(&join, replaced.is_some())?;
 
-        let Join { participant: id, identity, hidden, resource, transport, media } = join;
+        let Join { participant: id, identity, hidden, joined_at_ms, resource, transport, media } = join;
+        self.set_wall_clock(now, joined_at_ms);
         let transport_id = transport.id();
         let kind = match media {
             Media::Publish(_) => Kind::Publisher,
@@ -43,6 +44,7 @@ impl Session {
         }
         self.by_transport.insert(transport_id, id);
         self.by_resource.insert(resource.clone(), id);
+        let joined_at_ms = self.draw_joined_ms(now, &identity);
         let participant = LocalParticipant {
             id,
             identity,
@@ -52,6 +54,7 @@ impl Session {
             transport: Some(transport_id),
             ice,
             joined: now,
+            joined_at_ms,
             opened: now,
             connection,
             address,
@@ -64,10 +67,9 @@ impl Session {
             member: None,
         };
         self.outputs.push_back(Output::Audit(audit(&participant, Action::Joined { transport: transport_id })));
-        self.participants.insert(id, participant);
-        self.touch(id);
+        self.insert(now, participant);
         match media {
-            Media::Publish(publications) => self.open_tracks(id, publications, replaced),
+            Media::Publish(publications) => self.open_tracks(now, id, publications, replaced),
             Media::Watch(sections) => self.open_sections(id, sections),
         }
         if let Some(replaced) = replaced {
@@ -136,8 +138,8 @@ impl Session {
         Ok(())
     }
 
-    fn open_tracks(&mut self, owner: ParticipantId, publications: Vec<Publication>, replaced: Option<ParticipantId>) {
-        let order = replaced.and_then(|id| self.tracks_of(id).next().map(|track| track.order)).unwrap_or_else(|| self.draw_order());
+    fn open_tracks(&mut self, now: Time, owner: ParticipantId, publications: Vec<Publication>, replaced: Option<ParticipantId>) {
+        let order = replaced.and_then(|id| self.tracks_of(id).next().map(|track| track.order)).unwrap_or_else(|| self.draw_order(now));
         for Publication { open, formats } in publications {
             let (id, kind) = (open.track, open.kind);
             // The n-th camera of the new client stands for the n-th of the old one.
@@ -155,7 +157,7 @@ impl Session {
         }
     }
 
-    pub(super) fn tracks_of(&self, owner: ParticipantId) -> impl Iterator<Item = &LocalTrack> {
+    pub(super) fn tracks_of(&self, owner: ParticipantId) -> impl Iterator<Item = &Track> {
         let ids = self.participants.get(&owner).into_iter().flat_map(|participant| &participant.tracks);
         ids.filter_map(|id| self.tracks.get(id))
     }

@@ -120,6 +120,7 @@ impl Session {
         for old in replaced {
             self.remove(now, old, CloseReason::Replaced);
         }
+        let joined_at_ms = self.draw_joined_ms(now, &identity);
         let participant = LocalParticipant {
             id,
             identity,
@@ -129,6 +130,7 @@ impl Session {
             transport: None,
             ice: None,
             joined: now,
+            joined_at_ms,
             opened: now,
             connection: Connection::Connecting,
             address: None,
@@ -143,8 +145,7 @@ impl Session {
         self.outputs.push_back(Output::Audit(audit(&participant, Action::Entered)));
         // One that never makes an offer must not keep a place for ever.
         self.connecting.insert((now + CONNECT_TIMEOUT, id));
-        self.participants.insert(id, participant);
-        self.touch(id);
+        self.insert(now, participant);
         self.fresh = Some(id);
         let participant = self.describe_local(&self.participants[&id]);
         let welcome = Welcome { room: self.describe_room(), participant, others: self.others(id) };
@@ -157,8 +158,15 @@ impl Session {
 
     /// The room's life begins, unless it has; `now_ms` is the wall clock.
     pub(super) fn begin(&mut self, now: Time, now_ms: u64) {
-        self.epoch_ms.get_or_insert(now_ms.saturating_sub(now.as_millis()));
+        self.set_wall_clock(now, now_ms);
         self.created.get_or_insert(now);
+    }
+
+    /// The first word on it counts; 0 is none.
+    pub(super) fn set_wall_clock(&mut self, now: Time, now_ms: u64) {
+        if now_ms > 0 {
+            self.epoch_ms.get_or_insert(now_ms.saturating_sub(now.as_millis()));
+        }
     }
 
     /// What the node allows, or less where an operator said so.
@@ -275,7 +283,9 @@ impl Session {
 pub(super) fn leave_of(reason: CloseReason) -> (LeaveReason, LeaveAction) {
     match reason {
         CloseReason::Left => (LeaveReason::ClientInitiated, LeaveAction::Disconnect),
-        CloseReason::Replaced => (LeaveReason::DuplicateIdentity, LeaveAction::Disconnect),
+        CloseReason::Replaced | CloseReason::Displaced | CloseReason::TakenOver => {
+            (LeaveReason::DuplicateIdentity, LeaveAction::Disconnect)
+        }
         CloseReason::Removed => (LeaveReason::Removed, LeaveAction::Disconnect),
         CloseReason::RoomDeleted => (LeaveReason::RoomDeleted, LeaveAction::Disconnect),
         CloseReason::SocketLost => (LeaveReason::SignalClosed, LeaveAction::Disconnect),

@@ -65,7 +65,7 @@ impl Session {
             return self.remove(now, id, CloseReason::SsrcsExhausted);
         }
         let Some(ice) = self.take_ice(now, id, ice, transport) else { return };
-        self.take_offered(id, &sections);
+        self.take_offered(now, id, &sections);
         self.feed_waiting(id);
         let Some(participant) = self.participants.get(&id) else { return };
         let cname = cname_of(participant.id);

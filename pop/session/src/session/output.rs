@@ -31,6 +31,10 @@ pub enum CloseReason {
     Left,
     /// The same identity publishes anew.
     Replaced,
+    /// The same identity has come to another node later.
+    Displaced,
+    /// Another node has taken it over.
+    TakenOver,
     /// It did not connect within [`super::CONNECT_TIMEOUT`].
     ConnectTimeout,
     /// The worker lost it.
@@ -55,6 +59,8 @@ impl CloseReason {
         match self {
             CloseReason::Left => "left",
             CloseReason::Replaced => "replaced",
+            CloseReason::Displaced => "displaced",
+            CloseReason::TakenOver => "taken_over",
             CloseReason::ConnectTimeout => "connect_timeout",
             CloseReason::Lost(TransportLoss::NeverConnected) => "never_connected",
             CloseReason::Lost(TransportLoss::ConsentExpired) => "consent_expired",

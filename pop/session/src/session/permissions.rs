@@ -6,14 +6,17 @@ use pop_schemas::{Identity, ParticipantId, SubscriptionId, TrackId};
 
 use super::Session;
 use crate::member::{Grants, LeaveReason, Notice, PermissionSubject, Permissions, Source, SubscriptionPermission};
-use crate::participant::{Choice, LocalParticipant, LocalTrack, Texts};
+use crate::participant::{Choice, Kind, LocalParticipant, Texts, Track};
+
+/// Entries that other nodes are told, so that a record stays small.
+const SUBJECTS_TOLD_MAX: usize = 128;
 
 /// Entries of one publisher's choice, and tracks of one entry: as many as one member may meet.
 const SUBJECTS_MAX: usize = 1_024;
 const SUBJECT_TRACKS_MAX: usize = 64;
 
 /// Who may take a publisher's tracks: looked up for each who would.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Takers {
     all: bool,
     /// All tracks (`None`), or these.
@@ -27,7 +30,7 @@ impl Takers {
     }
 
     /// Of two entries for one the later counts.
-    fn new(permission: SubscriptionPermission) -> Takers {
+    pub(super) fn new(permission: SubscriptionPermission) -> Takers {
         let mut takers = Takers { all: permission.all, ..Takers::everybody() };
         for (subject, tracks) in permission.participants {
             match subject {
@@ -36,6 +39,14 @@ impl Takers {
             }
         }
         takers
+    }
+
+    /// As other nodes hear of it. Those beyond the bound take nothing there.
+    pub(super) fn told(&self) -> SubscriptionPermission {
+        let identities = self.identities.iter().map(|(identity, tracks)| (PermissionSubject::Identity(identity.clone()), tracks.clone()));
+        let participants = self.participants.iter().map(|(id, tracks)| (PermissionSubject::Participant(*id), tracks.clone()));
+        let named = identities.chain(participants).take(if self.all { 0 } else { SUBJECTS_TOLD_MAX });
+        SubscriptionPermission { all: self.all, participants: named.collect() }
     }
 
     fn include(&self, taker: &LocalParticipant, track: TrackId) -> bool {
@@ -70,16 +81,30 @@ impl Session {
         if !taker.member.as_ref().is_some_and(|member| member.permissions.subscribe) {
             return false;
         }
-        let Some(publisher) = self.tracks.get(&track).and_then(|track| self.member(track.owner)) else { return true };
-        publisher.takers.include(taker, track)
+        let owner = self.tracks.get(&track).map(|track| track.owner);
+        owner.and_then(|owner| self.takers_of(owner)).is_none_or(|takers| takers.include(taker, track))
     }
 
     /// A viewer may be fed the track: a member that is hidden, or that chose others, is not for it.
-    pub(super) fn is_open_to(&self, viewer: ParticipantId, track: &LocalTrack) -> bool {
-        let Some(owner) = self.participants.get(&track.owner) else { return false };
-        let Some(member) = &owner.member else { return true };
-        let viewer = self.participants.get(&viewer);
-        !owner.hidden && viewer.is_some_and(|viewer| member.takers.include(viewer, track.id))
+    pub(super) fn is_open_to(&self, viewer: ParticipantId, track: &Track) -> bool {
+        let (hidden, kind) = match (self.participants.get(&track.owner), self.remotes.find(track.owner)) {
+            (Some(local), _) => (local.hidden, local.kind),
+            (None, Some(remote)) => (remote.manifest().hidden, remote.manifest().kind),
+            (None, None) => return false,
+        };
+        if kind != Kind::Member || track.is_away() {
+            return !track.is_away();
+        }
+        let (viewer, takers) = (self.participants.get(&viewer), self.takers_of(track.owner));
+        !hidden && viewer.is_some_and(|viewer| takers.is_none_or(|takers| takers.include(viewer, track.id)))
+    }
+
+    /// Whom a publisher has chosen; `None`: it does not choose.
+    fn takers_of(&self, publisher: ParticipantId) -> Option<&Takers> {
+        match self.participants.get(&publisher) {
+            Some(local) => local.member.as_ref().map(|member| &member.takers),
+            None => self.far.get(&publisher).map(|far| &far.takers),
+        }
     }
 
     /// Takes a publisher's choice of who takes its tracks. `false`: it is longer than any room needs, and nothing has changed.
@@ -91,14 +116,19 @@ impl Session {
         }
         let Some(member) = self.member_mut(id) else { return false };
         member.takers = Takers::new(permission);
-        let tracks: Vec<_> = self.tracks_of(id).map(|track| track.id).collect();
-        for taker in self.members().collect::<Vec<_>>() {
-            for track in &tracks {
-                self.recheck(taker, *track);
-            }
+        for track in self.tracks_of(id).map(|track| track.id).collect::<Vec<_>>() {
+            self.recheck_all(track);
         }
+        self.restate(id);
         self.feed_sections();
         true
+    }
+
+    /// Its publisher has chosen anew.
+    pub(super) fn recheck_all(&mut self, track: TrackId) {
+        for taker in self.members().collect::<Vec<_>>() {
+            self.recheck(taker, track);
+        }
     }
 
     /// Gives new permissions to a member.
@@ -153,7 +183,7 @@ impl Session {
     }
 
     /// No member gets the track any longer.
-    fn stop_members(&mut self, track: TrackId) {
+    pub(super) fn stop_members(&mut self, track: TrackId) {
         let takers = self.tracks.get(&track).into_iter().flat_map(|track| track.takers.iter().copied());
         let is_member = |id: &SubscriptionId| self.sections.get(id).is_some_and(|section| matches!(section.choice, Choice::Member));
         for section in takers.filter(is_member).collect::<Vec<_>>() {

@@ -11,7 +11,7 @@ use crate::format::PayloadFormat;
 use crate::member::{
     AddTrack, Notice, OfferedSection, Quality, RequestRefusal, SendingSection, Source, TrackInfo, TrackUpdate, VideoLayer,
 };
-use crate::participant::{Choice, LocalTrack};
+use crate::participant::{Choice, Origin, Track};
 
 /// Longest name, stream or client's id of a track, in bytes. The SDKs send UUIDs and words.
 pub const TRACK_TEXT_LEN_MAX: usize = 256;
@@ -51,7 +51,7 @@ impl Session {
             section.takes.is_none() && offered.is_some_and(|sends| sends.cid == cid)
         });
         if let Some(mid) = early.map(|(mid, _)| mid.clone()) {
-            self.take_section(id, &mid, &cid);
+            self.take_section(now, id, &mid, &cid);
             self.ask_for_offer(now, id);
         }
     }
@@ -97,7 +97,7 @@ impl Session {
     }
 
     /// Ends the tracks of sections that no longer send them, then opens those that are announced.
-    pub(super) fn take_offered(&mut self, id: ParticipantId, offered: &[OfferedSection]) {
+    pub(super) fn take_offered(&mut self, now: Time, id: ParticipantId, offered: &[OfferedSection]) {
         let Some(member) = self.member(id) else { return };
         // Its track is offered still; whether with the same layers.
         let goes_on = |mid: &str, section: &MemberSection| {
@@ -117,12 +117,12 @@ impl Session {
         self.note_sections(id, offered);
         for (mid, ..) in over.iter().filter(|(.., goes_on)| goes_on.is_some()) {
             let cid = self.member(id).and_then(|member| member.sections.get(mid)).map(|section| section.cid.clone());
-            self.take_section(id, mid, &cid.unwrap_or_default());
+            self.take_section(now, id, mid, &cid.unwrap_or_default());
         }
         let sending = offered.iter().filter_map(|section| Some((section, section.sends.as_ref()?)));
         let sending: Vec<_> = sending.map(|(section, sends)| (section.mid.clone(), section.kind, sends.cid.clone())).collect();
         for (mid, _, cid) in &sending {
-            self.take_section(id, mid, cid);
+            self.take_section(now, id, mid, cid);
         }
         // Some clients (Firefox) write another track id than they announce: then the first of the kind is meant.
         for (mid, kind, _) in &sending {
@@ -132,7 +132,7 @@ impl Session {
             }
             let first = member.announced.iter().find(|announced| announced.info.kind == *kind).map(|announced| announced.cid.clone());
             if let Some(cid) = first {
-                self.take_section(id, mid, &cid);
+                self.take_section(now, id, mid, &cid);
             }
         }
     }
@@ -154,7 +154,7 @@ impl Session {
     }
 
     /// Opens the track that was announced as `cid` from a section that sends and is not taken.
-    pub(super) fn take_section(&mut self, id: ParticipantId, mid: &str, cid: &str) {
+    pub(super) fn take_section(&mut self, now: Time, id: ParticipantId, mid: &str, cid: &str) {
         let Some(transport) = self.participants.get(&id).and_then(|participant| participant.transport) else { return };
         let Some(section) = self.member(id).and_then(|member| member.sections.get(mid)) else { return };
         let layers = section.sends.as_ref().map_or(0, |sends| sends.layers.len());
@@ -181,13 +181,13 @@ impl Session {
         let mid = mid.into();
         let (track, payload_types) = (info.track, Vec::new());
         let open = OpenTrack { track, transport, kind, ssrc, rtx_ssrc, mid, layers, order, payload_types, nack, pli, fir };
-        let place = self.draw_order();
+        let place = self.draw_order(now);
         self.open_track(id, open, formats, info, place);
     }
 
-    /// A publisher's place in the room.
-    pub(super) fn draw_order(&mut self) -> u64 {
-        self.next_order += 1;
+    /// A publisher's place in the room, after all that were given here, and near to its age on other nodes' scale.
+    pub(super) fn draw_order(&mut self, now: Time) -> u64 {
+        self.next_order = (self.next_order + 1).max(self.wall_ms(now).saturating_mul(1_000));
         self.next_order
     }
 
@@ -208,7 +208,8 @@ impl Session {
         self.command(Command::OpenTrack(Box::new(open)));
         let (started, takers, stats) = (false, Default::default(), Default::default());
         let (demand, judged) = Default::default();
-        let track = LocalTrack { id, owner, publisher, kind, formats, layers, order, started, info, takers, demand, judged, stats };
+        let origin = Origin::Here;
+        let track = Track { id, owner, origin, publisher, kind, formats, layers, order, started, info, takers, demand, judged, stats };
         self.tracks.insert(id, track);
         if let Some(tap) = self.taps[kind as usize] {
             self.command(Command::Tap { track: id, tap: Some(tap) });

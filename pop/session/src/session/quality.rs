@@ -10,7 +10,7 @@ use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId};
 
 use super::Session;
 use crate::member::{ConnectionGrade, ConnectionQuality, Notice, StreamState};
-use crate::participant::{Choice, LocalParticipant, LocalTrack};
+use crate::participant::{Choice, LocalParticipant, Track};
 
 /// How often it is judged (LiveKit's figure).
 pub(super) const QUALITY_INTERVAL: Duration = Duration::from_secs(5);
@@ -61,9 +61,13 @@ impl Session {
     /// Takes the counters of a track. A change of codec may change who can decode it.
     pub(super) fn note_track_stats(&mut self, id: TrackId, stats: TrackStats) -> bool {
         let Some(known) = self.tracks.get_mut(&id) else { return false };
-        let changed = known.stats.codec != stats.codec;
+        if known.is_remote() {
+            return true;
+        }
+        let (changed, owner) = (known.stats.codec != stats.codec, known.owner);
         known.stats = stats;
         if changed {
+            self.restate(owner);
             self.feed_sections();
         }
         true
@@ -130,12 +134,12 @@ impl Session {
 }
 
 /// Packets of it should have come since the last time: it has begun, is not silent, and somebody wants it.
-fn is_expected(track: &LocalTrack) -> bool {
+fn is_expected(track: &Track) -> bool {
     track.stats.packets > 0 && !track.info.muted && !track.demand.is_off()
 }
 
 /// Of 100 points.
-fn track_score(track: &LocalTrack, before: &Judged) -> f32 {
+fn track_score(track: &Track, before: &Judged) -> f32 {
     let lost = (track.stats.lost - before.lost).max(0) as f32;
     let all = track.stats.packets.saturating_sub(before.packets) as f32 + lost;
     let percent = if all > 0.0 { 100.0 * lost / all } else { 0.0 };

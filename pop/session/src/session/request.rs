@@ -1,5 +1,7 @@
 //! What the owner asks of a session, and how it is answered.
 
+use std::time::Duration;
+
 use pop_proto::control::{IceCredentials, MediaKind, OpenRtp, OpenSubscription, OpenTrack, OpenTransport};
 use pop_schemas::{Identity, ParticipantId, TrackId, TransportId};
 
@@ -76,6 +78,8 @@ pub struct Join {
     pub identity: Identity,
     /// It is not shown to the others.
     pub hidden: bool,
+    /// Wall clock in milliseconds since 1970: over all nodes, the latest of an identity stays.
+    pub joined_at_ms: u64,
     /// The unguessable name of the HTTP resource; the participant can be found by it.
     pub resource: Box<str>,
     /// The transport to open.
@@ -223,6 +227,9 @@ pub enum Refusal {
     UnknownTrack,
 }
 
+/// See [`Limits::grace`]: a node that restarts, or one that takes its people over, is there in less.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// How many, so that one room cannot take the node.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -234,6 +241,8 @@ pub struct Limits {
     pub streams_max: usize,
     /// Clients of one identity that have not connected yet.
     pub connecting_max: usize,
+    /// How long participants of a node that does not answer are kept.
+    pub grace: Duration,
 }
 
 impl Default for Limits {
@@ -241,6 +250,6 @@ impl Default for Limits {
     /// One token in a hall may bring a few hundred viewers within the second that a client needs to connect; who never connects
     /// must not keep every place of a worker for the 40 s that it may try.
     fn default() -> Self {
-        Limits { participants_max: 16_384, tracks_max: 8, streams_max: 16, connecting_max: 256 }
+        Limits { participants_max: 16_384, tracks_max: 8, streams_max: 16, connecting_max: 256, grace: GRACE }
     }
 }

@@ -1,7 +1,7 @@
 //! Who speaks. Levels come from the workers (RFC 6464, read from header extensions, so that end-to-end encryption changes nothing);
 //! members hear of changes alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,12 +69,13 @@ impl Session {
         }
         let mut speaking = BTreeMap::<ParticipantId, u8>::new();
         let tracks = &self.tracks;
-        let participants = &self.participants;
+        let shown: BTreeSet<_> = self.speakers.voices.keys().filter_map(|id| self.tracks.get(id)).map(|track| track.owner).collect();
+        let shown: BTreeSet<_> = shown.into_iter().filter(|owner| self.is_shown(*owner)).collect();
         self.speakers.voices.retain(|id, voice| {
             let Some(track) = tracks.get(id).filter(|track| !track.info.muted) else { return false };
             let level = if now.since(voice.at) < STALE { voice.level } else { 0.0 };
             voice.smoothed += (level - voice.smoothed) * SMOOTHING;
-            if voice.smoothed >= linear(THRESHOLD_DBOV) && participants.get(&track.owner).is_some_and(|owner| owner.is_shown()) {
+            if voice.smoothed >= linear(THRESHOLD_DBOV) && shown.contains(&track.owner) {
                 let steps = (voice.smoothed * STEPS).ceil() as u8;
                 let known = speaking.entry(track.owner).or_default();
                 *known = steps.max(*known);
@@ -90,7 +91,7 @@ impl Session {
         let told = std::mem::replace(&mut self.speakers.told, speaking.clone());
         let mut news: Vec<_> = speaking.iter().filter(|(id, steps)| told.get(id) != Some(steps)).map(speaker).collect();
         news.sort_by(|a, b| b.level.total_cmp(&a.level));
-        let stopped = told.keys().filter(|id| !speaking.contains_key(id) && self.participants.contains_key(id));
+        let stopped = told.keys().filter(|id| !speaking.contains_key(id) && self.is_shown(**id));
         news.extend(stopped.map(|id| Speaker { participant: *id, level: 0.0, active: false }));
         if news.is_empty() {
             return;

@@ -51,7 +51,6 @@ impl Session {
             return;
         }
         let mut tracks: Vec<_> = self.tracks.values().map(|track| (track.order, track.id)).collect();
-        tracks.extend(self.remote_tracks.keys().map(|track| (u64::MAX, *track)));
         tracks.sort_unstable();
         for (_, track) in tracks {
             self.add_subscription(id, track);
@@ -121,8 +120,15 @@ impl Session {
 
     /// The member may know of the track.
     pub(super) fn is_visible(&self, id: ParticipantId, track: TrackId) -> bool {
-        let owner = self.tracks.get(&track).and_then(|track| self.participants.get(&track.owner));
-        owner.is_some_and(|owner| owner.id != id && owner.is_shown()) || self.remote_tracks.contains_key(&track)
+        self.tracks.get(&track).is_some_and(|track| track.owner != id && self.is_shown(track.owner))
+    }
+
+    /// Members see the participant, wherever it is.
+    pub(super) fn is_shown(&self, id: ParticipantId) -> bool {
+        match self.participants.get(&id) {
+            Some(local) => local.is_shown(),
+            None => self.far.get(&id).is_some_and(|far| far.is_shown),
+        }
     }
 
     fn end_subscription(&mut self, id: ParticipantId, track: TrackId) {
@@ -146,10 +152,10 @@ impl Session {
     /// Tracks that a member waits for and that are here, the longest waiting first.
     pub(super) fn waiting_of(&self, id: ParticipantId) -> Vec<TrackId> {
         let Some(member) = self.member(id) else { return Vec::new() };
-        let waiting = member
-            .subscriptions
-            .iter()
-            .filter(|(track, s)| !s.failed && !s.denied && self.tracks.contains_key(track) && !self.is_fed(**track, s));
+        // What another node has not negotiated yet, or is away, has nothing that could be fed.
+        let is_ready = |track| self.tracks.get(track).is_some_and(|track| !track.is_away() && !track.formats.is_empty());
+        let waiting = member.subscriptions.iter();
+        let waiting = waiting.filter(|(track, s)| !s.failed && !s.denied && is_ready(track) && !self.is_fed(**track, s));
         let mut waiting: Vec<_> = waiting.map(|(track, subscription)| (subscription.serial, *track)).collect();
         waiting.sort_unstable();
         waiting.into_iter().map(|(_, track)| track).collect()
@@ -164,6 +170,12 @@ impl Session {
         if let Some(subscription) = self.member_mut(id).and_then(|member| member.subscriptions.get_mut(&track)) {
             subscription.section = Some(section);
         }
+    }
+
+    /// The track is not what it was: perhaps it can be served now. `false`: the member does not take it.
+    pub(super) fn retry_subscription(&mut self, id: ParticipantId, track: TrackId) -> bool {
+        let subscription = self.member_mut(id).and_then(|member| member.subscriptions.get_mut(&track));
+        subscription.map(|subscription| subscription.failed = false).is_some()
     }
 
     /// It waits no longer: until it is asked for anew, nothing will change that.

@@ -19,7 +19,7 @@ impl Session {
         let tracks: Vec<_> = self
             .tracks
             .values()
-            .filter(|track| wanted(track.kind))
+            .filter(|track| wanted(track.kind) && !track.is_remote())
             .map(|track| TappedTrack { track: track.id, kind: track.kind, formats: track.formats.clone() })
             .collect();
         self.rated.extend(tracks.iter().map(|tapped| tapped.track));
@@ -33,7 +33,8 @@ impl Session {
         if !self.taps.contains(&Some(tap)) {
             return Err(Refusal::UnknownTap);
         }
-        let tapped: Vec<_> = self.tracks.values().filter(|t| self.taps[t.kind as usize] == Some(tap)).map(|t| t.id).collect();
+        let tapped = self.tracks.values().filter(|t| self.taps[t.kind as usize] == Some(tap) && !t.is_remote());
+        let tapped: Vec<_> = tapped.map(|track| track.id).collect();
         self.rated.extend(tapped.iter().copied());
         for track in tapped {
             self.command(Command::Tap { track, tap: None });

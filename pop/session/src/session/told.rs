@@ -44,6 +44,10 @@ impl Session {
         if !self.changed.insert(id) {
             return;
         }
+        self.raise_version(id);
+    }
+
+    pub(super) fn raise_version(&mut self, id: ParticipantId) {
         if let Some(participant) = self.participants.get_mut(&id) {
             let version = Version { epoch: participant.epoch, counter: participant.counter };
             Version { epoch: participant.epoch, counter: participant.counter } = next_version(version);
@@ -74,8 +78,9 @@ impl Session {
             let is_audience = is_large && participant.tracks.is_empty();
             !is_audience && participant.told.has(now, CHANGES_BURST, CHANGE_INTERVAL)
         };
-        let participants = &mut self.participants;
-        !self.changed.iter().any(|id| participants.get_mut(id).is_none_or(urgent))
+        let (participants, remotes) = (&mut self.participants, &self.remotes);
+        let urgent_far = |id| !is_large || remotes.find(id).is_none_or(|remote| !remote.manifest().tracks.is_empty());
+        !self.changed.iter().any(|id| participants.get_mut(id).map_or_else(|| urgent_far(*id), urgent))
     }
 
     fn count_later(&mut self, now: Time) {
@@ -118,7 +123,7 @@ impl Session {
         self.put_records(&changed);
         let shown = changed.iter().filter_map(|id| self.participants.get(id)).filter(|participant| participant.is_shown());
         news.extend(shown.map(|participant| self.describe_local(participant)));
-        let remotes = changed.iter().filter_map(|id| self.remotes.find(*id)).filter(|remote| remote.manifest().is_shown());
+        let remotes = changed.iter().filter_map(|id| self.remotes.find(*id)).filter(|remote| remote.is_shown());
         news.extend(remotes.map(describe_remote));
         let hidden: Vec<_> = changed.into_iter().filter(|id| self.participants.get(id).is_some_and(|p| p.hidden)).collect();
         if !news.is_empty() {
@@ -173,7 +178,7 @@ impl Session {
     /// Everybody whom `but` may see.
     pub(super) fn others(&self, but: ParticipantId) -> Vec<ParticipantInfo> {
         let locals = self.participants.values().filter(|participant| participant.id != but && participant.is_shown());
-        let remotes = self.remotes.iter().filter(|remote| remote.manifest().is_shown());
+        let remotes = self.remotes.iter().filter(|remote| remote.is_shown());
         locals.map(|participant| self.describe_local(participant)).chain(remotes.map(describe_remote)).collect()
     }
 
@@ -187,7 +192,7 @@ impl Session {
             attributes: texts.attributes,
             state: state_of(participant),
             tracks: self.tracks_of(participant.id).map(|track| track.info.clone()).collect(),
-            joined_at_ms: self.wall_ms(participant.joined),
+            joined_at_ms: participant.joined_at_ms,
             version: client_version(Version { epoch: participant.epoch, counter: participant.counter }),
             permissions: participant.member.as_ref().map_or(Permissions::PUBLISHER, |member| member.permissions.clone()),
             is_publisher: !participant.tracks.is_empty(),
@@ -204,7 +209,7 @@ impl Session {
 
     pub(super) fn describe_room(&self) -> RoomInfo {
         let locals = self.participants.values().filter(|participant| participant.is_shown());
-        let remotes = self.remotes.iter().map(RemoteParticipant::manifest).filter(|manifest| manifest.is_shown());
+        let remotes = self.remotes.iter().filter(|remote| remote.is_shown()).map(RemoteParticipant::manifest);
         let publishers = locals.clone().filter(|local| !local.tracks.is_empty()).count();
         let publishers = publishers + remotes.clone().filter(|manifest| !manifest.tracks.is_empty()).count();
         RoomInfo {
@@ -219,7 +224,7 @@ impl Session {
     }
 
     /// Wall clock in milliseconds since 1970, as the first member told it; 0 before.
-    fn wall_ms(&self, at: Time) -> u64 {
+    pub(super) fn wall_ms(&self, at: Time) -> u64 {
         self.epoch_ms.map_or(0, |epoch| epoch.saturating_add(at.as_millis()))
     }
 }

@@ -8,7 +8,7 @@ use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId};
 
 use super::Session;
 use crate::member::{Notice, Quality, TrackSettings, VideoLayer};
-use crate::participant::{Choice, LocalSection, LocalTrack};
+use crate::participant::{Choice, LocalSection, Track};
 
 /// A publisher is told of less demand when it has lasted this long (LiveKit's figure): an encoder that stops and starts costs a
 /// keyframe each time, and a viewer that scrolls comes back. More demand is told at once.
@@ -42,7 +42,7 @@ impl Settings {
     }
 
     /// A muted track is not forwarded: its client may go on sending after an operator has silenced it.
-    fn wish(&self, track: &LocalTrack) -> LayerWish {
+    fn wish(&self, track: &Track) -> LayerWish {
         let paused = self.disabled || track.info.muted;
         if track.kind == MediaKind::Audio {
             return LayerWish { paused, ..LayerWish::default() };
@@ -168,9 +168,10 @@ impl Session {
     }
 
     fn settle_track(&mut self, now: Time, id: TrackId) {
-        let Some(track) = self.tracks.get(&id) else { return };
+        let Some(track) = self.tracks.get(&id).filter(|track| !track.is_remote()) else { return };
         let (owner, wanted) = (track.owner, self.wanted_of(track));
-        let is_taken = track.takers.iter().any(|taker| self.sections.get(taker).is_some_and(|section| section.owner != owner));
+        let is_taken = self.wanted_abroad.contains(&id)
+            || track.takers.iter().any(|taker| self.sections.get(taker).is_some_and(|section| section.owner != owner));
         let is_video = track.kind == MediaKind::Video;
         let Some(track) = self.tracks.get_mut(&id) else { return };
         let (demand, muted) = (&mut track.demand, track.info.muted);
@@ -237,9 +238,10 @@ impl Session {
         }
     }
 
-    /// The most that anybody wants. Viewers, routes and captures take the best.
-    fn wanted_of(&self, track: &LocalTrack) -> Quality {
-        if self.taps[track.kind as usize].is_some() {
+    /// The most that anybody wants. Viewers, routes and captures take the best; so do other nodes, of whom it is not known what they
+    /// want.
+    fn wanted_of(&self, track: &Track) -> Quality {
+        if self.taps[track.kind as usize].is_some() || self.wanted_abroad.contains(&track.id) {
             return Quality::High;
         }
         let wanted = |section: &LocalSection| match section.choice {

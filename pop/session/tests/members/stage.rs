@@ -68,6 +68,12 @@ impl Stage {
         Stage { session, now: Time::from_millis(1_000), heard: Heard::default(), members: BTreeMap::new(), next: 0 }
     }
 
+    /// A room on one of several nodes: ids of its own, and the same clock.
+    pub(crate) fn on_node(node: u64) -> Stage {
+        let stage = Stage::with(Limits::default(), node);
+        Stage { session: stage.session.on_node(node), next: node << 32, ..stage }
+    }
+
     pub(crate) fn drain(&mut self) {
         while let Some(output) = self.session.poll() {
             match output {
@@ -103,6 +109,10 @@ impl Stage {
         self.now = end;
     }
 
+    fn wall_ms(&self) -> u64 {
+        1_700_000_000_000 + self.now.as_millis()
+    }
+
     pub(crate) fn enter(&mut self, name: &'static str) -> ParticipantId {
         self.enter_as(name, everything(), true)
     }
@@ -128,7 +138,7 @@ impl Stage {
             permissions: everything(),
             auto_subscribe: true,
             adaptive_stream: false,
-            joined_at_ms: 1_700_000_000_000,
+            joined_at_ms: self.wall_ms(),
             client: "test".into(),
         };
         change(&mut enter);
@@ -190,6 +200,7 @@ impl Stage {
             participant: ParticipantId(self.next),
             identity: identity(name),
             hidden: false,
+            joined_at_ms: self.wall_ms(),
             resource: self.next.to_string().into(),
             transport: Opening::WebRtc(OpenTransport {
                 transport,

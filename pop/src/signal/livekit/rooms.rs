@@ -15,9 +15,9 @@ use proto::data_packet::Kind;
 use super::data::build_operator_message;
 use super::request::source;
 use super::response;
-use super::socket::unix_now_ms;
 use super::twirp::{BODY_LEN_MAX, Caller, Code, Failure, method};
 use crate::node::{CreateError, Node};
+use crate::token::unix_now_ms;
 
 /// How long a room that is made waits for somebody when nobody says otherwise (LiveKit's figure).
 const EMPTY_TIMEOUT_S: u32 = 300;

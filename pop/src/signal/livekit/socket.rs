@@ -1,7 +1,7 @@
 //! One client's socket: messages in, notices out, one task.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, close_code};
 use livekit_protocol as proto;
@@ -21,7 +21,7 @@ use super::wire::{is_json_within_bounds, is_within_bounds};
 use crate::config::{DtlsRole, IceServer};
 use crate::node::{EnterError, Node, Seat};
 use crate::serve::Place;
-use crate::token::unix_now_s;
+use crate::token::{unix_now_ms, unix_now_s};
 
 /// Messages that a client may send per second, in the mean; a client that shows fifty tiles changes the settings of each when its
 /// window changes.
@@ -405,11 +405,6 @@ impl Budget {
         let savings = Duration::from_secs(1) / MESSAGES_PER_S * MESSAGES_BURST;
         self.paid_at.checked_sub(savings).unwrap_or(self.paid_at)
     }
-}
-
-/// Wall clock in milliseconds since 1970.
-pub(super) fn unix_now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

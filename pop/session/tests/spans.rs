@@ -1,0 +1,542 @@
+//! One room on several nodes in fake time: what each session tells of its participants is handed to the others.
+
+#[path = "members/stage.rs"]
+#[allow(dead_code)]
+mod stage;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pop_proto::control::{Codec, Command, Event, LayerWish, MediaKind, PayloadTypeMap, TrackStats};
+use pop_schemas::{ParticipantId, SubscriptionId, TrackId};
+use pop_session::member::{
+    LeaveReason, MemberRequest, MemberState, Notice, OfferedSection, ParticipantInfo, PermissionSubject, Quality, SubscriptionPermission,
+    TrackSettings,
+};
+use pop_session::presence::{Applied, LocalRecord, Manifest, Record, RemoteKey, Version};
+use pop_session::{CloseReason, Format, Kind, PayloadFormat, Reply, Request, Session};
+use stage::{OPUS, Stage, VP8, camera, everything, first_offer, identity, microphone, participants, receives, sends};
+
+/// As a client of another browser numbers it.
+const VP8_ELSEWHERE: PayloadFormat = PayloadFormat { number: 120, format: Format::Vp8, rtx: Some(124) };
+const OPUS_ELSEWHERE: PayloadFormat = PayloadFormat { number: 109, format: Format::Opus, rtx: None };
+
+const A: u64 = 1;
+const B: u64 = 2;
+const C: u64 = 3;
+
+/// Nodes that hear of each other, except those that are cut off.
+struct Mesh {
+    nodes: BTreeMap<u64, Stage>,
+    cut: Option<u64>,
+    /// Each record that went over the bus.
+    records: Vec<(u64, LocalRecord)>,
+}
+
+fn from(node: u64, record: LocalRecord) -> Record {
+    let LocalRecord { participant, version, manifest } = record;
+    Record { key: RemoteKey { node, participant }, version, manifest }
+}
+
+impl Mesh {
+    fn new(nodes: &[u64]) -> Mesh {
+        let nodes = nodes.iter().map(|node| (*node, Stage::on_node(*node))).collect();
+        Mesh { nodes, cut: None, records: Vec::new() }
+    }
+
+    fn on<R>(&mut self, node: u64, act: impl FnOnce(&mut Stage) -> R) -> R {
+        let result = act(self.nodes.get_mut(&node).unwrap());
+        self.carry();
+        result
+    }
+
+    /// Hands each record to all others.
+    fn carry(&mut self) {
+        loop {
+            let mut under_way = Vec::new();
+            for (node, stage) in &mut self.nodes {
+                under_way.extend(stage.heard.records.drain(..).map(|record| (*node, record)));
+            }
+            if under_way.is_empty() {
+                return;
+            }
+            for (node, record) in under_way {
+                self.records.push((node, record.clone()));
+                let hears = |other: u64| other != node && self.cut != Some(node) && self.cut != Some(other);
+                for (_, stage) in self.nodes.iter_mut().filter(|(other, _)| hears(**other)) {
+                    let now = stage.now;
+                    stage.session.handle_record(now, from(node, record.clone()));
+                    stage.drain();
+                }
+            }
+        }
+    }
+
+    /// Ends a partition: all ask all others for all that they have.
+    fn heal(&mut self) {
+        self.cut = None;
+        let told: Vec<_> = self.nodes.iter().flat_map(|(node, stage)| all_of(*node, &stage.session)).collect();
+        for (node, stage) in &mut self.nodes {
+            for record in told.iter().filter(|record| record.key.node != *node) {
+                stage.session.handle_record(stage.now, record.clone());
+                stage.drain();
+            }
+        }
+        self.carry();
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        for stage in self.nodes.values_mut() {
+            stage.pass(duration);
+        }
+        self.carry();
+    }
+
+    fn node(&mut self, node: u64, act: impl FnOnce(&mut Session, pop_schemas::Time)) {
+        self.on(node, |stage| {
+            act(&mut stage.session, stage.now);
+            stage.drain();
+        });
+    }
+}
+
+fn all_of(node: u64, session: &Session) -> Vec<Record> {
+    session.local_records().map(|record| from(node, record)).collect()
+}
+
+/// A member with a transport and sections for what others publish.
+fn connect(stage: &mut Stage, name: &'static str) {
+    stage.enter(name);
+    stage.offer(name, first_offer());
+    stage.connect(name);
+    stage.forget();
+}
+
+/// Another browser's.
+fn connect_elsewhere(stage: &mut Stage, name: &'static str) {
+    stage.enter(name);
+    stage.offer(name, elsewhere());
+    stage.connect(name);
+    stage.forget();
+}
+
+fn elsewhere() -> Vec<OfferedSection> {
+    let audio = (0..3).map(|n| receives(&n.to_string(), &[OPUS_ELSEWHERE]));
+    audio.chain((3..6).map(|n| receives(&n.to_string(), &[VP8_ELSEWHERE]))).collect()
+}
+
+/// Publishes a camera and a microphone beside the sections of `before`.
+fn publish(stage: &mut Stage, name: &str, before: Vec<OfferedSection>, rids: &[&str]) -> (TrackId, TrackId) {
+    let video = stage.add_track(name, camera("cam")).unwrap();
+    let audio = stage.add_track(name, microphone("mic")).unwrap();
+    let mut sections = before;
+    sections.extend([sends("8", "cam", &[VP8], rids), sends("9", "mic", &[OPUS], &[])]);
+    stage.offer(name, sections);
+    (video, audio)
+}
+
+fn map(from: u8, to: u8, rtx: Option<u8>) -> PayloadTypeMap {
+    PayloadTypeMap { from, to, rtx, unwrap_red: false }
+}
+
+/// What the last command for each section says.
+fn fed(commands: &[Command]) -> BTreeMap<SubscriptionId, (Option<TrackId>, Vec<PayloadTypeMap>)> {
+    let forward = |command: &Command| match command {
+        Command::Forward { subscription, track, payload_types } => Some((*subscription, (*track, payload_types.clone()))),
+        _ => None,
+    };
+    commands.iter().filter_map(forward).collect()
+}
+
+fn sources(commands: &[Command]) -> Vec<Option<TrackId>> {
+    fed(commands).into_values().map(|(track, _)| track).collect()
+}
+
+fn last_wish(commands: &[Command]) -> Option<LayerWish> {
+    commands.iter().rev().find_map(|command| match command {
+        Command::Wish { wish, .. } => Some(*wish),
+        _ => None,
+    })
+}
+
+fn seen(told: &[Notice]) -> Vec<(String, MemberState, Option<LeaveReason>)> {
+    let all = told.iter().filter_map(|notice| match notice {
+        Notice::Participants(infos) => Some(infos.to_vec()),
+        _ => None,
+    });
+    all.flatten().map(|info: ParticipantInfo| (info.identity.to_string(), info.state, info.left)).collect()
+}
+
+fn was_left(told: &[Notice]) -> Option<LeaveReason> {
+    told.iter().find_map(|notice| match notice {
+        Notice::Leave { reason, .. } => Some(*reason),
+        _ => None,
+    })
+}
+
+/// Ann on A publishes, bob on B and cid on C take it.
+fn call() -> (Mesh, TrackId, TrackId) {
+    let mut mesh = Mesh::new(&[A, B, C]);
+    mesh.on(A, |stage| connect(stage, "ann"));
+    mesh.on(B, |stage| connect_elsewhere(stage, "bob"));
+    mesh.on(C, |stage| connect(stage, "cid"));
+    let (video, audio) = mesh.on(A, |stage| publish(stage, "ann", first_offer(), &[]));
+    (mesh, video, audio)
+}
+
+/// Bob's client answers what it is asked for.
+fn bob_is_fed() -> (Mesh, TrackId, TrackId) {
+    let (mut mesh, video, audio) = call();
+    mesh.on(B, |stage| stage.offer("bob", elsewhere()));
+    let both = fed(&mesh.nodes[&B].heard.commands);
+    assert_eq!(both.len(), 2, "audio and video");
+    mesh.on(A, Stage::forget);
+    mesh.on(B, Stage::forget);
+    (mesh, video, audio)
+}
+
+#[test]
+fn everybody_sees_everybody_and_is_fed_with_numbers_of_his_own() {
+    let (mut mesh, video, audio) = call();
+    let told = mesh.on(B, |stage| stage.told("bob"));
+    let ann = participants(&told).into_iter().find(|info| info.identity.as_str() == "ann").unwrap();
+    assert_eq!(ann.tracks.iter().map(|track| track.track).collect::<Vec<_>>(), [video, audio]);
+    assert_eq!(stage::asked(&told), [(0, 0)], "its idle sections suffice");
+    let answer = mesh.on(B, |stage| stage.offer("bob", elsewhere()));
+    let fed = fed(&mesh.nodes[&B].heard.commands);
+    let maps: BTreeMap<_, _> = fed.values().map(|(track, map)| (track.unwrap(), map.clone())).collect();
+    assert_eq!(maps[&video], [map(96, 120, Some(124))]);
+    assert_eq!(maps[&audio], [map(111, 109, None)]);
+    let feeds: Vec<_> = answer.sections.values().filter_map(|section| section.feeds.as_ref()).collect();
+    assert!(feeds.iter().all(|feed| feed.publisher == ann.participant), "{feeds:?}");
+    let whose = mesh.nodes[&B].session.remote_track(video);
+    assert_eq!(whose, Some(RemoteKey { node: A, participant: ann.participant }));
+    assert_eq!(mesh.nodes[&A].session.remote_track(video), None, "it is its own");
+    for stage in mesh.nodes.values() {
+        let mut names: Vec<_> = stage.session.participants().map(|participant| participant.identity().to_string()).collect();
+        names.sort();
+        assert_eq!(names, ["ann", "bob", "cid"]);
+    }
+}
+
+#[test]
+fn a_viewer_takes_the_oldest_track_that_runs_wherever_it_is() {
+    let mut mesh = Mesh::new(&[A, B]);
+    let far = mesh.on(A, |stage| stage.publish("studio"));
+    mesh.pass(Duration::from_secs(1));
+    let near = mesh.on(B, |stage| stage.publish("spare"));
+    mesh.on(B, |stage| stage.watch());
+    let viewer = mesh.nodes[&B].viewer_section();
+    assert_eq!(mesh.on(B, Stage::forwards), [(viewer, Some(far))], "it is older, and none runs");
+    mesh.on(B, |stage| stage.event(Event::TrackStarted { track: near }));
+    assert_eq!(mesh.on(B, Stage::forwards), [(viewer, Some(near))]);
+    mesh.on(A, |stage| stage.event(Event::TrackStarted { track: far }));
+    assert_eq!(mesh.on(B, Stage::forwards), [], "age alone moves nobody");
+    mesh.on(B, |stage| stage.watch());
+    let second = mesh.nodes[&B].viewer_section();
+    assert_eq!(mesh.on(B, Stage::forwards), [(second, Some(far))], "the oldest that runs");
+    let left = Request::Leave { resource: near.0.to_string().into() };
+    assert_eq!(mesh.on(B, |stage| stage.request(left)), Ok(Reply::Left));
+    assert_eq!(mesh.on(B, Stage::forwards), [(viewer, Some(far))]);
+    let left = Request::Leave { resource: far.0.to_string().into() };
+    assert_eq!(mesh.on(A, |stage| stage.request(left)), Ok(Reply::Left));
+    assert_eq!(mesh.on(B, Stage::forwards), [(viewer, None), (second, None)]);
+}
+
+#[test]
+fn what_only_nodes_must_know_is_told_to_no_member() {
+    let (mut mesh, video, _) = bob_is_fed();
+    let before = mesh.records.len();
+    mesh.on(A, |stage| stage.event(Event::TrackStarted { track: video }));
+    let stats = TrackStats { codec: Some(Codec::Vp8), packets: 1, ..TrackStats::default() };
+    mesh.on(A, |stage| stage.event(Event::TrackStats { track: video, stats }));
+    mesh.on(A, |stage| stage.event(Event::TrackStats { track: video, stats: TrackStats { packets: 2, ..stats } }));
+    let (_, last) = mesh.records.last().unwrap();
+    let track = last.manifest.as_ref().unwrap().tracks.iter().find(|track| track.info.track == video).unwrap();
+    assert!(track.started && track.codec == Some(Codec::Vp8));
+    assert_eq!(mesh.records.len() - before, 2, "the first packet and the codec, not each count");
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), []);
+    assert_eq!(seen(&mesh.on(A, |stage| stage.told("ann"))), []);
+}
+
+#[test]
+fn what_is_muted_is_paused_and_what_is_gone_is_silent_abroad() {
+    let (mut mesh, video, audio) = bob_is_fed();
+    for muted in [true, false] {
+        mesh.on(A, |stage| stage.say("ann", MemberRequest::Mute { track: audio, muted }));
+        let wish = last_wish(&mesh.nodes[&B].heard.commands);
+        assert_eq!(wish.map(|wish| wish.paused), Some(muted));
+    }
+    mesh.on(B, Stage::forget);
+    // Its client no longer offers the camera.
+    let mut sections = first_offer();
+    sections.push(sends("9", "mic", &[OPUS], &[]));
+    mesh.on(A, |stage| stage.offer("ann", sections));
+    assert_eq!(sources(&mesh.nodes[&B].heard.commands), [None]);
+    assert_eq!(mesh.nodes[&B].session.remote_track(video), None);
+    mesh.on(B, Stage::forget);
+    mesh.on(A, |stage| stage.say("ann", MemberRequest::Leave));
+    assert_eq!(sources(&mesh.nodes[&B].heard.commands), [None], "the microphone");
+    let told = mesh.on(B, |stage| stage.told("bob"));
+    assert_eq!(seen(&told), [("ann".into(), MemberState::Disconnected, Some(LeaveReason::ClientInitiated))]);
+}
+
+#[test]
+fn layers_are_wished_abroad_and_a_publisher_sends_what_other_nodes_take() {
+    let mut mesh = Mesh::new(&[A, B]);
+    mesh.on(A, |stage| connect(stage, "ann"));
+    mesh.on(B, |stage| connect(stage, "bob"));
+    let (video, _) = mesh.on(A, |stage| publish(stage, "ann", first_offer(), &["q", "h", "f"]));
+    mesh.on(B, |stage| stage.offer("bob", first_offer()));
+    let small = TrackSettings { tracks: vec![video], quality: Quality::Low, ..TrackSettings::default() };
+    mesh.on(B, |stage| stage.say("bob", MemberRequest::TrackSettings(small)));
+    let wish = last_wish(&mesh.nodes[&B].heard.commands).unwrap();
+    assert_eq!((wish.paused, wish.spatial_max), (false, 0));
+    let told = |mesh: &mut Mesh| {
+        let told = mesh.on(A, |stage| stage.told("ann"));
+        told.into_iter().find_map(|notice| match notice {
+            Notice::SubscribedQuality { track, quality } if track == video => Some(quality),
+            _ => None,
+        })
+    };
+    mesh.node(A, |session, now| session.handle_remote_demand(now, video, true));
+    mesh.pass(Duration::from_secs(20));
+    assert_eq!(told(&mut mesh), None, "a track that another node takes is wanted");
+    mesh.node(A, |session, now| session.handle_remote_demand(now, video, false));
+    mesh.pass(Duration::from_secs(20));
+    assert_eq!(told(&mut mesh), Some(Quality::Off));
+    mesh.node(A, |session, now| session.handle_remote_demand(now, video, true));
+    assert_eq!(told(&mut mesh), Some(Quality::High), "more at once");
+}
+
+#[test]
+fn one_that_comes_late_asks_for_all_and_repeats_change_nothing() {
+    let (mesh, video, _) = bob_is_fed();
+    let mut late = Stage::on_node(9);
+    connect(&mut late, "dan");
+    for turn in 0..2 {
+        for record in mesh.nodes.iter().flat_map(|(node, stage)| all_of(*node, &stage.session)) {
+            let applied = late.session.handle_record(late.now, record);
+            assert_eq!(applied, if turn == 0 { Applied::New } else { Applied::Stale });
+        }
+        late.drain();
+    }
+    let told = late.told("dan");
+    assert_eq!(seen(&told).len(), 3, "each once: {:?}", seen(&told));
+    late.offer("dan", first_offer());
+    assert!(sources(&late.heard.commands).contains(&Some(video)));
+}
+
+#[test]
+fn one_whose_node_is_away_stays_and_is_fed_again_when_it_is_back() {
+    let (mut mesh, video, _) = bob_is_fed();
+    mesh.on(B, |stage| stage.watch());
+    let viewer = mesh.nodes[&B].viewer_section();
+    assert_eq!(mesh.on(B, Stage::forwards), [(viewer, Some(video))]);
+    mesh.node(B, |session, now| session.handle_node_away(now, A));
+    let silent = fed(&mesh.nodes[&B].heard.commands);
+    assert_eq!(silent.len(), 3);
+    assert!(silent.values().all(|(track, map)| track.is_none() && map.is_empty()));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), [], "no leave");
+    let view = |mesh: &Mesh| {
+        let view = mesh.nodes[&B].session.describe(mesh.nodes[&B].now);
+        view.participants.iter().find(|p| p.identity == "ann").map(|p| (p.state, p.node.clone().unwrap()))
+    };
+    assert_eq!(view(&mesh), Some(("away", format!("{A:016x}"))));
+    mesh.on(B, Stage::forget);
+    mesh.on(B, |stage| stage.offer("bob", elsewhere()));
+    assert!(mesh.on(B, Stage::forwards).is_empty(), "its sections wait for it");
+    mesh.pass(Duration::from_secs(4));
+    mesh.node(B, |session, now| session.handle_node_back(now, A));
+    let again = fed(&mesh.nodes[&B].heard.commands);
+    assert_eq!(again.len(), 3, "without another offer");
+    assert!(again.values().all(|(track, map)| track.is_some() && map.len() == 1));
+    assert_eq!(view(&mesh).unwrap().0, "remote");
+    mesh.pass(Duration::from_secs(60));
+    assert_eq!(view(&mesh).unwrap().0, "remote");
+}
+
+#[test]
+fn one_whose_node_stays_away_is_gone_after_the_grace_and_comes_back_with_its_node() {
+    let (mut mesh, ..) = bob_is_fed();
+    mesh.node(B, |session, now| session.handle_node_away(now, A));
+    mesh.pass(Duration::from_millis(4_990));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), []);
+    mesh.pass(Duration::from_millis(20));
+    let told = mesh.on(B, |stage| stage.told("bob"));
+    assert_eq!(seen(&told), [("ann".into(), MemberState::Disconnected, Some(LeaveReason::ConnectionTimeout))]);
+    let records = all_of(A, &mesh.nodes[&A].session);
+    mesh.node(B, |session, now| {
+        assert_eq!(session.handle_record(now, records[0].clone()), Applied::Stale, "a late sample of a dead node");
+    });
+    mesh.node(B, |session, now| session.handle_node_back(now, A));
+    mesh.node(B, |session, now| assert_eq!(session.handle_record(now, records[0].clone()), Applied::New));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), [("ann".into(), MemberState::Active, None)]);
+}
+
+#[test]
+fn a_word_of_a_node_that_is_away_ends_that_for_whom_it_is_about_but_not_for_ever() {
+    let (mut mesh, video, audio) = bob_is_fed();
+    mesh.node(B, |session, now| session.handle_node_away(now, A));
+    mesh.pass(Duration::from_secs(3));
+    mesh.on(B, Stage::forget);
+    mesh.on(A, |stage| stage.say("ann", MemberRequest::Mute { track: audio, muted: true }));
+    assert!(sources(&mesh.nodes[&B].heard.commands).contains(&Some(video)), "it lives");
+    mesh.pass(Duration::from_secs(3));
+    assert!(!seen(&mesh.on(B, |stage| stage.told("bob"))).iter().any(|(_, state, _)| *state == MemberState::Disconnected));
+    mesh.pass(Duration::from_secs(3));
+    let told = seen(&mesh.on(B, |stage| stage.told("bob")));
+    assert_eq!(told, [("ann".into(), MemberState::Disconnected, Some(LeaveReason::ConnectionTimeout))], "it was the last word");
+}
+
+#[test]
+fn participants_of_a_node_that_begins_anew_are_gone_at_once() {
+    let (mut mesh, ..) = bob_is_fed();
+    let old = all_of(A, &mesh.nodes[&A].session);
+    mesh.node(B, |session, now| session.handle_node_restarted(now, A));
+    let told = mesh.on(B, |stage| stage.told("bob"));
+    assert_eq!(seen(&told), [("ann".into(), MemberState::Disconnected, Some(LeaveReason::ConnectionTimeout))]);
+    assert!(sources(&mesh.nodes[&B].heard.commands).iter().all(Option::is_none));
+    let mut older = old[0].clone();
+    older.version.counter -= 1;
+    mesh.node(B, |session, now| assert_eq!(session.handle_record(now, older), Applied::Stale));
+    let mut anew = Stage::on_node(77);
+    anew.enter("ann");
+    let records = all_of(A, &anew.session);
+    mesh.node(B, |session, now| assert_eq!(session.handle_record(now, records[0].clone()), Applied::New));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), [("ann".into(), MemberState::Joining, None)]);
+}
+
+#[test]
+fn the_same_identity_elsewhere_takes_the_place() {
+    let (mut mesh, ..) = bob_is_fed();
+    mesh.pass(Duration::from_secs(1));
+    mesh.on(B, Stage::forget);
+    mesh.on(C, |stage| stage.enter("ann"));
+    assert_eq!(was_left(&mesh.on(A, |stage| stage.told("ann"))), Some(LeaveReason::DuplicateIdentity));
+    assert_eq!(mesh.nodes[&A].heard.closed.last().map(|(_, reason)| *reason), Some(CloseReason::Displaced));
+    let told = seen(&mesh.on(B, |stage| stage.told("bob")));
+    let states: Vec<_> = told.iter().map(|(name, state, _)| (name.as_str(), *state)).collect();
+    assert_eq!(states, [("ann", MemberState::Disconnected), ("ann", MemberState::Joining)], "the older is out first, and once");
+    assert!(sources(&mesh.nodes[&B].heard.commands).iter().all(Option::is_none), "its tracks with it");
+    assert_eq!(was_left(&mesh.on(C, |stage| stage.told("ann"))), None);
+    let count = |mesh: &Mesh| mesh.nodes.values().map(|stage| stage.session.participants().count()).collect::<Vec<_>>();
+    assert_eq!(count(&mesh), [3, 3, 3]);
+}
+
+#[test]
+fn of_two_that_come_at_once_in_a_partition_one_stays_and_all_agree_which() {
+    for first in [A, C] {
+        let mut mesh = Mesh::new(&[A, B, C]);
+        mesh.on(B, |stage| connect(stage, "bob"));
+        mesh.cut = Some(A);
+        mesh.on(first, |stage| stage.enter("ann"));
+        mesh.on(A + C - first, |stage| stage.enter("ann"));
+        mesh.heal();
+        let here = |mesh: &Mesh, node: u64| mesh.nodes[&node].session.local_records().any(|record| is_of(&record, "ann"));
+        assert_eq!((here(&mesh, A), here(&mesh, C)), (false, true), "the same moment: the higher node");
+        for stage in mesh.nodes.values() {
+            assert_eq!(stage.session.participants().count(), 2);
+        }
+        let told = seen(&mesh.on(B, |stage| stage.told("bob")));
+        assert_eq!(told.last().map(|(_, state, _)| *state), Some(MemberState::Joining), "{told:?}");
+    }
+}
+
+fn is_of(record: &LocalRecord, name: &str) -> bool {
+    record.manifest.as_ref().is_some_and(|manifest| manifest.identity == identity(name))
+}
+
+#[test]
+fn who_comes_later_stays_although_its_nodes_clock_is_slow() {
+    let mut mesh = Mesh::new(&[A, B]);
+    mesh.on(A, |stage| stage.enter("ann"));
+    mesh.on(B, |stage| stage.enter_with("ann", |enter| enter.joined_at_ms -= 3_600_000));
+    assert_eq!(was_left(&mesh.on(A, |stage| stage.told("ann"))), Some(LeaveReason::DuplicateIdentity));
+    assert_eq!(was_left(&mesh.on(B, |stage| stage.told("ann"))), None);
+}
+
+#[test]
+fn a_take_over_fences_the_owner_and_nobody_sees_a_leave() {
+    let (mut mesh, video, _) = bob_is_fed();
+    let ann = mesh.nodes[&A].members["ann"];
+    let taken = |epoch| {
+        let mut manifest = Manifest::new(identity("ann"), Kind::Member, everything());
+        manifest.joined_at_ms = 1_700_000_001_000;
+        Record { key: RemoteKey { node: C, participant: ann }, version: Version { epoch, counter: 0 }, manifest: Some(manifest) }
+    };
+    mesh.node(A, |session, now| {
+        assert_eq!(session.handle_record(now, taken(0)), Applied::Stale, "ours is not theirs to write");
+        assert_eq!(session.handle_record(now, taken(1)), Applied::New);
+    });
+    assert_eq!(mesh.nodes[&A].heard.closed.last().map(|(_, reason)| *reason), Some(CloseReason::TakenOver));
+    assert!(!mesh.records.iter().any(|(_, record)| record.participant == ann && record.manifest.is_none()), "it does not end");
+    mesh.node(B, |session, now| {
+        assert_eq!(session.handle_record(now, taken(1)), Applied::New);
+    });
+    let told = seen(&mesh.on(B, |stage| stage.told("bob")));
+    assert!(!told.iter().any(|(_, state, _)| *state == MemberState::Disconnected), "{told:?}");
+    assert_eq!(mesh.nodes[&B].session.remote_track(video), None, "the new owner does not publish it");
+    let zombie = Record { key: RemoteKey { node: A, participant: ann }, version: Version { epoch: 0, counter: 900 }, manifest: None };
+    mesh.node(B, |session, now| assert_eq!(session.handle_record(now, zombie), Applied::Stale));
+}
+
+#[test]
+fn a_publishers_choice_of_who_takes_its_tracks_holds_on_all_nodes() {
+    let (mut mesh, video, _) = bob_is_fed();
+    let only = |name: &str| SubscriptionPermission { all: false, participants: vec![(PermissionSubject::Identity(identity(name)), None)] };
+    mesh.on(A, |stage| stage.say("ann", MemberRequest::SubscriptionPermission(only("cid"))));
+    assert_eq!(sources(&mesh.nodes[&B].heard.commands), [None, None]);
+    let told = mesh.on(B, |stage| stage.told("bob"));
+    assert!(told.iter().any(|notice| matches!(notice, Notice::SubscriptionPermission { allowed: false, .. })), "{told:?}");
+    mesh.on(C, |stage| stage.offer("cid", first_offer()));
+    assert!(sources(&mesh.nodes[&C].heard.commands).contains(&Some(video)));
+    mesh.on(B, Stage::forget);
+    mesh.on(B, |stage| stage.watch());
+    assert_eq!(mesh.on(B, Stage::forwards), [], "a viewer is none of those");
+    mesh.on(A, |stage| stage.say("ann", MemberRequest::SubscriptionPermission(only("bob"))));
+    mesh.on(B, |stage| stage.offer("bob", elsewhere()));
+    assert!(sources(&mesh.nodes[&B].heard.commands).contains(&Some(video)));
+}
+
+#[test]
+fn a_record_cannot_take_a_track_of_somebody_else() {
+    let (mut mesh, video, _) = bob_is_fed();
+    let mut manifest = Manifest::new(identity("eve"), Kind::Member, everything());
+    manifest.tracks.push(pop_session::presence::RemoteTrack::new(stage::info(video, MediaKind::Video)));
+    let key = RemoteKey { node: C, participant: ParticipantId(666) };
+    for node in [A, B] {
+        let record = Record { key, version: Version { epoch: 0, counter: 1 }, manifest: Some(manifest.clone()) };
+        mesh.node(node, |session, now| assert_eq!(session.handle_record(now, record), Applied::New));
+        assert!(fed(&mesh.nodes[&node].heard.commands).is_empty());
+        assert_eq!(mesh.nodes[&node].session.unknown_events(), 1);
+    }
+    assert_eq!(mesh.nodes[&B].session.remote_track(video).map(|key| key.node), Some(A));
+}
+
+#[test]
+fn a_track_whose_formats_come_later_is_fed_then() {
+    let mut mesh = Mesh::new(&[B]);
+    mesh.on(B, |stage| connect_elsewhere(stage, "bob"));
+    let mut manifest = Manifest::new(identity("far"), Kind::Member, everything());
+    let track = TrackId(7);
+    manifest.tracks.push(pop_session::presence::RemoteTrack::new(stage::info(track, MediaKind::Video)));
+    let mut counter = 0;
+    let mut write = |mesh: &mut Mesh, manifest: &Manifest| {
+        counter += 1;
+        let key = RemoteKey { node: A, participant: ParticipantId(500) };
+        let record = Record { key, version: Version { epoch: 0, counter }, manifest: Some(manifest.clone()) };
+        mesh.node(B, |session, now| assert_eq!(session.handle_record(now, record), Applied::New));
+    };
+    write(&mut mesh, &manifest);
+    assert!(stage::asked(&mesh.on(B, |stage| stage.told("bob"))).is_empty(), "there is nothing to be fed yet");
+    manifest.tracks[0].formats = vec![VP8];
+    write(&mut mesh, &manifest);
+    assert_eq!(stage::asked(&mesh.on(B, |stage| stage.told("bob"))), [(0, 0)]);
+    mesh.on(B, |stage| stage.offer("bob", elsewhere()));
+    assert_eq!(fed(&mesh.nodes[&B].heard.commands).into_values().next(), Some((Some(track), vec![map(96, 120, Some(124))])));
+    mesh.on(B, Stage::forget);
+    manifest.tracks[0].formats = vec![PayloadFormat { number: 100, ..VP8 }];
+    write(&mut mesh, &manifest);
+    assert_eq!(fed(&mesh.nodes[&B].heard.commands).into_values().next(), Some((Some(track), vec![map(100, 120, Some(124))])));
+}
