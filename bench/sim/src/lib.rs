@@ -1,0 +1,22 @@
+//! Many nodes that host one room together: the real [`pop_session::Session`]s, in one thread and fake time. All that happens comes from
+//! one seed, so a run can be had again.
+//!
+//! ```text
+//! dice -> enter, publish, mute, leave, crash, restart, cut, mend
+//!           |
+//!        Node: Session <-> clients, worker (models)
+//!           | Put, handle_record, handle_node_*
+//!        Replica: beats, digests, pulls (the rules of `pop/src/bus`)
+//!           |
+//!        Network: delay, loss, repeats, cuts in both directions or in one
+//! ```
+//! [`World::run`] panics where the promises of the room do not hold. What is checked is listed there.
+
+mod client;
+mod dice;
+mod network;
+mod node;
+mod replica;
+mod world;
+
+pub use world::{Figures, World};

@@ -1,0 +1,34 @@
+//! Seeds in which the books must agree. `POP_SIM_SEEDS=N` tries so many, `POP_SIM_SEEDS=A..B` those.
+
+use std::ops::Range;
+
+use pop_sim::{Figures, World};
+
+const SEEDS: Range<u64> = 0..200;
+
+fn seeds() -> Range<u64> {
+    let Ok(asked) = std::env::var("POP_SIM_SEEDS") else { return SEEDS };
+    let (from, to) = asked.split_once("..").unwrap_or(("0", &asked));
+    let number = |text: &str| text.parse().expect("POP_SIM_SEEDS is a number, or two with .. between");
+    number(from)..number(to)
+}
+
+#[test]
+fn whatever_happens_between_nodes_their_books_agree() {
+    let mut all = Figures::default();
+    for seed in seeds() {
+        println!("POP_SIM_SEEDS={seed}..{}", seed + 1);
+        all += World::new(seed).run();
+    }
+    println!("{all:?}");
+    if seeds() == SEEDS {
+        let said = [all.fed_abroad, all.crashes, all.cuts, all.repairs, all.lost, all.participants, all.tracks];
+        assert!(said.iter().all(|times| *times > 200), "the seeds must lead everywhere: {all:?}");
+    }
+}
+
+#[test]
+fn a_seed_is_the_same_run_each_time() {
+    let run = || format!("{:?}", World::new(7).run());
+    assert_eq!(run(), run());
+}
