@@ -194,8 +194,8 @@ impl std::error::Error for ControlError {}
 
 /// The version to speak with a peer that said `theirs`; `None`: there is none in common.
 pub fn negotiate(theirs: &Hello) -> Option<u8> {
-    let (oldest, newest) = (theirs.version_min.max(VERSION_MIN), theirs.version.min(VERSION));
-    (oldest <= newest).then_some(newest)
+    let newest = theirs.version.min(VERSION);
+    ((VERSION_MIN..=VERSION).contains(&newest) && theirs.version_min <= newest).then_some(newest)
 }
 
 fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), ControlError> {

@@ -1,6 +1,8 @@
 //! What the tests of this crate share: a seeded generator, mutations, and two links with a bad wire between them.
 // Each test binary takes what it needs.
 #![allow(dead_code, unreachable_pub)]
+// The crate is sans-IO, its tests read how long they are to run.
+#![allow(clippy::disallowed_methods)]
 
 use std::{
     cmp::Reverse,
@@ -148,13 +150,16 @@ pub struct End {
     pub datagrams: Vec<usize>,
 }
 
+/// A datagram on the wire: when it comes, its number, to which end, its bytes.
+type Flying = (Time, u64, usize, Vec<u8>);
+
 /// Two links and the wire between them, in fake time.
 pub struct Net {
     pub now: Time,
     pub wire: Wire,
     pub ends: [End; 2],
     rng: Rng,
-    flying: BinaryHeap<Reverse<(Time, u64, usize, Vec<u8>)>>,
+    flying: BinaryHeap<Reverse<Flying>>,
     serial: u64,
     /// Datagrams that the wire took.
     pub swallowed: u64,
@@ -249,11 +254,11 @@ impl Net {
             let end = &mut self.ends[from];
             let packet = &end.sent[&(frame.alias, frame.sequence)];
             if let Ok(len) = end.link.write_repair(self.now, &frame, &packet.bytes, &mut out) {
-                self.transmit(from, &out[..len].to_vec());
+                self.transmit(from, &out[..len]);
             }
         }
         while let Some(len) = self.ends[from].link.poll_transmit(self.now, &mut out) {
-            self.transmit(from, &out[..len].to_vec());
+            self.transmit(from, &out[..len]);
         }
     }
 

@@ -1,0 +1,185 @@
+//! Messages of the control connection: there and back, within limits, in both versions; and the golden frames of each version, those of
+//! datagrams too.
+// The crate is sans-IO, its tests read their golden frames.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::{fs, path::Path, time::Duration};
+
+use common::open_link;
+use pop_relay::{
+    control::{
+        Alive, ControlError, Hello, Message, Offer, PayloadType, Refuse, Rekey, Unwant, VERSION, VERSION_MIN, Want, decode, encode,
+        negotiate,
+    },
+    link::{Ask, Clock, FrameRef, Incoming},
+};
+use pop_schemas::{Incarnation, SessionId, Time, TrackId};
+
+fn hello() -> Hello {
+    Hello {
+        version: VERSION,
+        version_min: VERSION_MIN,
+        node: "a".to_owned(),
+        pop: "fra".to_owned(),
+        incarnation: Incarnation { start: 3, nonce: 0x0102_0304_0506_0708 },
+        link: 9,
+        workers: vec!["192.0.2.1:11000".parse().expect("an address"), "[2001:db8::1]:11001".parse().expect("an address")],
+        playout: Duration::from_millis(120),
+    }
+}
+
+fn offer() -> Offer {
+    Offer {
+        track: TrackId(0x1122_3344_5566_7788),
+        alias: 7,
+        worker: 1,
+        audio: false,
+        payload_types: vec![
+            PayloadType { number: 96, codec: "VP8".to_owned(), clock_rate: 90_000, rtx: Some(97) },
+            PayloadType { number: 98, codec: "H264".to_owned(), clock_rate: 90_000, rtx: None },
+        ],
+        extensions: vec![3, 0, 5],
+        layers: vec!["q".to_owned(), "h".to_owned(), "f".to_owned()],
+        order: vec![0, 1, 2],
+        load: 250,
+    }
+}
+
+/// One of each, by the name of its golden frame.
+fn messages() -> Vec<(&'static str, Message)> {
+    let session = SessionId::new("Straße 7").expect("a name");
+    vec![
+        ("hello", Message::Hello(hello())),
+        ("want", Message::Want(Want { session, track: TrackId(5), worker: 2 })),
+        ("unwant", Message::Unwant(Unwant { track: TrackId(5) })),
+        ("offer", Message::Offer(offer())),
+        ("refuse", Message::Refuse(Refuse { track: TrackId(5), reason: "full".to_owned() })),
+        ("rekey", Message::Rekey(Rekey { generation: 2 })),
+        ("alive", Message::Alive(Alive { now_us: 1 << 40 })),
+    ]
+}
+
+/// What version 0 makes of it: it has no load.
+fn without_news(message: &Message) -> Message {
+    match message {
+        Message::Offer(offer) => Message::Offer(Offer { load: 0, ..offer.clone() }),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn messages_come_as_they_were_told() {
+    for (name, message) in messages() {
+        assert_eq!(decode(&encode(&message, 1).expect("within limits")).as_ref(), Ok(&message), "{name}");
+        assert_eq!(decode(&encode(&message, 0).expect("within limits")), Ok(without_news(&message)), "{name}");
+    }
+}
+
+/// The frame `name` as the writer of `version` made it, which is what is `written` now too. `POP_GOLDEN_WRITE=1` writes it anew: right
+/// only before the version's first release; those of the versions before never change.
+fn golden(version: u8, name: &str, written: &[u8]) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}/{name}.hex"));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+    if std::env::var_os("POP_GOLDEN_WRITE").is_some() {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("it can be made");
+        fs::write(&path, hex(written)).expect("it can be written");
+    }
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(hex(written), text, "{}: a writer of this version still writes it", path.display());
+    let digits = text.trim();
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hexadecimal")).collect()
+}
+
+#[test]
+fn golden_messages_of_both_versions_are_read_and_written() {
+    for (name, message) in messages() {
+        for version in [0, 1] {
+            let golden = golden(version, name, &encode(&message, version).expect("within limits"));
+            let expected = if version == 0 { without_news(&message) } else { message.clone() };
+            assert_eq!(decode(&golden), Ok(expected), "version {version}, {name}");
+        }
+    }
+}
+
+#[test]
+fn golden_datagrams_of_both_versions_are_opened_and_written() {
+    let now = Time::from_millis(5_000);
+    let ask = Ask { alias: 7, wanted: 0b101, keyframes: 0b100 };
+    let (age, rank) = (Duration::from_millis(5), 1);
+    let clock = Clock { alias: 7, layer: 2, ntp: 1 << 40, rtp_timestamp: 90_000, age, ended: false, paused: true, rank, rate_kbps: 600 };
+    for version in [0, 1] {
+        let (mut a, mut b, mut out) = (open_link(0, version, now), open_link(1, 1 - version, now), [0; 1_472]);
+        let frame = FrameRef::new(7, 2, 1, 9);
+        let len = a.write_media(now, &frame, b"a packet", &mut out).expect("it fits").first;
+        let mut datagram = golden(version, "media", &out[..len]);
+        assert!(matches!(b.open(now, &mut datagram), Ok(Incoming::Media(media)) if media.payload == b"a packet" && media.alias == 7));
+        let len = a.write_ask(&ask, &mut out).expect("it fits");
+        assert!(matches!(b.open(now, &mut golden(version, "ask", &out[..len])), Ok(Incoming::Ask(came)) if came == ask));
+        let len = a.write_clock(&clock, &mut out).expect("it fits");
+        assert!(matches!(b.open(now, &mut golden(version, "clock", &out[..len])), Ok(Incoming::Clock(came)) if came == clock));
+        let feedback = |link: &mut pop_relay::link::Link, now| {
+            let mut out = [0; 1_472];
+            let len = link.poll_transmit(now, &mut out).expect("feedback");
+            out[..len].to_vec()
+        };
+        // One each way, 40 ms and 41 ms later, so that the last has an echo, jitter and a range of what is missing: counters 0 to 2 came.
+        let mut first = feedback(&mut b, now + Duration::from_millis(40));
+        a.open(now + Duration::from_millis(41), &mut first).expect("it is authentic");
+        a.write_ask(&ask, &mut out).expect("it fits");
+        let mut datagram = golden(version, "feedback", &feedback(&mut a, now + Duration::from_millis(41)));
+        assert!(matches!(b.open(now + Duration::from_millis(82), &mut datagram), Ok(Incoming::Nothing)));
+        assert_eq!(b.rtt(), Some(Duration::from_millis(42)), "it says when it heard us");
+    }
+}
+
+#[test]
+fn what_is_beyond_a_limit_is_neither_written_nor_read() {
+    let long = "x".repeat(129);
+    let beyond = [
+        Message::Hello(Hello { node: long.clone(), ..hello() }),
+        Message::Hello(Hello { pop: long.clone(), ..hello() }),
+        Message::Hello(Hello { version: 0, version_min: 1, ..hello() }),
+        Message::Hello(Hello { workers: vec![hello().workers[0]; 257], ..hello() }),
+        Message::Hello(Hello { playout: Duration::from_secs(66), ..hello() }),
+        Message::Offer(Offer { layers: vec![long.clone()], ..offer() }),
+        Message::Offer(Offer { layers: vec![String::new(); 9], ..offer() }),
+        Message::Offer(Offer { order: vec![0; 9], ..offer() }),
+        Message::Offer(Offer { extensions: vec![0; 33], ..offer() }),
+        Message::Offer(Offer { payload_types: vec![offer().payload_types[0].clone(); 129], ..offer() }),
+        Message::Offer(Offer { payload_types: vec![PayloadType { codec: long, ..offer().payload_types[0].clone() }], ..offer() }),
+        Message::Refuse(Refuse { track: TrackId(1), reason: "x".repeat(257) }),
+    ];
+    for message in beyond {
+        assert_eq!(encode(&message, 1), Err(ControlError::Limit), "{message:?}");
+    }
+    let most = Message::Offer(Offer { payload_types: vec![offer().payload_types[0].clone(); 128], ..offer() });
+    assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
+    for bytes in [vec![], vec![0; 15], vec![0; 64 * 1024 + 1]] {
+        assert_eq!(decode(&bytes), Err(ControlError::Length));
+    }
+    assert_eq!(decode(&[0; 64]), Err(ControlError::Malformed));
+}
+
+#[test]
+fn a_message_of_a_later_version_is_passed_over() {
+    // The union's type is the only byte that differs: a member that nobody here knows.
+    let bytes = encode(&Message::Rekey(Rekey { generation: 2 }), 1).expect("within limits");
+    let changed: Vec<_> = (0..bytes.len())
+        .filter(|at| bytes[*at] == 6)
+        .map(|at| {
+            let mut later = bytes.clone();
+            later[at] = 100;
+            decode(&later)
+        })
+        .collect();
+    assert!(changed.contains(&Err(ControlError::Unknown)), "{changed:?}");
+}
+
+#[test]
+fn the_version_to_speak_is_the_newest_that_both_know() {
+    for (version, version_min, expected) in [(1, 0, Some(1)), (0, 0, Some(0)), (1, 1, Some(1)), (9, 0, Some(1)), (9, 2, None)] {
+        assert_eq!(negotiate(&Hello { version, version_min, ..hello() }), expected, "{version_min} to {version}");
+    }
+}
