@@ -14,6 +14,7 @@ mod bandwidth;
 mod catch_up;
 mod feedback;
 mod layers;
+mod link;
 mod mirror;
 mod route;
 mod transmit;
@@ -31,7 +32,7 @@ use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
 use pop_proto::ice::{IceLite, PATHS_MAX};
 use pop_proto::inbound::{Inbound, SenderClock};
-use pop_proto::layers::{LayerRanks, TargetRates};
+use pop_proto::layers::{LayerRanks, LayerState, TargetRates};
 use pop_proto::outbound::{Outbound, Scratch};
 use pop_proto::probe::{IceProbe, ProbeResult};
 use pop_proto::protection::{Receiver, Sender};
@@ -47,6 +48,8 @@ use slab::Slab;
 use bandwidth::{Downstream, Reported, Tally};
 use catch_up::{CatchUp, CatchUps, begin_catch_ups};
 use layers::{follow_layers, give_layer, request_keyframe, request_wanted};
+pub use link::{LINK_LEN, LINK_TRACK_LEN};
+use link::{LinkEnd, Links};
 pub use mirror::{Handed, Handover, Peer};
 use route::RtpRoute;
 pub use transmit::Transmit;
@@ -266,6 +269,10 @@ struct Layer {
     clock_told: Option<SenderClock>,
     /// See `clock_told`.
     end_told: bool,
+    /// What of it goes to other ends than this worker's subscribers, as told last. Where the track comes over a link or goes over one.
+    told: Option<LayerState>,
+    /// When something of it came over a link last.
+    came_at: Time,
 }
 
 /// A packet of this turn.
@@ -295,17 +302,43 @@ fn note_shortfall(fresh: &mut [Fresh], next: &Fresh) {
 }
 
 impl Layer {
-    fn new(rid: &str, open: &OpenTrack) -> Layer {
-        Layer { rid: rid.into(), inbound: Inbound::new(open), inside: TargetRates::default(), epoch: 0, clock_told: None, end_told: false }
+    /// Its other ends are told everything anew.
+    fn forget_told(&mut self) {
+        (self.clock_told, self.end_told, self.told) = (None, false, None);
     }
+
+    fn new(rid: &str, open: &OpenTrack) -> Layer {
+        Layer {
+            rid: rid.into(),
+            inbound: Inbound::new(open),
+            inside: TargetRates::default(),
+            epoch: 0,
+            clock_told: None,
+            end_told: false,
+            told: None,
+            came_at: Time::ZERO,
+        }
+    }
+}
+
+/// Where a track's packets come from: here, or in the two other cases from its other end, which was told what is wanted of it.
+#[derive(Clone, Copy)]
+enum Source {
+    /// A publisher's transport.
+    Transport(usize),
+    /// The worker of this node that has the publisher: the track is a mirror.
+    Worker(Peer),
+    /// A worker of another node; ids of the extensions in its packets.
+    Link(LinkEnd, ExtensionIds),
 }
 
 struct Track {
     id: TrackId,
-    /// `None` of a mirror.
-    transport: Option<usize>,
-    /// Where it is mirrored; of a mirror its home.
+    source: Source,
+    /// Workers that mirror it.
     peers: Vec<Peer>,
+    /// Links that it is sent over.
+    exports: Vec<LinkEnd>,
     mid: Box<str>,
     layers: Vec<Layer>,
     ranks: LayerRanks,
@@ -421,6 +454,9 @@ pub struct Core {
     told: VecDeque<(usize, Handed)>,
     /// How many of `tracks` are mirrors.
     mirrors: usize,
+    /// How many of `tracks` are other nodes'.
+    remotes: usize,
+    links: Links,
     /// Tracks with another end, which a tick looks at, not at all that there are.
     crossing: Vec<usize>,
     /// Tracks with fresh packets in this turn.
@@ -481,6 +517,8 @@ impl Core {
             handed: VecDeque::with_capacity(FRESH_MAX),
             told: VecDeque::with_capacity(TOLD_PER_LAYER_MAX * tracks),
             mirrors: 0,
+            remotes: 0,
+            links: Links::with_capacity(limits.links as usize),
             crossing: Vec::with_capacity(tracks),
             touched: Vec::with_capacity(tracks),
             is_full: false,
@@ -522,8 +560,10 @@ impl Core {
     pub fn gauges(&self) -> Gauges {
         Gauges {
             transports: self.transports.len() as u64,
-            tracks: (self.tracks.len() - self.mirrors) as u64,
+            tracks: (self.tracks.len() - self.mirrors - self.remotes) as u64,
             mirrors: self.mirrors as u64,
+            remotes: self.remotes as u64,
+            links: self.links.len() as u64,
             subscriptions: self.subscriptions.len() as u64,
             packets_held: u64::from(self.limits.packets) - self.pool.free_slots() as u64,
             tcp_connections: 0,
@@ -555,6 +595,9 @@ impl Core {
     pub fn handle_datagrams<'a>(&mut self, now: Time, path: Path, datagrams: impl Iterator<Item = &'a mut [u8]>) {
         if let Some(&Some(index)) = self.routes.get(usize::from(path.socket)) {
             return datagrams.for_each(|datagram| self.handle_route_datagram(now, index, path, datagram));
+        }
+        if self.links.has_socket(path.socket) {
+            return self.handle_link_datagrams(now, datagrams);
         }
         if (self.media_sockets..TCP_SOCKET_BASE).contains(&path.socket) {
             // Its route is not open yet, or any more.
@@ -669,7 +712,7 @@ impl Core {
         self.probe = Some(probe);
     }
 
-    /// Takes the sockets from index `count` on for routes' alone from now on.
+    /// Takes the sockets from index `count` on for links' and routes' alone from now on.
     pub fn set_media_sockets(&mut self, count: u16) {
         self.media_sockets = count;
     }
@@ -810,21 +853,28 @@ impl Core {
         let payload = &plain[usize::from(meta.header_len)..];
         let told = meta.keyframe_start;
         let is_sound = inbound.read_payload(index, plain, &mut meta, codec);
-        if track.transport.is_none() {
+        if matches!(track.source, Source::Worker(_)) {
             // The home has seen what came before; a mirror that begins in mid-stream guesses.
             meta.keyframe_start = told;
         }
         self.counters.descriptors_malformed += u64::from(!is_sound);
         inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
-        if track.transport.is_none() {
-            self.counters.handover_packets_in += 1;
-            self.counters.handover_bytes_in += payload.len() as u64;
-        } else {
-            if inbound.packets() == 1 && track.layers.iter().map(|layer| layer.inbound.packets()).sum::<u64>() == 1 {
-                self.events.push_back(Event::TrackStarted { track: track.id });
+        match track.source {
+            Source::Transport(_) => {
+                if inbound.packets() == 1 && track.layers.iter().map(|layer| layer.inbound.packets()).sum::<u64>() == 1 {
+                    self.events.push_back(Event::TrackStarted { track: track.id });
+                }
+                self.counters.rtp_packets_in += 1;
+                self.counters.rtp_bytes_in += payload.len() as u64;
             }
-            self.counters.rtp_packets_in += 1;
-            self.counters.rtp_bytes_in += payload.len() as u64;
+            Source::Worker(_) => {
+                self.counters.handover_packets_in += 1;
+                self.counters.handover_bytes_in += payload.len() as u64;
+            }
+            Source::Link(..) => {
+                self.counters.relay_packets_in += 1;
+                self.counters.relay_media_bytes_in += plain.len() as u64;
+            }
         }
         if let (Some(levels), false, Some(level)) = (&mut track.levels, meta.repeated, meta.elements.audio_level(plain)) {
             levels.record(meta.timestamp, level);
@@ -836,6 +886,7 @@ impl Core {
 
         if track.fresh.is_empty() {
             self.touched.push(track_index);
+            self.links.mark_dirty(track_index, codec.kind(), &mut track.exports);
             for subscriber in &track.subscribers {
                 let subscription = &mut self.subscriptions[*subscriber];
                 let transport = &mut self.transports[subscription.transport];
@@ -854,7 +905,7 @@ impl Core {
         if let Some(tap) = track.tap {
             self.tapped.push_back((tap, track_index, fresh, now));
         }
-        if !track.is_mirror() && !track.peers.is_empty() {
+        if !track.peers.is_empty() {
             self.handed.push_back((track_index, fresh));
         }
         Ok(())
@@ -969,12 +1020,11 @@ impl Core {
                     probe.set_rates(rates);
                 }
             }
-            // The worker has no relay port.
-            Command::OpenLink(_)
-            | Command::RekeyLink { .. }
-            | Command::CloseLink { .. }
-            | Command::OpenRemoteTrack { .. }
-            | Command::ExportToLink { .. } => {}
+            Command::OpenLink(open) => self.open_link(now, &open),
+            Command::RekeyLink { link, generation, keys } => self.rekey_link(now, link, generation, &keys),
+            Command::CloseLink { link } => self.close_link(link),
+            Command::OpenRemoteTrack { open, extensions, link, alias } => self.open_remote_track(&open, extensions, link, alias),
+            Command::ExportToLink { track, link, alias, on } => self.export_to_link(track, link, alias, on),
             Command::Tap { track, tap } => {
                 if let Some(index) = self.track_ids.get(&track) {
                     self.tracks[*index].tap = tap;
@@ -1014,13 +1064,18 @@ impl Core {
 
     fn insert_transport(&mut self, now: Time, transport: Transport) -> usize {
         assert!(self.transports.len() < self.limits.transports as usize, "the control plane places no more transports than the plan has");
-        if self.transports.is_empty() {
+        if self.is_idle() {
             self.next_tick = now + TICK;
         }
         let id = transport.id;
         let index = self.transports.insert(transport);
         self.transport_ids.insert(id, index);
         index
+    }
+
+    /// Time brings nothing.
+    fn is_idle(&self) -> bool {
+        self.transports.is_empty() && self.links.len() == 0
     }
 
     fn restart_ice(&mut self, id: TransportId, ice: IceCredentials) {
@@ -1086,7 +1141,7 @@ impl Core {
         let of_transport = self.transports[transport_index].tracks.iter().map(|track| self.tracks[*track].layers.len()).sum::<usize>();
         let layers = open.layers.len().max(1);
         assert!(of_transport + layers <= TRACKS_PER_TRANSPORT_MAX, "the control plane opens no more layers than a transport has");
-        let index = self.insert_track(open, Some(transport_index));
+        let index = self.insert_track(open, Source::Transport(transport_index));
         let transport = &mut self.transports[transport_index];
         transport.tracks.push(index);
         // Which layer an SSRC of the SDP belongs to would be a guess.
@@ -1095,8 +1150,7 @@ impl Core {
         }
     }
 
-    /// Of a mirror `transport` is `None`.
-    fn insert_track(&mut self, open: &OpenTrack, transport: Option<usize>) -> usize {
+    fn insert_track(&mut self, open: &OpenTrack, source: Source) -> usize {
         let layers = open.layers.len().max(1);
         assert!(
             self.tracks.iter().map(|(_, track)| track.layers.len()).sum::<usize>() + layers <= self.limits.tracks as usize,
@@ -1105,15 +1159,16 @@ impl Core {
         let rids = if open.layers.is_empty() { &[Box::default()][..] } else { &open.layers };
         let index = self.tracks.insert(Track {
             id: open.track,
-            transport,
+            source,
             peers: Vec::new(),
+            exports: Vec::new(),
             mid: open.mid.clone(),
             layers: rids.iter().map(|rid| Layer::new(rid, open)).collect(),
             ranks: LayerRanks::new(layers, &open.order),
             subscribers: Vec::new(),
             fresh: Vec::with_capacity(FRESH_MAX),
             tap: None,
-            levels: (open.kind == MediaKind::Audio && transport.is_some()).then(AudioLevels::new),
+            levels: (open.kind == MediaKind::Audio && matches!(source, Source::Transport(_))).then(AudioLevels::new),
             packets_reported: 0,
         });
         self.track_ids.insert(open.track, index);
@@ -1122,7 +1177,7 @@ impl Core {
 
     fn close_track(&mut self, id: TrackId) {
         let Some(&index) = self.track_ids.get(&id) else { return };
-        if let Some(transport) = self.tracks[index].transport {
+        if let Source::Transport(transport) = self.tracks[index].source {
             let transport = &mut self.transports[transport];
             transport.tracks.retain(|t| *t != index);
             if let Some(keys) = &mut transport.keys {
@@ -1145,6 +1200,9 @@ impl Core {
         self.handed.retain(|(t, _)| *t != index);
         self.told.retain(|(t, _)| *t != index);
         self.mirrors -= usize::from(track.is_mirror());
+        self.remotes -= usize::from(matches!(track.source, Source::Link(..)));
+        let source = if let Source::Link(end, _) = &track.source { Some(end.link) } else { None };
+        self.links.forget_track(index, track.exports.iter().map(|export| export.link).chain(source));
         self.crossing.retain(|t| *t != index);
         for subscriber in track.subscribers {
             let subscription = &mut self.subscriptions[subscriber];
@@ -1215,7 +1273,16 @@ impl Core {
             self.catch_ups.forget(index);
         }
         if let Some(track) = subscription.track {
-            self.tracks[track].subscribers.retain(|s| *s != index);
+            self.leave_track(track, index);
+        }
+    }
+
+    /// A section takes a track no longer.
+    fn leave_track(&mut self, track: usize, subscription: usize) {
+        self.tracks[track].subscribers.retain(|s| *s != subscription);
+        // What crosses for nobody is told off at the next tick; of a publisher here nobody is in a hurry.
+        if !matches!(self.tracks[track].source, Source::Transport(_)) {
+            self.review_layers(track);
         }
     }
 
@@ -1223,9 +1290,7 @@ impl Core {
         let Some(&index) = self.subscription_ids.get(&id) else { return };
         let track = track.and_then(|t| self.track_ids.get(&t).copied());
         let subscription = &mut self.subscriptions[index];
-        if let Some(before) = subscription.track.take() {
-            self.tracks[before].subscribers.retain(|s| *s != index);
-        }
+        let before = subscription.track.take();
         if subscription.catch_up.take().is_some() {
             self.catch_ups.forget(index);
         }
@@ -1233,6 +1298,10 @@ impl Core {
         if std::mem::take(&mut subscription.is_dirty) {
             self.transports[subscription.transport].dirty.retain(|s| *s != index);
         }
+        if let Some(before) = before {
+            self.leave_track(before, index);
+        }
+        let subscription = &mut self.subscriptions[index];
         subscription.track = track;
         subscription.outbound.switch_source(track.map(|_| 0), payload_types);
         if let Some(track) = track {
@@ -1246,6 +1315,7 @@ impl Core {
 
     /// Does what time asks for.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.time_links(now);
         if now < self.next_tick {
             return;
         }
@@ -1270,15 +1340,15 @@ impl Core {
             for layer in &mut track.layers {
                 layer.inbound.expire(&mut self.pool, now);
                 if layer.inbound.nack_due(now) || layer.inbound.pli_due(now) {
-                    // What a mirror waits for is asked of its home.
-                    if let Some(transport) = track.transport {
+                    // What a track from elsewhere waits for is asked of its other end.
+                    if let Source::Transport(transport) = track.source {
                         mark_reporting(&mut self.transports, &mut self.reporting, transport);
                     }
                 }
             }
         }
         for at in 0..self.crossing.len() {
-            self.tell_peers(now, self.crossing[at]);
+            self.tell_ends(now, self.crossing[at]);
         }
         self.break_overdue_catch_ups(now);
         self.catch_ups.begin_tick();
@@ -1290,6 +1360,7 @@ impl Core {
         }
         self.share_bandwidth(now);
         self.report_stats();
+        self.report_links();
     }
 
     /// Lets those write RTCP who have another page to tell, or whose congestion feedback is due.
@@ -1354,7 +1425,7 @@ impl Core {
     fn report_stats(&mut self) {
         let Core { transports, tracks, subscriptions, events, limits, .. } = self;
         self.track_stats.walk(limits.tracks as usize, |at| {
-            let Some(track) = tracks.get_mut(at).filter(|track| !track.is_mirror()) else { return Told::Nothing };
+            let Some(track) = tracks.get_mut(at).filter(|track| matches!(track.source, Source::Transport(_))) else { return Told::Nothing };
             let stats = track.stats();
             if stats.packets == track.packets_reported {
                 return Told::Nothing;
@@ -1382,7 +1453,8 @@ impl Core {
 
     /// When [`Core::handle_timeout`] wants to be called; `None` while there is nobody.
     pub fn poll_timeout(&self) -> Option<Time> {
-        (!self.transports.is_empty()).then_some(self.next_tick)
+        let tick = (!self.is_idle()).then_some(self.next_tick);
+        tick.into_iter().chain(self.links.poll_timeout()).min()
     }
 
     /// The next event for the control plane.

@@ -62,6 +62,24 @@ counters! {
     handover_batches_in: "handover_batches_in",
     /// Batches handed over to other workers.
     handover_batches_out: "handover_batches_out",
+    /// Datagrams taken from other nodes' workers: authentic and new.
+    relay_datagrams_in: "relay_datagrams_in",
+    /// UDP payload bytes of these.
+    relay_bytes_in: "relay_bytes_in",
+    /// RTP packets in them, repairs included.
+    relay_packets_in: "relay_packets_in",
+    /// Bytes of these, headers included.
+    relay_media_bytes_in: "relay_media_bytes_in",
+    /// Datagrams sent to other nodes' workers.
+    relay_datagrams_out: "relay_datagrams_out",
+    /// UDP payload bytes of these.
+    relay_bytes_out: "relay_bytes_out",
+    /// RTP packets in them, repairs excluded.
+    relay_packets_out: "relay_packets_out",
+    /// Bytes of these, headers included.
+    relay_media_bytes_out: "relay_media_bytes_out",
+    /// RTP packets that were sent again to another node's worker.
+    relay_repairs_out: "relay_repairs_out",
     /// RTX packets of publishers that stood for a packet of their stream.
     rtx_packets_in: "rtx_packets_in",
     /// RTX packets of publishers without a payload: probes for bandwidth.
@@ -167,10 +185,14 @@ pub struct WorkerSnapshot {
 pub struct Gauges {
     /// Transports.
     pub transports: u64,
-    /// Tracks, mirrors excluded.
+    /// Tracks of publishers here.
     pub tracks: u64,
     /// Mirrors of other workers' tracks.
     pub mirrors: u64,
+    /// Tracks of other nodes.
+    pub remotes: u64,
+    /// Links to workers of other nodes.
+    pub links: u64,
     /// Subscriptions.
     pub subscriptions: u64,
     /// Packets held in histories.
@@ -183,7 +205,7 @@ pub struct Gauges {
 pub(crate) struct SharedCounters {
     counters: [AtomicU64; Counters::LEN],
     drops: [AtomicU64; DropReason::ALL.len()],
-    gauges: [AtomicU64; 6],
+    gauges: [AtomicU64; 8],
 }
 
 impl SharedCounters {
@@ -201,7 +223,8 @@ impl SharedCounters {
         for (cell, value) in pairs {
             cell.store(value, Ordering::Relaxed);
         }
-        let values = [gauges.transports, gauges.tracks, gauges.mirrors, gauges.subscriptions, gauges.packets_held, gauges.tcp_connections];
+        let Gauges { transports, tracks, mirrors, remotes, links, subscriptions, packets_held, tcp_connections } = *gauges;
+        let values = [transports, tracks, mirrors, remotes, links, subscriptions, packets_held, tcp_connections];
         for (cell, value) in self.gauges.iter().zip(values) {
             cell.store(value, Ordering::Relaxed);
         }
@@ -210,11 +233,12 @@ impl SharedCounters {
     pub(crate) fn load(&self) -> (Counters, Drops, Gauges) {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         let counters = Counters::from_array(std::array::from_fn(|i| read(&self.counters[i])));
-        let [transports, tracks, mirrors, subscriptions, packets_held, tcp_connections] = std::array::from_fn(|i| read(&self.gauges[i]));
+        let [transports, tracks, mirrors, remotes, links, subscriptions, packets_held, tcp_connections] =
+            std::array::from_fn(|i| read(&self.gauges[i]));
         (
             counters,
             std::array::from_fn(|i| read(&self.drops[i])),
-            Gauges { transports, tracks, mirrors, subscriptions, packets_held, tcp_connections },
+            Gauges { transports, tracks, mirrors, remotes, links, subscriptions, packets_held, tcp_connections },
         )
     }
 }
@@ -229,7 +253,8 @@ mod tests {
         counters.truncated = 9;
         let mut drops: Drops = [0; DropReason::ALL.len()];
         drops[DropReason::SrtpAuth as usize] = 3;
-        let gauges = Gauges { transports: 1, tracks: 2, mirrors: 6, subscriptions: 3, packets_held: 4, tcp_connections: 5 };
+        let gauges =
+            Gauges { transports: 1, tracks: 2, mirrors: 6, remotes: 7, links: 8, subscriptions: 3, packets_held: 4, tcp_connections: 5 };
         let shared = SharedCounters::new();
         shared.store(&counters, &drops, &gauges);
         assert_eq!(shared.load(), (counters, drops, gauges));

@@ -40,6 +40,9 @@ pub const SUBSCRIPTIONS_PER_TRANSPORT_MAX: usize = 256;
 /// STUN answers that one turn may make.
 pub const STUN_ANSWERS_MAX: usize = 256;
 
+/// Links of one worker, where the node has any: to 32 nodes of four workers.
+pub const LINKS_MAX: u16 = 128;
+
 /// Fresh packets of one track in one turn: what GRO can bring in one turn from one publisher.
 pub const FRESH_MAX: usize = 256;
 
@@ -48,7 +51,7 @@ pub const FRESH_MAX: usize = 256;
 pub struct WorkerLimits {
     /// Clients that may be connected.
     pub transports: u32,
-    /// Published streams, and mirrors of other workers'; each simulcast layer is one.
+    /// Published streams, mirrors of other workers' and tracks of other nodes; each simulcast layer is one.
     pub tracks: u32,
     /// Subscriber sections.
     pub subscriptions: u32,
@@ -66,6 +69,8 @@ pub struct WorkerLimits {
     pub tcp_connections: u16,
     /// The node's other workers: a lane goes to each.
     pub peers: u16,
+    /// Links to workers of other nodes; 0: it has no relay port.
+    pub links: u16,
 }
 
 impl WorkerLimits {
@@ -88,6 +93,7 @@ impl Default for WorkerLimits {
             train_len: 65_535,
             tcp_connections: TCP_CONNECTIONS_MAX,
             peers: 0,
+            links: 0,
         }
     }
 }
@@ -135,6 +141,8 @@ pub fn core_plan(limits: &WorkerLimits) -> Vec<Term> {
         term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),
         term("tracks (as if all were video)", limits.tracks.into(), crate::core::TRACK_LEN + inbound::len_bytes(MediaKind::Video)),
         term("subscriptions", limits.subscriptions.into(), crate::core::SUBSCRIPTION_LEN),
+        term("links to other nodes", limits.links.into(), crate::core::LINK_LEN),
+        term("tracks on links", u64::from(limits.links) * u64::from(limits.tracks), crate::core::LINK_TRACK_LEN),
         term("a packet in the making", 1, size_of::<Scratch>()),
         term("sections that share a client's bandwidth", SUBSCRIPTIONS_PER_TRANSPORT_MAX as u64, size_of::<Demand>()),
         term("event queue of the core", EVENTS_MAX as u64, size_of::<Event>()),

@@ -69,6 +69,8 @@ pub struct WorkerConfig {
     pub may_fall_back: bool,
     /// Addresses of its media sockets; port 0 takes any.
     pub addresses: Vec<SocketAddr>,
+    /// Addresses of its relay sockets, for links to workers of other nodes: one of an address family at most; port 0 takes any. None: no links.
+    pub relay: Vec<SocketAddr>,
     /// Its bounds.
     pub limits: WorkerLimits,
     /// Receive runs of datagrams (`UDP_GRO`).
@@ -114,10 +116,11 @@ pub struct Worker {
     core: Option<usize>,
     backend: BackendKind,
     addresses: Vec<SocketAddr>,
+    relay_addresses: Vec<SocketAddr>,
     limits: WorkerLimits,
     shared: Arc<Shared>,
     waker: Waker,
-    /// Per index of a socket whether it is taken; the first are those of `addresses`.
+    /// Per index of a socket whether it is taken; the first are those of `addresses` and of `relay_addresses`.
     sockets: Mutex<Box<[bool]>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -140,9 +143,12 @@ impl Worker {
     pub fn start(config: WorkerConfig, clock: Clock, taps: TapSender) -> io::Result<(Worker, WakeReceiver)> {
         let tcp = config.limits.tcp_connections > 0;
         let bound = config.addresses.iter().map(|address| bind_media(*address, tcp)).collect::<io::Result<Vec<_>>>()?;
-        let (sockets, listeners): (Vec<_>, Vec<_>) = bound.into_iter().unzip();
+        let (mut sockets, listeners): (Vec<_>, Vec<_>) = bound.into_iter().unzip();
         let listeners = listeners.into_iter().flatten().collect();
         let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let relay = config.relay.iter().map(|address| bind_relay(*address)).collect::<io::Result<Vec<_>>>()?;
+        let relay_addresses = relay.iter().map(UdpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
+        sockets.extend(relay);
         let (events, event_wake) = wake_pair()?;
         let shared = Arc::new(Shared {
             orders: ArrayQueue::new(COMMANDS_MAX),
@@ -158,14 +164,19 @@ impl Worker {
             seed.run();
         })?;
         let Running { backend, core, waker } = start.recv().map_err(|_| io::Error::other("the worker ended before it started"))??;
-        let sockets = (0..addresses.len() + usize::from(ADDED_SOCKETS_MAX)).map(|i| i < addresses.len()).collect();
-        let sockets = Mutex::new(sockets);
-        Ok((Worker { index, core, backend, addresses, limits, shared, waker, sockets, thread: Some(thread) }, event_wake))
+        let own = addresses.len() + relay_addresses.len();
+        let sockets = Mutex::new((0..own + usize::from(ADDED_SOCKETS_MAX)).map(|i| i < own).collect());
+        Ok((Worker { index, core, backend, addresses, relay_addresses, limits, shared, waker, sockets, thread: Some(thread) }, event_wake))
     }
 
     /// Its media addresses, with real ports.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Its relay addresses, with real ports.
+    pub fn relay_addresses(&self) -> &[SocketAddr] {
+        &self.relay_addresses
     }
 
     /// Its bounds.
@@ -218,7 +229,7 @@ impl Worker {
     pub fn remove_socket(&self, index: u16) -> io::Result<()> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         let at = usize::from(index);
-        if at < self.addresses.len() || !sockets.get(at).is_some_and(|taken| *taken) {
+        if at < self.addresses.len() + self.relay_addresses.len() || !sockets.get(at).is_some_and(|taken| *taken) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("worker {} has no added socket {index}", self.index)));
         }
         self.shared.orders.push(Order::RemoveSocket { index }).map_err(|_| queue_full())?;
@@ -263,6 +274,12 @@ fn bind_media(address: SocketAddr, tcp: bool) -> io::Result<(UdpSocket, Option<T
             Err(error) => return Err(refused("tcp", " (media.tcp = false does without)")(error)),
         }
     }
+}
+
+/// A relay socket.
+fn bind_relay(address: SocketAddr) -> io::Result<UdpSocket> {
+    bind_udp(address, SOCKET_BUFFER_LEN, SOCKET_BUFFER_LEN)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot bind the relay port {address}/udp (mesh.relay_port): {e}")))
 }
 
 fn queue_full() -> io::Error {
@@ -373,6 +390,7 @@ impl Seed {
         crossing.set_waker(waker.clone());
         let mut core = Core::new(config.limits, config.consent);
         core.set_media_sockets(config.addresses.len() as u16);
+        core.set_relay_sockets(&config.relay);
         if let Some(ProbeConfig { credentials, rates, seed }) = config.probe {
             core.set_probe(IceProbe::new(credentials, rates, seed));
         }

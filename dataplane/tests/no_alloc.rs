@@ -8,6 +8,7 @@
 //! | reports in pages, SR, audio levels; RED to who takes none | `pages_of_reports_..`, `redundant_audio_..` |
 //! | wishes, TWCC, shares of bandwidth | `wishes_..` |
 //! | packets and asks that cross workers | `packets_and_asks_that_cross_..` |
+//! | packets, repairs, asks and feedback over a link to another node | `packets_that_cross_a_link_..` |
 //! | kept pictures for late joiners | `late_joiners_..` |
 //! | RTP routes in and out, their RTCP, strangers at their ports | `routes_..` |
 //! | ICE restart; ICE probes; DTLS up | `a_check_that_..`, `probes_and_dtls_..` |
@@ -19,12 +20,15 @@ mod common;
 #[path = "../proto/tests/common/svc.rs"]
 mod svc;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{PWD, Packet, Pair, Rig, open_transport, protect, vp8};
+use pop_dataplane::core::Core;
+use pop_dataplane::limits::WorkerLimits;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, Numbering, OpenRtp, OpenSubscription, OpenTrack, OpenTransport,
-    Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SrtpProfile, TCP_SOCKET_BASE,
+    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, MediaKind, Numbering, OpenLink, OpenRtp, OpenSubscription,
+    OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SrtpProfile, TCP_SOCKET_BASE,
 };
 use pop_proto::probe::{IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::twcc::TwccRecorder;
@@ -365,6 +369,108 @@ fn packets_and_asks_that_cross_to_another_worker_allocate_nothing() {
     assert!(home.handover_packets_out - before.1.handover_packets_out > 1_500, "{home:?}");
     assert!(home.rtcp_pli_out > before.1.rtcp_pli_out && away.handover_batches_out > before.2.handover_batches_out, "{home:?}");
     assert!(away.retransmitted_packets > before.2.retransmitted_packets, "{away:?}");
+}
+
+#[test]
+fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
+    const RELAY: u16 = 1;
+    let address = |node: u8| SocketAddr::from(([10, 0, 0, node], 11_000));
+    let node = |of: u8| {
+        let limits = WorkerLimits { links: 2, ..common::limits() };
+        let mut rig = Rig { core: Core::new(limits, common::CONSENT), ..Rig::new() };
+        rig.core.set_media_sockets(1);
+        rig.core.set_relay_sockets(&[address(of)]);
+        let other = 3 - of;
+        rig.command(Command::OpenLink(Box::new(OpenLink {
+            link: LinkId::new(other, 0),
+            remote: address(other),
+            version: 1,
+            remote_link: LinkId::new(of, 0),
+            keys: LinkKeys { send: [of; 28], receive: [other; 28] },
+            playout: Duration::from_millis(150),
+        })));
+        rig
+    };
+    let (mut origin, mut edge) = (node(1), node(2));
+    let mut publisher = origin.publisher(1);
+    let speaker = origin.connect(20);
+    let audio = OpenTrack {
+        kind: MediaKind::Audio,
+        payload_types: vec![PayloadType { number: 96, codec: Codec::Opus, rtx: None }],
+        ..Rig::track(20)
+    };
+    origin.command(Command::OpenTrack(Box::new(audio.clone())));
+    for track in [Rig::track(1), audio] {
+        let (id, alias, extensions) = (track.track, track.track.0 as u16, open_transport(1).extensions);
+        origin.command(Command::ExportToLink { track: id, link: LinkId::new(2, 0), alias, on: true });
+        edge.command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: LinkId::new(1, 0), alias });
+    }
+    let mut viewers: Vec<_> = (2..6).map(|id| edge.viewer(id, 1)).collect();
+    edge.command(Command::OpenSubscription(Box::new(OpenSubscription {
+        kind: MediaKind::Audio,
+        transport: TransportId(2),
+        ..Rig::subscription(20)
+    })));
+    edge.forward(20, Some(20));
+    let mut datagrams = Vec::new();
+    for index in 0..4_000u64 {
+        datagrams.push((true, publisher.path, publisher.packet(1, index, &vp8(index % 300 == 0, 1_000))));
+        if index % 10 == 0 {
+            datagrams.push((true, speaker.path, speaker.packet(20, index / 10, &[7; 60])));
+        }
+        if index % 100 == 0 {
+            let info = SenderInfo { ssrc: 1, ntp: index << 32, rtp_timestamp: 90 * index as u32, packets: 1, octets: 1 };
+            datagrams.push((true, publisher.path, publisher.rtcp(|c| c.sender_report(&info, &[]))));
+            let viewer = &mut viewers[(index / 100) as usize % 4];
+            let (path, ssrc) = (viewer.path, viewer.id as u32);
+            datagrams.push((false, path, viewer.rtcp(|c| c.pli(0, ssrc))));
+            // Garbage, forgeries and what came before.
+            datagrams.push((false, Path { socket: RELAY, remote: address(9) }, vec![1; 60]));
+        }
+    }
+    let mut crossing = vec![0; 65_535];
+    let mut carried = 0;
+    let mut run = |rigs: [&mut Rig; 2], datagrams: &mut [(bool, Path, Vec<u8>)]| {
+        let [origin, edge] = rigs;
+        for (is_origin, path, datagram) in datagrams {
+            let rig = if *is_origin { &mut *origin } else { &mut *edge };
+            rig.core.handle_datagram(rig.now, *path, datagram);
+            for rig in [&mut *origin, &mut *edge] {
+                rig.now = rig.now + Duration::from_millis(1);
+                rig.core.handle_timeout(rig.now);
+            }
+            let mut is_quiet = false;
+            while !is_quiet {
+                is_quiet = true;
+                for from in [1, 2] {
+                    let (rig, other) = if from == 1 { (&mut *origin, &mut *edge) } else { (&mut *edge, &mut *origin) };
+                    while let Some(sent) = rig.core.poll_transmit(rig.now, &mut crossing) {
+                        if sent.path.socket != RELAY {
+                            continue;
+                        }
+                        is_quiet = false;
+                        for datagram in crossing[..sent.len].chunks_mut(sent.segment.map_or(sent.len, usize::from)) {
+                            carried += 1;
+                            if carried % 20 != 7 {
+                                other.core.handle_datagram(other.now, Path { socket: RELAY, remote: address(from) }, datagram);
+                            }
+                        }
+                    }
+                    while rig.core.poll_event().is_some() {}
+                }
+            }
+        }
+    };
+    let half = datagrams.len() / 2;
+    run([&mut origin, &mut edge], &mut datagrams[..half]);
+    let before = (thread_allocations(), *origin.core.counters(), *edge.core.counters());
+    run([&mut origin, &mut edge], &mut datagrams[half..]);
+    assert_eq!(thread_allocations() - before.0, 0);
+    let (of_origin, of_edge) = (origin.core.counters(), edge.core.counters());
+    assert!(of_edge.relay_packets_in - before.2.relay_packets_in > 2_100, "{of_edge:?}");
+    assert!(of_origin.relay_repairs_out - before.1.relay_repairs_out > 50, "{of_origin:?}");
+    assert!(of_origin.rtcp_pli_out > before.1.rtcp_pli_out && of_edge.relay_datagrams_out > before.2.relay_datagrams_out, "{of_origin:?}");
+    assert!(edge.drops(DropReason::RelayUnknownLink) > 10);
 }
 
 #[test]

@@ -6,16 +6,19 @@ use std::time::{Duration, Instant};
 
 use pop_dataplane::limits::{ADDED_SOCKETS_MAX, WorkerLimits};
 use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapshot};
-use pop_proto::control::{Numbering, OpenRtp, OpenTrack, RtcpVia, RtpPeer};
+use pop_proto::control::{ExtensionIds, LinkId, LinkKeys, Numbering, OpenLink, OpenRtp, OpenTrack, PayloadTypeMap, RtcpVia, RtpPeer};
 use pop_proto::wire::{rtp, stun};
 use pop_proto::{Command, DropReason, Event};
-use pop_schemas::TransportId;
+use pop_schemas::{SubscriptionId, TrackId, TransportId};
 use pop_uring::{BackendKind, bind_udp};
 
 mod common;
 
 /// Longer than any answer on a busy machine; a test that reaches it fails.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Sockets of a [`worker`]: two of its media port, one of its relay port.
+const OWN_SOCKETS: u16 = 3;
 
 /// Every test runs once per back end.
 macro_rules! for_both {
@@ -36,6 +39,7 @@ for_both!(
     strangers_on_the_tcp_port_disturb_neither_udp_nor_tcp,
     an_idle_worker_sleeps,
     a_worker_that_polls_busily_stays_awake_after_a_datagram_and_then_sleeps,
+    two_workers_of_different_nodes_pass_media_over_their_relay_ports,
 );
 
 fn worker(backend: BackendKind) -> Worker {
@@ -51,7 +55,8 @@ fn start(backend: BackendKind, index: usize, busy_poll: Duration) -> Worker {
         backend,
         may_fall_back: false,
         addresses: vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
-        limits: WorkerLimits { recv_buffers: 16, ..common::limits() },
+        relay: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        limits: WorkerLimits { recv_buffers: 16, links: 4, ..common::limits() },
         gro: true,
         busy_poll,
         consent: common::CONSENT,
@@ -143,14 +148,14 @@ fn an_added_socket_is_found_by_the_command_behind_it_and_is_gone_after_its_remov
         }
         indexes.push(index);
     }
-    assert_eq!(indexes, [2; 10], "an index is used again");
-    assert!(worker.remove_socket(0).is_err(), "the media socket stays");
+    assert_eq!(indexes, [OWN_SOCKETS; 10], "an index is used again");
+    assert!(worker.remove_socket(0).is_err() && worker.remove_socket(2).is_err(), "the media and the relay socket stay");
 }
 
 fn no_more_sockets_than_the_plan_has_are_added(backend: BackendKind) {
     let worker = worker(backend);
     let indexes: Vec<_> = (0..ADDED_SOCKETS_MAX).map(|_| worker.add_socket(loopback()).expect("there is room")).collect();
-    assert_eq!(indexes, (2..ADDED_SOCKETS_MAX + 2).collect::<Vec<_>>());
+    assert_eq!(indexes, (OWN_SOCKETS..ADDED_SOCKETS_MAX + OWN_SOCKETS).collect::<Vec<_>>());
     let refused = worker.add_socket(loopback()).expect_err("there is no room").to_string();
     assert!(refused.contains("serves 256 added sockets already"), "{refused}");
     worker.remove_socket(17).expect("it was added");
@@ -296,4 +301,58 @@ fn a_worker_that_polls_busily_stays_awake_after_a_datagram_and_then_sleeps(backe
     let cpu = cpu_ns(index);
     std::thread::sleep(Duration::from_millis(300));
     assert!(cpu_ns(index) - cpu < 5_000_000, "it does not sleep when nothing comes");
+}
+
+fn two_workers_of_different_nodes_pass_media_over_their_relay_ports(backend: BackendKind) {
+    let (origin, edge) = (worker(backend), worker(backend));
+    let order = |worker: &Worker, command| worker.send(command).expect("there is room");
+    let link = |of: u8, other: u8, remote: &Worker| {
+        let keys = LinkKeys { send: [of; 28], receive: [other; 28] };
+        let remote = remote.relay_addresses()[0];
+        let open = OpenLink { link: LinkId::new(other, 0), remote, version: 1, remote_link: LinkId::new(of, 0), keys, playout: PATIENCE };
+        Command::OpenLink(Box::new(open))
+    };
+    order(&origin, link(1, 2, &edge));
+    order(&edge, link(2, 1, &origin));
+    // An RTP route publishes here, and another sends on there.
+    let socket = loopback();
+    let to = socket.local_addr().expect("bound");
+    open_route(&origin, origin.add_socket(socket).expect("there is room"));
+    let track = OpenTrack { ssrc: None, ..common::Rig::track(2) };
+    order(&origin, Command::ExportToLink { track: TrackId(2), link: LinkId::new(2, 0), alias: 9, on: true });
+    let remote = Command::OpenRemoteTrack { open: Box::new(track), extensions: ExtensionIds::NONE, link: LinkId::new(1, 0), alias: 9 };
+    order(&edge, remote);
+    let (source, sink) = (peer(), peer());
+    let route = OpenRtp {
+        transport: TransportId(3),
+        socket: edge.add_socket(loopback()).expect("there is room"),
+        rtcp: RtcpVia::Off,
+        peer: RtpPeer::Fixed(sink.local_addr().expect("bound")),
+        keys: None,
+        numbering: Numbering::Own,
+        rtcp_ssrc: 9,
+        cname: "pop".into(),
+    };
+    order(&edge, Command::OpenRtp(Box::new(route)));
+    order(&edge, Command::OpenSubscription(Box::new(common::Rig::subscription(3))));
+    let payload_types = vec![PayloadTypeMap { from: 96, to: 102, rtx: None, unwrap_red: false }];
+    order(&edge, Command::Forward { subscription: SubscriptionId(3), track: Some(TrackId(2)), payload_types });
+    let start = Instant::now();
+    let (mut sequence, mut seen) = (0u16, 0);
+    let mut packet = [0; 1_500];
+    while seen < 100 {
+        assert!(start.elapsed() < PATIENCE, "{:?} {:?}", origin.snapshot().counters, edge.snapshot().counters);
+        // Each a picture, so that none waits for another.
+        let mut sent = vec![0; 12];
+        rtp::write_header(&mut sent, true, 96, sequence, 3_000 * u32::from(sequence), 5);
+        sent.extend(common::vp8(true, 500));
+        source.send_to(&sent, to).expect("loopback");
+        sequence += 1;
+        if let Ok((len, _)) = sink.recv_from(&mut packet) {
+            assert_eq!(packet[12..len], sent[12..]);
+            seen += 1;
+        }
+    }
+    let edge = wait_for(&edge, |snapshot| snapshot.counters.relay_packets_in >= 100);
+    assert_eq!((edge.counters.rtp_packets_in, edge.gauges.links, edge.gauges.remotes), (0, 1, 1), "{:?}", edge.counters);
 }

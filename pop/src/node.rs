@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use pop_dataplane::limits::{TCP_CONNECTIONS_MAX, WorkerLimits};
+use pop_dataplane::limits::{LINKS_MAX, TCP_CONNECTIONS_MAX, WorkerLimits};
 use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapshot};
 use pop_proto::Command;
 use pop_proto::control::IceCredentials;
@@ -148,6 +148,7 @@ pub fn worker_limits(config: &Config) -> WorkerLimits {
         tcp_connections: if config.media.tcp { TCP_CONNECTIONS_MAX } else { 0 },
         // Cores that are not there are refused elsewhere.
         peers: dataplane.cores.choose(&available_cores()).map_or(0, |cores| cores.len().saturating_sub(1) as u16),
+        links: if config.mesh.listen.is_some() { LINKS_MAX } else { 0 },
     }
 }
 
@@ -180,6 +181,7 @@ impl Node {
                 backend,
                 may_fall_back: config.dataplane.backend != Backend::IoUring,
                 addresses: config.media.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect(),
+                relay: config.mesh.relay_address(index).into_iter().collect(),
                 limits: worker_limits(config),
                 gro: config.dataplane.gro,
                 busy_poll: Duration::from_micros(config.dataplane.busy_poll_us.into()),

@@ -112,6 +112,24 @@ drop_reasons! {
     SendFailed = "send_failed",
     /// The queue to another worker that has subscribers of the track is full: that worker is too slow.
     HandoverQueueFull = "handover_queue_full",
+    /// At the relay port: shorter than a head and a tag, longer than a datagram may be, or of a version or kind that is not spoken.
+    RelayMalformed = "relay_malformed",
+    /// At the relay port: of a link that is not open here.
+    RelayUnknownLink = "relay_unknown_link",
+    /// At the relay port: under keys that are not here yet, or dead.
+    RelayKeyUnknown = "relay_key_unknown",
+    /// At the relay port: it came before, or is older than the window.
+    RelayReplay = "relay_replay",
+    /// At the relay port: its tag is wrong.
+    RelayAuth = "relay_auth",
+    /// At the relay port: authentic, and not what its kind says.
+    RelayPayload = "relay_payload",
+    /// Of a link: a repair, or half of a packet, that is of no use any more.
+    RelayLate = "relay_late",
+    /// Of a link: more packets at once than a turn takes.
+    RelayBurst = "relay_burst",
+    /// To a link whose keys have sealed as much as they may: it waits for the next.
+    RelayKeysUsed = "relay_keys_used",
     /// A tap's queue to the service thread is full.
     TapQueueFull = "tap_queue_full",
 }

@@ -49,6 +49,17 @@ struct Meter {
     rate_before: u64,
 }
 
+/// What another node tells of a layer, of which nothing need come from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerState {
+    /// It comes there now.
+    pub comes: bool,
+    /// Its rank, counted from 0, the lowest.
+    pub rank: u8,
+    /// What it brings in bit/s, headers included; 0 before it was measured.
+    pub rate: u64,
+}
+
 /// Ranks the layers of one track and measures them. What a subscriber gets is its own choice among them.
 pub struct LayerRanks {
     meters: [Meter; LAYERS_MAX],
@@ -57,6 +68,8 @@ pub struct LayerRanks {
     order: [u8; LAYERS_MAX],
     /// The publisher told the order.
     is_told: bool,
+    /// Where the track comes from tells of its layers; what comes of them says nothing.
+    is_far: bool,
     /// A bit for each layer that comes.
     active: u8,
     window_start: Option<Time>,
@@ -78,6 +91,7 @@ impl LayerRanks {
             len,
             order: places,
             is_told,
+            is_far: false,
             active: 0,
             window_start: None,
             misplaced_windows: 0,
@@ -153,7 +167,7 @@ impl LayerRanks {
                 other.frames_elsewhere = other.frames_elsewhere.saturating_add(1);
             }
         }
-        let appears = !self.is_active(layer);
+        let appears = !self.is_far && !self.is_active(layer);
         if appears {
             self.appear(now, layer);
         }
@@ -182,6 +196,34 @@ impl LayerRanks {
         came
     }
 
+    /// What there is to tell of a layer.
+    pub fn state(&self, layer: usize) -> LayerState {
+        LayerState { comes: self.is_active(layer), rank: self.rank_of(layer), rate: self.rate(layer) }
+    }
+
+    /// Takes what another node tells of a layer; from now on that counts alone. Returns true when there is something else to choose from.
+    pub fn tell(&mut self, now: Time, layer: usize, state: LayerState) -> bool {
+        let before = (self.active, self.order);
+        self.is_far = true;
+        let meter = &mut self.meters[layer];
+        meter.rate = state.rate;
+        if state.comes {
+            meter.last = Some(now);
+        }
+        self.active = self.active & !(1 << layer) | u8::from(state.comes) << layer;
+        // Ranks differ, so that each layer has its own when all were told.
+        if usize::from(state.rank) < self.len {
+            let before = usize::from(self.rank_of(layer));
+            self.order.swap(before, state.rank.into());
+        }
+        before != (self.active, self.order)
+    }
+
+    /// Whether another node tells of the layers: [`LayerRanks::tell`].
+    pub fn is_far(&self) -> bool {
+        self.is_far
+    }
+
     fn pause(&mut self, layer: usize) {
         self.active &= !(1 << layer);
         let meter = &mut self.meters[layer];
@@ -191,7 +233,7 @@ impl LayerRanks {
 
     /// Does what time asks for; returns true when there is something else to choose from.
     pub fn handle_timeout(&mut self, now: Time) -> bool {
-        let Some(window_start) = self.window_start else { return false };
+        let Some(window_start) = self.window_start.filter(|_| !self.is_far) else { return false };
         let before = (self.active, self.order);
         for layer in 0..self.len {
             if self.is_active(layer) && self.is_silent(now, layer) {

@@ -28,6 +28,13 @@ pub struct Transmit {
     pub segment: Option<u16>,
 }
 
+impl Transmit {
+    /// How many datagrams it is.
+    pub(super) fn datagrams(&self) -> u64 {
+        self.segment.map_or(1, |segment| self.len.div_ceil(usize::from(segment)) as u64)
+    }
+}
+
 /// Where the drain of this turn's fresh packets stands: subscriber-major, so that a frame's payloads stay in the cache
 /// while each subscriber's train is filled.
 #[derive(Clone, Copy, Default)]
@@ -67,13 +74,31 @@ impl<'a> Train<'a> {
     fn append(&mut self, sender: &Sender, packet: &Written<'_>) -> Result<(), DropReason> {
         let Written { index, header, payload, padding } = *packet;
         let size = sender.protect_padded_rtp(index, header, payload, padding, &mut self.bytes[self.len..])?;
+        self.add(size);
+        Ok(())
+    }
+
+    /// A datagram of `size` bytes was written into [`Train::rest`]; of none nothing was.
+    pub(super) fn add(&mut self, size: usize) {
+        if size == 0 {
+            return;
+        }
         if self.segments == 0 {
             self.segment = size;
         }
         self.closed = size < self.segment;
         self.len += size;
         self.segments += 1;
-        Ok(())
+    }
+
+    /// What is free of it.
+    pub(super) fn rest(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.len..]
+    }
+
+    /// Whether a packet that is `size` bytes on a link goes into it. What is not whole, but two datagrams, goes into an empty one alone.
+    pub(super) fn takes_relayed(&self, size: usize, is_whole: bool) -> bool {
+        self.segments == 0 || is_whole && self.takes(size)
     }
 
     pub(super) fn transmit(&self, path: Path) -> Option<Transmit> {
@@ -85,25 +110,27 @@ impl<'a> Train<'a> {
 impl Core {
     /// Writes the next send into `train` (at least 2,048 bytes); `None` when the turn has nothing more.
     ///
-    /// The order is: answers to checks, DTLS, RTCP, repairs, fresh media, pictures for late joiners. What keeps a connection alive never waits behind media.
+    /// The order is: answers to checks, DTLS, what links tell, RTCP, repairs, fresh media for links, then for clients, pictures for late joiners. What keeps a connection alive never waits behind media.
     pub fn poll_transmit(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
         let transmit = self
             .poll_answer(train)
             .or_else(|| self.poll_dtls(train))
             .or_else(|| self.poll_goodbye(train))
+            .or_else(|| self.poll_links(now, train))
             .or_else(|| self.poll_rtcp(now, train))
             .or_else(|| self.poll_repairs(now, train))
+            .or_else(|| self.poll_link_media(now, train))
             .or_else(|| self.poll_media(now, train))
             .or_else(|| self.poll_catch_up(now, train))?;
         self.counters.trains_out += 1;
-        self.counters.datagrams_out += transmit.segment.map_or(1, |s| transmit.len.div_ceil(usize::from(s)) as u64);
+        self.counters.datagrams_out += transmit.datagrams();
         Some(transmit)
     }
 
     /// Forgets what is left of this turn's media: no send slot is free. Whoever got nothing is first in the next turn.
     pub fn drop_fresh(&mut self) {
         let unserved = self.dirty.get(self.cursor.transport).copied();
-        let mut lost = 0;
+        let mut lost = self.drop_link_media();
         for (at, index) in self.dirty.drain(..).enumerate() {
             let transport = &mut self.transports[index];
             transport.is_dirty = false;

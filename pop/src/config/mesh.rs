@@ -62,6 +62,12 @@ impl BusConfig {
 }
 
 impl MeshConfig {
+    /// Where worker `index` takes the datagrams of links; `None` without links.
+    pub fn relay_address(&self, index: usize) -> Option<SocketAddr> {
+        let port = if self.relay_port == 0 { 0 } else { self.relay_port.saturating_add(index as u16) };
+        self.listen.map(|listen| SocketAddr::new(listen.ip(), port))
+    }
+
     /// The files of this node's identity: CA, chain, key.
     pub fn files(&self) -> Option<(&PathBuf, &PathBuf, &PathBuf)> {
         Some((self.ca.as_ref()?, self.cert.as_ref()?, self.key.as_ref()?))

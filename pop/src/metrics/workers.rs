@@ -88,6 +88,11 @@ fn directed_help(name: &str) -> &'static str {
         "handover_packets" => "Packets taken from other workers for mirrors of their tracks (in), handed over to other workers (out)",
         "handover_bytes" => "RTP payload bytes taken from other workers (in), handed over to other workers (out)",
         "handover_batches" => "Batches taken from other workers (in), handed over to other workers (out)",
+        "relay_datagrams" => "Datagrams of links taken from other nodes' workers (in), sent to them (out)",
+        "relay_bytes" => "UDP payload bytes of links' datagrams",
+        "relay_packets" => "RTP packets taken from other nodes, repairs included (in), sent to them, repairs excluded (out)",
+        "relay_media_bytes" => "Bytes of RTP packets that crossed links, headers included",
+        "relay_repairs" => "RTP packets sent again to another node's worker",
         "trains" => "Sends handed to the kernel; one carries a whole train of datagrams",
         _ => "Counted by direction",
     }
@@ -108,10 +113,12 @@ fn encode_drops(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) -> 
 
 fn encode_gauges(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) -> Result<(), std::fmt::Error> {
     type Read = fn(&WorkerSnapshot) -> u64;
-    const GAUGES: [(&str, &str, Read); 6] = [
+    const GAUGES: [(&str, &str, Read); 8] = [
         ("pop_worker_transports", "Clients connected or connecting", |worker| worker.gauges.transports),
         ("pop_worker_tracks", "Published tracks", |worker| worker.gauges.tracks),
         ("pop_worker_mirrors", "Mirrors of other workers' tracks", |worker| worker.gauges.mirrors),
+        ("pop_worker_remotes", "Tracks of other nodes", |worker| worker.gauges.remotes),
+        ("pop_worker_links", "Links to workers of other nodes", |worker| worker.gauges.links),
         ("pop_worker_subscriptions", "Sections of viewers", |worker| worker.gauges.subscriptions),
         ("pop_worker_tcp_connections", "TCP connections open at the media port", |worker| worker.gauges.tcp_connections),
         ("pop_worker_held_packets", "Packets in retransmission histories", |worker| worker.gauges.packets_held),

@@ -1,0 +1,693 @@
+//! Links to workers of other nodes: tracks that come over them, tracks that go over them, and what the two ends tell each other of both.
+//!
+//! ```text
+//! origin:    store_rtp -> dirty links --> poll_link_media: one train per link and turn           +-- Ask: wanted layers, keyframes
+//!            tick: Clock, state of layers --> poll_links, and repairs from the track's history   |
+//! receiver:  handle_link_datagrams -> store_rtp -> fan-out, repairs, mirrors on other workers    tick: Ask --> poll_links
+//! ```
+//! A packet crosses a link once per layer that somebody behind it wants. What is told is told again each second while it matters: a link
+//! loses. Sealing, numbering, repair and the path's MTU are [`pop_relay::link`]'s.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use pop_proto::control::{ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, MediaKind, OpenLink, OpenTrack, Path};
+use pop_proto::header::CopiedElements;
+use pop_proto::history::{Lookup, Meta, SLOT_LEN};
+use pop_proto::layers::LayerState;
+use pop_proto::sequence::{SequenceUnwrapper, extend_sequence};
+use pop_proto::wire::rtp;
+use pop_proto::{DropReason, Event};
+use pop_relay::RelayDrop;
+use pop_relay::frame::{OVERHEAD, association_of};
+use pop_relay::link::{Ask, Clock, FrameRef, Incoming, Link, LinkConfig, Media};
+use pop_schemas::{Time, TrackId};
+use slab::Slab;
+
+use super::mirror::elsewhere;
+use super::transmit::{Train, Transmit};
+use super::{Core, Fresh, Source, Stream, TICKS_PER_ROUND, has_room};
+use crate::limits::FRESH_MAX;
+
+/// A layer of which nothing came for so long was not wanted meanwhile, and its numbers went on: the next one is ahead, however far. No
+/// repair is so late.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What waits to be told over one link at most. It is told again within a second.
+const TOLD_MAX: usize = 1_024;
+
+/// Bytes of one link's state, for the memory plan.
+pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + TOLD_MAX * size_of::<LinkTold>();
+/// Bytes of one track on one link, for the memory plan: its places in the lists of both.
+pub const LINK_TRACK_LEN: usize = 2 * (size_of::<LinkEnd>() + size_of::<(u16, usize)>() + size_of::<usize>());
+
+/// A track's other end on another node.
+#[derive(Clone, Copy)]
+pub(super) struct LinkEnd {
+    /// Place of the link.
+    pub(super) link: usize,
+    /// The track's name on it.
+    alias: u16,
+    /// The layers that are wanted, as was told last.
+    pub(super) wanted: u8,
+    /// Something came of the track in this second.
+    pub(super) came: bool,
+    /// In its link's `dirty`.
+    is_dirty: bool,
+}
+
+/// What of a track is to be told to its other end.
+#[derive(Clone, Copy)]
+pub(super) struct LinkTold {
+    pub(super) track: usize,
+    pub(super) what: What,
+}
+
+/// See [`LinkTold`].
+#[derive(Clone, Copy)]
+pub(super) enum What {
+    /// What is wanted of it.
+    Ask { wanted: u8, keyframes: u8 },
+    /// The clock of a layer, whether it comes, its rank.
+    Layer(u8),
+}
+
+struct LinkState {
+    id: LinkId,
+    /// Out only while a datagram of it is read.
+    link: Option<Box<Link>>,
+    path: Path,
+    /// Tracks that come over it, by alias.
+    incoming: Vec<(u16, usize)>,
+    /// Tracks that go over it, by alias.
+    outgoing: Vec<(u16, usize)>,
+    told: VecDeque<LinkTold>,
+    /// Tracks of which the other end wants packets of this turn: of audio, of video.
+    dirty: [Vec<usize>; 2],
+    is_dirty: bool,
+    is_urgent: bool,
+}
+
+impl LinkState {
+    fn link(&mut self) -> &mut Link {
+        self.link.as_mut().expect("it is out only while a datagram of it is read")
+    }
+
+    /// Room for what the tracks that cross have to be told in a turn, and for those in it.
+    fn make_room(&mut self) {
+        let most = (2 * LAYERS_MAX * (self.incoming.len() + self.outgoing.len())).min(TOLD_MAX);
+        self.told.reserve(most.saturating_sub(self.told.len()));
+        let tracks = self.outgoing.len();
+        self.dirty.iter_mut().for_each(|dirty| dirty.reserve(tracks.saturating_sub(dirty.len())));
+    }
+}
+
+/// The track that has this alias.
+fn find(tracks: &[(u16, usize)], alias: u16) -> Option<usize> {
+    tracks.binary_search_by_key(&alias, |(alias, _)| *alias).ok().map(|at| tracks[at].1)
+}
+
+/// Gives a track an alias; returns the one that had it.
+fn name(tracks: &mut Vec<(u16, usize)>, alias: u16, track: usize) -> Option<usize> {
+    match tracks.binary_search_by_key(&alias, |(alias, _)| *alias) {
+        Ok(at) => Some(std::mem::replace(&mut tracks[at].1, track)).filter(|before| *before != track),
+        Err(at) => {
+            tracks.insert(at, (alias, track));
+            None
+        }
+    }
+}
+
+/// Where the drain of this turn's packets for links stands.
+#[derive(Clone, Copy, Default)]
+struct Cursor {
+    link: usize,
+    /// 0: audio, 1: video.
+    kind: usize,
+    track: usize,
+    fresh: usize,
+}
+
+/// All links of a worker.
+pub(super) struct Links {
+    slab: Slab<LinkState>,
+    ids: HashMap<LinkId, usize>,
+    /// Whether each relay socket is of IPv6; the first of them has the number `first_socket`.
+    sockets: Vec<bool>,
+    first_socket: u16,
+    /// Links that may have something to say besides media.
+    urgent: VecDeque<usize>,
+    /// Links that get packets of this turn.
+    dirty: Vec<usize>,
+    cursor: Cursor,
+}
+
+impl Links {
+    pub(super) fn with_capacity(links: usize) -> Links {
+        Links {
+            slab: Slab::with_capacity(links),
+            ids: HashMap::with_capacity(links),
+            sockets: Vec::new(),
+            first_socket: 0,
+            urgent: VecDeque::with_capacity(links),
+            dirty: Vec::with_capacity(links),
+            cursor: Cursor::default(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Whether datagrams of this socket are links'.
+    #[inline]
+    pub(super) fn has_socket(&self, socket: u16) -> bool {
+        usize::from(socket.wrapping_sub(self.first_socket)) < self.sockets.len()
+    }
+
+    /// The next thing that time brings.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.slab.iter().filter_map(|(_, state)| state.link.as_ref().map(|link| link.poll_timeout())).min()
+    }
+
+    /// Lets a link tell the other end.
+    pub(super) fn tell(&mut self, link: usize, told: LinkTold) {
+        let queue = &mut self.slab[link].told;
+        if queue.len() < queue.capacity() {
+            queue.push_back(told);
+        }
+        self.mark_urgent(link);
+    }
+
+    fn mark_urgent(&mut self, link: usize) {
+        if !std::mem::replace(&mut self.slab[link].is_urgent, true) {
+            self.urgent.push_back(link);
+        }
+    }
+
+    /// A track has packets of this turn: they go where they are wanted.
+    #[inline]
+    pub(super) fn mark_dirty(&mut self, track: usize, kind: MediaKind, exports: &mut [LinkEnd]) {
+        for export in exports.iter_mut().filter(|export| export.wanted != 0 && !export.is_dirty) {
+            export.is_dirty = true;
+            let state = &mut self.slab[export.link];
+            state.dirty[usize::from(kind == MediaKind::Video)].push(track);
+            if !std::mem::replace(&mut state.is_dirty, true) {
+                self.dirty.push(export.link);
+            }
+        }
+    }
+
+    /// A track is gone.
+    pub(super) fn forget_track(&mut self, track: usize, ends: impl Iterator<Item = usize>) {
+        for end in ends {
+            let state = &mut self.slab[end];
+            state.incoming.retain(|(_, t)| *t != track);
+            state.outgoing.retain(|(_, t)| *t != track);
+            state.told.retain(|told| told.track != track);
+            state.dirty.iter_mut().for_each(|dirty| dirty.retain(|t| *t != track));
+        }
+    }
+}
+
+impl Core {
+    /// Takes the sockets right behind the media port's as those of links; before the first datagram.
+    pub fn set_relay_sockets(&mut self, addresses: &[SocketAddr]) {
+        self.links.first_socket = self.media_sockets;
+        self.links.sockets = addresses.iter().map(SocketAddr::is_ipv6).collect();
+    }
+
+    pub(super) fn open_link(&mut self, now: Time, open: &OpenLink) {
+        // A worker without relay sockets has no links.
+        let Links { sockets, first_socket, .. } = &self.links;
+        let Some(own) = sockets.iter().position(|is_ipv6| *is_ipv6 == open.remote.is_ipv6()).or((!sockets.is_empty()).then_some(0)) else {
+            return;
+        };
+        let path = Path { socket: first_socket + own as u16, remote: open.remote };
+        // The other node has begun anew.
+        self.close_link(open.link);
+        assert!(self.links.len() < self.limits.links as usize, "the control plane opens no more links than the plan has");
+        if self.is_idle() {
+            self.next_tick = now + super::TICK;
+        }
+        let OpenLink { version, remote_link, keys, playout, .. } = open;
+        let LinkKeys { send, receive } = keys;
+        let config = LinkConfig {
+            version: *version,
+            remote_association: remote_link.0,
+            generation: 0,
+            send: *send,
+            receive: *receive,
+            playout: *playout,
+        };
+        let index = self.links.slab.insert(LinkState {
+            id: open.link,
+            link: Some(Box::new(Link::new(&config, now))),
+            path,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+            told: VecDeque::new(),
+            dirty: [Vec::new(), Vec::new()],
+            is_dirty: false,
+            is_urgent: false,
+        });
+        self.links.ids.insert(open.link, index);
+        self.links.mark_urgent(index);
+    }
+
+    pub(super) fn rekey_link(&mut self, now: Time, id: LinkId, generation: u32, keys: &LinkKeys) {
+        let Some(&index) = self.links.ids.get(&id) else { return };
+        self.links.slab[index].link().rekey(now, generation, &keys.send, &keys.receive);
+        self.links.mark_urgent(index);
+    }
+
+    /// What came over the link ends, what went over it stops.
+    pub(super) fn close_link(&mut self, id: LinkId) {
+        let Some(index) = self.links.ids.remove(&id) else { return };
+        for (_, track) in std::mem::take(&mut self.links.slab[index].incoming) {
+            let id = self.tracks[track].id;
+            self.forget_track(id, track);
+        }
+        for (_, track) in std::mem::take(&mut self.links.slab[index].outgoing) {
+            self.tracks[track].exports.retain(|export| export.link != index);
+            self.look_at_ends(track);
+            self.review_layers(track);
+        }
+        self.links.urgent.retain(|link| *link != index);
+        self.links.dirty.retain(|link| *link != index);
+        self.links.slab.remove(index);
+    }
+
+    pub(super) fn open_remote_track(&mut self, open: &OpenTrack, extensions: ExtensionIds, link: LinkId, alias: u16) {
+        let Some(&link) = self.links.ids.get(&link) else { return };
+        // Offered anew, or its alias was another's.
+        self.close_track(open.track);
+        if let Some(before) = find(&self.links.slab[link].incoming, alias) {
+            let id = self.tracks[before].id;
+            self.forget_track(id, before);
+        }
+        let end = LinkEnd { link, alias, wanted: 0, came: false, is_dirty: false };
+        let index = self.insert_track(&elsewhere(open), Source::Link(end, extensions));
+        // Nothing is wanted before there is a subscriber.
+        self.tracks[index].layers.iter_mut().for_each(|layer| layer.inbound.set_wanted(false));
+        self.crossing.push(index);
+        self.remotes += 1;
+        name(&mut self.links.slab[link].incoming, alias, index);
+        self.links.slab[link].make_room();
+    }
+
+    pub(super) fn export_to_link(&mut self, id: TrackId, link: LinkId, alias: u16, on: bool) {
+        let (Some(&index), Some(&at)) = (self.track_ids.get(&id), self.links.ids.get(&link)) else { return };
+        // A packet never goes back where it came from.
+        if let Source::Link(end, _) = &self.tracks[index].source
+            && self.links.slab[end.link].id.node() == link.node()
+        {
+            return;
+        }
+        let state = &mut self.links.slab[at];
+        state.outgoing.retain(|(_, track)| *track != index);
+        state.dirty.iter_mut().for_each(|dirty| dirty.retain(|track| *track != index));
+        state.told.retain(|told| told.track != index);
+        self.tracks[index].exports.retain(|export| export.link != at);
+        if on {
+            if let Some(before) = name(&mut state.outgoing, alias, index) {
+                self.tracks[before].exports.retain(|export| export.link != at);
+                self.look_at_ends(before);
+                self.review_layers(before);
+            }
+            self.links.slab[at].make_room();
+            // Nothing, until the other end asks.
+            self.tracks[index].exports.push(LinkEnd { link: at, alias, wanted: 0, came: false, is_dirty: false });
+        }
+        self.look_at_ends(index);
+        self.review_layers(index);
+    }
+
+    /// Takes what came at a relay socket.
+    pub(super) fn handle_link_datagrams<'a>(&mut self, now: Time, datagrams: impl Iterator<Item = &'a mut [u8]>) {
+        for datagram in datagrams {
+            if let Err(reason) = self.handle_link_datagram(now, datagram) {
+                self.count_drops(reason, 1);
+            }
+        }
+    }
+
+    fn handle_link_datagram(&mut self, now: Time, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let association = association_of(datagram).ok_or(DropReason::RelayMalformed)?;
+        let index = *self.links.ids.get(&LinkId(association)).ok_or(DropReason::RelayUnknownLink)?;
+        let mut link = self.links.slab[index].link.take().expect("it is out only while a datagram of it is read");
+        let result = self.read_link_datagram(now, index, &mut link, datagram);
+        self.links.slab[index].link = Some(link);
+        result
+    }
+
+    fn read_link_datagram(&mut self, now: Time, index: usize, link: &mut Link, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let len = datagram.len() as u64;
+        let incoming = link.open(now, datagram).map_err(reason_of)?;
+        self.counters.relay_datagrams_in += 1;
+        self.counters.relay_bytes_in += len;
+        // It may have brought something to answer: a hole, or what the other end misses.
+        self.links.mark_urgent(index);
+        match incoming {
+            Incoming::Nothing => Ok(()),
+            Incoming::Media(media) => self.take_relayed(now, index, media),
+            Incoming::Bundle(bundle) => {
+                for media in bundle {
+                    if let Err(reason) = self.take_relayed(now, index, media) {
+                        self.count_drops(reason, 1);
+                    }
+                }
+                Ok(())
+            }
+            Incoming::Ask(ask) => self.hear_ask(index, ask),
+            Incoming::Clock(clock) => self.hear_clock(now, index, clock),
+        }
+    }
+
+    /// Takes a packet of a track that comes over a link: authentic, and not looked at yet.
+    fn take_relayed(&mut self, now: Time, link: usize, media: Media<'_>) -> Result<(), DropReason> {
+        let Media { alias, layer, epoch, payload } = media;
+        let index = find(&self.links.slab[link].incoming, alias).ok_or(DropReason::UnknownStream)?;
+        let track = &mut self.tracks[index];
+        let Source::Link(end, extensions) = &mut track.source else { return Err(DropReason::UnknownStream) };
+        end.came = true;
+        let stream = Stream { ssrc: 0, track: index, layer: layer.into(), is_rtx: false };
+        let of_track = track.layers.get_mut(stream.layer).ok_or(DropReason::UnknownStream)?;
+        if payload.len() > SLOT_LEN {
+            return Err(DropReason::TooLarge);
+        }
+        // A bundle may bring more than a datagram of a client can.
+        if track.fresh.len().max(self.handed.len()).max(self.tapped.len()) >= FRESH_MAX {
+            return Err(DropReason::RelayBurst);
+        }
+        let view = rtp::RtpView::parse(payload)?;
+        let header_len = view.header_len();
+        let sequence = view.sequence();
+        let mut meta = Meta {
+            timestamp: view.timestamp(),
+            payload_type: view.payload_type(),
+            marker: view.marker(),
+            header_len: header_len as u16,
+            elements: CopiedElements::find(&view, extensions),
+            ..Meta::default()
+        };
+        meta.len = (header_len + rtp::payload(payload, header_len)?.len()) as u16;
+        let ahead = epoch.wrapping_sub(of_track.epoch as u8).cast_signed();
+        if ahead < 0 && of_track.inbound.packets() > 0 {
+            // Of a stream that another took the place of.
+            return Err(DropReason::TooOld);
+        }
+        let since = now.since(std::mem::replace(&mut of_track.came_at, now));
+        if ahead != 0 {
+            of_track.epoch = of_track.epoch.wrapping_add_signed(ahead.into());
+            if of_track.inbound.packets() > 0 {
+                self.restart_layer(index, stream.layer);
+            }
+        }
+        let newest = self.tracks[index].layers[stream.layer].inbound.history().newest();
+        let extended = match newest {
+            None => SequenceUnwrapper::new().unwrap(sequence),
+            Some(newest) if since >= SILENCE => newest + u64::from(sequence.wrapping_sub(newest as u16)),
+            Some(newest) => extend_sequence(newest, sequence),
+        };
+        // Whatever is late was sent again by the publisher or over the link.
+        meta.repeated = newest.is_some_and(|newest| extended < newest);
+        self.take_rtp(now, stream, extended, payload, meta)
+    }
+
+    /// The other end wants something of a track that goes over the link.
+    fn hear_ask(&mut self, link: usize, ask: Ask) -> Result<(), DropReason> {
+        let index = find(&self.links.slab[link].outgoing, ask.alias).ok_or(DropReason::UnknownStream)?;
+        let track = &mut self.tracks[index];
+        let Some(export) = track.exports.iter_mut().find(|export| export.link == link) else { return Err(DropReason::UnknownStream) };
+        if std::mem::replace(&mut export.wanted, ask.wanted) == 0 {
+            track.layers.iter_mut().for_each(super::Layer::forget_told);
+        }
+        track.hear(ask.wanted, ask.keyframes);
+        self.review_layers(index);
+        Ok(())
+    }
+
+    /// The other end tells of a layer of a track that comes over the link.
+    fn hear_clock(&mut self, now: Time, link: usize, clock: Clock) -> Result<(), DropReason> {
+        let index = find(&self.links.slab[link].incoming, clock.alias).ok_or(DropReason::UnknownStream)?;
+        let layer = usize::from(clock.layer);
+        let track = &mut self.tracks[index];
+        let layers = track.layers.len();
+        let of_track = track.layers.get_mut(layer).ok_or(DropReason::UnknownStream)?;
+        if let Source::Link(end, _) = &mut track.source {
+            end.came = true;
+        }
+        // Before its first sender report a publisher has no clock.
+        if clock.ntp != 0 {
+            let age = u64::try_from(clock.age.as_nanos()).unwrap_or(u64::MAX);
+            let at = Time::from_nanos(now.as_nanos().saturating_sub(age));
+            of_track.inbound.handle_sender_report(at, clock.ntp, clock.rtp_timestamp);
+        }
+        if clock.ended {
+            self.end_layer(index, layer);
+        }
+        if layers > 1 {
+            let state = LayerState { comes: !clock.paused && !clock.ended, rank: clock.rank, rate: u64::from(clock.rate_kbps) * 1_000 };
+            self.hear_layer(now, index, layer, state);
+        }
+        Ok(())
+    }
+
+    /// What time brings of links, whatever the tick.
+    pub(super) fn time_links(&mut self, now: Time) {
+        let Links { slab, urgent, .. } = &mut self.links;
+        for (index, state) in slab {
+            let link = state.link();
+            if link.poll_timeout() <= now {
+                link.handle_timeout(now);
+                if !std::mem::replace(&mut state.is_urgent, true) {
+                    urgent.push_back(index);
+                }
+            }
+        }
+    }
+
+    /// Tells the control plane of links, of each once a second.
+    pub(super) fn report_links(&mut self) {
+        for index in (self.tick..self.links.slab.capacity()).step_by(TICKS_PER_ROUND) {
+            let Some(state) = self.links.slab.get_mut(index) else { continue };
+            let link = state.id;
+            if state.link().keys_used() {
+                self.events.push_back(Event::LinkKeysUsed { link });
+            }
+            if has_room(&self.events) {
+                let stats = stats_of(state.link());
+                self.events.push_back(Event::LinkStats { link, stats });
+            }
+        }
+    }
+
+    /// What links have to say besides this turn's media: asks, clocks, repairs, feedback.
+    pub(super) fn poll_links(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
+        while let Some(&index) = self.links.urgent.front() {
+            if let Some(len) = self.write_urgent(now, index, train) {
+                let path = self.links.slab[index].path;
+                self.counters.relay_datagrams_out += 1;
+                self.counters.relay_bytes_out += len as u64;
+                return Some(Transmit { path, len, segment: None });
+            }
+            self.links.urgent.pop_front();
+            self.links.slab[index].is_urgent = false;
+        }
+        None
+    }
+
+    fn write_urgent(&mut self, now: Time, index: usize, out: &mut [u8]) -> Option<usize> {
+        let Core { tracks, links, pool, counters, drops, .. } = self;
+        let state = &mut links.slab[index];
+        let link = state.link.as_mut().expect("it is out only while a datagram of it is read");
+        while let Some(LinkTold { track, what }) = state.told.pop_front() {
+            let track = &tracks[track];
+            let written = match (what, &track.source) {
+                (What::Ask { wanted, keyframes }, Source::Link(end, _)) => {
+                    link.write_ask(&Ask { alias: end.alias, wanted, keyframes }, out)
+                }
+                (What::Ask { .. }, _) => continue,
+                (What::Layer(layer), _) => {
+                    let Some(export) = track.exports.iter().find(|export| export.link == index) else { continue };
+                    let of_track = &track.layers[usize::from(layer)].inbound;
+                    let clock = of_track.clock();
+                    let LayerState { comes, rank, rate } = track.ranks.state(layer.into());
+                    let clock = Clock {
+                        alias: export.alias,
+                        layer,
+                        ntp: clock.map_or(0, |clock| clock.ntp),
+                        rtp_timestamp: clock.map_or(0, |clock| clock.rtp_timestamp),
+                        age: clock.map_or_else(Default::default, |clock| now.since(clock.at)),
+                        ended: of_track.is_ended(),
+                        paused: !comes,
+                        rank,
+                        rate_kbps: u32::try_from(rate / 1_000).unwrap_or(u32::MAX),
+                    };
+                    link.write_clock(&clock, out)
+                }
+            };
+            match written {
+                Ok(len) => return Some(len),
+                Err(reason) => drops[reason_of(reason) as usize] += 1,
+            }
+        }
+        while let Some(frame) = link.next_repair() {
+            let layer = find(&state.outgoing, frame.alias).and_then(|track| tracks[track].layers.get(usize::from(frame.layer)));
+            let held = layer.filter(|layer| layer.epoch as u8 == frame.epoch);
+            let written = match held.map(|layer| layer.inbound.history().lookup(pool, frame.sequence)) {
+                Some(Lookup::Held(stored)) => link.write_repair(now, &frame, stored.packet, out).map_err(reason_of),
+                _ => Err(DropReason::RepairMissing),
+            };
+            match written {
+                Ok(len) => {
+                    counters.relay_repairs_out += 1;
+                    return Some(len);
+                }
+                Err(reason) => drops[reason as usize] += 1,
+            }
+        }
+        link.poll_transmit(now, out)
+    }
+
+    /// This turn's packets for links: small ones of audio share datagrams, those of video make one train per link.
+    pub(super) fn poll_link_media(&mut self, now: Time, out: &mut [u8]) -> Option<Transmit> {
+        let Core { tracks, links, pool, counters, drops, .. } = self;
+        let Links { slab, dirty, cursor, .. } = links;
+        while let Some(&index) = dirty.get(cursor.link) {
+            let state = &mut slab[index];
+            let link = state.link.as_mut().expect("it is out only while a datagram of it is read");
+            let mut train = Train::new(out);
+            let is_audio = cursor.kind == 0;
+            while let Some(&track) = state.dirty[cursor.kind].get(cursor.track) {
+                let track = &mut tracks[track];
+                let export = track.exports.iter_mut().find(|export| export.link == index).expect("a dirty track is exported");
+                while let Some(&Fresh { layer, sequence, .. }) = track.fresh.get(cursor.fresh) {
+                    if export.wanted >> layer & 1 == 0 {
+                        cursor.fresh += 1;
+                        continue;
+                    }
+                    let of_track = &track.layers[layer];
+                    let frame = FrameRef::new(export.alias, layer as u8, of_track.epoch as u8, sequence);
+                    // Evicted within its own turn: the pool is far too small.
+                    let Lookup::Held(stored) = of_track.inbound.history().lookup(pool, sequence) else {
+                        drops[DropReason::PoolEmpty as usize] += 1;
+                        cursor.fresh += 1;
+                        continue;
+                    };
+                    let len = stored.packet.len();
+                    // What the path does not carry whole leaves as two halves, a train of their own.
+                    let sealed = link.media_len(len);
+                    if !is_audio && !train.takes_relayed(sealed, sealed == len + OVERHEAD) {
+                        return sent_over(&train, state.path, counters);
+                    }
+                    let written = match is_audio {
+                        true => link.bundle_media(now, &frame, stored.packet, train.rest()),
+                        false => link.write_media(now, &frame, stored.packet, train.rest()),
+                    };
+                    cursor.fresh += 1;
+                    match written {
+                        Ok(written) => {
+                            counters.relay_packets_out += 1;
+                            counters.relay_media_bytes_out += len as u64;
+                            train.add(written.first);
+                            train.add(written.second);
+                        }
+                        Err(reason) => drops[reason_of(reason) as usize] += 1,
+                    }
+                    // A full bundle is a datagram of its own length.
+                    if is_audio && let Some(transmit) = sent_over(&train, state.path, counters) {
+                        return Some(transmit);
+                    }
+                }
+                export.is_dirty = false;
+                cursor.fresh = 0;
+                cursor.track += 1;
+            }
+            if is_audio {
+                // The bundle that is not full.
+                if let Some(len) = link.poll_transmit(now, train.rest()) {
+                    train.add(len);
+                    return sent_over(&train, state.path, counters);
+                }
+                *cursor = Cursor { link: cursor.link, kind: 1, ..Cursor::default() };
+                continue;
+            }
+            state.dirty.iter_mut().for_each(Vec::clear);
+            state.is_dirty = false;
+            *cursor = Cursor { link: cursor.link + 1, ..Cursor::default() };
+            if let Some(transmit) = sent_over(&train, state.path, counters) {
+                return Some(transmit);
+            }
+        }
+        dirty.clear();
+        *cursor = Cursor::default();
+        None
+    }
+
+    /// Forgets what is left of this turn's packets for links; returns how many.
+    pub(super) fn drop_link_media(&mut self) -> u64 {
+        let Links { slab, dirty, cursor, urgent, .. } = &mut self.links;
+        let mut lost = 0;
+        for (at, index) in dirty.drain(..).enumerate() {
+            let state = &mut slab[index];
+            state.is_dirty = false;
+            // What was put together already leaves with the next turn.
+            if !std::mem::replace(&mut state.is_urgent, true) {
+                urgent.push_back(index);
+            }
+            for track in state.dirty.iter_mut().flat_map(|dirty| dirty.drain(..)) {
+                let track = &mut self.tracks[track];
+                for export in track.exports.iter_mut().filter(|export| export.link == index && export.is_dirty) {
+                    export.is_dirty = false;
+                    if at >= cursor.link {
+                        lost += track.fresh.iter().filter(|fresh| export.wanted >> fresh.layer & 1 == 1).count() as u64;
+                    }
+                }
+            }
+        }
+        *cursor = Cursor::default();
+        lost
+    }
+}
+
+/// Counts what a train carries.
+fn sent_over(train: &Train<'_>, path: Path, counters: &mut crate::counters::Counters) -> Option<Transmit> {
+    let transmit = train.transmit(path)?;
+    counters.relay_datagrams_out += transmit.datagrams();
+    counters.relay_bytes_out += transmit.len as u64;
+    Some(transmit)
+}
+
+fn stats_of(link: &Link) -> LinkStats {
+    let stats = link.stats();
+    LinkStats {
+        datagrams_out: stats.datagrams_out,
+        bytes_out: stats.bytes_out,
+        media_bytes_out: stats.media_bytes_out,
+        datagrams_in: stats.datagrams_in,
+        bytes_in: stats.bytes_in,
+        media_bytes_in: stats.media_bytes_in,
+        lost: stats.lost,
+        repaired: stats.repaired,
+        repairs_out: stats.repairs_out,
+        refused: stats.refused,
+        rtt_us: stats.rtt_us,
+        jitter_us: stats.jitter_us,
+        mtu: stats.mtu,
+    }
+}
+
+const fn reason_of(reason: RelayDrop) -> DropReason {
+    match reason {
+        RelayDrop::Malformed => DropReason::RelayMalformed,
+        RelayDrop::KeyUnknown => DropReason::RelayKeyUnknown,
+        RelayDrop::Replayed | RelayDrop::TooOld => DropReason::RelayReplay,
+        RelayDrop::NotAuthentic => DropReason::RelayAuth,
+        RelayDrop::BadPayload => DropReason::RelayPayload,
+        RelayDrop::Late | RelayDrop::Gone | RelayDrop::PartLost => DropReason::RelayLate,
+        RelayDrop::TooLarge => DropReason::TooLarge,
+        RelayDrop::KeysUsed => DropReason::RelayKeysUsed,
+    }
+}

@@ -1,0 +1,694 @@
+//! Tracks that cross a link between workers of two nodes: what crosses, what comes back, what is repaired, what is refused.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use common::{Client, Packet, Rig, Sent, media_to, open_transport, protect, rtcp_to, vp8};
+use pop_dataplane::core::Core;
+use pop_dataplane::handover::{Crossing, Ends};
+use pop_dataplane::limits::WorkerLimits;
+use pop_dataplane::{Counters, Gauges};
+use pop_proto::control::{
+    Codec, Extension, ExtensionIds, LayerWish, LinkId, LinkKeys, MediaKind, OpenLink, OpenSubscription, OpenTrack, OpenTransport, Path,
+    PayloadType,
+};
+use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, SenderInfo};
+use pop_proto::{Command, DropReason, Event};
+use pop_schemas::{SubscriptionId, TrackId, TransportId};
+
+/// The relay socket: there is one media socket.
+const RELAY: u16 = 1;
+const STEP: Duration = Duration::from_millis(1);
+const IDS: ExtensionIds = ExtensionIds::NONE.with(Extension::Mid, 1).with(Extension::Rid, 2);
+
+/// What the head of a datagram says of its payload.
+const MEDIA: [u8; 4] = [0, 1, 2, 3];
+const REPAIR: u8 = 1;
+const ASK: u8 = 5;
+const CLOCK: u8 = 6;
+
+fn address(node: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node as u8], 11_000))
+}
+
+/// Keys of what `from` sends to `to`.
+fn keys(from: usize, to: usize) -> [u8; 28] {
+    std::array::from_fn(|at| (from * 50 + to * 20 + at) as u8)
+}
+
+fn open(node: usize, other: usize) -> Command {
+    Command::OpenLink(Box::new(OpenLink {
+        link: LinkId::new(other as u8, 0),
+        remote: address(other),
+        version: 1,
+        remote_link: LinkId::new(node as u8, 0),
+        keys: LinkKeys { send: keys(node, other), receive: keys(other, node) },
+        playout: Duration::from_millis(150),
+    }))
+}
+
+fn node(node: usize) -> Rig {
+    let mut rig = Rig { core: Core::new(WorkerLimits { links: 4, ..common::limits() }, common::CONSENT), ..Rig::new() };
+    rig.core.set_media_sockets(1);
+    rig.core.set_relay_sockets(&[address(node)]);
+    rig
+}
+
+/// A datagram on the wire.
+struct Wired {
+    from: usize,
+    kind: u8,
+    layer: u8,
+    len: usize,
+}
+
+/// Two nodes of one worker each, 1 and 2, and the link between them.
+struct Mesh {
+    /// Node 1, which has the publishers.
+    origin: Rig,
+    /// Node 2, which has the viewers.
+    edge: Rig,
+    /// Another worker of node 2, and the lanes between the two.
+    other: Rig,
+    edge_ends: Ends,
+    other_ends: Ends,
+    /// What crossed, lost datagrams included.
+    wire: Vec<Wired>,
+    /// Of the media datagrams of node 1 each so many-th is lost; 0: none.
+    lose: usize,
+    media: usize,
+}
+
+impl Mesh {
+    fn new() -> Mesh {
+        let crossing = Crossing::new(2);
+        let (edge_ends, other_ends) = (crossing.ends(0), crossing.ends(1));
+        let mut mesh = Mesh { origin: node(1), edge: node(2), other: node(3), edge_ends, other_ends, wire: Vec::new(), lose: 0, media: 0 };
+        mesh.origin.command(open(1, 2));
+        mesh.edge.command(open(2, 1));
+        mesh.pass(Duration::from_millis(50));
+        mesh
+    }
+
+    /// Node 2 takes a track of node 1.
+    fn relay(&mut self, track: OpenTrack, extensions: ExtensionIds) {
+        let alias = 100 + track.track.0 as u16;
+        self.origin.command(Command::ExportToLink { track: track.track, link: LinkId::new(2, 0), alias, on: true });
+        self.edge.command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: LinkId::new(1, 0), alias });
+    }
+
+    /// What either sends crosses until nothing is left; returns what went to clients of each.
+    fn cross(&mut self) -> [Vec<Sent>; 2] {
+        let mut to_clients = [Vec::new(), Vec::new()];
+        loop {
+            self.edge_ends.send(&mut self.edge.core);
+            while self.other_ends.receive(self.other.now, &mut self.other.core) {}
+            self.other_ends.send(&mut self.other.core);
+            while self.edge_ends.receive(self.edge.now, &mut self.edge.core) {}
+            let (mut crossed, sent) = (false, [self.origin.sent(), self.edge.sent()]);
+            for (node, sent) in [1, 2].into_iter().zip(sent) {
+                for sent in sent {
+                    if sent.path.socket != RELAY {
+                        to_clients[node - 1].push(sent);
+                        continue;
+                    }
+                    assert_eq!(sent.path.remote, address(3 - node));
+                    crossed = true;
+                    self.carry(node, sent.bytes);
+                }
+            }
+            if !crossed {
+                return to_clients;
+            }
+        }
+    }
+
+    fn carry(&mut self, from: usize, mut bytes: Vec<u8>) {
+        let kind = bytes[1] & 0x0f;
+        self.wire.push(Wired { from, kind, layer: bytes[6], len: bytes.len() });
+        if from == 1 && MEDIA.contains(&kind) {
+            self.media += 1;
+            if self.lose != 0 && self.media.is_multiple_of(self.lose) {
+                return;
+            }
+        }
+        let to = if from == 1 { &mut self.edge } else { &mut self.origin };
+        to.core.handle_datagram(to.now, Path { socket: RELAY, remote: address(from) }, &mut bytes);
+    }
+
+    /// A datagram of a publisher's reaches node 1; returns what went to clients of each.
+    fn receive(&mut self, from: &Client, mut datagram: Vec<u8>) -> [Vec<Sent>; 2] {
+        self.origin.core.handle_datagram(self.origin.now, from.path, &mut datagram);
+        self.cross()
+    }
+
+    /// Time passes; returns what went to clients of each.
+    fn pass(&mut self, duration: Duration) -> [Vec<Sent>; 2] {
+        let (end, mut sent) = (self.origin.now + duration, [Vec::new(), Vec::new()]);
+        while self.origin.now < end {
+            for rig in [&mut self.origin, &mut self.edge, &mut self.other] {
+                rig.now = rig.now + STEP;
+                rig.core.handle_timeout(rig.now);
+            }
+            let step = self.cross();
+            sent.iter_mut().zip(step).for_each(|(sent, step)| sent.extend(step));
+        }
+        sent
+    }
+
+    /// Datagrams of a kind from a node since the last call of [`Mesh::forget`].
+    fn count(&self, from: usize, kind: u8) -> usize {
+        self.wire.iter().filter(|wired| wired.from == from && wired.kind == kind).count()
+    }
+
+    fn forget(&mut self) {
+        self.wire.clear();
+    }
+
+    fn origin_counters(&self) -> Counters {
+        *self.origin.core.counters()
+    }
+}
+
+/// A publisher of one VP8 track on node 1, which node 2 takes.
+fn video() -> (Mesh, Client) {
+    let mut mesh = Mesh::new();
+    let publisher = mesh.origin.publisher(1);
+    mesh.relay(Rig::track(1), open_transport(1).extensions);
+    (mesh, publisher)
+}
+
+/// A viewer on node 2 whose ask has crossed.
+fn viewer(mesh: &mut Mesh, id: u64) -> Client {
+    let viewer = mesh.edge.viewer(id, 1);
+    mesh.pass(Duration::from_millis(20));
+    viewer
+}
+
+/// A publisher of two simulcast layers on node 1, which node 2 takes.
+fn simulcast() -> (Mesh, Client) {
+    let mut mesh = Mesh::new();
+    let publisher = mesh.origin.connect_with(OpenTransport { extensions: IDS, ..open_transport(1) });
+    let track = OpenTrack { ssrc: None, layers: vec!["a".into(), "b".into()], order: vec![0, 1], ..Rig::track(1) };
+    mesh.origin.command(Command::OpenTrack(Box::new(track.clone())));
+    mesh.relay(track, IDS);
+    (mesh, publisher)
+}
+
+/// One packet of a layer; its SSRC is 50 and the layer.
+fn of_layer(publisher: &Client, layer: usize, index: u64, keyframe: bool) -> Vec<u8> {
+    let elements: [(u8, &[u8]); 2] = [(1, b"0"), (2, [b"a", b"b"][layer])];
+    let payload = vp8(keyframe, 100 + 400 * layer);
+    let (ssrc, timestamp) = (50 + layer as u32, 3_000 * index as u32);
+    protect(publisher, &Packet { ssrc, payload_type: 96, index, timestamp, elements: &elements, payload: &payload })
+}
+
+fn wish(subscription: u64, spatial_max: u8) -> Command {
+    Command::Wish { subscription: SubscriptionId(subscription), wish: LayerWish { spatial_max, ..LayerWish::default() } }
+}
+
+/// Frames of both layers, each 30 ms; a keyframe each 20. Returns the lengths of the payloads that reached the viewer.
+fn run_layers(mesh: &mut Mesh, publisher: &Client, viewer: &mut Client, frames: std::ops::Range<u64>) -> Vec<usize> {
+    let mut lens = Vec::new();
+    for index in frames {
+        for layer in 0..2 {
+            let [_, sent] = mesh.receive(publisher, of_layer(publisher, layer, index, index.is_multiple_of(20)));
+            lens.extend(media_to(viewer, &sent).iter().map(|(_, _, payload)| payload.len()));
+        }
+        let [_, sent] = mesh.pass(Duration::from_millis(30));
+        lens.extend(media_to(viewer, &sent).iter().map(|(_, _, payload)| payload.len()));
+    }
+    lens
+}
+
+#[test]
+fn a_packet_crosses_once_and_reaches_every_viewer_of_the_other_node_as_it_is() {
+    let (mut mesh, publisher) = video();
+    let mut far: Vec<_> = (3..5).map(|id| mesh.edge.viewer(id, 1)).collect();
+    mesh.pass(Duration::from_millis(20));
+    let mut near = mesh.origin.viewer(2, 1);
+    mesh.forget();
+    for index in 0..100 {
+        let payload = [&vp8(index == 0, 500)[..], &[index as u8]].concat();
+        let [origin, edge] = mesh.receive(&publisher, publisher.packet(1, index, &payload));
+        for (viewer, sent) in far.iter_mut().map(|viewer| (viewer, &edge)).chain([(&mut near, &origin)]) {
+            let media = media_to(viewer, sent);
+            assert_eq!(media.len(), 1, "packet {index}");
+            assert_eq!((media[0].0, &media[0].2), (100 + index, &payload));
+        }
+        mesh.pass(Duration::from_millis(5));
+    }
+    assert_eq!(mesh.count(1, 0), 100, "one copy for two viewers");
+    let (origin, edge) = (mesh.origin.core.counters(), mesh.edge.core.counters());
+    assert_eq!((origin.relay_packets_out, edge.relay_packets_in, edge.rtp_packets_out, edge.rtp_packets_in), (100, 100, 200, 0));
+    assert_eq!(origin.relay_media_bytes_out, edge.relay_media_bytes_in);
+    let bytes = |from: usize| mesh.wire.iter().filter(|wired| wired.from == from).map(|wired| wired.len as u64).sum::<u64>();
+    assert!(origin.relay_bytes_out >= bytes(1) && edge.relay_bytes_in == origin.relay_bytes_out, "nothing was lost: {origin:?}");
+    assert_eq!((edge.relay_datagrams_in, edge.relay_datagrams_out), (origin.relay_datagrams_out, origin.relay_datagrams_in));
+    let gauges = mesh.edge.core.gauges();
+    assert_eq!((gauges.tracks, gauges.remotes, gauges.links), (0, 1, 1));
+    mesh.pass(Duration::from_secs(2));
+    let events = mesh.edge.events();
+    let of_track = |event: &&Event| matches!(event, Event::TrackStarted { .. } | Event::TrackStats { .. } | Event::AudioLevel { .. });
+    assert_eq!(events.iter().filter(of_track).count(), 0, "its origin tells of the track");
+    let mut stats = events.iter().filter_map(|event| if let Event::LinkStats { link, stats } = event { Some((link, stats)) } else { None });
+    let (link, stats) = stats.next_back().expect("once a second");
+    assert_eq!((*link, stats.lost, stats.refused), (LinkId::new(1, 0), 0, 0), "{stats:?}");
+    assert!(stats.media_bytes_in >= 50_000 && stats.rtt_us > 0, "{stats:?}");
+}
+
+#[test]
+fn packets_of_one_turn_leave_over_a_link_as_one_train() {
+    let (mut mesh, publisher) = video();
+    let _viewer = viewer(&mut mesh, 2);
+    for index in 0..40 {
+        let mut packet = publisher.packet(1, index, &vp8(index == 0, 900));
+        mesh.origin.core.handle_datagram(mesh.origin.now, publisher.path, &mut packet);
+    }
+    let sent = mesh.origin.sent();
+    let trains: Vec<_> = sent.iter().filter(|sent| sent.path.socket == RELAY && sent.train > 1).map(|sent| sent.train).collect();
+    assert_eq!(trains, [40; 40]);
+}
+
+#[test]
+fn before_anybody_watches_and_a_second_after_nobody_does_not_a_byte_of_a_track_crosses() {
+    let (mut mesh, publisher) = video();
+    let mut index = 0;
+    let mut run = |mesh: &mut Mesh, duration: Duration| {
+        let end = mesh.origin.now + duration;
+        while mesh.origin.now < end {
+            mesh.receive(&publisher, publisher.packet(1, index, &vp8(index.is_multiple_of(50), 500)));
+            mesh.pass(Duration::from_millis(10));
+            index += 1;
+        }
+    };
+    let of_tracks =
+        |mesh: &Mesh| mesh.wire.iter().filter(|wired| MEDIA.contains(&wired.kind) || [ASK, CLOCK].contains(&wired.kind)).count();
+    mesh.forget();
+    run(&mut mesh, Duration::from_secs(3));
+    assert_eq!(of_tracks(&mesh), 0);
+    let viewers = [viewer(&mut mesh, 2), viewer(&mut mesh, 3)];
+    run(&mut mesh, Duration::from_secs(1));
+    assert!(of_tracks(&mesh) > 90);
+    mesh.edge.command(Command::CloseSubscription { subscription: SubscriptionId(viewers[0].id) });
+    mesh.forget();
+    run(&mut mesh, Duration::from_secs(2));
+    assert!(of_tracks(&mesh) > 190, "one still watches");
+    mesh.edge.forward(viewers[1].id, None);
+    run(&mut mesh, Duration::from_secs(1));
+    mesh.forget();
+    run(&mut mesh, Duration::from_secs(3));
+    assert_eq!(of_tracks(&mesh), 0);
+}
+
+#[test]
+fn an_ask_that_the_link_lost_is_told_again() {
+    let (mut mesh, publisher) = video();
+    let mut viewer = mesh.edge.viewer(2, 1);
+    // Its first asks go nowhere.
+    for _ in 0..50 {
+        mesh.edge.now = mesh.edge.now + STEP;
+        mesh.edge.core.handle_timeout(mesh.edge.now);
+        mesh.edge.sent();
+    }
+    mesh.pass(Duration::from_millis(1_100));
+    let [_, edge] = mesh.receive(&publisher, publisher.packet(1, 0, &vp8(true, 500)));
+    assert_eq!(media_to(&mut viewer, &edge).len(), 1);
+}
+
+#[test]
+fn only_the_layer_that_is_watched_crosses_and_another_when_that_is_wished() {
+    let (mut mesh, publisher) = simulcast();
+    let mut viewer = mesh.edge.viewer(2, 1);
+    mesh.edge.command(wish(2, 0));
+    run_layers(&mut mesh, &publisher, &mut viewer, 0..60);
+    mesh.forget();
+    let lens = run_layers(&mut mesh, &publisher, &mut viewer, 60..120);
+    assert!(lens.len() >= 60 && lens.iter().all(|len| *len == 100), "{lens:?}");
+    let layers = |mesh: &Mesh, layer: u8| mesh.wire.iter().filter(|w| w.from == 1 && w.kind == 0 && w.layer == layer).count();
+    assert_eq!((layers(&mesh, 0), layers(&mesh, 1)), (60, 0));
+    // The far side knows that the upper layer comes, though nothing of it crossed.
+    mesh.edge.command(wish(2, 1));
+    run_layers(&mut mesh, &publisher, &mut viewer, 120..180);
+    mesh.forget();
+    let lens = run_layers(&mut mesh, &publisher, &mut viewer, 180..240);
+    assert!(lens.len() >= 60 && lens.iter().all(|len| *len == 500), "{lens:?}");
+    assert_eq!((layers(&mesh, 0), layers(&mesh, 1)), (0, 60));
+    // A layer that pauses at its publisher gives way.
+    let mut lens = Vec::new();
+    for index in 240..300 {
+        let [_, sent] = mesh.receive(&publisher, of_layer(&publisher, 0, index, index.is_multiple_of(20)));
+        lens.extend(media_to(&mut viewer, &sent).iter().map(|(_, _, payload)| payload.len()));
+        mesh.pass(Duration::from_millis(30));
+    }
+    assert!(lens.iter().filter(|len| **len == 100).count() > 15, "{lens:?}");
+}
+
+#[test]
+fn a_layer_that_was_unwatched_for_long_goes_on_wherever_its_numbers_are() {
+    let (mut mesh, publisher) = video();
+    let mut viewer = viewer(&mut mesh, 2);
+    let [_, edge] = mesh.receive(&publisher, publisher.packet(1, 0, &vp8(true, 500)));
+    assert_eq!(media_to(&mut viewer, &edge).len(), 1);
+    mesh.edge.forward(2, None);
+    for index in [25_000, 50_000] {
+        mesh.receive(&publisher, publisher.packet(1, index, &vp8(true, 500)));
+        mesh.pass(Duration::from_millis(1_500));
+    }
+    mesh.edge.forward(2, Some(1));
+    mesh.pass(Duration::from_millis(100));
+    // Nearer to the number before when counted backwards.
+    for index in 60_000..60_010 {
+        let [_, edge] = mesh.receive(&publisher, publisher.packet(1, index, &vp8(index == 60_000, 500)));
+        assert_eq!(media_to(&mut viewer, &edge).len(), 1, "{index}");
+    }
+}
+
+#[test]
+fn a_nack_is_answered_by_the_viewers_node() {
+    let (mut mesh, publisher) = video();
+    let mut viewer = viewer(&mut mesh, 2);
+    for index in 0..20 {
+        let [_, sent] = mesh.receive(&publisher, publisher.packet(1, index, &vp8(index == 0, 500)));
+        media_to(&mut viewer, &sent);
+    }
+    mesh.forget();
+    let nack = viewer.rtcp(|c| c.nack(0, 2, [110]));
+    let sent = mesh.edge.exchange(viewer.path, nack);
+    assert_eq!(sent.iter().filter(|sent| sent.path == viewer.path).count(), 1);
+    mesh.pass(Duration::from_millis(50));
+    assert_eq!((mesh.edge.core.counters().retransmitted_packets, mesh.count(1, REPAIR)), (1, 0));
+}
+
+#[test]
+fn what_a_link_loses_is_repaired_and_each_viewer_gets_everything_once() {
+    let (mut mesh, mut publisher) = video();
+    let mut viewer = viewer(&mut mesh, 2);
+    mesh.lose = 10;
+    let mut seen = Vec::new();
+    for index in 0..500 {
+        let [_, edge] = mesh.receive(&publisher, publisher.packet(1, index, &vp8(index == 0, 700)));
+        seen.extend(media_to(&mut viewer, &edge).iter().map(|(index, _, _)| *index));
+        let [origin, edge] = mesh.pass(Duration::from_millis(3));
+        seen.extend(media_to(&mut viewer, &edge).iter().map(|(index, _, _)| *index));
+        let compounds = rtcp_to(&mut publisher, &origin);
+        let is_nack = |packet: RtcpPacket<'_>| matches!(packet, RtcpPacket::Nack { .. });
+        assert!(!compounds.iter().flat_map(|compound| RtcpReader::new(compound).unwrap()).any(is_nack), "the publisher is not asked");
+    }
+    let [_, edge] = mesh.pass(Duration::from_millis(300));
+    seen.extend(media_to(&mut viewer, &edge).iter().map(|(index, _, _)| *index));
+    seen.sort_unstable();
+    assert_eq!(seen, (100..600).collect::<Vec<_>>());
+    let repairs = mesh.origin_counters().relay_repairs_out;
+    assert!((40..200).contains(&repairs), "{repairs}");
+}
+
+#[test]
+fn keyframes_that_viewers_of_a_node_ask_for_cross_as_one_ask_and_are_asked_for_once() {
+    let (mut mesh, publisher) = video();
+    let mut far: Vec<_> = (3..8).map(|id| mesh.edge.viewer(id, 1)).collect();
+    mesh.pass(Duration::from_millis(20));
+    for index in 0..30 {
+        mesh.receive(&publisher, publisher.packet(1, index, &vp8(index == 0, 500)));
+    }
+    mesh.pass(Duration::from_secs(1));
+    let before = mesh.origin_counters().rtcp_pli_out;
+    mesh.pass(Duration::from_millis(20));
+    mesh.forget();
+    for viewer in &mut far {
+        let (path, ssrc) = (viewer.path, viewer.id as u32);
+        let pli = viewer.rtcp(|c| c.pli(0, ssrc));
+        mesh.edge.exchange(path, pli);
+    }
+    mesh.pass(Duration::from_millis(100));
+    assert_eq!(mesh.origin_counters().rtcp_pli_out - before, 1);
+    assert!((1..=2).contains(&mesh.count(2, ASK)), "one ask, or that of the second beside it: {}", mesh.count(2, ASK));
+    mesh.receive(&publisher, publisher.packet(1, 30, &vp8(true, 500)));
+    mesh.pass(Duration::from_millis(900));
+    assert_eq!(mesh.origin_counters().rtcp_pli_out - before, 1);
+}
+
+#[test]
+fn the_publishers_clock_and_its_goodbye_cross() {
+    let (mut mesh, mut publisher) = simulcast();
+    let mut viewer = mesh.edge.viewer(2, 1);
+    run_layers(&mut mesh, &publisher, &mut viewer, 0..40);
+    let info = SenderInfo { ssrc: 51, ntp: 77 << 32, rtp_timestamp: 5, packets: 1, octets: 1 };
+    let report = publisher.rtcp(|c| c.sender_report(&info, &[]));
+    mesh.receive(&publisher, report);
+    let [_, edge] = mesh.pass(Duration::from_secs(1));
+    let compounds = rtcp_to(&mut viewer, &edge);
+    let reports = compounds.iter().flat_map(|compound| RtcpReader::new(compound).unwrap());
+    let ntp = reports.filter_map(|packet| if let RtcpPacket::SenderReport { info, .. } = packet { Some(info.ntp) } else { None });
+    let seconds: Vec<u64> = ntp.map(|ntp| ntp >> 32).collect();
+    assert!(!seconds.is_empty() && seconds.iter().all(|s| (77..79).contains(s)), "on the publisher's clock: {seconds:?}");
+    let bye = publisher.rtcp(|c| c.receiver_report(51, &[])?.bye(&[51]));
+    mesh.receive(&publisher, bye);
+    mesh.pass(Duration::from_millis(20));
+    let [_, edge] = mesh.receive(&publisher, of_layer(&publisher, 0, 40, true));
+    assert_eq!(media_to(&mut viewer, &edge).len(), 1, "the lower layer at once");
+}
+
+#[test]
+fn an_encoder_that_begins_anew_goes_on_at_the_other_node() {
+    let (mut mesh, publisher) = simulcast();
+    let mut viewer = mesh.edge.viewer(2, 1);
+    mesh.edge.command(wish(2, 0));
+    mesh.pass(Duration::from_millis(20));
+    for index in 0..5 {
+        let [_, edge] = mesh.receive(&publisher, of_layer(&publisher, 0, 40_000 + index, index == 0));
+        assert_eq!(media_to(&mut viewer, &edge).len(), 1);
+    }
+    // Another SSRC, and numbers far below.
+    for index in 0..5 {
+        let elements: [(u8, &[u8]); 2] = [(1, b"0"), (2, b"a")];
+        let payload = vp8(index == 0, 100);
+        let timestamp = 3_000 * index as u32;
+        let packet = Packet { ssrc: 90, payload_type: 96, index: 7 + index, timestamp, elements: &elements, payload: &payload };
+        let [_, edge] = mesh.receive(&publisher, protect(&publisher, &packet));
+        assert_eq!(media_to(&mut viewer, &edge).iter().map(|(index, _, _)| *index).collect::<Vec<_>>(), [105 + index]);
+    }
+}
+
+#[test]
+fn small_audio_packets_of_a_turn_share_a_datagram() {
+    let mut mesh = Mesh::new();
+    let speakers: Vec<_> = (20..26)
+        .map(|id| {
+            let client = mesh.origin.connect(id);
+            let payload_types = vec![PayloadType { number: 96, codec: Codec::Opus, rtx: None }];
+            let track = OpenTrack { kind: MediaKind::Audio, payload_types, ..Rig::track(id) };
+            mesh.origin.command(Command::OpenTrack(Box::new(track.clone())));
+            mesh.relay(track, open_transport(id).extensions);
+            client
+        })
+        .collect();
+    let mut listener = mesh.edge.connect(2);
+    for id in 20..26 {
+        let open = OpenSubscription { kind: MediaKind::Audio, transport: TransportId(2), ..Rig::subscription(id) };
+        mesh.edge.command(Command::OpenSubscription(Box::new(open)));
+        mesh.edge.forward(id, Some(id));
+    }
+    mesh.pass(Duration::from_millis(20));
+    mesh.forget();
+    for index in 0..50 {
+        for speaker in &speakers {
+            let mut packet = speaker.packet(speaker.id as u32, index, &[7; 60]);
+            mesh.origin.core.handle_datagram(mesh.origin.now, speaker.path, &mut packet);
+        }
+        let [_, edge] = mesh.cross();
+        assert_eq!(media_to(&mut listener, &edge).len(), 6, "at once");
+        mesh.pass(Duration::from_millis(20));
+    }
+    let media: usize = MEDIA.iter().map(|kind| mesh.count(1, *kind)).sum();
+    assert_eq!(media, 50, "six packets in each");
+}
+
+#[test]
+fn a_track_of_another_node_is_mirrored_to_other_workers_and_never_sent_back() {
+    let (mut mesh, publisher) = simulcast();
+    mesh.edge_ends.supply(1);
+    mesh.other_ends.supply(0);
+    let track = OpenTrack { ssrc: None, layers: vec!["a".into(), "b".into()], order: vec![0, 1], ..Rig::track(1) };
+    mesh.other.command(Command::OpenMirror { open: Box::new(track), home: 0 });
+    mesh.edge.command(Command::Export { track: TrackId(1), to: 1, on: true });
+    mesh.edge.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(1, 0), alias: 7, on: true });
+    let mut far = mesh.other.viewer(2, 1);
+    mesh.other.command(wish(2, 1));
+    let mut lens = Vec::new();
+    for index in 0..120 {
+        for layer in 0..2 {
+            mesh.receive(&publisher, of_layer(&publisher, layer, index, index.is_multiple_of(20)));
+            let sent = mesh.other.sent();
+            lens.extend(media_to(&mut far, &sent).iter().map(|(_, _, payload)| payload.len()));
+        }
+        mesh.pass(Duration::from_millis(30));
+        let sent = mesh.other.sent();
+        lens.extend(media_to(&mut far, &sent).iter().map(|(_, _, payload)| payload.len()));
+    }
+    assert!(lens[60..].iter().all(|len| *len == 500) && lens.len() >= 100, "{lens:?}");
+    assert!(MEDIA.iter().all(|kind| mesh.count(2, *kind) == 0), "a packet never goes back where it came from");
+    // Nobody watches any more.
+    mesh.other.command(Command::CloseSubscription { subscription: SubscriptionId(2) });
+    mesh.pass(Duration::from_millis(1_000));
+    mesh.forget();
+    for index in 120..130 {
+        mesh.receive(&publisher, of_layer(&publisher, 1, index, true));
+    }
+    assert!(MEDIA.iter().all(|kind| mesh.count(1, *kind) == 0));
+}
+
+#[test]
+fn garbage_at_the_relay_port_is_counted_and_the_link_stays() {
+    let (mut mesh, publisher) = video();
+    let mut viewer = viewer(&mut mesh, 2);
+    let mut packet = publisher.packet(1, 0, &vp8(true, 500));
+    mesh.origin.core.handle_datagram(mesh.origin.now, publisher.path, &mut packet);
+    let sent =
+        mesh.origin.sent().into_iter().find(|sent| sent.path.socket == RELAY && sent.bytes[1] & 0x0f == 0).expect("a packet crosses");
+    let mut offer = |mesh: &mut Mesh, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = sent.bytes.clone();
+        change(&mut bytes);
+        let stranger = Path { socket: RELAY, remote: "198.51.100.7:4000".parse().unwrap() };
+        let reached = mesh.edge.exchange(stranger, bytes);
+        media_to(&mut viewer, &reached).len()
+    };
+    type Change = &'static dyn Fn(&mut Vec<u8>);
+    let cases: [(Change, DropReason); 9] = [
+        (&|bytes| bytes.clear(), DropReason::RelayMalformed),
+        (&|bytes| bytes.truncate(31), DropReason::RelayMalformed),
+        (&|bytes| bytes[0] = 9, DropReason::RelayMalformed),
+        (&|bytes| bytes.resize(9_000, 0), DropReason::RelayMalformed),
+        (&|bytes| bytes[2] ^= 0x40, DropReason::RelayUnknownLink),
+        (&|bytes| bytes[1] ^= 0x80, DropReason::RelayKeyUnknown),
+        (&|bytes| bytes[4] ^= 1, DropReason::RelayAuth),
+        (&|bytes| bytes[20] ^= 1, DropReason::RelayAuth),
+        (&|bytes| *bytes.last_mut().unwrap() ^= 1, DropReason::RelayAuth),
+    ];
+    for (at, (change, reason)) in cases.into_iter().enumerate() {
+        let before = mesh.edge.drops(reason);
+        assert_eq!(offer(&mut mesh, change), 0);
+        assert_eq!(mesh.edge.drops(reason), before + 1, "case {at}: {}", reason.label());
+    }
+    assert_eq!(offer(&mut mesh, &|_| {}), 1, "as it was sent");
+    assert_eq!(offer(&mut mesh, &|_| {}), 0, "and not again");
+    assert_eq!(mesh.edge.drops(DropReason::RelayReplay), 1);
+    // Neither port takes what belongs to the other.
+    let mut check = publisher.check(common::PWD);
+    mesh.origin.core.handle_datagram(mesh.origin.now, Path { socket: RELAY, remote: publisher.path.remote }, &mut check);
+    assert_eq!(mesh.origin.drops(DropReason::RelayUnknownLink), 1);
+    let answers = mesh.edge.exchange(viewer.path, sent.bytes.clone());
+    assert!(media_to(&mut viewer, &answers).is_empty());
+}
+
+#[test]
+fn a_third_node_sends_nothing_under_our_association_and_nothing_that_it_was_not_asked_for() {
+    let (mut mesh, publisher) = video();
+    let mut viewer = viewer(&mut mesh, 2);
+    // Node 3 has a link to node 2, and a track under the alias that node 1's has.
+    let mut third = node(3);
+    third.command(open(3, 2));
+    mesh.edge.command(open(2, 3));
+    let liar = third.publisher(9);
+    third.command(Command::ExportToLink { track: TrackId(9), link: LinkId::new(2, 0), alias: 101, on: true });
+    // It believes to be asked.
+    let wanting = {
+        let mut wanting = node(2);
+        wanting.command(open(2, 3));
+        wanting.command(Command::OpenRemoteTrack {
+            open: Box::new(Rig::track(9)),
+            extensions: ExtensionIds::NONE,
+            link: LinkId::new(3, 0),
+            alias: 101,
+        });
+        wanting.viewer(5, 9);
+        wanting.pass(Duration::from_millis(20))
+    };
+    for sent in wanting.into_iter().filter(|sent| sent.path.socket == RELAY) {
+        third.exchange(Path { socket: RELAY, remote: address(2) }, sent.bytes);
+    }
+    let mut crossed = 0;
+    for index in 0..20 {
+        let mut packet = liar.packet(9, index, &vp8(index == 0, 500));
+        third.core.handle_datagram(third.now, liar.path, &mut packet);
+        for sent in third.sent().into_iter().filter(|sent| sent.path.socket == RELAY && sent.bytes[1] & 0x0f == 0) {
+            crossed += 1;
+            let unasked = mesh.edge.exchange(Path { socket: RELAY, remote: address(3) }, sent.bytes.clone());
+            let mut borrowed = sent.bytes;
+            borrowed[2..4].copy_from_slice(&LinkId::new(1, 0).0.to_le_bytes());
+            let aliased = mesh.edge.exchange(Path { socket: RELAY, remote: address(3) }, borrowed);
+            assert_eq!(media_to(&mut viewer, &unasked).len() + media_to(&mut viewer, &aliased).len(), 0);
+        }
+    }
+    assert_eq!(crossed, 20);
+    // A counter that the honest link has used ends before its tag is looked at.
+    let refused = mesh.edge.drops(DropReason::RelayAuth) + mesh.edge.drops(DropReason::RelayReplay);
+    assert_eq!((mesh.edge.drops(DropReason::UnknownStream), refused), (20, 20));
+    let [_, edge] = mesh.receive(&publisher, publisher.packet(1, 0, &vp8(true, 500)));
+    assert_eq!(media_to(&mut viewer, &edge).len(), 1, "the honest link goes on");
+}
+
+#[test]
+fn a_link_goes_on_under_new_keys() {
+    let (mut mesh, publisher) = video();
+    let mut viewer = viewer(&mut mesh, 2);
+    let rekey = |link: LinkId, from: usize, to: usize| {
+        let keys = LinkKeys { send: keys(from, to).map(|byte| !byte), receive: keys(to, from).map(|byte| !byte) };
+        Command::RekeyLink { link, generation: 1, keys: Box::new(keys) }
+    };
+    let mut seen = 0;
+    for index in 0..300 {
+        if index == 100 {
+            mesh.origin.command(rekey(LinkId::new(2, 0), 1, 2));
+        }
+        if index == 105 {
+            mesh.edge.command(rekey(LinkId::new(1, 0), 2, 1));
+        }
+        let [_, edge] = mesh.receive(&publisher, publisher.packet(1, index, &vp8(index == 0, 500)));
+        seen += media_to(&mut viewer, &edge).len();
+        let [_, edge] = mesh.pass(Duration::from_millis(10));
+        seen += media_to(&mut viewer, &edge).len();
+    }
+    assert_eq!(seen, 300);
+    let mut packet = publisher.packet(1, 300, &vp8(false, 500));
+    mesh.origin.core.handle_datagram(mesh.origin.now, publisher.path, &mut packet);
+    let sent = mesh.origin.sent();
+    assert!(sent.iter().any(|sent| sent.path.socket == RELAY && sent.bytes[1] == 0x80), "the new keys are in use");
+}
+
+#[test]
+fn closing_a_link_or_either_end_of_a_track_leaves_nothing() {
+    let (mut mesh, publisher) = video();
+    let viewer = viewer(&mut mesh, 2);
+    for index in 0..50 {
+        mesh.receive(&publisher, publisher.packet(1, index, &vp8(index == 0, 500)));
+    }
+    let before = mesh.origin_counters().relay_packets_out;
+    assert_eq!(before, 50);
+    // The track ends at both ends, and packets of it are on their way.
+    mesh.origin.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(2, 0), alias: 101, on: false });
+    mesh.edge.command(Command::CloseTrack { track: TrackId(1) });
+    mesh.receive(&publisher, publisher.packet(1, 50, &vp8(false, 500)));
+    assert_eq!(mesh.origin_counters().relay_packets_out, before);
+    assert_eq!(mesh.edge.core.gauges(), Gauges { transports: 1, subscriptions: 1, links: 1, ..Gauges::default() });
+    // It comes again under the same alias, and the link ends.
+    mesh.relay(Rig::track(1), open_transport(1).extensions);
+    mesh.edge.forward(2, Some(1));
+    mesh.pass(Duration::from_millis(20));
+    mesh.receive(&publisher, publisher.packet(1, 51, &vp8(true, 500)));
+    assert_eq!(mesh.origin_counters().relay_packets_out, before + 1);
+    let mut packet = publisher.packet(1, 52, &vp8(false, 500));
+    mesh.origin.core.handle_datagram(mesh.origin.now, publisher.path, &mut packet);
+    mesh.origin.command(Command::CloseLink { link: LinkId::new(2, 0) });
+    mesh.edge.command(Command::CloseLink { link: LinkId::new(1, 0) });
+    mesh.pass(Duration::from_millis(20));
+    assert_eq!(mesh.origin_counters().relay_packets_out, before + 1);
+    assert_eq!(mesh.edge.core.gauges(), Gauges { transports: 1, subscriptions: 1, ..Gauges::default() });
+    mesh.edge.command(Command::CloseTransport { transport: TransportId(viewer.id) });
+    mesh.origin.command(Command::CloseTransport { transport: TransportId(1) });
+    mesh.pass(Duration::from_millis(20));
+    assert_eq!((mesh.edge.core.gauges(), mesh.origin.core.gauges()), (Gauges::default(), Gauges::default()));
+    assert_eq!((mesh.edge.core.poll_timeout(), mesh.origin.core.poll_timeout()), (None, None));
+}
