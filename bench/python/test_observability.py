@@ -187,8 +187,9 @@ class Observability(unittest.TestCase):
         used = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
         used += re.findall(r"expr: (.*(?:\n {10}.*)*)", (CONFIG / "prometheus/alerts.yml").read_text())
         self.assertGreater(len(used), 25)
-        # The certificate's metric exists where one is configured.
-        named = set(METRIC.findall("\n".join(used))) - {"pop_tls_certificate_expiry_timestamp_seconds"}
+        # A certificate's metric exists where one is configured.
+        certificates = {f"pop_{whose}_certificate_expiry_timestamp_seconds" for whose in ("tls", "mesh")}
+        named = set(METRIC.findall("\n".join(used))) - certificates
         self.assertEqual(named - known, set())
 
     def test_systemd_finds_the_unit_confined(self):

@@ -1,5 +1,611 @@
-//! Secured links to other nodes (DESIGN 8): so far, what their certificates call them.
+//! Control links to other nodes: who they are, what they say, and the secrets of the datagrams between workers (DESIGN 8).
+//!
+//! ```text
+//! mesh.peers, Mesh::dial -> dial --+-> TLS 1.3, both certificates of mesh.ca -> Hello both ways -> register -> MeshEvent::LinkUp
+//! mesh.listen -----------> accept -+          |                                     |                 |
+//!                                             +-- refused: counted, audited --------+                 v
+//! Mesh::send -> queue (1 MiB, 2 s) -> write -> u32 length, Control -> read -> MeshEvent::{Message, Rekeyed}, at the end LinkDown
+//! ```
+//! A node is what its certificate names. Of two connections of a pair the one stays that the node with the lower id made; a newer start
+//! of a node takes the place of the older at once. Who makes a connection speaks first and the other answers, so that the one that is
+//! up on both sides is the same. Events of one link come in order, and none after its `LinkDown`.
 
+mod accept;
+mod counters;
+mod dial;
+mod identity;
+mod link;
 mod name;
 
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pop_proto::control::LinkKeys;
+use pop_relay::control::{self, Hello, Message};
+use pop_schemas::{Incarnation, NodeId};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use crate::config::{Config, PEERS_MAX};
+use crate::logging::AUDIT;
+use crate::reload::{Applier, Prepared};
+use crate::serve;
+use counters::Counters;
+use link::{Item, Link};
+
+pub use counters::{MeshCounters, Refusal};
+pub use identity::{MeshFiles, MeshIdentity};
+pub use link::Ended;
 pub use name::NodeName;
+
+/// How long a connection may take to prove whose it is: TLS and both Hellos.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Label of the TLS exporter that gives the datagrams their secret.
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-pop-relay";
+
+/// Events that wait for the node. When they are so many, links are read no further.
+const EVENTS_MAX: usize = 1_024;
+
+/// What a mesh starts with.
+#[derive(Clone, Debug)]
+pub struct MeshSettings {
+    /// Where links are taken.
+    pub listen: SocketAddr,
+    /// Who this node is, and whom it believes.
+    pub identity: MeshIdentity,
+    /// Which start of it this is.
+    pub incarnation: Incarnation,
+    /// Relay address of each worker.
+    pub workers: Vec<SocketAddr>,
+    /// Nodes that are dialled from the start on.
+    pub peers: Vec<SocketAddr>,
+    /// How late a frame may be before nobody wants it.
+    pub playout: Duration,
+}
+
+impl MeshSettings {
+    /// Those of `[mesh]` and `[node]`; `None` for a node without `mesh.listen`.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to change.
+    pub fn of(config: &Config, incarnation: Incarnation, workers: Vec<SocketAddr>) -> Result<Option<MeshSettings>, String> {
+        let Some(listen) = config.mesh.listen else { return Ok(None) };
+        let identity = MeshIdentity::of(config)?.ok_or("mesh.listen needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes")?;
+        let (peers, playout) = (config.mesh.peers.clone(), config.mesh.playout);
+        Ok(Some(MeshSettings { listen, identity, incarnation, workers, peers, playout }))
+    }
+}
+
+/// The other end of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its number in the whole mesh.
+    pub node: NodeId,
+    /// Its name, and its PoP's, as its certificate says.
+    pub name: String,
+    /// Its PoP.
+    pub pop: String,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// What this node calls it, 1 to 255: the high byte of the heads of its datagrams. The same as long as this node runs, unless more
+    /// nodes come and go than there are numbers.
+    pub number: u8,
+    /// What it calls this node: the high byte of the heads of our datagrams.
+    pub their_number: u8,
+    /// Schema that both speak.
+    pub version: u8,
+    /// Relay address of each of its workers.
+    pub workers: Vec<SocketAddr>,
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    /// How late a frame may be there before nobody wants it.
+    pub playout: Duration,
+}
+
+/// What both ends of a link know and nobody else.
+#[derive(Clone)]
+pub struct LinkSecret {
+    secret: Zeroizing<[u8; 32]>,
+    local: NodeId,
+    remote: NodeId,
+}
+
+impl LinkSecret {
+    /// Keys between a worker of this node and one of the other.
+    pub fn keys(&self, generation: u32, local_worker: u8, remote_worker: u8) -> LinkKeys {
+        let (local, remote) = ((self.local, local_worker), (self.remote, remote_worker));
+        LinkKeys {
+            send: pop_relay::keys::derive(&self.secret, generation, local, remote),
+            receive: pop_relay::keys::derive(&self.secret, generation, remote, local),
+        }
+    }
+}
+
+impl fmt::Debug for LinkSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LinkSecret")
+    }
+}
+
+/// What the mesh tells the node.
+#[derive(Debug)]
+pub enum MeshEvent {
+    /// A node can be spoken with. Its keys begin with generation 0.
+    LinkUp {
+        /// Who.
+        peer: Box<Peer>,
+        /// For the keys of the datagrams.
+        secret: LinkSecret,
+    },
+    /// It cannot any longer. Another `LinkUp` may follow at once, of another start or of the other connection of the pair.
+    LinkDown {
+        /// Who.
+        node: NodeId,
+        /// Why.
+        why: Ended,
+    },
+    /// Both ends step to these keys; the former still open for a while.
+    Rekeyed {
+        /// With whom.
+        node: NodeId,
+        /// Of [`LinkSecret::keys`].
+        generation: u32,
+    },
+    /// It says something.
+    Message {
+        /// Who.
+        node: NodeId,
+        /// Never a Hello, a Rekey or an Alive.
+        message: Message,
+    },
+}
+
+/// A link that is up, for who looks at the node.
+#[derive(Clone, Debug)]
+pub struct LinkState {
+    /// The other end.
+    pub peer: Peer,
+    /// This node made the connection.
+    pub dialled: bool,
+    /// Of the keys in use.
+    pub generation: u32,
+    /// How long it has been up.
+    pub age: Duration,
+}
+
+/// The links of this node. Cheap to clone; with the last clone all links end.
+#[derive(Clone)]
+pub struct Mesh(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.tasks().abort_all();
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mesh({} at {})", self.0.shared.name, self.0.address)
+    }
+}
+
+impl Mesh {
+    /// Listens and dials. Within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to change.
+    pub async fn start(settings: MeshSettings) -> Result<(Mesh, mpsc::Receiver<MeshEvent>), String> {
+        let MeshSettings { listen, identity, incarnation, workers, peers, playout } = settings;
+        let listener = serve::bind("mesh.listen", listen).await?;
+        let address = listener.local_addr().unwrap_or(listen);
+        if let Some(warning) = identity.warning() {
+            tracing::warn!("{warning}");
+        }
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let shared = Arc::new(Shared {
+            node: identity.name().id(),
+            name: identity.name().clone(),
+            incarnation,
+            workers,
+            playout,
+            started: Instant::now(),
+            identity: RwLock::new(identity),
+            events,
+            table: Mutex::default(),
+            changed: watch::Sender::new(()),
+            counters: Counters::default(),
+            tasks: Mutex::default(),
+        });
+        tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), "links to other nodes are taken");
+        shared.spawn(accept::accept(Arc::clone(&shared), listener));
+        for peer in peers.into_iter().take(PEERS_MAX).filter(|peer| *peer != address) {
+            shared.spawn(dial::keep_linked(Arc::clone(&shared), peer, None));
+        }
+        Ok((Mesh(Arc::new(Handle { shared, address })), receiver))
+    }
+
+    /// Where links are taken.
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// Who this node is.
+    pub fn name(&self) -> &NodeName {
+        &self.0.shared.name
+    }
+
+    /// Keeps a link with this node, of which the bus tells, when it is ours to dial: the node with the lower id does. Said again with
+    /// another address, it goes there.
+    pub fn dial(&self, node: NodeId, pop: &str, name: &str, address: SocketAddr) {
+        let shared = &self.0.shared;
+        let name = match NodeName::new(name, pop) {
+            Ok(name) if name.id() == node => name,
+            Ok(_) => return tracing::warn!(%node, name, pop, "a node's id is not that of its name: it gets no link"),
+            Err(error) => return tracing::warn!(%node, "a node gets no link: {error}"),
+        };
+        if shared.node >= node {
+            return;
+        }
+        let mut table = shared.table();
+        if table.dialers.get(&node).is_some_and(|dialer| dialer.address == address) {
+            return;
+        }
+        if let Some(former) = table.dialers.remove(&node) {
+            former.task.abort();
+        }
+        if table.dialers.len() >= PEERS_MAX {
+            return tracing::warn!(%name, "a node gets no link: there are {PEERS_MAX} others");
+        }
+        let task = shared.spawn(dial::keep_linked(Arc::clone(shared), address, Some(name)));
+        table.dialers.insert(node, Dialer { address, task });
+    }
+
+    /// Dials this node no longer, and ends its link.
+    pub fn forget(&self, node: NodeId) {
+        let mut table = self.0.shared.table();
+        if let Some(dialer) = table.dialers.remove(&node) {
+            dialer.task.abort();
+        }
+        if let Some(link) = table.links.get(&node) {
+            link.end(Ended::Forgotten);
+        }
+    }
+
+    /// Says something to a node. `false`: it has no link, or is too far behind, which ends the link; when it is up again the node has
+    /// to be told everything anew.
+    pub fn send(&self, node: NodeId, message: &Message) -> bool {
+        self.0.shared.table().links.get(&node).is_some_and(|link| link.send(message))
+    }
+
+    /// Steps to the next generation of keys: they are used up. `false`: there is no link.
+    pub fn rekey(&self, node: NodeId) -> bool {
+        self.0.shared.table().links.get(&node).is_some_and(|link| link.rekey())
+    }
+
+    /// The links that are up, by the id of the other node.
+    pub fn links(&self) -> Vec<LinkState> {
+        let table = self.0.shared.table();
+        let mut links: Vec<_> = table.links.values().map(|link| link.state()).collect();
+        links.sort_by_key(|link| link.peer.node);
+        links
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> MeshCounters {
+        let shared = &self.0.shared;
+        let links = shared.table().links.len();
+        shared.counters.read(links, shared.identity().expires_at_s())
+    }
+
+    /// Takes other files for new links; those that are up go on.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says which file is wrong; the old ones stay.
+    pub fn reload(&self, files: &MeshFiles) -> Result<(), String> {
+        self.replace(MeshIdentity::load(files, &self.0.shared.name)?);
+        Ok(())
+    }
+
+    fn replace(&self, identity: MeshIdentity) {
+        *self.0.shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+}
+
+/// `mesh.ca`, `mesh.cert` and `mesh.key`.
+pub struct MeshApplier(pub Mesh);
+
+#[async_trait]
+impl Applier for MeshApplier {
+    fn keys(&self) -> &'static [&'static str] {
+        &["mesh.ca", "mesh.cert", "mesh.key"]
+    }
+
+    async fn prepare(&self, new: &Config) -> Result<Prepared, String> {
+        let mesh = self.0.clone();
+        let files =
+            MeshFiles::of(&new.mesh).ok_or("mesh.ca, mesh.cert and mesh.key cannot be taken away while the node runs: restart it")?;
+        let identity = MeshIdentity::load(&files, mesh.name()).map_err(|error| format!("{error}; the old certificate stays"))?;
+        let mut changes = Vec::new();
+        if identity.expires_at_s() != mesh.counters().expires_at_s {
+            changes.push(format!("certificate of mesh.cert, valid for {} days", identity.days_left()));
+        }
+        changes.extend(identity.warning().map(str::to_owned));
+        Ok(Prepared::new(changes, async move { mesh.replace(identity) }))
+    }
+}
+
+/// What all tasks of the mesh have in common.
+struct Shared {
+    node: NodeId,
+    name: NodeName,
+    incarnation: Incarnation,
+    workers: Vec<SocketAddr>,
+    playout: Duration,
+    started: Instant,
+    identity: RwLock<MeshIdentity>,
+    events: mpsc::Sender<MeshEvent>,
+    table: Mutex<Table>,
+    /// Told after each change of the table's links.
+    changed: watch::Sender<()>,
+    counters: Counters,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+#[derive(Default)]
+struct Table {
+    links: HashMap<NodeId, Arc<Link>>,
+    /// What nodes are called here.
+    numbers: HashMap<NodeId, u8>,
+    /// Nodes that a connection of ours is about to link with: one at a time.
+    claims: HashSet<NodeId>,
+    /// Of [`Mesh::dial`].
+    dialers: HashMap<NodeId, Dialer>,
+    next_link: u64,
+}
+
+struct Dialer {
+    address: SocketAddr,
+    task: AbortHandle,
+}
+
+/// A link that was entered into the table. Who gets it runs it.
+struct Admission {
+    link: Arc<Link>,
+    items: mpsc::UnboundedReceiver<Item>,
+}
+
+/// Why a connection becomes no link.
+enum Refused {
+    /// Counted and told.
+    Fault(Refusal, Option<NodeName>),
+    /// The pair has a link already: nobody's fault.
+    Redundant,
+    /// This node is stopping.
+    Stopped,
+}
+
+/// Our own connection is about to link with a node, until dropped.
+struct Claim<'a> {
+    shared: &'a Shared,
+    node: NodeId,
+    /// What the node is called here.
+    number: u8,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.shared.table().claims.remove(&self.node);
+    }
+}
+
+impl Table {
+    /// What `node` is called here; `None` when all numbers have a link.
+    fn number(&mut self, node: NodeId) -> Option<u8> {
+        if let Some(number) = self.numbers.get(&node) {
+            return Some(*number);
+        }
+        let free = (1..=u8::MAX).find(|number| !self.numbers.values().any(|taken| taken == number));
+        let number = match free {
+            Some(number) => number,
+            None => {
+                let idle = self.numbers.keys().find(|node| !self.links.contains_key(node) && !self.claims.contains(node)).copied()?;
+                self.numbers.remove(&idle)?
+            }
+        };
+        self.numbers.insert(node, number);
+        Some(number)
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn identity(&self) -> MeshIdentity {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Runs a task that ends with the mesh.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let mut tasks = self.tasks();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task)
+    }
+
+    fn hello(&self, number: u8) -> Hello {
+        Hello {
+            version: control::VERSION,
+            version_min: control::VERSION_MIN,
+            node: self.name.node().to_owned(),
+            pop: self.name.pop().to_owned(),
+            incarnation: self.incarnation,
+            link: number,
+            workers: self.workers.clone(),
+            playout: self.playout,
+        }
+    }
+
+    fn refuse(&self, reason: Refusal, address: &dyn fmt::Display, name: Option<&NodeName>) {
+        self.counters.refuse(reason);
+        let node = name.map(NodeName::to_string).unwrap_or_default();
+        tracing::info!(target: AUDIT, %address, node, reason = reason.label(), "mesh link refused");
+    }
+
+    /// For a connection of ours that has proved to be `node`'s.
+    fn claim(&self, node: NodeId) -> Result<Claim<'_>, Refused> {
+        let mut table = self.table();
+        if table.links.contains_key(&node) || table.claims.contains(&node) {
+            return Err(Refused::Redundant);
+        }
+        let number = table.number(node).ok_or(Refused::Fault(Refusal::Full, None))?;
+        table.claims.insert(node);
+        Ok(Claim { shared: self, node, number })
+    }
+
+    /// Enters a connection that has proved to be `name`'s and has said `hello`. After its only wait it cannot be cancelled, so what is
+    /// in the table has somebody who runs it.
+    async fn register(
+        &self,
+        name: NodeName,
+        hello: Hello,
+        dialled: bool,
+        address: SocketAddr,
+        secret: Zeroizing<[u8; 32]>,
+    ) -> Result<Admission, Refused> {
+        let node = name.id();
+        let fault = |reason| Refused::Fault(reason, Some(name.clone()));
+        if NodeName::new(&hello.node, &hello.pop).as_ref() != Ok(&name) {
+            return Err(fault(Refusal::WrongName));
+        }
+        let version = control::negotiate(&hello).ok_or_else(|| fault(Refusal::Version))?;
+        if hello.link == 0 {
+            return Err(fault(Refusal::Malformed));
+        }
+        let mut permits = self.events.reserve_many(2).await.map_err(|_| Refused::Stopped)?;
+        let mut table = self.table();
+        if node == self.node {
+            return Err(if hello.incarnation == self.incarnation { Refused::Redundant } else { self.duplicate(&name) });
+        }
+        let by_lower = dialled == (self.node < node);
+        if let Some(present) = table.links.get(&node) {
+            let (old, new) = (present.peer.incarnation, hello.incarnation);
+            if new.start < old.start || (new.start == old.start && new.nonce != old.nonce) {
+                return Err(self.duplicate(&name));
+            }
+            if new == old && !by_lower && present.dialled == (self.node < node) {
+                return Err(Refused::Redundant);
+            }
+        } else if !dialled && !by_lower && table.claims.contains(&node) {
+            // Our own connection is as far, and is the one that stays.
+            return Err(Refused::Redundant);
+        }
+        let number = table.number(node).ok_or_else(|| fault(Refusal::Full))?;
+        let peer = Peer {
+            node,
+            name: hello.node,
+            pop: hello.pop,
+            incarnation: hello.incarnation,
+            number,
+            their_number: hello.link,
+            version,
+            workers: hello.workers,
+            address,
+            playout: hello.playout,
+        };
+        table.next_link += 1;
+        let (link, items) = Link::new(table.next_link, peer.clone(), dialled);
+        if !dialled {
+            // The answer; nothing else can be queued before it.
+            link.send(&Message::Hello(self.hello(number)));
+        }
+        let link = Arc::new(link);
+        let mut tell = |event| permits.next().expect("there are two").send(event);
+        if let Some(former) = table.links.insert(node, Arc::clone(&link)) {
+            former.end(Ended::Replaced);
+            tell(MeshEvent::LinkDown { node, why: Ended::Replaced });
+        }
+        tell(MeshEvent::LinkUp { peer: Box::new(peer), secret: LinkSecret { secret, local: self.node, remote: node } });
+        drop(table);
+        self.changed.send_replace(());
+        let Incarnation { start, .. } = link.peer.incarnation;
+        tracing::info!(target: AUDIT, node = %name, %address, dialled, start, number, version, "mesh link up");
+        Ok(Admission { link, items })
+    }
+
+    fn duplicate(&self, name: &NodeName) -> Refused {
+        tracing::error!(node = %name, "two processes say that they are this node, and the second is refused: give each node its own name");
+        Refused::Fault(Refusal::Duplicate, Some(name.clone()))
+    }
+
+    /// Runs a link to its end.
+    async fn run(&self, Admission { link, items }: Admission, stream: impl AsyncRead + AsyncWrite) {
+        let why = link::run(self, &link, stream, items).await;
+        if let Some(reason) = why.fault() {
+            self.counters.refuse(reason);
+        }
+        let (node, name, pop) = (link.peer.node, &link.peer.name, &link.peer.pop);
+        tracing::info!(target: AUDIT, node = name, pop, address = %link.peer.address, %why, "mesh link down");
+        let Ok(permit) = self.events.reserve().await else { return };
+        let mut table = self.table();
+        if table.links.get(&node).is_some_and(|present| present.id == link.id) {
+            table.links.remove(&node);
+            permit.send(MeshEvent::LinkDown { node, why });
+            drop(table);
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Tells something of a link, unless another has taken its place.
+    async fn emit(&self, link: &Link, event: MeshEvent) {
+        let Ok(permit) = self.events.reserve().await else { return };
+        let table = self.table();
+        if table.links.get(&link.peer.node).is_some_and(|present| present.id == link.id) {
+            permit.send(event);
+        }
+    }
+
+    /// Returns when `node` has no link.
+    async fn unlinked(&self, node: NodeId) {
+        let mut changed = self.changed.subscribe();
+        while self.table().links.contains_key(&node) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Link {
+    fn state(&self) -> LinkState {
+        LinkState { peer: self.peer.clone(), dialled: self.dialled, generation: self.generation(), age: self.since.elapsed() }
+    }
+}
+
+/// Who is at the other end of a finished handshake, and what only both ends know.
+fn proof<Data>(connection: &rustls::ConnectionCommon<Data>) -> Result<(NodeName, Zeroizing<[u8; 32]>), Refused> {
+    let certificate = connection.peer_certificates().and_then(<[_]>::first).ok_or(Refused::Fault(Refusal::NoCertificate, None))?;
+    let name = NodeName::of_certificate(certificate).ok_or(Refused::Fault(Refusal::WrongName, None))?;
+    let secret = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
+    Ok((name, Zeroizing::new(secret.map_err(|_| Refused::Fault(Refusal::Malformed, None))?)))
+}

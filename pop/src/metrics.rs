@@ -3,6 +3,7 @@
 mod data;
 mod dtls;
 mod http;
+mod mesh;
 mod probe;
 mod process;
 mod signal;
@@ -28,6 +29,7 @@ use prometheus_client::registry::Registry;
 pub use data::DataCollector;
 pub use dtls::DtlsCollector;
 pub use http::HttpCollector;
+pub use mesh::MeshCollector;
 pub use probe::ProbeCollector;
 pub use signal::SignalCollector;
 pub use workers::WorkerCollector;

@@ -34,37 +34,44 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// Reads a chain and its key. The error says which file is wrong and what to do.
+    /// Reads the chain and the key of `http.tls_cert` and `http.tls_key`. The error says which file is wrong and what to do.
     pub fn load(cert: &Path, key: &Path) -> Result<TlsIdentity, String> {
+        Self::load_as(("http.tls_cert", cert), ("http.tls_key", key))
+    }
+
+    /// Reads a chain and its key, each with the config key that names it.
+    pub(crate) fn load_as((cert_name, cert): (&str, &Path), (key_name, key): (&str, &Path)) -> Result<TlsIdentity, String> {
         let (cert_shown, key_shown) = (cert.display(), key.display());
-        let mode =
-            std::fs::metadata(key).map_err(|error| format!("http.tls_key {key_shown} cannot be read: {error}"))?.permissions().mode();
+        let mode = std::fs::metadata(key).map_err(|error| format!("{key_name} {key_shown} cannot be read: {error}"))?.permissions().mode();
         if mode & 0o007 != 0 {
-            return Err(format!("http.tls_key {key_shown}: everybody may use this private key: chmod 640 {key_shown}"));
+            return Err(format!("{key_name} {key_shown}: everybody may use this private key: chmod 640 {key_shown}"));
         }
         let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let chain = chain.map_err(|error| format!("http.tls_cert {cert_shown} {}", explain(&error)))?;
+        let chain = chain.map_err(|error| format!("{cert_name} {cert_shown} {}", explain(&error)))?;
         let Some(leaf) = chain.first() else {
-            return Err(format!("http.tls_cert {cert_shown} holds no CERTIFICATE in PEM: give the chain, the node's own first"));
+            return Err(format!("{cert_name} {cert_shown} holds no CERTIFICATE in PEM: give the chain, the node's own first"));
         };
-        let expires_at_s = read_expiry(leaf).ok_or_else(|| format!("http.tls_cert {cert_shown}: its first certificate is no X.509"))?;
+        let expires_at_s = read_expiry(leaf).ok_or_else(|| format!("{cert_name} {cert_shown}: its first certificate is no X.509"))?;
         let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
             pem::Error::NoItemsFound => {
                 format!(
-                    "http.tls_key {key_shown} holds no PRIVATE KEY in PEM; one with a passphrase must be decrypted: openssl pkey -in FILE"
+                    "{key_name} {key_shown} holds no PRIVATE KEY in PEM; one with a passphrase must be decrypted: openssl pkey -in FILE"
                 )
             }
-            error => format!("http.tls_key {key_shown} {}", explain(&error)),
+            error => format!("{key_name} {key_shown} {}", explain(&error)),
         })?;
         let certified = CertifiedKey::from_der(chain, secret, &default_provider()).map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                format!(
-                    "http.tls_key {key_shown} is not the key of the first certificate in {cert_shown}: give the two that belong together"
-                )
+                format!("{key_name} {key_shown} is not the key of the first certificate in {cert_shown}: give the two that belong together")
             }
-            error => format!("http.tls_key {key_shown} cannot be used: {error}"),
+            error => format!("{key_name} {key_shown} cannot be used: {error}"),
         })?;
         Ok(TlsIdentity { key: Arc::new(certified), expires_at_s })
+    }
+
+    /// The chain with its key.
+    pub(crate) fn key(&self) -> &Arc<CertifiedKey> {
+        &self.key
     }
 
     /// Until when its first certificate is valid, in Unix seconds.

@@ -82,6 +82,20 @@ fn two_commands_make_a_node_and_a_third_renews_it() {
     for name in names {
         holds(&root, &cert, name).unwrap_or_else(|error| panic!("{name} after the renewal: {error}"));
     }
+    let config = |name: &str| {
+        let files = "[mesh]\nca = \"ca.pem\"\ncert = \"node.pem\"\nkey = \"node.key\"\nlisten = \"127.0.0.1:7890\"\n";
+        fs::write(folder.path("pop.toml"), format!("[node]\nname = \"{name}\"\npop = \"fra\"\n{files}")).expect("our folder");
+    };
+    for file in ["ca.pem", "node.pem", "node.key"] {
+        fs::copy(node.join(file), folder.path(file)).expect("it is there");
+    }
+    config("a1");
+    let output = run(&["check", shown(&folder.path("pop.toml"))]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("certificate of a1.fra valid for 9 days") || said.contains("valid for 10 days"), "{said} {output:?}");
+    config("a2");
+    refused(&["check", shown(&folder.path("pop.toml"))], 2, "is of a1.fra and this node is a2.fra");
+
     let left = fs::read_dir(&node).expect("the folder").count();
     assert_eq!(left, 3, "nothing but the three files");
 }

@@ -63,7 +63,7 @@ impl NodeName {
     }
 
     /// As TLS asks for it.
-    pub fn server_name(&self) -> ServerName<'static> {
+    pub(super) fn server_name(&self) -> ServerName<'static> {
         ServerName::try_from(self.dns()).expect("two labels that were checked, and two of ours")
     }
 }

@@ -1,0 +1,152 @@
+//! What the mesh counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustls::CertificateError;
+
+/// Why a connection, or a link, was not taken or ended. Each is counted and written to the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It showed no certificate.
+    NoCertificate,
+    /// Its certificate is of another CA.
+    ForeignCa,
+    /// Its certificate has expired, or is not valid yet.
+    Expired,
+    /// Its certificate, or its Hello, names another node than it should.
+    WrongName,
+    /// It spoke no TLS 1.3, or what came is no message of ours.
+    Malformed,
+    /// A message is longer than one may be.
+    TooLarge,
+    /// It speaks no schema that this node speaks.
+    Version,
+    /// It refused our certificate.
+    RefusesUs,
+    /// It hung up before it had proved itself.
+    Closed,
+    /// It did not prove itself in time.
+    Timeout,
+    /// Too many have not proved themselves, and it had waited longest.
+    Crowded,
+    /// Another start of a node that has a link.
+    Duplicate,
+    /// The node has as many peers as it may.
+    Full,
+}
+
+impl Refusal {
+    /// All, in the order of their counters.
+    pub const ALL: [Refusal; 13] = [
+        Refusal::NoCertificate,
+        Refusal::ForeignCa,
+        Refusal::Expired,
+        Refusal::WrongName,
+        Refusal::Malformed,
+        Refusal::TooLarge,
+        Refusal::Version,
+        Refusal::RefusesUs,
+        Refusal::Closed,
+        Refusal::Timeout,
+        Refusal::Crowded,
+        Refusal::Duplicate,
+        Refusal::Full,
+    ];
+
+    /// As metrics and the audit log say it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Refusal::NoCertificate => "no_certificate",
+            Refusal::ForeignCa => "foreign_ca",
+            Refusal::Expired => "expired",
+            Refusal::WrongName => "wrong_name",
+            Refusal::Malformed => "malformed",
+            Refusal::TooLarge => "too_large",
+            Refusal::Version => "version",
+            Refusal::RefusesUs => "refuses_us",
+            Refusal::Closed => "closed",
+            Refusal::Timeout => "timeout",
+            Refusal::Crowded => "crowded",
+            Refusal::Duplicate => "duplicate",
+            Refusal::Full => "full",
+        }
+    }
+
+    pub(super) fn of_tls(error: &rustls::Error) -> Refusal {
+        use CertificateError as Wrong;
+        match error {
+            rustls::Error::NoCertificatesPresented => Refusal::NoCertificate,
+            rustls::Error::InvalidCertificate(wrong) => match wrong {
+                Wrong::Expired | Wrong::ExpiredContext { .. } | Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => Refusal::Expired,
+                Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => Refusal::WrongName,
+                // Another CA of the same name has another key.
+                Wrong::UnknownIssuer | Wrong::BadSignature => Refusal::ForeignCa,
+                _ => Refusal::Malformed,
+            },
+            rustls::Error::AlertReceived(_) => Refusal::RefusesUs,
+            _ => Refusal::Malformed,
+        }
+    }
+}
+
+/// Since the start of the node.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    refused: [AtomicU64; Refusal::ALL.len()],
+    messages_in: AtomicU64,
+    messages_out: AtomicU64,
+    rekeys: AtomicU64,
+}
+
+/// What the mesh has done, and what is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshCounters {
+    /// Links that are up.
+    pub links: usize,
+    /// Connections that were refused, and links that ended for a fault of the other end, by reason.
+    pub refused: [(Refusal, u64); Refusal::ALL.len()],
+    /// Control messages that came, those of liveness included.
+    pub messages_in: u64,
+    /// Control messages that were written.
+    pub messages_out: u64,
+    /// New generations of keys.
+    pub rekeys: u64,
+    /// Until when this node's certificate is valid, in Unix seconds.
+    pub expires_at_s: u64,
+}
+
+impl MeshCounters {
+    /// Of one reason.
+    pub fn refused(&self, reason: Refusal) -> u64 {
+        self.refused[reason as usize].1
+    }
+}
+
+impl Counters {
+    pub(super) fn refuse(&self, reason: Refusal) {
+        self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn message_in(&self) {
+        self.messages_in.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn message_out(&self) {
+        self.messages_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn rekey(&self) {
+        self.rekeys.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self, links: usize, expires_at_s: u64) -> MeshCounters {
+        MeshCounters {
+            links,
+            refused: Refusal::ALL.map(|reason| (reason, self.refused[reason as usize].load(Ordering::Relaxed))),
+            messages_in: self.messages_in.load(Ordering::Relaxed),
+            messages_out: self.messages_out.load(Ordering::Relaxed),
+            rekeys: self.rekeys.load(Ordering::Relaxed),
+            expires_at_s,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Connections to others: tried again until there is a link, whoever made it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pop_schemas::NodeId;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::counters::Refusal;
+use super::identity::{refusal_of, server_name};
+use super::name::NodeName;
+use super::{Admission, PROOF_TIMEOUT, Refused, Shared, link};
+
+/// The first pause after a link that ended or did not come to be; doubled each time.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+
+/// The longest pause.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Keeps a link with the node at `address` until the task is ended. Without `expected` it is whoever shows a certificate of the CA.
+pub(super) async fn keep_linked(shared: Arc<Shared>, address: SocketAddr, expected: Option<NodeName>) {
+    let mut node = expected.as_ref().map(NodeName::id);
+    let (mut pause, mut is_told) = (RETRY_MIN, false);
+    loop {
+        if let Some(node) = node {
+            shared.unlinked(node).await;
+        }
+        match timeout(PROOF_TIMEOUT, establish(&shared, address, expected.as_ref(), &mut node)).await {
+            Ok(Ok((admission, stream))) => {
+                (pause, is_told) = (RETRY_MIN, false);
+                let shared_too = Arc::clone(&shared);
+                shared.spawn(async move { shared_too.run(admission, stream).await });
+                continue;
+            }
+            // The list of peers may be the same on every node.
+            Ok(Err(Failure::Myself)) => return,
+            Ok(Err(Failure::Refused(Refused::Stopped))) => return,
+            Ok(Err(Failure::Refused(Refused::Redundant))) => {}
+            Ok(Err(Failure::Refused(Refused::Fault(reason, name)))) => shared.refuse(reason, &address, name.as_ref()),
+            Ok(Err(Failure::Unreachable(error))) => {
+                if !is_told {
+                    tracing::info!(%address, %error, "a node of the mesh is not there yet");
+                }
+                is_told = true;
+            }
+            Err(_) => shared.refuse(Refusal::Timeout, &address, expected.as_ref()),
+        }
+        sleep(jittered(pause)).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+enum Failure {
+    Unreachable(std::io::Error),
+    Myself,
+    Refused(Refused),
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Failure::Refused(refused)
+    }
+}
+
+/// One attempt. `node` becomes who answered.
+async fn establish(
+    shared: &Shared,
+    address: SocketAddr,
+    expected: Option<&NodeName>,
+    node: &mut Option<NodeId>,
+) -> Result<(Admission, TlsStream<TcpStream>), Failure> {
+    let stream = TcpStream::connect(address).await.map_err(Failure::Unreachable)?;
+    let broken = |error: std::io::Error| Refused::Fault(refusal_of(&error), expected.cloned());
+    stream.set_nodelay(true).map_err(broken)?;
+    let connector = TlsConnector::from(shared.identity().client());
+    let mut stream = connector.connect(server_name(expected), stream).await.map_err(broken)?;
+    let (name, secret) = super::proof(stream.get_ref().1)?;
+    *node = Some(name.id());
+    // Whoever has a link with it already, or is making one, leaves it at that.
+    let claim = shared.claim(name.id())?;
+    let refused = |reason| Refused::Fault(reason, Some(name.clone()));
+    link::write_hello(&mut stream, shared.hello(claim.number)).await.map_err(refused)?;
+    let hello = match link::read_hello(&mut stream).await {
+        Ok(hello) => hello,
+        // It keeps the link that it dialled itself.
+        Err(Refusal::Closed) => return Err(Refused::Redundant.into()),
+        Err(reason) => return Err(refused(reason).into()),
+    };
+    if name.id() == shared.node && hello.incarnation == shared.incarnation {
+        return Err(Failure::Myself);
+    }
+    let admission = shared.register(name, hello, true, address, secret).await?;
+    Ok((admission, stream))
+}
+
+/// Between half of `pause` and all of it, so that nodes that lost each other together do not return together.
+fn jittered(pause: Duration) -> Duration {
+    let mut random = [0; 2];
+    aws_lc_rs::rand::fill(&mut random).expect("the system gives random bytes");
+    pause / 2 + pause.mul_f64(f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX) / 2.0)
+}

@@ -1,0 +1,292 @@
+//! One control connection from its two Hellos to its end: one future that reads, one that writes, ended together.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pop_relay::control::{self, Alive, CONTROL_LEN_MAX, ControlError, Hello, Message, Rekey};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::counters::Refusal;
+use super::{MeshEvent, Peer, Shared};
+
+/// Something is said so often.
+const ALIVE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A peer that says nothing for so long, or takes nothing, has no link.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Messages that wait for a peer, in bytes. One that is further behind starts anew and is told the state again.
+const QUEUE_LEN_MAX: usize = 1 << 20;
+
+/// How long one generation of keys is used.
+const REKEY_INTERVAL: Duration = Duration::from_secs(120);
+
+/// Why a link ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The other end closed it, or the network did.
+    Closed,
+    /// Nothing came for 2 s.
+    Silent,
+    /// The other end did not take what it was sent: 1 MiB or 2 s of it waited.
+    Slow,
+    /// Another link of the pair took its place: of a newer start of the node, or the one that both ends keep.
+    Replaced,
+    /// What came was no message of ours.
+    Malformed,
+    /// A message was announced that is longer than one may be.
+    TooLarge,
+    /// The node no longer wants it.
+    Forgotten,
+}
+
+impl Ended {
+    /// As the audit log says it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Ended::Closed => "closed",
+            Ended::Silent => "silent",
+            Ended::Slow => "slow",
+            Ended::Replaced => "replaced",
+            Ended::Malformed => "malformed",
+            Ended::TooLarge => "too_large",
+            Ended::Forgotten => "forgotten",
+        }
+    }
+
+    /// When the other end is to blame.
+    pub(super) const fn fault(self) -> Option<Refusal> {
+        match self {
+            Ended::Malformed => Some(Refusal::Malformed),
+            Ended::TooLarge => Some(Refusal::TooLarge),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// What waits to be written.
+pub(super) enum Item {
+    Message { bytes: Vec<u8>, queued_at: Instant },
+    Rekey,
+}
+
+/// A link that is up, as everybody but its own task sees it.
+pub(super) struct Link {
+    /// Tells the links of one node apart, one after the other.
+    pub(super) id: u64,
+    pub(super) peer: Peer,
+    /// This node made the connection.
+    pub(super) dialled: bool,
+    pub(super) since: Instant,
+    items: mpsc::UnboundedSender<Item>,
+    /// Bytes in `items`.
+    queue_len: AtomicUsize,
+    keys: Mutex<Generation>,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+#[derive(Clone, Copy)]
+struct Generation {
+    number: u32,
+    since: Instant,
+}
+
+impl Link {
+    pub(super) fn new(id: u64, peer: Peer, dialled: bool) -> (Link, mpsc::UnboundedReceiver<Item>) {
+        let (items, receiver) = mpsc::unbounded_channel();
+        let since = Instant::now();
+        let keys = Mutex::new(Generation { number: 0, since });
+        let link = Link { id, peer, dialled, since, items, queue_len: AtomicUsize::new(0), keys, ended: watch::Sender::new(None) };
+        (link, receiver)
+    }
+
+    /// Queues a message; `false` when it is none, or the link has ended. A queue that is full ends the link.
+    pub(super) fn send(&self, message: &Message) -> bool {
+        let Ok(bytes) = control::encode(message, self.peer.version) else { return false };
+        let queue_len = self.queue_len.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if queue_len > QUEUE_LEN_MAX {
+            self.end(Ended::Slow);
+            return false;
+        }
+        self.items.send(Item::Message { bytes, queued_at: Instant::now() }).is_ok()
+    }
+
+    /// Asks for the next generation of keys.
+    pub(super) fn rekey(&self) -> bool {
+        self.items.send(Item::Rekey).is_ok()
+    }
+
+    pub(super) fn end(&self, why: Ended) {
+        self.ended.send_if_modified(|ended| {
+            let is_first = ended.is_none();
+            *ended = ended.or(Some(why));
+            is_first
+        });
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.keys().number
+    }
+
+    fn keys(&self) -> MutexGuard<'_, Generation> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To generation `number`, when that is the next.
+    fn step_to(&self, number: u32) -> bool {
+        let mut keys = self.keys();
+        let is_next = keys.number.checked_add(1) == Some(number);
+        if is_next {
+            *keys = Generation { number, since: Instant::now() };
+        }
+        is_next
+    }
+}
+
+/// Reads and writes until the link ends; why it did. Then nothing of `stream` is left.
+pub(super) async fn run<S: AsyncRead + AsyncWrite>(shared: &Shared, link: &Link, stream: S, items: mpsc::UnboundedReceiver<Item>) -> Ended {
+    let (reader, writer) = tokio::io::split(stream);
+    let mut ended = link.ended.subscribe();
+    let told = async { ended.wait_for(Option::is_some).await.ok().and_then(|why| *why).unwrap_or(Ended::Closed) };
+    tokio::select! {
+        biased;
+        why = told => why,
+        why = read(shared, link, reader) => why,
+        why = write(shared, link, writer, items) => why,
+    }
+}
+
+async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) -> Ended {
+    let mut bytes = Vec::new();
+    loop {
+        match timeout(SILENCE_MAX, read_frame(&mut reader, &mut bytes)).await {
+            Err(_) => return Ended::Silent,
+            Ok(Err(FrameError::TooLarge)) => return Ended::TooLarge,
+            Ok(Err(FrameError::Io(_))) => return Ended::Closed,
+            Ok(Ok(())) => shared.counters.message_in(),
+        }
+        match control::decode(&bytes) {
+            // A later version's: whoever sends it can do without an answer.
+            Ok(Message::Alive(_)) | Err(ControlError::Unknown) => {}
+            Ok(Message::Hello(_)) | Err(_) => return Ended::Malformed,
+            Ok(Message::Rekey(Rekey { generation })) if generation <= link.generation() => {}
+            Ok(Message::Rekey(Rekey { generation })) => {
+                if !link.step_to(generation) {
+                    return Ended::Malformed;
+                }
+                rekeyed(shared, link, generation).await;
+                link.send(&Message::Rekey(Rekey { generation }));
+            }
+            Ok(message) => shared.emit(link, MeshEvent::Message { node: link.peer.node, message }).await,
+        }
+    }
+}
+
+async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin, mut items: mpsc::UnboundedReceiver<Item>) -> Ended {
+    let mut alive = interval(ALIVE_INTERVAL);
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let rekey_at = link.keys().since + REKEY_INTERVAL;
+        let item = tokio::select! {
+            biased;
+            () = sleep_until(rekey_at) => Some(Item::Rekey),
+            item = items.recv() => item,
+            _ = alive.tick() => {
+                let now_us = u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                link.send(&Message::Alive(Alive { now_us }));
+                continue;
+            }
+        };
+        let written = match item {
+            None => return Ended::Closed,
+            Some(Item::Message { queued_at, .. }) if queued_at.elapsed() > SILENCE_MAX => return Ended::Slow,
+            Some(Item::Message { bytes, .. }) => {
+                link.queue_len.fetch_sub(bytes.len(), Ordering::Relaxed);
+                timeout(SILENCE_MAX, write_frame(&mut writer, &bytes)).await
+            }
+            Some(Item::Rekey) => {
+                let generation = link.generation().saturating_add(1);
+                if link.step_to(generation) {
+                    // Here first: what the other end seals with it must be opened when it comes.
+                    rekeyed(shared, link, generation).await;
+                    link.send(&Message::Rekey(Rekey { generation }));
+                }
+                continue;
+            }
+        };
+        match written {
+            Ok(Ok(())) => shared.counters.message_out(),
+            Ok(Err(_)) => return Ended::Closed,
+            Err(_) => return Ended::Slow,
+        }
+    }
+}
+
+async fn rekeyed(shared: &Shared, link: &Link, generation: u32) {
+    shared.counters.rekey();
+    tracing::info!(target: crate::logging::AUDIT, node = link.peer.name, pop = link.peer.pop, generation, "mesh link rekeyed");
+    shared.emit(link, MeshEvent::Rekeyed { node: link.peer.node, generation }).await;
+}
+
+/// Why no message was read.
+pub(super) enum FrameError {
+    TooLarge,
+    Io(io::Error),
+}
+
+impl From<io::Error> for FrameError {
+    fn from(error: io::Error) -> Self {
+        FrameError::Io(error)
+    }
+}
+
+/// One message's bytes, behind their length.
+async fn read_frame(reader: &mut (impl AsyncRead + Unpin), bytes: &mut Vec<u8>) -> Result<(), FrameError> {
+    let len = usize::try_from(reader.read_u32_le().await?).unwrap_or(usize::MAX);
+    if len > CONTROL_LEN_MAX {
+        return Err(FrameError::TooLarge);
+    }
+    bytes.resize(len, 0);
+    reader.read_exact(bytes).await?;
+    Ok(())
+}
+
+async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    let len = u32::try_from(bytes.len()).expect("encode() keeps to 64 KiB");
+    // One write, so that length and message are one TLS record.
+    let mut frame = Vec::with_capacity(4 + bytes.len());
+    frame.extend_from_slice(&len.to_le_bytes());
+    frame.extend_from_slice(bytes);
+    writer.write_all(&frame).await?;
+    writer.flush().await
+}
+
+/// The first message of a connection.
+pub(super) async fn read_hello(reader: &mut (impl AsyncRead + Unpin)) -> Result<Hello, Refusal> {
+    let mut bytes = Vec::new();
+    match read_frame(reader, &mut bytes).await {
+        Ok(()) => {}
+        Err(FrameError::TooLarge) => return Err(Refusal::TooLarge),
+        Err(FrameError::Io(error)) => return Err(super::identity::refusal_of(&error)),
+    }
+    match control::decode(&bytes) {
+        Ok(Message::Hello(hello)) => Ok(hello),
+        _ => Err(Refusal::Malformed),
+    }
+}
+
+pub(super) async fn write_hello(writer: &mut (impl AsyncWrite + Unpin), hello: Hello) -> Result<(), Refusal> {
+    let bytes = control::encode(&Message::Hello(hello), control::VERSION).expect("our own names and workers keep to the limits");
+    write_frame(writer, &bytes).await.map_err(|error| super::identity::refusal_of(&error))
+}
