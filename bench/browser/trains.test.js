@@ -35,11 +35,16 @@ after(async () => {
   await network?.stop();
 });
 
-/** Media datagrams that left since `before`, and sends that carried them. */
-async function sends(before = { datagrams: 0, trains: 0 }) {
+/** What left since `before`: datagrams, sends that carried them, and bytes of media and of padding. */
+async function sends(before = { datagrams: 0, trains: 0, bytes: 0, padding: 0 }) {
   const metrics = await node.metrics();
   const count = (name) => ["0", "1"].reduce((sum, worker) => sum + sumOf(metrics, `pop_${name}_total{direction="out",worker="${worker}"}`), 0);
-  return { datagrams: count("datagrams") - before.datagrams, trains: count("trains") - before.trains };
+  return {
+    datagrams: count("datagrams") - before.datagrams,
+    trains: count("trains") - before.trains,
+    bytes: count("rtp_bytes") - before.bytes,
+    padding: count("rtp_padding_bytes") - before.padding,
+  };
 }
 
 test("a train that is cut on the wire is opened whole, and the publisher's estimate grows", async (t) => {
@@ -52,12 +57,15 @@ test("a train that is cut on the wire is opened whole, and the publisher's estim
   }
   const before = await sends();
   const seen = await watchFor(5, publisher, viewer);
-  const { datagrams, trains } = await sends(before);
+  const { datagrams, trains, bytes, padding } = await sends(before);
   t.diagnostic(
-    `${datagrams} datagrams in ${trains} sends; ${seen.lost} of ${seen.packets} packets lost, ${seen.nacks} NACKs; ` +
+    `${datagrams} datagrams in ${trains} sends (${(trains / seen.encoded).toFixed(2)} a frame), ${padding} of ${bytes} bytes are padding; ` +
+      `${seen.lost} of ${seen.packets} packets lost, ${seen.nacks} NACKs; ` +
       `${seen.decoded}/${seen.encoded} frames; estimate ${early.estimate} to ${best}`,
   );
-  assert.ok(datagrams > 1.5 * trains, "media left in trains");
+  // How many turns a frame comes in is the sender's pacer's affair and the machine's, so no more than this holds every time.
+  assert.ok(datagrams >= 1.2 * trains, `media left in trains: ${datagrams} datagrams in ${trains} sends`);
+  assert.ok(padding > 0 && padding <= 0.03 * bytes, `${padding} bytes of padding to ${bytes} of media`);
   assert.equal(seen.lost, 0, "packets that did not come or could not be opened");
   assert.equal(seen.nacks, 0);
   assert.ok(seen.decoded >= 0.9 * seen.encoded, `${seen.decoded} of ${seen.encoded} frames were decoded`);
