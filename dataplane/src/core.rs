@@ -82,6 +82,10 @@ const FAILED_CHECKS_PER_TICK_MAX: u32 = 1_000;
 /// The same for each transport's own address: one client's nonsense must not use up what the others may get wrong.
 const FAILED_CHECKS_OF_ONE_MAX: u32 = 100;
 
+/// Checks of one receive buffer that may be wrong; then the rest of them is read no further. Nobody honest is wrong so often within
+/// microseconds, and 64 checks cost their sender one send, but a CRC and two look-ups each here.
+const FAILED_CHECKS_OF_BUFFER_MAX: u32 = 4;
+
 /// Datagrams that one receive buffer can hold: the kernel joins at most 64 before Linux 6.9, and 128 since
 /// (`UDP_MAX_SEGMENTS`).
 const GRO_SEGMENTS_MAX: usize = 128;
@@ -604,16 +608,19 @@ impl Core {
             return self.count_drops(DropReason::ForeignPeer, datagrams.count() as u64);
         }
         // `None`: to be looked up.
-        let mut owner = None;
+        let (mut owner, mut failed_checks) = (None, 0);
         for datagram in datagrams {
             let result = match wire::demux(datagram) {
                 // Nothing that is negotiated sends more than an Ethernet MTU, and the cost of a datagram is bounded by its length.
                 _ if datagram.len() > SLOT_LEN => Err(DropReason::TooLarge),
                 Err(reason) => Err(reason),
+                Ok(Protocol::Stun) if failed_checks == FAILED_CHECKS_OF_BUFFER_MAX => Err(DropReason::StunLimited),
                 Ok(Protocol::Stun) => {
                     // A check may give the path to its transport.
                     owner = None;
-                    self.handle_stun(now, path, datagram)
+                    let checked = self.handle_stun(now, path, datagram);
+                    failed_checks += u32::from(checked.is_err());
+                    checked
                 }
                 Ok(protocol) => match *owner.get_or_insert_with(|| self.paths.get(&path).copied()) {
                     None => Err(DropReason::UnknownAddress),

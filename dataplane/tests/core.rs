@@ -491,6 +491,24 @@ fn checks_with_a_wrong_password_are_cut_off_each_tick_and_keep_no_client_from_it
 }
 
 #[test]
+fn a_train_of_wrong_checks_costs_four_of_them() {
+    let (mut rig, publisher, viewer) = call();
+    let stranger = Path { socket: 0, remote: "127.0.0.9:666".parse().unwrap() };
+    let wrong = viewer.check("another-password-22-ch");
+    for _ in 0..200 {
+        let mut train = vec![wrong.clone(); 64];
+        rig.core.handle_datagrams(rig.now, stranger, train.iter_mut().map(Vec::as_mut_slice));
+    }
+    assert_eq!((rig.drops(DropReason::StunIntegrity), rig.drops(DropReason::StunLimited)), (800, 12_000));
+    let moved = Path { socket: 0, remote: "127.0.0.10:666".parse().unwrap() };
+    assert_eq!(rig.exchange(moved, publisher.check(PWD)).len(), 1, "so that who moves is still heard in the same tick");
+    // Who was wrong three times may be right then.
+    let mut train = [wrong.clone(), wrong.clone(), wrong, viewer.check(PWD)];
+    rig.core.handle_datagrams(rig.now, viewer.path, train.iter_mut().map(Vec::as_mut_slice));
+    assert_eq!(rig.sent().len(), 1);
+}
+
+#[test]
 fn right_checks_are_never_cut_off() {
     let (mut rig, _, viewer) = call();
     (0..5_000).for_each(|_| assert_eq!(rig.exchange(viewer.path, viewer.check(PWD)).len(), 1));
