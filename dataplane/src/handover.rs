@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
 use pop_proto::DropReason;
-use pop_schemas::Time;
+use pop_schemas::{Time, TrackId};
 use pop_uring::Waker;
 
 use crate::core::{Core, Handed, Peer};
@@ -19,7 +19,8 @@ use crate::core::{Core, Handed, Peer};
 /// Batches of one lane: 16 ms of 1 Gb/s, which is longer than a worker's turn and than the scheduler lets a neighbour run.
 pub const BATCHES: usize = 16;
 
-/// Batches that are left to audio, and to what workers ask of each other, when the others are taken.
+/// Batches that are left to audio, and to what workers ask of each other, when the others are taken. No track takes more places of the open
+/// one than are left in both: a loud one alone takes all of the first and half of the last, and whoever speaks beside it finds room.
 const AUDIO_BATCHES: usize = 2;
 
 /// Bytes of packets in one batch: what it may count of them, 1,024 bytes each.
@@ -62,6 +63,11 @@ impl Batch {
         self.items.push(Item { handed, start: self.len as u32, len: packet.len() as u16 });
         self.len += packet.len();
         true
+    }
+
+    /// Packets of `track`.
+    fn packets_of(&self, track: TrackId) -> usize {
+        self.items.iter().filter(|item| matches!(item.handed, Handed::Packet { track: t, .. } if t == track)).count()
     }
 
     fn clear(&mut self) {
@@ -214,8 +220,14 @@ impl Ends {
     /// Puts one thing into the open batch; false: the lane is full.
     fn put(&mut self, to: usize, handed: Handed, packet: &[u8], gives_way: bool) -> bool {
         let lane = self.shared.lane(self.worker, to);
-        if gives_way && lane.free.len() < AUDIO_BATCHES {
-            return false;
+        if lane.free.len() < AUDIO_BATCHES {
+            let has_its_share = |track| {
+                let left = |batch: &Batch| BATCH_ITEMS_MAX * (1 + lane.free.len()) - batch.items.len();
+                self.outgoing[to].open.as_ref().is_some_and(|batch| batch.packets_of(track) >= left(batch))
+            };
+            if gives_way || matches!(handed, Handed::Packet { track, .. } if has_its_share(track)) {
+                return false;
+            }
         }
         if self.outgoing[to].open.as_mut().is_some_and(|batch| batch.push(handed, packet)) {
             return true;

@@ -23,9 +23,13 @@ fn video() -> (Pair, Client) {
 
 /// A second publisher at home, of audio, which is mirrored.
 fn add_audio(pair: &mut Pair) -> Client {
-    let publisher = pair.home.connect(20);
+    add_audio_as(pair, 20)
+}
+
+fn add_audio_as(pair: &mut Pair, id: u64) -> Client {
+    let publisher = pair.home.connect(id);
     let payload_types = vec![PayloadType { number: 96, codec: Codec::Opus, rtx: None }];
-    let track = OpenTrack { kind: MediaKind::Audio, payload_types, ..Rig::track(20) };
+    let track = OpenTrack { kind: MediaKind::Audio, payload_types, ..Rig::track(id) };
     pair.home.command(Command::OpenTrack(Box::new(track.clone())));
     pair.mirror(track);
     publisher
@@ -289,6 +293,33 @@ fn a_worker_that_does_not_take_its_batches_loses_its_own_video_first_and_nobody_
     pair.receive(&publisher, publisher.packet(1, 4_000, &vp8(false, 1_000)));
     pair.pass(Duration::from_millis(30));
     assert_eq!(pair.home.core.counters().rtcp_pli_out, before + 1);
+}
+
+#[test]
+fn a_loud_track_leaves_the_others_their_part_of_a_full_lane() {
+    let mut pair = Pair::new();
+    let speaker = add_audio(&mut pair);
+    let loud = add_audio_as(&mut pair, 21);
+    let mut listener = add_listener(&mut pair, 4);
+    // The other worker takes nothing meanwhile; 20 packets are 400 ms of speech.
+    for index in 0..20_000u64 {
+        let mut packet = loud.packet(21, index, &[9; 60]);
+        pair.home.core.handle_datagram(pair.home.now, loud.path, &mut packet);
+        if index % 1_000 == 0 {
+            let mut packet = speaker.packet(20, index / 1_000, &[7; 60]);
+            pair.home.core.handle_datagram(pair.home.now, speaker.path, &mut packet);
+        }
+        pair.home_ends.send(&mut pair.home.core);
+        pair.home.sent();
+    }
+    assert!(pair.home.drops(DropReason::HandoverQueueFull) > 15_000);
+    let mut heard = 0;
+    while pair.away_ends.receive(pair.away.now, &mut pair.away.core) {
+        let sent = pair.away.sent();
+        heard += media_to(&mut listener, &sent).len();
+        pair.home_ends.send(&mut pair.home.core);
+    }
+    assert_eq!(heard, 20);
 }
 
 #[test]
