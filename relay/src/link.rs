@@ -629,17 +629,9 @@ impl Link {
     }
 
     fn handle_feedback(&mut self, now: Time, feedback: &Feedback, missing: impl Iterator<Item = Range>) {
-        let mut asked = 0;
-        for range in missing {
-            for counter in range.first..range.first.saturating_add(u64::from(range.count)) {
-                // So many as one list of missing datagrams holds: a range is the other end's word.
-                if asked == missing::MISSING_MAX {
-                    break;
-                }
-                asked += 1;
-                self.sent.ask(counter);
-            }
-        }
+        // So many as one list of missing datagrams holds: ranges are the other end's word.
+        let counters = missing.flat_map(|range| range.first..range.first.saturating_add(u64::from(range.count))).take(missing::MISSING_MAX);
+        let asked = counters.map(|counter| self.sent.ask(counter)).count();
         self.sealer.confirm(feedback.generation);
         self.path.answered(now, feedback.probe);
         if asked > 0 {

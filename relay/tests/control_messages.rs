@@ -124,13 +124,15 @@ fn golden_datagrams_of_both_versions_are_opened_and_written() {
             let len = link.poll_transmit(now, &mut out).expect("feedback");
             out[..len].to_vec()
         };
-        // One each way, 40 ms and 41 ms later, so that the last has an echo, jitter and a range of what is missing: counters 0 to 2 came.
-        let mut first = feedback(&mut b, now + Duration::from_millis(40));
-        a.open(now + Duration::from_millis(41), &mut first).expect("it is authentic");
-        a.write_ask(&ask, &mut out).expect("it fits");
-        let mut datagram = golden(version, "feedback", &feedback(&mut a, now + Duration::from_millis(41)));
-        assert!(matches!(b.open(now + Duration::from_millis(82), &mut datagram), Ok(Incoming::Nothing)));
-        assert_eq!(b.rtt(), Some(Duration::from_millis(42)), "it says when it heard us");
+        // Two of the other end, the second 7 ms slower, so that the next has an echo and jitter.
+        for (sent_ms, came_ms) in [(0, 1), (1_000, 1_008)] {
+            let mut datagram = feedback(&mut b, now + Duration::from_millis(sent_ms));
+            a.open(now + Duration::from_millis(came_ms), &mut datagram).expect("it is authentic");
+        }
+        assert!(a.stats().jitter_us > 0);
+        let mut datagram = golden(version, "feedback", &feedback(&mut a, now + Duration::from_millis(1_050)));
+        assert!(matches!(b.open(now + Duration::from_millis(1_060), &mut datagram), Ok(Incoming::Nothing)));
+        assert_eq!(b.rtt(), Some(Duration::from_millis(18)), "8 ms there, 10 ms back");
     }
 }
 

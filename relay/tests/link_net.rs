@@ -176,6 +176,53 @@ fn asks_and_clocks_come_as_they_were_told_the_clock_older_by_the_way() {
     assert_eq!(Clock { age: clock.age, ..came }, clock);
 }
 
+/// One turn of `link` with the packets `sequences`, each full of its number.
+fn turn(link: &mut Link, now: Time, sequences: std::ops::Range<u8>) -> Vec<u8> {
+    let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+    for sequence in sequences {
+        link.bundle_media(now, &FrameRef::new(1, 0, 0, sequence.into()), &[sequence; 20], &mut out).expect("it fits");
+    }
+    let len = link.poll_transmit(now, &mut out).expect("the end of the turn");
+    out[..len].to_vec()
+}
+
+/// The packets of a datagram.
+fn came(link: &mut Link, now: Time, mut datagram: Vec<u8>) -> Result<Vec<u8>, RelayDrop> {
+    Ok(match link.open(now, &mut datagram)? {
+        Incoming::Media(media) => vec![media.payload[0]],
+        Incoming::Bundle(bundle) => bundle.map(|media| media.payload[0]).collect(),
+        _ => Vec::new(),
+    })
+}
+
+#[test]
+fn an_original_that_comes_after_its_repair_delivers_only_what_was_not_repaired() {
+    for (packets, repaired) in [(1, 1), (3, 2), (3, 3)] {
+        let now = Time::from_millis(1_000);
+        let (mut a, mut b) = (open_link(0, 1, now), open_link(1, 1, now));
+        let first = turn(&mut a, now, 0..1);
+        let late = turn(&mut a, now, 10..10 + packets);
+        let last = turn(&mut a, now, 1..2);
+        assert_eq!(came(&mut b, now, first), Ok(vec![0]));
+        assert_eq!(came(&mut b, now, last), Ok(vec![1]));
+        let now = now + Duration::from_millis(20);
+        let ask = turn(&mut b, now, 0..0);
+        assert_eq!(came(&mut a, now, ask), Ok(Vec::new()));
+        for sequence in 10..10 + repaired {
+            let frame = a.next_repair().expect("each packet of it");
+            assert_eq!(frame.sequence, u64::from(sequence));
+            for expected in [Ok(vec![sequence]), Err(RelayDrop::Late)] {
+                let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+                let len = a.write_repair(now, &frame, &[sequence; 20], &mut out).expect("it fits");
+                assert_eq!(came(&mut b, now, out[..len].to_vec()), expected, "repaired once");
+            }
+        }
+        let rest: Vec<u8> = (10 + repaired..10 + packets).collect();
+        let expected = if rest.is_empty() { Err(RelayDrop::Replayed) } else { Ok(rest) };
+        assert_eq!(came(&mut b, now, late), expected);
+    }
+}
+
 #[test]
 fn versions_0_and_1_understand_each_other() {
     let mut net = Net::new(14, Wire { loss_permille: 20, ..Wire::GOOD }, [0, 1]);

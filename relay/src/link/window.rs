@@ -81,6 +81,9 @@ mod tests {
         assert_eq!(window.check(9_000 - WINDOW_LEN), Err(RelayDrop::TooOld));
         assert_eq!(window.check(8_999), Ok(()), "what a jump passed over may come");
         assert_eq!(window.check(u64::MAX), Err(RelayDrop::Malformed));
+        window.insert(9_000 + WINDOW_LEN - 1);
+        window.insert(9_000 + WINDOW_LEN + 1);
+        assert_eq!(window.check(9_000 + WINDOW_LEN), Ok(()), "the bit of the counter a window before is gone");
         window.insert(9_000 + 3 * WINDOW_LEN);
         assert_eq!(window.check(9_000 + 3 * WINDOW_LEN - 1), Ok(()), "a far jump leaves no bit behind");
     }
