@@ -1,10 +1,15 @@
 """A network of the test's own, played by `pop-bench shaper`: a namespace per end, wires with delay, loss and the rest between them.
 It goes away with `stop`, and also when this process dies."""
 
+import contextlib
+import ctypes
 import json
+import os
 import subprocess
 
 from node import PROGRAMS
+
+CLONE_NEWNET = 0x4000_0000
 
 
 class Network:
@@ -45,6 +50,17 @@ class Network:
         netns = self.netns[end]
         return ["ip", "netns", "exec", netns] if netns else []
 
+    @contextlib.contextmanager
+    def entered(self, end):
+        """Sockets that this thread makes meanwhile are at `end`, and stay there."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{self.netns[end]}") as there:
+            enter(libc, there)
+            try:
+                yield
+            finally:
+                enter(libc, here)
+
     def change(self, words):
         """Changes wires, such as "a-b loss 5%"; the change holds when this returns."""
         answer = self._say(words)
@@ -64,3 +80,8 @@ class Network:
         if code != 0:
             raise AssertionError(f"pop-bench shaper ended with {code}")
         return stats
+
+
+def enter(libc, namespace):
+    if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

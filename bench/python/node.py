@@ -36,12 +36,24 @@ def free_media_port(address):
 
 
 class Node:
-    """Runs from construction until `stop`. `judged` is the capture's filter, before the ports; media is on `address` alone; `extra` is
-    more of the config; `under` are the words of a program that starts it."""
+    """Runs from construction until `stop`. `judged` is the capture's filter, before the ports, on `device`; media is on `address` alone;
+    `dataplane` is more of that table, `extra` more of the config; `under` are the words of a program that starts it."""
 
-    def __init__(self, name, judged="udp portrange", address="127.0.0.1", backend="auto", consent="15s", extra="", under=()):
+    def __init__(
+        self,
+        name,
+        judged="udp portrange",
+        device="lo",
+        address="127.0.0.1",
+        backend="auto",
+        consent="15s",
+        dataplane="",
+        extra="",
+        under=(),
+    ):
         self.name = name
         self.judged = judged
+        self.device = device
         self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
         folder = pathlib.Path(self.folder.name)
         self.socket = folder / "pop.sock"
@@ -64,6 +76,7 @@ consent_timeout = "{consent}"
 [dataplane]
 cores = "0-1"
 backend = "{backend}"
+{dataplane}
 [auth]
 keys_file = "keys.toml"
 {extra}
@@ -94,7 +107,7 @@ keys_file = "keys.toml"
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
         self.capture = ARTIFACTS / f"{self.name}.pcap"
         ports = f"{self.judged} {self.media_port}-{self.media_port + 1}"
-        words = ["tcpdump", "-i", "lo", "-w", self.capture, "-U", "-B", "32768", "-s", "0", "-Z", "root", ports]
+        words = ["tcpdump", "-i", self.device, "-w", self.capture, "-U", "-B", "32768", "-s", "0", "-Z", "root", ports]
         self.tcpdump = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for line in self.tcpdump.stderr:
             if "listening on" in line:

@@ -7,22 +7,24 @@ from client import Client, assert_same_stream, sdp_fragment, until
 from node import Node
 
 
-def setUpModule():
-    global node
-    node = Node("aiortc-patch")
-
-
-def tearDownModule():
-    node.stop()
-
-
 class Patch(unittest.IsolatedAsyncioTestCase):
+    name = "aiortc-patch"
+    dataplane = ""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.node = Node(cls.name, dataplane=cls.dataplane)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.node.stop()
+
     async def call(self, room):
         viewer, publisher = Client(), Client()
         self.addAsyncCleanup(viewer.close)
         self.addAsyncCleanup(publisher.close)
-        await (await viewer.watch(node, room)).until_connected()
-        await (await publisher.publish(node, room)).until_connected()
+        await (await viewer.watch(self.node, room)).until_connected()
+        await (await publisher.publish(self.node, room)).until_connected()
         await self.media_goes_on(viewer, 100)
         return publisher, viewer
 
@@ -33,7 +35,7 @@ class Patch(unittest.IsolatedAsyncioTestCase):
 
     async def addresses(self, room):
         """Where the node has seen the clients of a room."""
-        sessions = await asyncio.to_thread(node.sessions)
+        sessions = await asyncio.to_thread(self.node.sessions)
         return {p.get("address") for session in sessions["sessions"] if session["id"] == room for p in session["participants"]}
 
     async def test_candidates_trickle_into_a_call(self):
@@ -70,13 +72,28 @@ class Patch(unittest.IsolatedAsyncioTestCase):
         return any(address.endswith(f":{port}") for address in await self.addresses(room) if address)
 
     def handshakes(self):
-        return sum(value for name, value in node.metrics().items() if name.startswith("pop_dtls_handshakes_total"))
+        return sum(value for name, value in self.node.metrics().items() if name.startswith("pop_dtls_handshakes_total"))
 
     async def test_a_publisher_restarts_from_another_socket_and_every_payload_arrives(self):
         await self.restart("publisher-restart", "publisher")
 
     async def test_a_viewer_restarts_from_another_socket_and_every_payload_arrives(self):
         await self.restart("viewer-restart", "viewer")
+
+
+class PatchAcrossWorkers(Patch):
+    """Publisher and viewer are on different workers: what PATCH changes on one leaves alone what crosses to the other."""
+
+    name = "aiortc-patch-workers"
+    # One client is a quarter of a worker's places, so the next one goes to the other worker.
+    dataplane = "transports_max = 4"
+
+    async def call(self, room):
+        publisher, viewer = await super().call(room)
+        sessions = await asyncio.to_thread(self.node.sessions)
+        people = next(session["participants"] for session in sessions["sessions"] if session["id"] == room)
+        self.assertEqual({person["worker"] for person in people}, {0, 1})
+        return publisher, viewer
 
 
 async def until_async(what, look, seconds=10):
