@@ -571,7 +571,7 @@ impl Link {
         let places = if head.counter < next { self.missing.came(head.counter) } else { 0 };
         if head.counter > next && next > 0 {
             let tolerance = (self.clocks.rtt_or_default() / 8).clamp(TOLERANCE.0, TOLERANCE.1);
-            self.missing.passed_over(now, next, head.counter, tolerance, self.playout);
+            self.missing.passed_over(now, next, head.counter, tolerance, self.playout, &mut self.window);
         }
         self.window.insert(head.counter);
         self.came += u64::from(head.counter >= base);

@@ -25,6 +25,15 @@ struct Missing {
     places: u32,
 }
 
+impl Missing {
+    /// Nobody waits for it any longer. Of one that was repaired in part the window takes no late original: it would deliver that part again.
+    fn forget(&self, window: &mut Window) {
+        if self.places != 0 && window.check(self.counter).is_ok() {
+            window.insert(self.counter);
+        }
+    }
+}
+
 /// What a repair was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repaired {
@@ -57,15 +66,15 @@ impl MissingList {
         self.ask_at
     }
 
-    /// Counters from `first` up to `end` were passed over. The first question waits for `tolerance`, in which they may overtake.
-    pub(super) fn passed_over(&mut self, now: Time, first: u64, end: u64, tolerance: Duration, playout: Duration) {
-        for counter in first.max(end.saturating_sub(MISSING_MAX as u64))..end {
-            if self.list.len() == MISSING_MAX {
-                self.list.remove(0);
-            }
-            self.list.push(Missing { counter, ask_at: now + tolerance, deadline: now + playout, places: 0 });
-            self.ask_at = self.ask_at.min(now + tolerance);
-        }
+    /// Counters from `first` up to `end` were passed over. The first question waits for `tolerance`, in which they may overtake. When there
+    /// are too many, the oldest are forgotten.
+    pub(super) fn passed_over(&mut self, now: Time, first: u64, end: u64, tolerance: Duration, playout: Duration, window: &mut Window) {
+        let first = first.max(end.saturating_sub(MISSING_MAX as u64));
+        let too_many = (self.list.len() + (end - first) as usize).saturating_sub(MISSING_MAX);
+        self.list.drain(..too_many).for_each(|missing| missing.forget(window));
+        let ask_at = now + tolerance;
+        self.list.extend((first..end).map(|counter| Missing { counter, ask_at, deadline: now + playout, places: 0 }));
+        self.ask_at = self.ask_at.min(ask_at);
     }
 
     fn find(&self, counter: u64) -> Option<usize> {
@@ -91,8 +100,7 @@ impl MissingList {
         Repaired::Wholly { in_time: now <= self.list.remove(at).deadline }
     }
 
-    /// Writes what is to be asked for now into `ranges` and returns how many there are; forgets what nobody waits for any longer, of
-    /// which `window` then takes no late original whose packets were repaired in part.
+    /// Writes what is to be asked for now into `ranges` and returns how many there are; forgets what nobody waits for any longer.
     pub(super) fn ask(
         &mut self,
         now: Time,
@@ -106,9 +114,7 @@ impl MissingList {
         self.list.retain_mut(|missing| {
             // A repair that is late by a round trip is still better than none: who plays it may be further behind.
             if now > missing.deadline + rtt {
-                if missing.places != 0 && window.check(missing.counter).is_ok() {
-                    window.insert(missing.counter);
-                }
+                missing.forget(window);
                 return false;
             }
             if missing.ask_at <= now {
@@ -136,6 +142,7 @@ impl MissingList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RelayDrop;
 
     const RTT: Duration = Duration::from_millis(40);
     const PLAYOUT: Duration = Duration::from_millis(150);
@@ -149,7 +156,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_asked_for_once_per_round_trip_until_a_repair_would_be_late() {
         let mut list = MissingList::new();
-        list.passed_over(Time::from_millis(1_000), 5, 8, Duration::from_millis(2), PLAYOUT);
+        list.passed_over(Time::from_millis(1_000), 5, 8, Duration::from_millis(2), PLAYOUT, &mut Window::new());
         assert_eq!(ask(&mut list, 1_001), [], "it may have been overtaken");
         assert_eq!(ask(&mut list, 1_002), [(5, 3)]);
         assert_eq!(ask(&mut list, 1_030), []);
@@ -165,7 +172,7 @@ mod tests {
     #[test]
     fn packets_of_a_bundle_are_repaired_one_by_one_and_once() {
         let mut list = MissingList::new();
-        list.passed_over(Time::ZERO, 1, 2, Duration::ZERO, PLAYOUT);
+        list.passed_over(Time::ZERO, 1, 2, Duration::ZERO, PLAYOUT, &mut Window::new());
         assert_eq!(list.repaired(Time::ZERO, 1, 1, 2), Repaired::Partly);
         assert_eq!(list.repaired(Time::ZERO, 1, 1, 2), Repaired::Again);
         assert_eq!(list.came(1), 0b10, "the original may deliver the other");
@@ -173,9 +180,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_repaired_in_part_and_forgotten_comes_no_more() {
+        for outage in [true, false] {
+            let (mut list, mut window) = (MissingList::new(), Window::new());
+            window.insert(3);
+            list.passed_over(Time::ZERO, 1, 3, Duration::ZERO, PLAYOUT, &mut window);
+            assert_eq!(list.repaired(Time::ZERO, 1, 1, 2), Repaired::Partly);
+            if outage {
+                list.passed_over(Time::ZERO, 4, 1_000, Duration::ZERO, PLAYOUT, &mut window);
+            } else {
+                list.ask(Time::ZERO + PLAYOUT + 2 * RTT, RTT, RTT, &mut window, &mut [Range::default(); RANGES_MAX]);
+            }
+            assert_eq!(list.find(1), None);
+            assert_eq!((window.check(1), window.check(2)), (Err(RelayDrop::Replayed), Ok(())));
+        }
+    }
+
+    #[test]
     fn of_an_outage_the_last_datagrams_are_asked_for() {
         let mut list = MissingList::new();
-        list.passed_over(Time::ZERO, 0, 1 << 40, Duration::ZERO, PLAYOUT);
+        list.passed_over(Time::ZERO, 0, 1 << 40, Duration::ZERO, PLAYOUT, &mut Window::new());
         assert_eq!(list.list.len(), MISSING_MAX);
         assert_eq!(ask(&mut list, 0), [((1 << 40) - MISSING_MAX as u64, MISSING_MAX as u16)]);
     }

@@ -305,4 +305,13 @@ impl Net {
         let in_time = of_tracks().filter(|packet| packet.delivered_at.is_some_and(|at| at.since(packet.sent_at) <= limit)).count();
         (of_tracks().count(), in_time, of_tracks().filter(|packet| packet.delivered_at.is_some()).count())
     }
+
+    /// How long after its time each packet of `from` came that was not there in time, in milliseconds, in order.
+    pub fn repair_times_ms(&self, from: usize) -> Vec<u64> {
+        // Up to 8 ms late are packets of the wire's own, and audio waits up to a step for the end of its turn.
+        let late = |packet: &Packet| packet.delivered_at.map(|at| at.since(packet.sent_at + self.wire.delay).as_millis() as u64);
+        let mut times: Vec<_> = self.ends[from].sent.values().filter_map(late).filter(|ms| *ms > 10).collect();
+        times.sort_unstable();
+        times
+    }
 }
