@@ -446,4 +446,52 @@ mod tests {
         assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 0, 2, Some("a"))), Applied::Stale);
         assert_eq!(remotes.iter().count(), 0);
     }
+
+    fn of(id: u64, counter: u32, identity: Option<&str>) -> Record {
+        let key = RemoteKey { node: 1, participant: ParticipantId(id) };
+        Record { key, ..record(1, 0, counter, identity) }
+    }
+
+    #[test]
+    fn a_tombstone_is_forgotten_after_its_life() {
+        let mut remotes = RemoteParticipants::default();
+        let at = Time::from_millis(5);
+        remotes.apply(at, GRACE, record(1, 0, 3, None));
+        assert_eq!(remotes.deadline(), Some(at + TOMBSTONE_LIFE));
+        assert_eq!(remotes.next_over(at + TOMBSTONE_LIFE), None);
+        assert_eq!(remotes.deadline(), None);
+        assert!(remotes.entries.is_empty());
+    }
+
+    #[test]
+    fn neither_those_who_are_here_nor_those_who_are_gone_are_without_number() {
+        let mut remotes = RemoteParticipants::default();
+        let now = Time::ZERO;
+        for id in 0..TOMBSTONES_MAX as u64 + 100 {
+            assert_eq!(remotes.apply(now, GRACE, of(id, 1, None)), Applied::New);
+        }
+        assert_eq!((remotes.entries.len(), remotes.buried.len()), (TOMBSTONES_MAX, TOMBSTONES_MAX));
+        for id in 0..REMOTE_PARTICIPANTS_MAX as u64 {
+            assert_eq!(remotes.apply(now, GRACE, of(1_000_000 + id, 1, Some("a"))), Applied::New, "tombstones make room");
+        }
+        assert_eq!((remotes.entries.len(), remotes.buried.len()), (REMOTE_PARTICIPANTS_MAX, 0));
+        assert_eq!(remotes.apply(now, GRACE, of(9, 1, Some("a"))), Applied::Full);
+        assert_eq!(remotes.apply(now, GRACE, of(1_000_000, 2, Some("a"))), Applied::New, "who is here may change");
+    }
+
+    #[test]
+    fn the_books_are_empty_when_all_are_gone() {
+        let mut remotes = RemoteParticipants::default();
+        remotes.apply(Time::ZERO, GRACE, of(1, 1, Some("a")));
+        remotes.lose_node(Time::ZERO, GRACE, 1);
+        remotes.apply(Time::ZERO, GRACE, of(2, 1, Some("a")));
+        assert_eq!(remotes.deadline(), Some(Time::ZERO + GRACE));
+        while let Some(id) = remotes.next_over(Time::ZERO + GRACE) {
+            remotes.end(Time::ZERO + GRACE, id);
+        }
+        assert_eq!(remotes.iter().count(), 0);
+        assert!(remotes.identities.is_empty() && remotes.waiting.is_empty());
+        assert_eq!(remotes.next_over(Time::ZERO + GRACE + TOMBSTONE_LIFE), None);
+        assert!(remotes.entries.is_empty());
+    }
 }

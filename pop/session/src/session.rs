@@ -212,7 +212,7 @@ impl Session {
     /// Everybody, locals first.
     pub fn participants(&self) -> impl Iterator<Item = Participant<'_>> {
         let locals = self.participants.values().map(Participant::Local);
-        locals.chain(self.remotes.iter().map(Participant::Remote))
+        locals.chain(self.remotes.iter().filter(|remote| !remote.is_outdone).map(Participant::Remote))
     }
 
     /// The body of `/api/v1/sessions` for this room.

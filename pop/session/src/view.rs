@@ -209,7 +209,7 @@ pub(crate) fn describe(
     let captured = [MediaKind::Audio, MediaKind::Video].into_iter().filter(|kind| taps[*kind as usize].is_some());
     SessionView {
         id: id.to_string(),
-        participants: locals.chain(remotes.iter().map(remote)).collect(),
+        participants: locals.chain(remotes.iter().filter(|remote| !remote.is_outdone).map(remote)).collect(),
         captured: captured.map(MediaKind::name).collect(),
     }
 }

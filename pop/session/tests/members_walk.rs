@@ -67,7 +67,8 @@ impl Worker {
         self.sections.retain(|_, (of, ..)| *of != transport);
     }
 
-    fn obey(&mut self, command: Command) {
+    /// `is_abroad`: it names a track of another node, all of which are video.
+    fn obey(&mut self, command: Command, is_abroad: bool) {
         match command {
             Command::OpenTransport(open) => {
                 let ssrcs = BTreeSet::from([open.rtcp_ssrc]);
@@ -101,7 +102,8 @@ impl Worker {
             Command::Forward { subscription, track, payload_types } => {
                 let (_, kind, source) = self.sections.get_mut(&subscription).expect("the section is open");
                 if let Some(track) = track {
-                    assert_eq!(self.tracks.get(&track).expect("the track is open").1, *kind);
+                    let known = if is_abroad { MediaKind::Video } else { self.tracks.get(&track).expect("the track is open").1 };
+                    assert_eq!(known, *kind);
                 }
                 assert_eq!(track.is_some(), !payload_types.is_empty());
                 *source = track;
@@ -140,6 +142,8 @@ struct World {
     resources: Vec<Box<str>>,
     replies: Vec<Result<Reply, pop_session::Refusal>>,
     remote_counter: u32,
+    /// Nodes that do not answer.
+    away: BTreeSet<u64>,
     /// How often each thing was said, so that the walk is seen to go everywhere.
     said: BTreeMap<String, u64>,
 }
@@ -157,6 +161,7 @@ impl World {
             resources: Vec::new(),
             replies: Vec::new(),
             remote_counter: 0,
+            away: BTreeSet::new(),
             said: BTreeMap::new(),
         }
     }
@@ -165,11 +170,15 @@ impl World {
         while let Some(output) = self.session.poll() {
             match output {
                 Output::Command(command) => {
-                    let feeds = matches!(command, Command::Forward { track: Some(_), .. });
+                    let feeds = match &command {
+                        Command::Forward { track: Some(track), .. } if self.session.remote_track(*track).is_some() => Some("FeedAbroad"),
+                        Command::Forward { track: Some(_), .. } => Some("Feed"),
+                        _ => None,
+                    };
                     let name = format!("{command:?}");
                     let name = name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-                    *self.said.entry(if feeds { "Feed".into() } else { name.to_owned() }).or_default() += 1;
-                    self.worker.obey(command);
+                    *self.said.entry(feeds.unwrap_or(name).into()).or_default() += 1;
+                    self.worker.obey(command, feeds == Some("FeedAbroad"));
                 }
                 Output::Reply(_, reply) => self.replies.push(reply),
                 Output::Notice(to, notice) => self.hear(to, notice),
@@ -210,7 +219,8 @@ impl World {
     /// The books agree.
     fn check(&self) {
         for (id, (_, _, source)) in &self.worker.sections {
-            assert!(source.is_none_or(|track| self.worker.tracks.contains_key(&track)), "{id} is fed by a ghost");
+            let is_there = |track| self.worker.tracks.contains_key(&track) || self.session.remote_track(track).is_some();
+            assert!(source.is_none_or(is_there), "{id} is fed by a ghost");
         }
         let view = self.session.describe(self.now);
         let shown: BTreeMap<_, _> = view
@@ -270,7 +280,7 @@ impl World {
     }
 
     fn some_track(&mut self) -> TrackId {
-        let tracks: Vec<_> = self.worker.tracks.keys().copied().collect();
+        let tracks: Vec<_> = self.session.participants().flat_map(|participant| participant.tracks()).collect();
         if self.dice.once_in(10) { TrackId(self.dice.next()) } else { self.dice.pick(&tracks).unwrap_or(TrackId(9)) }
     }
 
@@ -306,7 +316,7 @@ impl World {
             36..=38 => self.resume(),
             39 => self.administer(),
             40 => self.tap(),
-            41 => self.record(),
+            41 | 58 | 59 => self.record(),
             42..=45 => self.data(),
             46 | 47 => self.pass(),
             48 if self.dice.once_in(3) => self.lose(),
@@ -577,22 +587,40 @@ impl World {
         let _ = self.request(request);
     }
 
-    /// One remote participant that comes, changes and goes.
+    /// Participants of two other nodes, one of whom has a name that is used here too, come, change and go, with their nodes.
     fn record(&mut self) {
+        let node = 2 + self.dice.below(2) as u64;
+        match self.dice.below(12) {
+            0 | 1 if self.away.insert(node) => self.session.handle_node_away(self.now, node),
+            2..=5 if self.away.remove(&node) => self.session.handle_node_back(self.now, node),
+            6 => {
+                self.away.remove(&node);
+                self.session.handle_node_restarted(self.now, node);
+            }
+            _ => self.write(node),
+        }
+        self.drain();
+    }
+
+    fn write(&mut self, node: u64) {
         self.remote_counter += 1;
-        let mut manifest = Manifest::new(identity("far"), Kind::Member, Permissions::PUBLISHER);
+        let (name, id) = if self.dice.once_in(4) { ("ann", node * 1_000_000) } else { ("far", node * 1_000_000 + 500_000) };
+        let mut manifest = Manifest::new(identity(name), Kind::Member, Permissions::PUBLISHER);
         manifest.hidden = self.dice.once_in(4);
+        manifest.joined_at_ms = self.dice.below(2 + 2 * self.now.as_millis() as usize) as u64;
+        manifest.takers.all = !self.dice.once_in(5);
         for n in 0..self.dice.below(3) as u64 {
-            let open = stage::info(TrackId(5_000_000 + n), MediaKind::Video);
-            manifest.tracks.push(RemoteTrack::new(open));
+            let mut track = RemoteTrack::new(stage::info(TrackId(id + n), MediaKind::Video));
+            track.formats = [vec![VP8], vec![VP8, AV1], vec![AV1], Vec::new()][self.dice.below(4)].clone();
+            (track.started, track.info.muted, track.order) = (self.dice.once_in(2), self.dice.once_in(3), self.dice.below(9) as u64);
+            manifest.tracks.push(track);
         }
         let record = Record {
-            key: RemoteKey { node: 2, participant: ParticipantId(5_000_000) },
+            key: RemoteKey { node, participant: ParticipantId(id) },
             version: Version { epoch: 0, counter: self.remote_counter - u32::from(self.dice.once_in(4)) },
             manifest: (!self.dice.once_in(4)).then_some(manifest),
         };
         self.session.handle_record(self.now, record);
-        self.drain();
     }
 
     fn data(&mut self) {
@@ -735,8 +763,18 @@ fn whatever_is_said_the_books_agree() {
         }
     }
     println!("{said:?}");
-    for name in ["Feed", "CloseSubscription", "CloseTrack", "SendData", "Wish", "Speakers", "Quality", "StreamStates", "SubscribedQuality"]
-    {
+    for name in [
+        "Feed",
+        "FeedAbroad",
+        "CloseSubscription",
+        "CloseTrack",
+        "SendData",
+        "Wish",
+        "Speakers",
+        "Quality",
+        "StreamStates",
+        "SubscribedQuality",
+    ] {
         assert!(said.get(name).is_some_and(|times| *times > 20), "the walk must lead to {name}: {said:?}");
     }
 }

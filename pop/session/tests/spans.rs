@@ -515,6 +515,16 @@ fn a_record_cannot_take_a_track_of_somebody_else() {
 }
 
 #[test]
+fn a_participant_keeps_its_identity() {
+    let (mut mesh, ..) = bob_is_fed();
+    let mut record = all_of(A, &mesh.nodes[&A].session)[0].clone();
+    record.version.counter += 1;
+    record.manifest.as_mut().unwrap().identity = identity("eve");
+    mesh.node(B, |session, now| assert_eq!(session.handle_record(now, record), Applied::Stale));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), []);
+}
+
+#[test]
 fn a_track_whose_formats_come_later_is_fed_then() {
     let mut mesh = Mesh::new(&[B]);
     mesh.on(B, |stage| connect_elsewhere(stage, "bob"));

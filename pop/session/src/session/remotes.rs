@@ -123,6 +123,11 @@ impl Session {
             self.remove(now, id, CloseReason::TakenOver);
         }
         let before = self.remotes.find(id).map(describe_remote);
+        // Clients know others by identity: one that had another would be two to them.
+        let is_another = |known: &ParticipantInfo| record.manifest.as_ref().is_some_and(|manifest| manifest.identity != known.identity);
+        if before.as_ref().is_some_and(is_another) {
+            return Applied::Stale;
+        }
         let applied = self.remotes.apply(now, self.limits.grace, record);
         if applied == Applied::New {
             self.refresh_remote(now, id, before);
