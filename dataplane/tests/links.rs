@@ -347,6 +347,57 @@ fn only_the_layer_that_is_watched_crosses_and_another_when_that_is_wished() {
 }
 
 #[test]
+fn on_a_link_that_cannot_carry_all_the_upper_layers_fall_first_and_come_back_and_audio_stays() {
+    let (mut mesh, publisher) = simulcast();
+    let speaker = mesh.origin.connect(20);
+    let payload_types = vec![PayloadType { number: 96, codec: Codec::Opus, rtx: None }];
+    let track = OpenTrack { kind: MediaKind::Audio, payload_types, ..Rig::track(20) };
+    mesh.origin.command(Command::OpenTrack(Box::new(track.clone())));
+    mesh.relay(track, open_transport(20).extensions);
+    let mut viewer = mesh.edge.viewer(2, 1);
+    let open = OpenSubscription { kind: MediaKind::Audio, transport: TransportId(2), ..Rig::subscription(20) };
+    mesh.edge.command(Command::OpenSubscription(Box::new(open)));
+    mesh.edge.forward(20, Some(20));
+    let (mut index, mut at) = (0, 0);
+    // Lengths of what reaches the viewer in so many seconds: audio has 60 bytes.
+    let mut run = |mesh: &mut Mesh, seconds: u64| {
+        let mut lens = Vec::new();
+        for frame in 0..seconds * 33 {
+            if frame % 33 == 0 {
+                // It consents.
+                mesh.edge.receive(&viewer, viewer.check(common::PWD));
+            }
+            for layer in 0..2 {
+                let [_, sent] = mesh.receive(&publisher, of_layer(&publisher, layer, index, index.is_multiple_of(20)));
+                lens.extend(media_to(&mut viewer, &sent).iter().map(|(_, _, payload)| payload.len()));
+            }
+            index += 1;
+            for _ in 0..3 {
+                let [_, sent] = mesh.receive(&speaker, speaker.packet(20, at, &[7; 60]));
+                lens.extend(media_to(&mut viewer, &sent).iter().map(|(_, _, payload)| payload.len()));
+                let [_, sent] = mesh.pass(Duration::from_millis(10));
+                lens.extend(media_to(&mut viewer, &sent).iter().map(|(_, _, payload)| payload.len()));
+                at += 1;
+            }
+        }
+        lens
+    };
+    let count = |lens: &[usize], len: usize| lens.iter().filter(|other| **other == len).count();
+    run(&mut mesh, 5);
+    assert!(count(&run(&mut mesh, 2), 500) >= 60);
+    mesh.lose = 4;
+    let lens = run(&mut mesh, 40);
+    assert!(count(&lens, 100) > 20, "the lower layer first: {}", count(&lens, 100));
+    let lens = run(&mut mesh, 3);
+    assert_eq!((count(&lens, 500), count(&lens, 100)), (0, 0), "then none");
+    assert!(count(&lens, 60) > 290, "audio stays: {}", count(&lens, 60));
+    assert!(mesh.origin.drops(DropReason::RelayCongested) > 100);
+    mesh.lose = 0;
+    let lens = run(&mut mesh, 40);
+    assert!(count(&lens, 500) > 300, "and all comes back: {}", count(&lens, 500));
+}
+
+#[test]
 fn a_layer_that_was_unwatched_for_long_goes_on_wherever_its_numbers_are() {
     let (mut mesh, publisher) = video();
     let mut viewer = viewer(&mut mesh, 2);

@@ -128,6 +128,8 @@ drop_reasons! {
     RelayLate = "relay_late",
     /// Of a link: more packets at once than a turn takes.
     RelayBurst = "relay_burst",
+    /// Video for a link that loses too much to carry all of it.
+    RelayCongested = "relay_congested",
     /// To a link whose keys have sealed as much as they may: it waits for the next.
     RelayKeysUsed = "relay_keys_used",
     /// A tap's queue to the service thread is full.

@@ -36,6 +36,18 @@ const SILENCE: std::time::Duration = std::time::Duration::from_secs(2);
 /// What waits to be told over one link at most. It is told again within a second.
 const TOLD_MAX: usize = 1_024;
 
+/// A link that loses more of 1,000 datagrams than this carries less video, a layer less each [`RELIEF_SECONDS`]: so much is not chance, and its
+/// repairs are part of what does not fit.
+const LOSS_MAX_PERMILLE: u16 = 150;
+
+/// A link that loses less of 1,000 than this may carry a layer more, when it has been so for [`CALM_SECONDS`].
+const LOSS_CALM_PERMILLE: u16 = 30;
+/// See [`LOSS_CALM_PERMILLE`].
+const CALM_SECONDS: u8 = 8;
+
+/// Seconds until a layer less shows in the loss.
+const RELIEF_SECONDS: u8 = 3;
+
 /// Bytes of one link's state, for the memory plan.
 pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + TOLD_MAX * size_of::<LinkTold>();
 /// Bytes of one track on one link, for the memory plan: its places in the lists of both.
@@ -86,9 +98,29 @@ struct LinkState {
     dirty: [Vec<usize>; 2],
     is_dirty: bool,
     is_urgent: bool,
+    /// Video of this rank, counted from the lowest quality, and of those above it does not fit.
+    video_max: u8,
+    /// Seconds since that changed, or since the loss was too much for more.
+    calm: u8,
 }
 
 impl LinkState {
+    /// Follows the loss, once a second; true when another part of the video fits.
+    fn follow_loss(&mut self) -> bool {
+        let (loss, before) = (self.link().loss_out_permille(), self.video_max);
+        self.calm = self.calm.saturating_add(1);
+        if loss > LOSS_MAX_PERMILLE {
+            if self.calm >= RELIEF_SECONDS {
+                (self.video_max, self.calm) = (before.saturating_sub(1), 0);
+            }
+        } else if loss > LOSS_CALM_PERMILLE {
+            self.calm = self.calm.min(RELIEF_SECONDS);
+        } else if self.calm >= CALM_SECONDS {
+            (self.video_max, self.calm) = ((before + 1).min(LAYERS_MAX as u8), 0);
+        }
+        self.video_max != before
+    }
+
     fn link(&mut self) -> &mut Link {
         self.link.as_mut().expect("it is out only while a datagram of it is read")
     }
@@ -250,6 +282,8 @@ impl Core {
             dirty: [Vec::new(), Vec::new()],
             is_dirty: false,
             is_urgent: false,
+            video_max: LAYERS_MAX as u8,
+            calm: 0,
         });
         self.links.ids.insert(open.link, index);
         self.links.mark_urgent(index);
@@ -473,6 +507,12 @@ impl Core {
         for index in (self.tick..self.links.slab.capacity()).step_by(TICKS_PER_ROUND) {
             let Some(state) = self.links.slab.get_mut(index) else { continue };
             let link = state.id;
+            if state.follow_loss() {
+                // The other end is told of layers that do not come any more, or come again.
+                for (_, track) in &state.outgoing {
+                    self.tracks[*track].layers.iter_mut().for_each(super::Layer::forget_told);
+                }
+            }
             if state.link().keys_used() {
                 self.events.push_back(Event::LinkKeysUsed { link });
             }
@@ -521,7 +561,7 @@ impl Core {
                         rtp_timestamp: clock.map_or(0, |clock| clock.rtp_timestamp),
                         age: clock.map_or_else(Default::default, |clock| now.since(clock.at)),
                         ended: of_track.is_ended(),
-                        paused: !comes,
+                        paused: !comes || rank >= state.video_max,
                         rank,
                         rate_kbps: u32::try_from(rate / 1_000).unwrap_or(u32::MAX),
                     };
@@ -565,6 +605,12 @@ impl Core {
                 let export = track.exports.iter_mut().find(|export| export.link == index).expect("a dirty track is exported");
                 while let Some(&Fresh { layer, sequence, .. }) = track.fresh.get(cursor.fresh) {
                     if export.wanted >> layer & 1 == 0 {
+                        cursor.fresh += 1;
+                        continue;
+                    }
+                    // Where not all fits, video gives way to audio.
+                    if !is_audio && track.ranks.rank_of(layer) >= state.video_max {
+                        drops[DropReason::RelayCongested as usize] += 1;
                         cursor.fresh += 1;
                         continue;
                     }
