@@ -16,11 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A node with two workers of 8 places: from the third client of a room on, the next worker is looked for.
 fn start(rest: &str) -> Option<(Node, Config)> {
+    start_with(16, rest)
+}
+
+fn start_with(tracks_max: usize, rest: &str) -> Option<(Node, Config)> {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return None;
     }
     let text = format!(
-        "[media]\nport = 0\n[dataplane]\ncores = \"0,1\"\nbackend = \"mmsg\"\ntransports_max = 8\ntracks_max = 16\n\
+        "[media]\nport = 0\n[dataplane]\ncores = \"0,1\"\nbackend = \"mmsg\"\ntransports_max = 8\ntracks_max = {tracks_max}\n\
          subscriptions_max = 64\npacket_pool = 1024\nrecv_buffers = 16\ntrains = 4\ngro = false\n{rest}"
     );
     let config = Config::parse(&text, Path::new("test.toml")).unwrap();
@@ -153,4 +157,41 @@ async fn a_mirror_ends_with_its_last_receiver_while_the_source_goes_on() {
     let goal = packets() + 20;
     run_until("the source goes on", &|| packets() >= goal).await;
     assert_eq!(node.workers().iter().map(|worker| worker.counters.handover_packets_out).sum::<u64>(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_section_that_found_no_place_for_a_mirror_gets_it_when_there_is_one() {
+    // Seven find a place beside the source, whose worker has eight, and the last is on the other worker.
+    let sinks: Vec<UdpSocket> = (0..8).map(|_| receiver()).collect();
+    let mut text = route("in", "direction = \"in\"");
+    // It takes the one place for a track of the other worker.
+    text += &route("other", "direction = \"in\"").replace("stage", "elsewhere");
+    for (at, sink) in sinks.iter().enumerate() {
+        text += &route(&format!("out{at}"), &format!("direction = \"out\"\npeer = \"{}\"", sink.local_addr().unwrap()));
+    }
+    let Some((node, config)) = start_with(1, &text) else { return };
+    let routes = Routes::new(node.clone(), &config.media, Vec::new());
+    let started = routes.start(&config.rtp.route).await;
+    if let Err(Failure::Usage(sentence) | Failure::Other(sentence)) = started {
+        panic!("{sentence}");
+    }
+    let to = routes.show("in").await.unwrap_or_else(|_| panic!("it is there")).address;
+    let sender = receiver();
+    let mut heard = vec![Vec::new(); sinks.len()];
+    let (start, mut sequence) = (Instant::now(), 0);
+    let mut run_until = async |what: &str, heard: &mut Vec<Vec<Vec<u8>>>, done: &dyn Fn(&[usize]) -> bool| loop {
+        let lens: Vec<usize> = heard.iter().map(Vec::len).collect();
+        if done(&lens) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what}: {lens:?}");
+        sequence += 1;
+        sender.send_to(&packet(sequence), to).unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        sinks.iter().zip(heard.iter_mut()).for_each(|(sink, heard)| take(sink, heard));
+    };
+    run_until("the near ones hear", &mut heard, &|lens| lens.iter().filter(|len| **len > 50).count() == 7).await;
+    assert_eq!(heard.iter().filter(|heard| heard.is_empty()).count(), 1, "the far one has no mirror");
+    routes.remove("other").await.unwrap_or_else(|_| panic!("it is there"));
+    run_until("everybody hears", &mut heard, &|lens| lens.iter().all(|len| *len > 0)).await;
 }

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pop_dataplane::limits::TRACKS_PER_TRANSPORT_MAX;
-use pop_proto::control::{DataMessage, OpenTransport, SrtpProfile};
+use pop_proto::control::{DataMessage, OpenTransport, PayloadTypeMap, SrtpProfile};
 use pop_proto::{Command, Event};
-use pop_schemas::{ParticipantId, SessionId, Time, TransportId};
+use pop_schemas::{ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume};
 use pop_session::placement::Claim;
 use pop_session::session::{Action, Audit};
@@ -29,6 +29,9 @@ use crate::signal::livekit::data::Sender;
 
 /// Messages for a client that are handed to its association together.
 const ORDERS_PER_TURN: usize = 64;
+
+/// After this a section that got no mirror for want of a place asks for one again: places are given back without a word.
+const MIRROR_RETRY: Duration = Duration::from_secs(1);
 
 /// What reaches a room.
 pub(super) enum RoomMessage {
@@ -150,6 +153,8 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId) -> RoomSender {
     let room = Room {
         shared,
         spread: Spread::default(),
+        refused: HashMap::new(),
+        retry_at: None,
         people: HashMap::new(),
         session: Session::new(id, Limits { streams_max: TRACKS_PER_TRANSPORT_MAX, ..Limits::default() }, seed),
         mailbox: sender.downgrade(),
@@ -177,6 +182,10 @@ struct Person {
 struct Room {
     shared: Weak<Shared>,
     spread: Spread<Slot>,
+    /// What sections wait for whose worker had no place for a mirror of it.
+    refused: HashMap<SubscriptionId, (TrackId, Vec<PayloadTypeMap>)>,
+    /// When they ask again.
+    retry_at: Option<Time>,
     people: HashMap<ParticipantId, Person>,
     session: Session,
     /// For the transport tasks of this room.
@@ -203,7 +212,7 @@ impl Room {
         let _guard = EndsProcess;
         loop {
             let Some(now) = self.shared.upgrade().map(|shared| shared.clock.now()) else { return };
-            let deadline = self.session.poll_timeout().map(|at| at.since(now));
+            let deadline = self.session.poll_timeout().into_iter().chain(self.retry_at).min().map(|at| at.since(now));
             let timeout = async {
                 match deadline {
                     Some(wait) => tokio::time::sleep(wait).await,
@@ -223,6 +232,7 @@ impl Room {
                 None => self.session.handle_timeout(shared.clock.now()),
             }
             self.drain(&shared).await;
+            self.retry_mirrors(&shared).await;
         }
     }
 
@@ -478,15 +488,42 @@ impl Room {
 
     /// Brings a command to its worker; a track that is taken on another worker for the first time is mirrored there.
     async fn direct(&mut self, shared: &Shared, command: Command) {
+        let waited = match &command {
+            Command::Forward { subscription, .. } | Command::CloseSubscription { subscription } => {
+                self.refused.remove(subscription).is_some()
+            }
+            _ => false,
+        };
         let mut claim = None;
         if let Some((worker, tracks)) = self.spread.missing_mirror(&command) {
             claim = shared.directory.grow(self.session.id(), worker, Claim { tracks, ..Claim::default() }).await.ok();
-            if claim.is_none() {
-                tracing::warn!(room = %self.session.id(), worker, "a section gets nothing: its worker has no place for one more track of another worker (dataplane.tracks_max)");
+            if let (None, Command::Forward { subscription, track: Some(track), payload_types }) = (&claim, &command) {
+                if !waited {
+                    tracing::warn!(room = %self.session.id(), worker, "a section gets nothing: its worker has no place for one more track of another worker (dataplane.tracks_max)");
+                }
+                self.refused.insert(*subscription, (*track, payload_types.clone()));
+                self.retry_at.get_or_insert(shared.clock.now() + MIRROR_RETRY);
             }
         }
         let directed = self.spread.direct(command, claim);
         self.send(shared, directed).await;
+    }
+
+    /// Sections that were refused a mirror ask again when it is time.
+    async fn retry_mirrors(&mut self, shared: &Shared) {
+        if self.retry_at.is_none_or(|at| shared.clock.now() < at) {
+            return;
+        }
+        self.retry_at = None;
+        let forward = |(subscription, (track, payload_types)): (&SubscriptionId, &(TrackId, Vec<PayloadTypeMap>))| Command::Forward {
+            subscription: *subscription,
+            track: Some(*track),
+            payload_types: payload_types.clone(),
+        };
+        let again: Vec<Command> = self.refused.iter().map(forward).collect();
+        for command in again {
+            self.direct(shared, command).await;
+        }
     }
 
     /// Sends commands in their order; the pumps learn what they open and close before the workers do.
