@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod backend;
+pub mod bus;
 pub mod ca;
 pub mod captures;
 pub mod cli;

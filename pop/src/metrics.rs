@@ -1,5 +1,6 @@
 //! What Prometheus scrapes. Names have base units; labels have few values and never a user's.
 
+mod bus;
 mod data;
 mod dtls;
 mod http;
@@ -26,6 +27,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use bus::BusCollector;
 pub use data::DataCollector;
 pub use dtls::DtlsCollector;
 pub use http::HttpCollector;

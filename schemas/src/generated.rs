@@ -12,10 +12,14 @@
     mismatched_lifetime_syntaxes
 )]
 
+#[path = "generated/bus.rs"]
+#[rustfmt::skip]
+mod bus_generated;
 #[path = "generated/relay.rs"]
 #[rustfmt::skip]
 mod relay_generated;
 
+pub use bus_generated::pop::bus;
 pub use relay_generated::pop::relay;
 
 /// What a buffer from the network may be made of: the library's own limits are far too wide.

@@ -1,0 +1,630 @@
+//! The bus: who is in which session and which nodes there are, told among the nodes of one PoP. The only door to zenoh.
+//!
+//! ```text
+//! rooms --put, watch--> +---------+ --Send--> bus-out thread --put, query, declare--> zenoh
+//!                       | Replica | <--beat, token, record, page---- zenoh's threads
+//! rooms <--BusEvent---- +---------+ <--time---- bus-beat thread ------beat----------> zenoh
+//! ```
+//!
+//! Everything that sends may wait for a slow peer, so it has a thread of its own; the beat has another one, so that a slow peer makes no
+//! others believe that this node is dead. Nothing waits while it holds the replica.
+
+mod counters;
+mod record;
+mod replica;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_session::presence::{LocalRecord, RemoteKey};
+use serde_json::json;
+use tokio::sync::Notify;
+use zenoh::bytes::ZBytes;
+use zenoh::qos::{CongestionControl, Priority};
+use zenoh::query::{ConsolidationMode, Query, QueryTarget};
+use zenoh::sample::{Locality, Sample, SampleKind};
+use zenoh::{Session, Wait};
+
+pub use counters::{BusCounters, Ignored};
+pub use record::{NodeRecord, RECORD_LEN_MAX, RecordError, encode_participant};
+pub use replica::{BusEvent, Gone};
+
+use crate::config::Config;
+use replica::{PageAsk, Replica, Send};
+
+/// A peer whose packets stop is given up after this; its own says so to others, too.
+const LEASE_MS: u64 = 400;
+
+/// A connection that is not made within this is begun anew: it may have begun while the network was away.
+const OPEN_TIMEOUT_MS: u64 = 600;
+const ACCEPT_TIMEOUT_MS: u64 = 1_000;
+
+/// A sender that waits for a peer gives it up after this, in microseconds; zenoh's lease comes first.
+const WAIT_BEFORE_CLOSE_US: u64 = 500_000;
+
+/// Longest message that is taken: a page with its key.
+const MESSAGE_LEN_MAX: usize = record::PAGE_LEN_MAX + 4_096;
+
+/// Queries of others that wait to be answered.
+const QUERIES_MAX: usize = 1_024;
+
+/// A query is given up after this.
+const QUERY_TIMEOUT: Duration = Duration::from_millis(1_000);
+
+/// What zenoh's own threads are: one that receives and connects, one that sends. Read from the environment once.
+pub const RUNTIME_VARIABLE: (&str, &str) = (
+    "ZENOH_RUNTIME",
+    "(rx:(handover:app),acc:(handover:app),net:(handover:app),tx:(handover:app),app:(worker_threads:2,max_blocking_threads:4))",
+);
+
+/// Where the bus is and who this node is on it.
+#[derive(Clone, Debug)]
+pub struct BusSettings {
+    /// Name of the PoP.
+    pub pop: String,
+    /// Name of the node.
+    pub name: String,
+    /// Where others reach this node.
+    pub listen: Vec<SocketAddr>,
+    /// Where this node reaches others; those that are not there are tried again for ever.
+    pub connect: Vec<SocketAddr>,
+    /// CA, chain and private key, PEM; without them the bus is plain TCP.
+    pub tls: Option<(PathBuf, PathBuf, PathBuf)>,
+}
+
+impl BusSettings {
+    /// From a node's config; `None`: it has no bus.
+    pub fn of(config: &Config) -> Option<BusSettings> {
+        config.bus.is_on().then(|| BusSettings {
+            pop: config.node.pop.clone(),
+            name: config.node.shown_name(),
+            listen: config.bus.listen.clone(),
+            connect: config.bus.connect.clone(),
+            tls: config.mesh.files().map(|(ca, cert, key)| (ca.clone(), cert.clone(), key.clone())),
+        })
+    }
+
+    fn zenoh_config(&self) -> Result<zenoh::Config, String> {
+        let protocol = if self.tls.is_some() { "tls" } else { "tcp" };
+        let endpoints =
+            |addresses: &[SocketAddr]| -> Vec<String> { addresses.iter().map(|address| format!("{protocol}/{address}")).collect() };
+        let retry = json!({ "period_init_ms": 50, "period_max_ms": 200, "period_increase_factor": 2 });
+        let tls = self.tls.as_ref().map_or(json!({}), |(ca, cert, key)| {
+            json!({
+                "root_ca_certificate": ca,
+                "listen_certificate": cert,
+                "listen_private_key": key,
+                "connect_certificate": cert,
+                "connect_private_key": key,
+                "enable_mtls": true,
+                // Certificates name nodes, endpoints are addresses: the CA alone decides.
+                "verify_name_on_connect": false,
+                "close_link_on_expiration": true,
+            })
+        });
+        let config = json!({
+            "mode": "peer",
+            "listen": { "endpoints": endpoints(&self.listen), "exit_on_failure": true, "timeout_ms": 0 },
+            "connect": { "endpoints": endpoints(&self.connect), "exit_on_failure": false, "timeout_ms": -1, "retry": retry },
+            "open": { "return_conditions": { "connect_scouted": false, "declares": false } },
+            "scouting": { "multicast": { "enabled": false }, "gossip": { "enabled": false } },
+            "timestamping": { "enabled": false },
+            "queries_default_timeout": 1_000,
+            "transport": {
+                "unicast": {
+                    "open_timeout": OPEN_TIMEOUT_MS,
+                    "accept_timeout": ACCEPT_TIMEOUT_MS,
+                    "max_sessions": crate::config::PEERS_MAX,
+                },
+                "link": {
+                    "tx": {
+                        "lease": LEASE_MS,
+                        "keep_alive": 4,
+                        "queue": { "congestion_control": { "block": { "wait_before_close": WAIT_BEFORE_CLOSE_US } } },
+                    },
+                    "rx": { "max_message_size": MESSAGE_LEN_MAX },
+                    "tls": tls,
+                },
+                "shared_memory": { "enabled": false },
+            },
+            "adminspace": { "enabled": false },
+        });
+        zenoh::Config::from_json5(&config.to_string()).map_err(|error| format!("the bus cannot be set up: {error}"))
+    }
+}
+
+/// Keys of one PoP.
+#[derive(Clone, Debug)]
+struct Keys {
+    /// `pop/{pop}`
+    root: String,
+}
+
+/// What a sample's key names.
+#[derive(Debug, PartialEq, Eq)]
+enum Key {
+    Participant(SessionId, RemoteKey),
+    Digest(SessionId, NodeId),
+    Node(NodeId),
+    Beat(NodeId),
+    Live(NodeId, Incarnation),
+}
+
+impl Keys {
+    fn participant(&self, session: &SessionId, node: NodeId, participant: ParticipantId) -> String {
+        format!("{}/session/{session}/participant/{node}/{:016x}", self.root, participant.0)
+    }
+
+    fn session(&self, session: &SessionId) -> String {
+        format!("{}/session/{session}/**", self.root)
+    }
+
+    fn digest(&self, session: &SessionId, node: NodeId) -> String {
+        format!("{}/session/{session}/digest/{node}", self.root)
+    }
+
+    /// `kind` is `node`, `beat` or `page`.
+    fn of_node(&self, kind: &str, node: NodeId) -> String {
+        format!("{}/{kind}/{node}", self.root)
+    }
+
+    fn live(&self, node: NodeId, incarnation: Incarnation) -> String {
+        format!("{}/live/{node}/{:016x}-{:016x}", self.root, incarnation.start, incarnation.nonce)
+    }
+
+    fn parse(&self, key: &str) -> Option<Key> {
+        let rest = key.strip_prefix(&self.root)?.strip_prefix('/')?;
+        let mut parts = rest.split('/');
+        let mut part = || parts.next();
+        let parsed = match part()? {
+            "session" => {
+                let session = SessionId::new(part()?).ok()?;
+                match part()? {
+                    "participant" => {
+                        let node = hex(part()?)?;
+                        Key::Participant(session, RemoteKey { node, participant: ParticipantId(hex(part()?)?) })
+                    }
+                    "digest" => Key::Digest(session, NodeId(hex(part()?)?)),
+                    _ => return None,
+                }
+            }
+            "node" => Key::Node(NodeId(hex(part()?)?)),
+            "beat" => Key::Beat(NodeId(hex(part()?)?)),
+            "live" => {
+                let node = NodeId(hex(part()?)?);
+                let (start, nonce) = part()?.split_once('-')?;
+                Key::Live(node, Incarnation { start: hex(start)?, nonce: hex(nonce)? })
+            }
+            _ => return None,
+        };
+        part().is_none().then_some(parsed)
+    }
+}
+
+/// 16 digits: one number has one text.
+fn hex(text: &str) -> Option<u64> {
+    (text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+        .then(|| u64::from_str_radix(text, 16).ok())
+        .flatten()
+}
+
+#[derive(Debug)]
+struct State {
+    replica: Replica,
+    queries: VecDeque<Query>,
+    is_closed: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    to_send: Condvar,
+    to_take: Notify,
+    keys: Keys,
+    node: NodeId,
+    incarnation: Incarnation,
+    counters: Arc<BusCounters>,
+}
+
+impl Shared {
+    /// A panic while it is held ends the process (`panic.rs`), so its state is whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the replica, and wakes whoever has something to do then.
+    fn change<T>(&self, change: impl FnOnce(&mut Replica) -> T) -> T {
+        let (result, has_event) = {
+            let mut state = self.lock();
+            let result = change(&mut state.replica);
+            (result, state.replica.has_event())
+        };
+        self.to_send.notify_one();
+        if has_event {
+            self.to_take.notify_one();
+        }
+        result
+    }
+
+    fn close(&self) {
+        self.lock().is_closed = true;
+        self.to_send.notify_one();
+        self.to_take.notify_one();
+    }
+
+    /// A message of another node, on a thread of zenoh's.
+    fn handle_sample(&self, sample: &Sample) {
+        let key = self.keys.parse(sample.key_expr().as_str());
+        if sample.kind() != SampleKind::Put {
+            // Nobody deletes: a participant that leaves has a record that says so.
+            return self.counters.ignore(Ignored::Foreign);
+        }
+        if sample.payload().len() > RECORD_LEN_MAX {
+            return self.counters.ignore(Ignored::TooLarge);
+        }
+        let bytes = sample.payload().to_bytes();
+        let result = match key {
+            Some(Key::Participant(session, key)) => {
+                record::decode_participant(&bytes).map(|written| self.change(|replica| replica.handle_participant(&session, key, written)))
+            }
+            Some(Key::Digest(session, node)) => {
+                record::decode_digest(&bytes).map(|digest| self.change(|replica| replica.handle_digest(&session, node, digest)))
+            }
+            Some(Key::Beat(node)) => {
+                record::decode_beat(&bytes).map(|beat| self.change(|replica| replica.handle_beat(Instant::now(), node, beat)))
+            }
+            Some(Key::Node(node)) => self.handle_node(node, &bytes),
+            Some(Key::Live(..)) | None => Err(RecordError::Malformed),
+        };
+        if let Err(error) = result {
+            self.counters.ignore(error);
+        }
+    }
+
+    fn handle_node(&self, node: NodeId, bytes: &[u8]) -> Result<(), RecordError> {
+        let (record, counter) = record::decode_node(bytes)?;
+        self.change(|replica| replica.handle_node(Instant::now(), node, record, counter));
+        Ok(())
+    }
+
+    fn handle_token(&self, sample: &Sample) {
+        match self.keys.parse(sample.key_expr().as_str()) {
+            Some(Key::Live(node, incarnation)) => {
+                let is_here = sample.kind() == SampleKind::Put;
+                self.change(|replica| replica.handle_token(Instant::now(), node, incarnation, is_here));
+            }
+            _ => self.counters.ignore(Ignored::Malformed),
+        }
+    }
+
+    fn handle_query(&self, query: Query) {
+        let mut state = self.lock();
+        if state.queries.len() < QUERIES_MAX {
+            state.queries.push_back(query);
+            drop(state);
+            self.to_send.notify_one();
+        } else {
+            counters::count(&self.counters.queries_dropped);
+        }
+    }
+}
+
+/// This node on the bus. Clones are the same; with the last one it leaves.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    shared: Arc<Shared>,
+    _leave: Arc<Leave>,
+}
+
+#[derive(Debug)]
+struct Leave(Arc<Shared>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What others did, in its order.
+#[derive(Debug)]
+pub struct BusEvents(Arc<Shared>);
+
+impl BusEvents {
+    /// The next; waits for it. `None`: the bus was left.
+    pub async fn recv(&mut self) -> Option<BusEvent> {
+        loop {
+            let changed = self.0.to_take.notified();
+            {
+                let mut state = self.0.lock();
+                if let Some(event) = state.replica.poll_event() {
+                    return Some(event);
+                }
+                if state.is_closed {
+                    return None;
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Bus {
+    /// Enters the bus as `node`. Others need not be there: they are found when they come.
+    ///
+    /// # Errors
+    ///
+    /// An address or a file that cannot be used, with what it is.
+    pub async fn open(settings: &BusSettings, node: NodeId, incarnation: Incarnation) -> Result<(Bus, BusEvents), String> {
+        let config = settings.zenoh_config()?;
+        let session = zenoh::open(config).await.map_err(|error| format!("the bus cannot be opened ([bus], [mesh]): {error}"))?;
+        let counters = Arc::new(BusCounters::default());
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                replica: Replica::new(node, incarnation, Arc::clone(&counters)),
+                queries: VecDeque::new(),
+                is_closed: false,
+            }),
+            to_send: Condvar::new(),
+            to_take: Notify::new(),
+            keys: Keys { root: format!("pop/{}", settings.pop) },
+            node,
+            incarnation,
+            counters,
+        });
+        declare(&session, &shared).await.map_err(|error| format!("the bus cannot be entered: {error}"))?;
+        let threads = [("bus-out", send_all as fn(Arc<Shared>, Session)), ("bus-beat", beat_on)];
+        for (name, run) in threads {
+            let (shared, session) = (Arc::clone(&shared), session.clone());
+            let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(shared, session));
+            thread.map_err(|error| format!("no thread for the bus: {error}"))?;
+        }
+        let bus = Bus { _leave: Arc::new(Leave(Arc::clone(&shared))), shared: Arc::clone(&shared) };
+        Ok((bus, BusEvents(shared)))
+    }
+
+    /// Tells others what is new of a participant of ours. Sent soon; of several changes the last may be the only one that is.
+    ///
+    /// # Errors
+    ///
+    /// Others would not accept it: nothing is told, and it is counted.
+    pub fn put_participant(&self, session: &SessionId, record: &LocalRecord) -> Result<(), RecordError> {
+        self.shared.change(|replica| replica.put_participant(Instant::now(), session, record))
+    }
+
+    /// Tells others what is new of this node. Its name and PoP must be those of its id ([`NodeId::of`]).
+    pub fn put_node(&self, record: NodeRecord) {
+        self.shared.change(|replica| replica.put_node(record));
+    }
+
+    /// From now on participants of others in `session` are told: first those that are there.
+    pub fn watch(&self, session: &SessionId) {
+        self.shared.change(|replica| replica.watch(session));
+    }
+
+    /// No longer.
+    pub fn unwatch(&self, session: &SessionId) {
+        self.shared.change(|replica| replica.unwatch(session));
+    }
+
+    /// For the metrics.
+    pub fn counters(&self) -> Arc<BusCounters> {
+        Arc::clone(&self.shared.counters)
+    }
+}
+
+/// What is heard for the life of the session.
+async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
+    let keys = &shared.keys;
+    for kind in ["node", "beat"] {
+        let handler = Arc::clone(shared);
+        let key = format!("{}/{kind}/*", keys.root);
+        let declared = session.declare_subscriber(key).allowed_origin(Locality::Remote);
+        declared.callback(move |sample| handler.handle_sample(&sample)).background().await?;
+    }
+    for kind in ["node", "page"] {
+        let handler = Arc::clone(shared);
+        let declared = session.declare_queryable(keys.of_node(kind, shared.node)).allowed_origin(Locality::Remote);
+        declared.callback(move |query| handler.handle_query(query)).background().await?;
+    }
+    let handler = Arc::clone(shared);
+    let declared = session.liveliness().declare_subscriber(format!("{}/live/*/*", keys.root)).history(true);
+    declared.callback(move |sample| handler.handle_token(&sample)).background().await?;
+    Ok(())
+}
+
+/// The thread `bus-out`.
+fn send_all(shared: Arc<Shared>, session: Session) {
+    let token = session.liveliness().declare_token(shared.keys.live(shared.node, shared.incarnation)).wait();
+    if let Err(error) = &token {
+        tracing::error!(%error, "the bus: no liveliness token; others see the end of this node later");
+    }
+    let mut subscribers = HashMap::new();
+    loop {
+        let (query, send) = {
+            let mut state = shared.lock();
+            loop {
+                if state.is_closed {
+                    drop(state);
+                    // Undeclares everything: others see the token go.
+                    if let Err(error) = session.close().wait() {
+                        tracing::debug!(%error, "the bus was left without a word");
+                    }
+                    return;
+                }
+                let query = state.queries.pop_front().map(|query| {
+                    let answer = answer(&shared, &state.replica, &query);
+                    (query, answer)
+                });
+                let send = state.replica.poll_send(Instant::now());
+                if query.is_some() || send.is_some() {
+                    break (query, send);
+                }
+                state = shared.to_send.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        if let Some((query, Some(answer))) = query {
+            let key = query.key_expr().clone();
+            log_failure("answer", query.reply(key, answer).wait());
+        }
+        if let Some(send) = send {
+            log_failure("send", perform(&shared, &session, &mut subscribers, send));
+        }
+    }
+}
+
+fn log_failure(what: &str, result: zenoh::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, what, "the bus refused");
+    }
+}
+
+/// What `query` asks for; `None`: nothing that there is.
+fn answer(shared: &Shared, replica: &Replica, query: &Query) -> Option<Vec<u8>> {
+    if query.key_expr().as_str() == shared.keys.of_node("node", shared.node) {
+        return replica.answer_node();
+    }
+    let asked = query.payload().map(ZBytes::to_bytes).unwrap_or_default();
+    match record::decode_ask(&asked) {
+        Ok((session, from)) => Some(replica.answer(&session, from)),
+        Err(error) => {
+            shared.counters.ignore(error);
+            None
+        }
+    }
+}
+
+type Subscribers = HashMap<SessionId, zenoh::pubsub::Subscriber<()>>;
+
+fn perform(shared: &Arc<Shared>, session: &Session, subscribers: &mut Subscribers, send: Send) -> zenoh::Result<()> {
+    let keys = &shared.keys;
+    let put = |key: String, bytes: ZBytes| {
+        // Waits for a peer that is slow, not for one that is gone. Urgent, but behind the beats.
+        let put = session.put(key, bytes).congestion_control(CongestionControl::Block).priority(Priority::InteractiveHigh);
+        put.express(true).allowed_destination(Locality::Remote).wait()
+    };
+    match send {
+        Send::Participant(of, participant, bytes) => put(keys.participant(&of, shared.node, participant), bytes.to_vec().into()),
+        Send::Node(bytes) => put(keys.of_node("node", shared.node), bytes.into()),
+        Send::Digest(of, bytes) => put(keys.digest(&of, shared.node), bytes.into()),
+        Send::Watch(of, true) => {
+            let handler = Arc::clone(shared);
+            let declared = session.declare_subscriber(keys.session(&of)).allowed_origin(Locality::Remote);
+            let subscriber = declared.callback(move |sample| handler.handle_sample(&sample)).wait()?;
+            subscribers.insert(of, subscriber);
+            Ok(())
+        }
+        // Dropping one undeclares it.
+        Send::Watch(of, false) => {
+            subscribers.remove(&of);
+            Ok(())
+        }
+        Send::AskNode(node) => {
+            let handler = Arc::clone(shared);
+            ask(session, keys.of_node("node", node), Vec::new(), move |bytes| {
+                if let Some(Err(error)) = bytes.map(|bytes| handler.handle_node(node, bytes)) {
+                    handler.counters.ignore(error);
+                }
+            })
+        }
+        Send::AskPage(page_ask) => {
+            let (handler, bytes) = (Arc::clone(shared), record::encode_ask(&page_ask.session, page_ask.from));
+            ask(session, keys.of_node("page", page_ask.node), bytes, move |bytes| handler.handle_answer(&page_ask, bytes))
+        }
+    }
+}
+
+impl Shared {
+    fn handle_answer(&self, ask: &PageAsk, bytes: Option<&[u8]>) {
+        let page = bytes.and_then(|bytes| record::decode_page(bytes).map_err(|error| self.counters.ignore(error)).ok());
+        self.change(|replica| replica.handle_page(Instant::now(), ask, page));
+    }
+}
+
+/// Asks one node; `then` gets the first answer, or hears once that none came.
+fn ask(
+    session: &Session,
+    key: String,
+    payload: Vec<u8>,
+    then: impl Fn(Option<&[u8]>) + std::marker::Send + Sync + 'static,
+) -> zenoh::Result<()> {
+    struct Asked<F: Fn(Option<&[u8]>)> {
+        then: F,
+        is_answered: std::sync::atomic::AtomicBool,
+    }
+    impl<F: Fn(Option<&[u8]>)> Asked<F> {
+        fn finish(&self, bytes: Option<&[u8]>) {
+            if !self.is_answered.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                (self.then)(bytes);
+            }
+        }
+    }
+    impl<F: Fn(Option<&[u8]>)> Drop for Asked<F> {
+        fn drop(&mut self) {
+            self.finish(None);
+        }
+    }
+    let asked = Asked { then, is_answered: false.into() };
+    let get = session.get(key).target(QueryTarget::All).consolidation(ConsolidationMode::None).timeout(QUERY_TIMEOUT);
+    let get = get.congestion_control(CongestionControl::Block).priority(Priority::InteractiveHigh).express(true);
+    get.allowed_destination(Locality::Remote)
+        .payload(payload)
+        .callback(move |reply| {
+            if let Ok(sample) = reply.result()
+                && sample.payload().len() <= record::PAGE_LEN_MAX
+            {
+                asked.finish(Some(&sample.payload().to_bytes()));
+            }
+        })
+        .wait()
+}
+
+/// The thread `bus-beat`: the clock of the replica, and the sign of life for others.
+fn beat_on(shared: Arc<Shared>, session: Session) {
+    let key = shared.keys.of_node("beat", shared.node);
+    let (mut tick_at, mut beat_at) = (Instant::now(), Instant::now());
+    loop {
+        tick_at = (tick_at + replica::TICK).max(Instant::now());
+        thread::sleep(tick_at.saturating_duration_since(Instant::now()));
+        if shared.lock().is_closed {
+            return;
+        }
+        let now = Instant::now();
+        shared.change(|replica| replica.handle_timeout(now));
+        if now >= beat_at {
+            beat_at = now + replica::BEAT_INTERVAL - replica::TICK / 2;
+            let bytes = shared.lock().replica.beat();
+            // Rather none than one that waits.
+            let put = session.put(&key, bytes).congestion_control(CongestionControl::Drop).priority(Priority::RealTime);
+            log_failure("beat", put.express(true).allowed_destination(Locality::Remote).wait());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_they_are_written() {
+        let keys = Keys { root: "pop/fra".to_owned() };
+        let session = SessionId::new("@a room, 100 %").unwrap();
+        let (node, incarnation) = (NodeId(0xab), Incarnation { start: 7, nonce: u64::MAX });
+        let participant = keys.participant(&session, node, ParticipantId(5));
+        assert_eq!(participant, "pop/fra/session/@a room, 100 %/participant/00000000000000ab/0000000000000005");
+        let key = RemoteKey { node: 0xab, participant: ParticipantId(5) };
+        assert_eq!(keys.parse(&participant), Some(Key::Participant(session.clone(), key)));
+        assert_eq!(keys.parse(&keys.digest(&session, node)), Some(Key::Digest(session, node)));
+        assert_eq!(keys.parse(&keys.of_node("node", node)), Some(Key::Node(node)));
+        assert_eq!(keys.parse(&keys.of_node("beat", node)), Some(Key::Beat(node)));
+        assert_eq!(keys.parse(&keys.live(node, incarnation)), Some(Key::Live(node, incarnation)));
+        for bad in ["pop/ber/node/00000000000000ab", "pop/fra/node/ab", "pop/fra/node/00000000000000AB", "pop/fra/node/00000000000000ab/x"]
+        {
+            assert_eq!(keys.parse(bad), None, "{bad}");
+        }
+    }
+}

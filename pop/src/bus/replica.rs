@@ -1,0 +1,679 @@
+//! What this node tells the others and what it knows of them: a machine without IO. Its owner brings messages and time, carries out
+//! [`Send`]s and takes [`BusEvent`]s.
+//!
+//! ```text
+//! beat, token --> meet -> Peer --node record--> NodeUp -> pull of each watched session
+//! put --------> take ---+-> known (id, version) -> Record
+//! page --------> take --+     what a pull has not confirmed -> tombstone
+//! digest -> differs from known -> pull
+//! ```
+//!
+//! Versions alone are kept of others, so a session's own memory holds the records. What is dropped for want of place is not known
+//! either: the next digest differs, and it is asked for again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_session::presence::{LocalRecord, REMOTE_PARTICIPANTS_MAX, Record, RemoteKey, Version};
+
+use super::counters::{BusCounters, Ignored, count};
+use super::record::{self, Beat, Digest, NodeRecord, Page, RecordError, Sum, Written};
+use crate::config::PEERS_MAX;
+
+/// A node says this often that it lives.
+pub(super) const BEAT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// [`Replica::handle_timeout`] is called this often.
+pub(super) const TICK: Duration = Duration::from_millis(50);
+
+/// A node that says nothing for so long is gone: with a tick, half a second.
+const SILENCE_MAX: Duration = Duration::from_millis(450);
+
+/// A session's digest is written this often.
+const DIGEST_INTERVAL: Duration = Duration::from_millis(1_500);
+
+/// A participant that left is told for so long to those who ask: longer than anyone keeps those of a node that is away.
+const TOMBSTONE_LIFE: Duration = Duration::from_secs(60);
+const TOMBSTONES_MAX: usize = 16_384;
+
+/// A query without an answer is made again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Pages that are asked for at the same time.
+const ASKED_MAX: usize = 32;
+
+/// Records of others that wait for whoever takes them, and bytes of their opaque texts.
+const RECORD_EVENTS_MAX: usize = 16_384;
+const EVENT_BYTES_MAX: usize = 16 << 20;
+
+/// Participants of others that are known in all sessions: 40 bytes each.
+const KNOWN_MAX: usize = 4 * REMOTE_PARTICIPANTS_MAX;
+
+/// Incarnations of nodes that are gone are remembered for so long.
+const FENCE_LIFE: Duration = Duration::from_secs(60);
+
+/// Why a node is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// Its connection ended, or it said so.
+    Left,
+    /// It said nothing for half a second.
+    Silent,
+    /// It has started again: what it had is not there any longer, and [`BusEvent::NodeUp`] follows when it has told of itself.
+    Restarted,
+}
+
+/// What others did.
+#[derive(Clone, Debug)]
+pub enum BusEvent {
+    /// What is new of a participant of another node, in a session that is watched. After a node was gone its participants come again.
+    Record {
+        /// Which.
+        session: SessionId,
+        /// What.
+        record: Record,
+    },
+    /// A node is there; its participants follow.
+    NodeUp(NodeRecord),
+    /// What it tells of itself has changed.
+    NodeChanged(NodeRecord),
+    /// A node that was up is not; its participants are not told one by one.
+    NodeGone {
+        /// Which.
+        node: NodeId,
+        /// Why.
+        why: Gone,
+    },
+    /// Another process has this node's id and started later: this one has to stop.
+    Duplicate {
+        /// Its start.
+        theirs: Incarnation,
+    },
+}
+
+/// What is to be done on the bus.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Send {
+    /// Listen to a session, or no longer.
+    Watch(SessionId, bool),
+    Participant(SessionId, ParticipantId, Arc<[u8]>),
+    Node(Vec<u8>),
+    Digest(SessionId, Vec<u8>),
+    AskNode(NodeId),
+    AskPage(PageAsk),
+}
+
+/// A query for participants of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PageAsk {
+    pub(super) session: SessionId,
+    pub(super) node: NodeId,
+    pub(super) from: ParticipantId,
+    /// Of the pull, so that a late answer to an earlier one is not taken for one to this.
+    number: u32,
+}
+
+#[derive(Debug)]
+struct Own {
+    version: Version,
+    bytes: Arc<[u8]>,
+    is_here: bool,
+    /// It is in `unsent`.
+    is_unsent: bool,
+}
+
+#[derive(Debug)]
+struct OwnSession {
+    records: BTreeMap<ParticipantId, Own>,
+    digest_at: Instant,
+}
+
+#[derive(Debug)]
+struct Peer {
+    incarnation: Incarnation,
+    heard_at: Instant,
+    /// It is up when this is known; with how new it is.
+    record: Option<(NodeRecord, u32)>,
+    asked_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    version: Version,
+    /// The last pull of its node that has confirmed it.
+    pull: u32,
+}
+
+/// By session and node.
+type PullKey = (SessionId, NodeId);
+
+#[derive(Debug)]
+struct Pull {
+    number: u32,
+    from: ParticipantId,
+    state: PullState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PullState {
+    Queued,
+    Asked(Instant),
+    /// It has failed; again then.
+    Waits(Instant),
+}
+
+#[derive(Debug)]
+pub(super) struct Replica {
+    node: NodeId,
+    incarnation: Incarnation,
+    counters: Arc<BusCounters>,
+    own: BTreeMap<SessionId, OwnSession>,
+    own_node: Option<NodeRecord>,
+    /// Of `own_node`; 0: there is none.
+    own_counter: u32,
+    /// In the order in which they left.
+    tombstones: VecDeque<(Instant, SessionId, ParticipantId, Version)>,
+    /// To be sent.
+    node_unsent: bool,
+    watches_unsent: VecDeque<(SessionId, bool)>,
+    unsent: VecDeque<(SessionId, ParticipantId)>,
+    digests_unsent: VecDeque<SessionId>,
+    ask_nodes: VecDeque<NodeId>,
+    pull_queue: VecDeque<PullKey>,
+    pulls: BTreeMap<PullKey, Pull>,
+    asked: usize,
+    pull_number: u32,
+    peers: BTreeMap<NodeId, Peer>,
+    /// The highest incarnations of nodes that are gone.
+    fences: BTreeMap<NodeId, (Incarnation, Instant)>,
+    watched: BTreeMap<SessionId, BTreeMap<NodeId, BTreeMap<ParticipantId, Known>>>,
+    known: usize,
+    events: VecDeque<BusEvent>,
+    record_events: usize,
+    event_bytes: usize,
+    lost_to: Option<Incarnation>,
+    ticked_at: Option<Instant>,
+}
+
+impl Replica {
+    pub(super) fn new(node: NodeId, incarnation: Incarnation, counters: Arc<BusCounters>) -> Self {
+        Self {
+            node,
+            incarnation,
+            counters,
+            own: BTreeMap::new(),
+            own_node: None,
+            own_counter: 0,
+            tombstones: VecDeque::new(),
+            node_unsent: false,
+            watches_unsent: VecDeque::new(),
+            unsent: VecDeque::new(),
+            digests_unsent: VecDeque::new(),
+            ask_nodes: VecDeque::new(),
+            pull_queue: VecDeque::new(),
+            pulls: BTreeMap::new(),
+            asked: 0,
+            pull_number: 0,
+            peers: BTreeMap::new(),
+            fences: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            known: 0,
+            events: VecDeque::new(),
+            record_events: 0,
+            event_bytes: 0,
+            lost_to: None,
+            ticked_at: None,
+        }
+    }
+
+    /// What others shall know of one of ours; of several changes that have not been sent the last is.
+    pub(super) fn put_participant(&mut self, now: Instant, session: &SessionId, local: &LocalRecord) -> Result<(), RecordError> {
+        let bytes: Arc<[u8]> = match record::encode_participant(self.node, self.incarnation, local) {
+            Ok(bytes) => bytes.into(),
+            Err(error) => {
+                count(&self.counters.refused);
+                return Err(error);
+            }
+        };
+        let own =
+            self.own.entry(session.clone()).or_insert_with(|| OwnSession { records: BTreeMap::new(), digest_at: now + DIGEST_INTERVAL });
+        let is_here = local.manifest.is_some();
+        let is_unsent = own.records.get(&local.participant).is_some_and(|known| known.is_unsent);
+        own.records.insert(local.participant, Own { version: local.version, bytes, is_here, is_unsent: true });
+        if !is_unsent {
+            self.unsent.push_back((session.clone(), local.participant));
+        }
+        if !is_here {
+            self.tombstones.push_back((now, session.clone(), local.participant, local.version));
+            if self.tombstones.len() > TOMBSTONES_MAX {
+                self.forget_tombstone();
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_tombstone(&mut self) {
+        let Some((_, session, participant, version)) = self.tombstones.pop_front() else { return };
+        let Some(own) = self.own.get_mut(&session) else { return };
+        if own.records.get(&participant).is_some_and(|own| !own.is_here && own.version == version) {
+            own.records.remove(&participant);
+        }
+        if own.records.is_empty() {
+            self.own.remove(&session);
+        }
+    }
+
+    pub(super) fn put_node(&mut self, record: NodeRecord) {
+        if self.own_node.as_ref() != Some(&record) {
+            self.own_node = Some(record);
+            self.own_counter += 1;
+            self.node_unsent = true;
+        }
+    }
+
+    pub(super) fn watch(&mut self, session: &SessionId) {
+        if !self.watched.contains_key(session) {
+            self.watched.insert(session.clone(), BTreeMap::new());
+            self.watches_unsent.push_back((session.clone(), true));
+            let up: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| peer.record.is_some()).map(|(&node, _)| node).collect();
+            for node in up {
+                self.pull(session, node);
+            }
+        }
+    }
+
+    pub(super) fn unwatch(&mut self, session: &SessionId) {
+        let Some(nodes) = self.watched.remove(session) else { return };
+        self.forget(nodes.values().map(BTreeMap::len).sum());
+        self.watches_unsent.push_back((session.clone(), false));
+        self.end_pulls(|(of, _)| of == session);
+    }
+
+    fn forget(&mut self, participants: usize) {
+        self.known -= participants;
+        self.counters.participants.store(self.known as u64, Ordering::Relaxed);
+    }
+
+    fn end_pulls(&mut self, is_over: impl Fn(&PullKey) -> bool) {
+        let asked = &mut self.asked;
+        self.pulls.retain(|key, pull| {
+            let ends = is_over(key);
+            *asked -= usize::from(ends && matches!(pull.state, PullState::Asked(_)));
+            !ends
+        });
+        self.pull_queue.retain(|key| !is_over(key));
+    }
+
+    /// Reads all that `node` has of `session`, unless that is being done.
+    fn pull(&mut self, session: &SessionId, node: NodeId) {
+        let key = (session.clone(), node);
+        if !self.pulls.contains_key(&key) {
+            self.pull_number = self.pull_number.wrapping_add(1);
+            let pull = Pull { number: self.pull_number, from: ParticipantId(0), state: PullState::Queued };
+            self.pulls.insert(key.clone(), pull);
+            self.pull_queue.push_back(key);
+        }
+    }
+
+    /// That it lives, every [`BEAT_INTERVAL`].
+    pub(super) fn beat(&self) -> Vec<u8> {
+        record::encode_beat(Beat { incarnation: self.incarnation, counter: self.own_counter })
+    }
+
+    pub(super) fn handle_beat(&mut self, now: Instant, node: NodeId, beat: Beat) {
+        if !self.meet(now, node, beat.incarnation) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let is_known = peer.record.as_ref().is_some_and(|(_, counter)| *counter == beat.counter);
+        let is_asked = peer.asked_at.is_some_and(|at| now.saturating_duration_since(at) < ASK_AGAIN);
+        if beat.counter != 0 && !is_known && !is_asked {
+            peer.asked_at = Some(now);
+            self.ask_nodes.push_back(node);
+        }
+    }
+
+    /// A liveliness token has come or gone.
+    pub(super) fn handle_token(&mut self, now: Instant, node: NodeId, incarnation: Incarnation, is_here: bool) {
+        if is_here {
+            if self.meet(now, node, incarnation) && self.peers.get(&node).is_some_and(|peer| peer.record.is_none()) {
+                self.ask_nodes.push_back(node);
+            }
+        } else if self.peers.get(&node).is_some_and(|peer| peer.incarnation == incarnation) {
+            self.remove(now, node, Gone::Left);
+        }
+    }
+
+    /// A node was heard in an incarnation. False: what it says does not count.
+    fn meet(&mut self, now: Instant, node: NodeId, incarnation: Incarnation) -> bool {
+        if node == self.node {
+            if incarnation != self.incarnation {
+                self.handle_duplicate(incarnation);
+            }
+            return false;
+        }
+        let newest = self.peers.get(&node).map(|peer| peer.incarnation).max(self.fences.get(&node).map(|(fence, _)| *fence));
+        if newest.is_some_and(|newest| incarnation < newest) {
+            self.counters.ignore(Ignored::Older);
+            return false;
+        }
+        if let Some(peer) = self.peers.get_mut(&node) {
+            if peer.incarnation == incarnation {
+                peer.heard_at = now;
+                return true;
+            }
+            self.remove(now, node, Gone::Restarted);
+        } else if self.peers.len() >= PEERS_MAX {
+            self.counters.ignore(Ignored::Full);
+            return false;
+        }
+        self.peers.insert(node, Peer { incarnation, heard_at: now, record: None, asked_at: None });
+        true
+    }
+
+    /// The order of incarnations decides: the later start is the one that the operator meant.
+    fn handle_duplicate(&mut self, theirs: Incarnation) {
+        count(&self.counters.duplicates);
+        if theirs > self.incarnation && self.lost_to != Some(theirs) {
+            self.lost_to = Some(theirs);
+            self.events.push_back(BusEvent::Duplicate { theirs });
+        }
+    }
+
+    fn remove(&mut self, now: Instant, node: NodeId, why: Gone) {
+        let Some(peer) = self.peers.remove(&node) else { return };
+        if self.fences.len() >= PEERS_MAX
+            && let Some(oldest) = self.fences.iter().min_by_key(|(_, (_, at))| *at).map(|(&node, _)| node)
+        {
+            self.fences.remove(&oldest);
+        }
+        self.fences.insert(node, (peer.incarnation, now));
+        let forgotten = self.watched.values_mut().filter_map(|nodes| nodes.remove(&node)).map(|known| known.len()).sum();
+        self.forget(forgotten);
+        self.end_pulls(|(_, of)| *of == node);
+        if peer.record.is_some() {
+            count(&self.counters.nodes_gone);
+            self.events.push_back(BusEvent::NodeGone { node, why });
+            self.count_nodes();
+        }
+    }
+
+    fn count_nodes(&self) {
+        let up = self.peers.values().filter(|peer| peer.record.is_some()).count();
+        self.counters.nodes.store(up as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn handle_node(&mut self, now: Instant, key: NodeId, record: NodeRecord, counter: u32) {
+        if record.node != key || NodeId::of(&record.pop, &record.name) != key {
+            self.counters.ignore(Ignored::Foreign);
+            return;
+        }
+        if !self.meet(now, key, record.incarnation) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        match &peer.record {
+            Some((known, _)) if *known == record => peer.record = Some((record, counter)),
+            Some((_, known)) if *known >= counter => self.counters.ignore(Ignored::Older),
+            Some(_) => {
+                peer.record = Some((record.clone(), counter));
+                self.events.push_back(BusEvent::NodeChanged(record));
+            }
+            None => {
+                peer.record = Some((record.clone(), counter));
+                count(&self.counters.nodes_up);
+                self.events.push_back(BusEvent::NodeUp(record));
+                self.count_nodes();
+                let sessions: Vec<SessionId> = self.watched.keys().cloned().collect();
+                for session in sessions {
+                    self.pull(&session, key);
+                }
+            }
+        }
+    }
+
+    /// A record that its writer has put, under the key of `node` and `participant`.
+    pub(super) fn handle_participant(&mut self, session: &SessionId, key: RemoteKey, written: Written) {
+        let Written { incarnation, record } = written;
+        if record.key != key {
+            self.counters.ignore(Ignored::Foreign);
+            return;
+        }
+        let node = NodeId(key.node);
+        match self.peers.get(&node) {
+            Some(peer) if incarnation < peer.incarnation => self.counters.ignore(Ignored::Older),
+            Some(peer) if incarnation == peer.incarnation && peer.record.is_some() => {
+                let pull = self.pulls.get(&(session.clone(), node)).map_or(0, |pull| pull.number);
+                self.take(session, record, pull);
+            }
+            _ if node == self.node => self.handle_own(incarnation),
+            _ => self.counters.ignore(Ignored::UnknownNode),
+        }
+    }
+
+    fn handle_own(&mut self, incarnation: Incarnation) {
+        if incarnation != self.incarnation {
+            self.handle_duplicate(incarnation);
+        }
+    }
+
+    /// Takes `record` of a node that is up, when it is newer than what is known; `pull`: what confirms it.
+    fn take(&mut self, session: &SessionId, record: Record, pull: u32) {
+        let Some(nodes) = self.watched.get_mut(session) else { return };
+        let known = nodes.entry(NodeId(record.key.node)).or_default();
+        let is_new = match known.get_mut(&record.key.participant) {
+            Some(entry) => {
+                // Whatever becomes of the record: its participant has not gone unseen.
+                entry.pull = pull;
+                if record.version <= entry.version {
+                    if record.version < entry.version {
+                        self.counters.ignore(Ignored::Older);
+                    }
+                    return;
+                }
+                false
+            }
+            None => true,
+        };
+        let bytes = opaque_len(&record);
+        let has_place = self.record_events < RECORD_EVENTS_MAX
+            && (self.event_bytes + bytes <= EVENT_BYTES_MAX)
+            && (!is_new || record.manifest.is_none() || self.known < KNOWN_MAX);
+        if !has_place {
+            self.counters.ignore(Ignored::Full);
+            return;
+        }
+        if record.manifest.is_some() {
+            known.insert(record.key.participant, Known { version: record.version, pull });
+            self.known += usize::from(is_new);
+        } else if !is_new {
+            known.remove(&record.key.participant);
+            self.known -= 1;
+        }
+        self.counters.participants.store(self.known as u64, Ordering::Relaxed);
+        count(&self.counters.records_in);
+        self.record_events += 1;
+        self.event_bytes += bytes;
+        self.events.push_back(BusEvent::Record { session: session.clone(), record });
+    }
+
+    pub(super) fn handle_digest(&mut self, session: &SessionId, node: NodeId, digest: Digest) {
+        let Some(nodes) = self.watched.get(session) else { return };
+        if !self.peers.get(&node).is_some_and(|peer| peer.incarnation == digest.incarnation && peer.record.is_some()) {
+            return;
+        }
+        let mut sum = Sum::default();
+        for (&participant, known) in nodes.get(&node).into_iter().flatten() {
+            sum.add(participant, known.version);
+        }
+        if sum != digest.sum && !self.pulls.contains_key(&(session.clone(), node)) {
+            count(&self.counters.repairs);
+            self.pull(session, node);
+        }
+    }
+
+    /// The answer to `ask`; `None`: none came.
+    pub(super) fn handle_page(&mut self, now: Instant, ask: &PageAsk, page: Option<Page>) {
+        let key = (ask.session.clone(), ask.node);
+        let Some(pull) = self.pulls.get_mut(&key) else { return };
+        if pull.number != ask.number || pull.from != ask.from || !matches!(pull.state, PullState::Asked(_)) {
+            return;
+        }
+        self.asked -= 1;
+        let incarnation = self.peers.get(&ask.node).map(|peer| peer.incarnation);
+        let Some(page) = page.filter(|page| Some(page.incarnation) == incarnation) else {
+            pull.state = PullState::Waits(now + ASK_AGAIN);
+            return;
+        };
+        match page.next {
+            // It must go on, or it never ends.
+            Some(next) if next > pull.from => {
+                pull.from = next;
+                pull.state = PullState::Queued;
+                self.pull_queue.push_back(key);
+            }
+            _ => drop(self.pulls.remove(&key)),
+        }
+        for written in page.records {
+            let written = match written {
+                Ok(written) => written,
+                Err(error) => {
+                    self.counters.ignore(error);
+                    continue;
+                }
+            };
+            if NodeId(written.record.key.node) == ask.node && Some(written.incarnation) == incarnation {
+                self.take(&ask.session, written.record, ask.number);
+            } else {
+                self.counters.ignore(Ignored::Foreign);
+            }
+        }
+        if page.next.is_none() {
+            count(&self.counters.resyncs);
+            self.end_unconfirmed(ask);
+        }
+    }
+
+    /// What was known before a pull and is not in it has gone, longer ago than its tombstone lives.
+    fn end_unconfirmed(&mut self, ask: &PageAsk) {
+        let Some(known) = self.watched.get(&ask.session).and_then(|nodes| nodes.get(&ask.node)) else { return };
+        let gone: Vec<_> = known.iter().filter(|(_, known)| known.pull != ask.number).map(|(&id, known)| (id, known.version)).collect();
+        for (participant, version) in gone {
+            let version = Version { counter: version.counter.saturating_add(1), ..version };
+            let key = RemoteKey { node: ask.node.0, participant };
+            self.take(&ask.session, Record { key, version, manifest: None }, ask.number);
+        }
+    }
+
+    /// A page of our own, for a node that asks.
+    pub(super) fn answer(&self, session: &SessionId, from: ParticipantId) -> Vec<u8> {
+        let records = self.own.get(session).into_iter().flat_map(|own| own.records.range(from..));
+        record::encode_page(self.incarnation, records.map(|(&id, own)| (id, &*own.bytes)))
+    }
+
+    /// Our node record, for a node that asks.
+    pub(super) fn answer_node(&self) -> Option<Vec<u8>> {
+        self.own_node.as_ref().map(|record| record::encode_node(record, self.own_counter))
+    }
+
+    /// Every [`TICK`]. When this comes late, the node had no time to listen either: that is nobody's silence.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let late = self.ticked_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at + TICK));
+        self.ticked_at = Some(now);
+        for peer in self.peers.values_mut() {
+            peer.heard_at = (peer.heard_at + late).min(now);
+        }
+        let is_silent = |peer: &Peer| now.saturating_duration_since(peer.heard_at) > SILENCE_MAX;
+        let silent: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| is_silent(peer)).map(|(&node, _)| node).collect();
+        for node in silent {
+            self.remove(now, node, Gone::Silent);
+        }
+        self.fences.retain(|_, (_, at)| now.saturating_duration_since(*at) < FENCE_LIFE);
+        while self.tombstones.front().is_some_and(|(at, ..)| now.saturating_duration_since(*at) >= TOMBSTONE_LIFE) {
+            self.forget_tombstone();
+        }
+        for (session, own) in &mut self.own {
+            if own.digest_at <= now {
+                own.digest_at = now + DIGEST_INTERVAL;
+                self.digests_unsent.push_back(session.clone());
+            }
+        }
+        for (key, pull) in &mut self.pulls {
+            match pull.state {
+                PullState::Asked(at) if now.saturating_duration_since(at) > ANSWER_WAIT_MAX => {
+                    self.asked -= 1;
+                    pull.state = PullState::Waits(now + ASK_AGAIN);
+                }
+                PullState::Waits(until) if until <= now => {
+                    pull.state = PullState::Queued;
+                    self.pull_queue.push_back(key.clone());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What to do next on the bus, the most urgent first.
+    pub(super) fn poll_send(&mut self, now: Instant) -> Option<Send> {
+        if let Some((session, on)) = self.watches_unsent.pop_front() {
+            return Some(Send::Watch(session, on));
+        }
+        if std::mem::take(&mut self.node_unsent) {
+            return self.answer_node().map(Send::Node);
+        }
+        if let Some(node) = self.ask_nodes.pop_front() {
+            return Some(Send::AskNode(node));
+        }
+        while let Some((session, participant)) = self.unsent.pop_front() {
+            if let Some(own) = self.own.get_mut(&session).and_then(|own| own.records.get_mut(&participant)) {
+                own.is_unsent = false;
+                count(&self.counters.records_out);
+                return Some(Send::Participant(session, participant, Arc::clone(&own.bytes)));
+            }
+        }
+        if self.asked < ASKED_MAX
+            && let Some(key) = self.pull_queue.pop_front()
+            && let Some(pull) = self.pulls.get_mut(&key)
+        {
+            pull.state = PullState::Asked(now);
+            self.asked += 1;
+            let (session, node) = key;
+            return Some(Send::AskPage(PageAsk { session, node, from: pull.from, number: pull.number }));
+        }
+        let session = self.digests_unsent.pop_front()?;
+        let mut sum = Sum::default();
+        for (&participant, own) in self.own.get(&session).into_iter().flat_map(|own| &own.records).filter(|(_, own)| own.is_here) {
+            sum.add(participant, own.version);
+        }
+        Some(Send::Digest(session, record::encode_digest(Digest { incarnation: self.incarnation, sum })))
+    }
+
+    /// What others did.
+    pub(super) fn poll_event(&mut self) -> Option<BusEvent> {
+        let event = self.events.pop_front();
+        if let Some(BusEvent::Record { record, .. }) = &event {
+            self.record_events -= 1;
+            self.event_bytes -= opaque_len(record);
+        }
+        event
+    }
+
+    pub(super) fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+}
+
+/// Bytes of the texts that may be long.
+fn opaque_len(record: &Record) -> usize {
+    record.manifest.as_ref().map_or(0, |manifest| {
+        let attributes: usize = manifest.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        manifest.metadata.len() + attributes
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,325 @@
+//! Nodes in fake time, whose messages the test carries.
+
+use std::collections::BTreeSet;
+
+use pop_schemas::Identity;
+use pop_session::Kind;
+use pop_session::member::Permissions;
+use pop_session::presence::Manifest;
+
+use super::*;
+
+struct Net {
+    begun: Instant,
+    now: Instant,
+    nodes: Vec<Replica>,
+    /// Of each node: session and participant that are here.
+    seen: Vec<BTreeSet<(u64, u64)>>,
+    events: Vec<Vec<BusEvent>>,
+    /// Messages from the first to the second are lost.
+    cut: BTreeSet<(usize, usize)>,
+    /// Puts of participants are lost, and nothing else.
+    loses_puts: bool,
+}
+
+fn room() -> SessionId {
+    SessionId::new("room").unwrap()
+}
+
+fn record(name: &str, start: u64) -> NodeRecord {
+    NodeRecord {
+        name: name.into(),
+        pop: "fra".into(),
+        node: NodeId::of("fra", name),
+        incarnation: Incarnation { start, nonce: 1 },
+        mesh: None,
+        release: "1".into(),
+        load: 0,
+        capacity: 1,
+        draining: false,
+    }
+}
+
+fn local(participant: u64, counter: u32, is_here: bool) -> LocalRecord {
+    let manifest = Manifest::new(Identity::new("who").unwrap(), Kind::Publisher, Permissions::PUBLISHER);
+    LocalRecord { participant: ParticipantId(participant), version: Version { epoch: 0, counter }, manifest: is_here.then_some(manifest) }
+}
+
+impl Net {
+    fn new(nodes: &[(&str, u64)]) -> Net {
+        let begun = Instant::now();
+        let (seen, events) = (vec![BTreeSet::new(); nodes.len()], vec![Vec::new(); nodes.len()]);
+        let mut net = Net { begun, now: begun, nodes: Vec::new(), seen, events, cut: BTreeSet::new(), loses_puts: false };
+        for &(name, start) in nodes {
+            let record = record(name, start);
+            let mut node = Replica::new(record.node, record.incarnation, Arc::default());
+            node.put_node(record);
+            node.watch(&room());
+            net.nodes.push(node);
+        }
+        net
+    }
+
+    fn put(&mut self, node: usize, participant: u64, counter: u32, is_here: bool) {
+        let now = self.now;
+        self.nodes[node].put_participant(now, &room(), &local(participant, counter, is_here)).expect("it is bounded");
+    }
+
+    /// `ms` in ticks, each node's beats and timers, and all messages until nobody has one.
+    fn run(&mut self, ms: u64) {
+        for _ in 0..ms / 50 {
+            self.now += TICK;
+            let now = self.now;
+            let beats: Vec<_> = self.nodes.iter().map(|node| (node.node, node.beat())).collect();
+            for (from, (id, beat)) in beats.into_iter().enumerate() {
+                for to in self.others(from) {
+                    self.nodes[to].handle_beat(now, id, record::decode_beat(&beat).expect("we wrote it"));
+                }
+            }
+            for i in 0..self.nodes.len() {
+                self.nodes[i].handle_timeout(now);
+            }
+            self.deliver();
+        }
+    }
+
+    fn others(&self, from: usize) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&to| to != from && !self.cut.contains(&(from, to))).collect()
+    }
+
+    fn deliver(&mut self) {
+        let now = self.now;
+        while let Some((from, send)) = (0..self.nodes.len()).find_map(|i| Some((i, self.nodes[i].poll_send(now)?))) {
+            let id = self.nodes[from].node;
+            match send {
+                Send::Watch(..) => {}
+                Send::Participant(session, participant, bytes) => {
+                    for to in self.others(from).into_iter().filter(|_| !self.loses_puts) {
+                        let written = record::decode_participant(&bytes).expect("we wrote it");
+                        self.nodes[to].handle_participant(&session, RemoteKey { node: id.0, participant }, written);
+                    }
+                }
+                Send::Node(bytes) => {
+                    for to in self.others(from) {
+                        let (record, counter) = record::decode_node(&bytes).expect("we wrote it");
+                        self.nodes[to].handle_node(now, id, record, counter);
+                    }
+                }
+                Send::Digest(session, bytes) => {
+                    for to in self.others(from) {
+                        self.nodes[to].handle_digest(&session, id, record::decode_digest(&bytes).expect("we wrote it"));
+                    }
+                }
+                Send::AskNode(node) => {
+                    if let Some(at) = self.reach(from, node)
+                        && let Some(bytes) = self.nodes[at].answer_node()
+                    {
+                        let (record, counter) = record::decode_node(&bytes).expect("we wrote it");
+                        self.nodes[from].handle_node(now, node, record, counter);
+                    }
+                }
+                Send::AskPage(ask) => {
+                    let page = self
+                        .reach(from, ask.node)
+                        .map(|at| record::decode_page(&self.nodes[at].answer(&ask.session, ask.from)).expect("we wrote it"));
+                    self.nodes[from].handle_page(now, &ask, page);
+                }
+            }
+        }
+        for i in 0..self.nodes.len() {
+            while let Some(event) = self.nodes[i].poll_event() {
+                match &event {
+                    BusEvent::Record { record, .. } => {
+                        let key = (record.key.node, record.key.participant.0);
+                        if record.manifest.is_some() {
+                            self.seen[i].insert(key)
+                        } else {
+                            self.seen[i].remove(&key)
+                        };
+                    }
+                    BusEvent::NodeGone { node, .. } => self.seen[i].retain(|(of, _)| *of != node.0),
+                    _ => {}
+                }
+                self.events[i].push(event);
+            }
+        }
+    }
+
+    /// The last one with this id to which messages pass both ways.
+    fn reach(&self, from: usize, node: NodeId) -> Option<usize> {
+        let passes = |at: usize| !self.cut.contains(&(from, at)) && !self.cut.contains(&(at, from));
+        (0..self.nodes.len()).rev().find(|&at| self.nodes[at].node == node && passes(at))
+    }
+
+    fn ids(&self, node: usize) -> Vec<u64> {
+        let ids: BTreeSet<u64> = self.seen[node].iter().map(|(_, id)| *id).collect();
+        ids.into_iter().collect()
+    }
+
+    fn gone(&self, node: usize) -> Vec<Gone> {
+        let why = |event: &BusEvent| if let BusEvent::NodeGone { why, .. } = event { Some(*why) } else { None };
+        self.events[node].iter().filter_map(why).collect()
+    }
+}
+
+#[test]
+fn what_was_missed_comes_with_the_next_digest() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.put(0, 1, 1, true);
+    net.put(0, 2, 1, true);
+    net.run(200);
+    assert_eq!(net.ids(1), [1, 2]);
+    net.loses_puts = true;
+    net.put(0, 1, 2, false);
+    net.put(0, 3, 1, true);
+    net.run(200);
+    assert_eq!(net.ids(1), [1, 2], "the puts were lost");
+    net.run(1_600);
+    assert_eq!(net.ids(1), [2, 3]);
+    let counters = &net.nodes[1].counters;
+    assert_eq!((counters.repairs(), counters.participants(), counters.nodes()), (1, 2, 1));
+    net.run(5_000);
+    assert_eq!(net.nodes[1].counters.repairs(), 1, "equal digests ask for nothing");
+}
+
+#[test]
+fn one_that_left_is_gone_even_when_its_tombstone_is() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.put(0, 1, 7, true);
+    net.put(0, 2, 1, true);
+    net.run(200);
+    net.loses_puts = true;
+    net.put(0, 1, 8, false);
+    // As if 60 s had passed without a digest.
+    net.deliver();
+    net.nodes[0].forget_tombstone();
+    net.run(1_700);
+    assert_eq!(net.ids(1), [2]);
+    let last =
+        net.events[1].iter().rev().find_map(|event| if let BusEvent::Record { record, .. } = event { Some(record.clone()) } else { None });
+    assert!(last.is_some_and(|record| record.manifest.is_none() && record.version == Version { epoch: 0, counter: 8 }));
+}
+
+#[test]
+fn a_silent_node_is_gone_within_half_a_second_and_its_people_come_back_with_it() {
+    let mut net = Net::new(&[("a", 1), ("b", 1), ("c", 1)]);
+    for node in 0..3 {
+        net.put(node, node as u64, 1, true);
+    }
+    net.run(200);
+    assert_eq!(net.ids(1), [0, 2]);
+    net.cut = [(0, 1), (1, 0)].into();
+    net.run(400);
+    assert!(net.gone(1).is_empty(), "not before its time");
+    net.run(100);
+    assert_eq!((net.gone(1), net.gone(0), net.gone(2)), (vec![Gone::Silent], vec![Gone::Silent], vec![]));
+    assert_eq!(net.ids(1), [2]);
+    net.put(0, 10, 1, true);
+    net.put(0, 0, 2, false);
+    net.run(5_000);
+    net.cut.clear();
+    net.run(300);
+    assert_eq!((net.ids(1), net.ids(0)), (vec![2, 10], vec![1, 2]));
+    assert_eq!(net.nodes[1].counters.participants(), 2);
+}
+
+#[test]
+fn a_node_that_had_no_time_to_listen_takes_nobody_for_dead() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.run(200);
+    // Two seconds without the CPU, and the timer is served before the messages.
+    net.now += Duration::from_secs(2);
+    let now = net.now;
+    net.nodes[1].handle_timeout(now);
+    net.run(500);
+    assert!(net.gone(1).is_empty(), "{:?}", net.gone(1));
+}
+
+#[test]
+fn a_later_start_takes_the_place_of_an_earlier_one_which_has_to_stop() {
+    let mut net = Net::new(&[("a", 1), ("b", 4), ("b", 5)]);
+    // The later one is not there yet.
+    net.cut = [(2, 0), (2, 1), (0, 2), (1, 2)].into();
+    net.put(1, 40, 1, true);
+    net.put(2, 50, 1, true);
+    net.run(200);
+    assert_eq!(net.ids(0), [40]);
+    net.cut.clear();
+    net.run(200);
+    assert_eq!(net.ids(0), [50]);
+    assert_eq!(net.gone(0), [Gone::Restarted]);
+    let told =
+        |node: usize| net.events[node].iter().filter(|event| matches!(event, BusEvent::Duplicate { theirs } if theirs.start == 5)).count();
+    assert_eq!((told(1), told(2)), (1, 0), "once, and only the earlier one");
+    net.put(1, 41, 1, true);
+    net.run(200);
+    assert_eq!(net.ids(0), [50]);
+    assert!(net.nodes[0].counters.ignored(Ignored::Older) > 0);
+    // Remembered for a while after it is gone.
+    net.cut = [(2, 0)].into();
+    net.run(1_000);
+    assert_eq!(net.ids(0), [] as [u64; 0]);
+    net.run(60_000);
+    assert_eq!(net.ids(0), [40, 41], "then the earlier one is all that there is");
+}
+
+#[test]
+fn events_that_nobody_takes_are_bounded_and_what_is_lost_comes_back() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.run(200);
+    let (now, a, b) = (net.now, net.nodes[0].node, 1);
+    for id in 0..RECORD_EVENTS_MAX as u64 + 100 {
+        net.put(0, id, 1, true);
+        let bytes = net.nodes[0].own[&room()].records[&ParticipantId(id)].bytes.clone();
+        let key = RemoteKey { node: a.0, participant: ParticipantId(id) };
+        net.nodes[b].handle_participant(&room(), key, record::decode_participant(&bytes).expect("we wrote it"));
+    }
+    assert_eq!(net.nodes[b].counters.ignored(Ignored::Full), 100);
+    assert_eq!(net.nodes[b].events.len(), RECORD_EVENTS_MAX);
+    net.loses_puts = true;
+    while net.nodes[0].poll_send(now).is_some() {}
+    net.deliver();
+    net.run(1_700);
+    assert_eq!(net.seen[b].len(), RECORD_EVENTS_MAX + 100);
+}
+
+#[test]
+fn sets_are_equal_after_lost_messages_and_partitions_of_any_order() {
+    for seed in 1..=40u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let mut net = Net::new(&[("a", 1), ("b", 1), ("c", 1)]);
+        let mut here = [BTreeSet::new(), BTreeSet::new(), BTreeSet::new()];
+        for step in 0..60 {
+            let node = random(3) as usize;
+            let id = node as u64 * 1_000 + random(8);
+            let is_here = random(3) > 0;
+            net.put(node, id, step + 1, is_here);
+            if is_here {
+                here[node].insert(id)
+            } else {
+                here[node].remove(&id)
+            };
+            net.loses_puts = random(3) == 0;
+            match random(6) {
+                0 => drop(net.cut.insert((random(3) as usize, random(3) as usize))),
+                1 => net.cut.clear(),
+                _ => {}
+            }
+            net.run(50 * random(16));
+        }
+        net.cut.clear();
+        net.loses_puts = false;
+        net.run(2_500);
+        for node in 0..3 {
+            let expected: Vec<u64> = (0..3).filter(|&of| of != node).flat_map(|of| here[of].iter().copied()).collect();
+            assert_eq!(net.ids(node), expected, "seed {seed}, node {node}, {:?} after the start", net.now - net.begun);
+            assert_eq!(net.nodes[node].known, expected.len(), "seed {seed}");
+        }
+    }
+}
