@@ -14,6 +14,7 @@ mod record;
 mod replica;
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -56,11 +57,20 @@ const QUERIES_MAX: usize = 1_024;
 /// A query is given up after this.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(1_000);
 
-/// What zenoh's own threads are: one that receives and connects, one that sends. Read from the environment once.
-pub const RUNTIME_VARIABLE: (&str, &str) = (
+/// What zenoh's own threads are: two, instead of six. It reads that from the environment, once.
+const RUNTIME_VARIABLE: (&str, &str) = (
     "ZENOH_RUNTIME",
     "(rx:(handover:app),acc:(handover:app),net:(handover:app),tx:(handover:app),app:(worker_threads:2,max_blocking_threads:4))",
 );
+
+/// Keeps zenoh to two threads. Comes before this process has any other thread; without it there are six.
+///
+/// # Errors
+///
+/// There are other threads.
+pub fn limit_threads() -> io::Result<()> {
+    pop_uring::set_variable(RUNTIME_VARIABLE.0, RUNTIME_VARIABLE.1)
+}
 
 /// Where the bus is and who this node is on it.
 #[derive(Clone, Debug)]
@@ -168,13 +178,14 @@ impl Keys {
         format!("{}/session/{session}/digest/{node}", self.root)
     }
 
-    /// `kind` is `node`, `beat` or `page`.
+    /// `kind` is `node` or `beat`.
     fn of_node(&self, kind: &str, node: NodeId) -> String {
         format!("{}/{kind}/{node}", self.root)
     }
 
-    fn live(&self, node: NodeId, incarnation: Incarnation) -> String {
-        format!("{}/live/{node}/{:016x}-{:016x}", self.root, incarnation.start, incarnation.nonce)
+    /// `kind` is `live`, or what is asked of one start of a node alone: `about` or `page`.
+    fn of_start(&self, kind: &str, node: NodeId, incarnation: Incarnation) -> String {
+        format!("{}/{kind}/{node}/{:016x}-{:016x}", self.root, incarnation.start, incarnation.nonce)
     }
 
     fn parse(&self, key: &str) -> Option<Key> {
@@ -426,9 +437,10 @@ async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
         let declared = session.declare_subscriber(key).allowed_origin(Locality::Remote);
         declared.callback(move |sample| handler.handle_sample(&sample)).background().await?;
     }
-    for kind in ["node", "page"] {
+    for kind in ["about", "page"] {
         let handler = Arc::clone(shared);
-        let declared = session.declare_queryable(keys.of_node(kind, shared.node)).allowed_origin(Locality::Remote);
+        let key = keys.of_start(kind, shared.node, shared.incarnation);
+        let declared = session.declare_queryable(key).allowed_origin(Locality::Remote);
         declared.callback(move |query| handler.handle_query(query)).background().await?;
     }
     let handler = Arc::clone(shared);
@@ -439,7 +451,7 @@ async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
 
 /// The thread `bus-out`.
 fn send_all(shared: Arc<Shared>, session: Session) {
-    let token = session.liveliness().declare_token(shared.keys.live(shared.node, shared.incarnation)).wait();
+    let token = session.liveliness().declare_token(shared.keys.of_start("live", shared.node, shared.incarnation)).wait();
     if let Err(error) = &token {
         tracing::error!(%error, "the bus: no liveliness token; others see the end of this node later");
     }
@@ -485,7 +497,7 @@ fn log_failure(what: &str, result: zenoh::Result<()>) {
 
 /// What `query` asks for; `None`: nothing that there is.
 fn answer(shared: &Shared, replica: &Replica, query: &Query) -> Option<Vec<u8>> {
-    if query.key_expr().as_str() == shared.keys.of_node("node", shared.node) {
+    if query.key_expr().as_str() == shared.keys.of_start("about", shared.node, shared.incarnation) {
         return replica.answer_node();
     }
     let asked = query.payload().map(ZBytes::to_bytes).unwrap_or_default();
@@ -523,9 +535,9 @@ fn perform(shared: &Arc<Shared>, session: &Session, subscribers: &mut Subscriber
             subscribers.remove(&of);
             Ok(())
         }
-        Send::AskNode(node) => {
+        Send::AskNode(node, incarnation) => {
             let handler = Arc::clone(shared);
-            ask(session, keys.of_node("node", node), Vec::new(), move |bytes| {
+            ask(session, keys.of_start("about", node, incarnation), Vec::new(), move |bytes| {
                 if let Some(Err(error)) = bytes.map(|bytes| handler.handle_node(node, bytes)) {
                     handler.counters.ignore(error);
                 }
@@ -533,7 +545,8 @@ fn perform(shared: &Arc<Shared>, session: &Session, subscribers: &mut Subscriber
         }
         Send::AskPage(page_ask) => {
             let (handler, bytes) = (Arc::clone(shared), record::encode_ask(&page_ask.session, page_ask.from));
-            ask(session, keys.of_node("page", page_ask.node), bytes, move |bytes| handler.handle_answer(&page_ask, bytes))
+            let key = keys.of_start("page", page_ask.node, page_ask.incarnation);
+            ask(session, key, bytes, move |bytes| handler.handle_answer(&page_ask, bytes))
         }
     }
 }
@@ -621,7 +634,7 @@ mod tests {
         assert_eq!(keys.parse(&keys.digest(&session, node)), Some(Key::Digest(session, node)));
         assert_eq!(keys.parse(&keys.of_node("node", node)), Some(Key::Node(node)));
         assert_eq!(keys.parse(&keys.of_node("beat", node)), Some(Key::Beat(node)));
-        assert_eq!(keys.parse(&keys.live(node, incarnation)), Some(Key::Live(node, incarnation)));
+        assert_eq!(keys.parse(&keys.of_start("live", node, incarnation)), Some(Key::Live(node, incarnation)));
         for bad in ["pop/ber/node/00000000000000ab", "pop/fra/node/ab", "pop/fra/node/00000000000000AB", "pop/fra/node/00000000000000ab/x"]
         {
             assert_eq!(keys.parse(bad), None, "{bad}");

@@ -23,7 +23,7 @@ use crate::rtp::{OwnPort, RouteApplier, Routes};
 use crate::serve::{self, SocketFile, SourceLimits, Sources};
 use crate::tls::{Tls, TlsApplier, TlsIdentity};
 use crate::token::{TokenRequest, unix_now_s};
-use crate::{demo, http, liveness, logging, node, panic, probe, signal as signalling, state};
+use crate::{bus, demo, http, liveness, logging, node, panic, probe, signal as signalling, state};
 
 /// Room of the demo URL.
 const DEMO_ROOM: &str = "demo";
@@ -37,6 +37,11 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let keys = ApiKeys::from_config(&config.auth)?;
     let log = logging::start(&config.log);
     panic::install_hook();
+    if config.bus.is_on()
+        && let Err(error) = bus::limit_threads()
+    {
+        tracing::warn!(%error, "the bus has more threads than it needs");
+    }
     if args.config.is_none() {
         tracing::info!("no config file: a complete node on loopback; config/pop.toml lists every key");
         leave_out_missing_ipv6(&mut config.media);

@@ -9,9 +9,7 @@ use pop_proto::control::{Codec, MediaKind};
 use pop_schemas::generated::{bus as fb, verifier};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId};
 use pop_session::format::{Format, H264Profile, PayloadFormat};
-use pop_session::member::{
-    MemberState, PermissionSubject, Permissions, Quality, Source, SubscriptionPermission, TrackInfo, VideoLayer,
-};
+use pop_session::member::{MemberState, PermissionSubject, Permissions, Quality, Source, SubscriptionPermission, TrackInfo, VideoLayer};
 use pop_session::participant::Kind;
 use pop_session::presence::{LocalRecord, Manifest, Record, RemoteKey, RemoteTrack, Version};
 

@@ -103,7 +103,7 @@ pub(super) enum Send {
     Participant(SessionId, ParticipantId, Arc<[u8]>),
     Node(Vec<u8>),
     Digest(SessionId, Vec<u8>),
-    AskNode(NodeId),
+    AskNode(NodeId, Incarnation),
     AskPage(PageAsk),
 }
 
@@ -112,6 +112,8 @@ pub(super) enum Send {
 pub(super) struct PageAsk {
     pub(super) session: SessionId,
     pub(super) node: NodeId,
+    /// Another process may have the node's id, and would answer, too.
+    pub(super) incarnation: Incarnation,
     pub(super) from: ParticipantId,
     /// Of the pull, so that a late answer to an earlier one is not taken for one to this.
     number: u32,
@@ -625,8 +627,10 @@ impl Replica {
         if std::mem::take(&mut self.node_unsent) {
             return self.answer_node().map(Send::Node);
         }
-        if let Some(node) = self.ask_nodes.pop_front() {
-            return Some(Send::AskNode(node));
+        while let Some(node) = self.ask_nodes.pop_front() {
+            if let Some(peer) = self.peers.get(&node) {
+                return Some(Send::AskNode(node, peer.incarnation));
+            }
         }
         while let Some((session, participant)) = self.unsent.pop_front() {
             if let Some(own) = self.own.get_mut(&session).and_then(|own| own.records.get_mut(&participant)) {
@@ -637,12 +641,13 @@ impl Replica {
         }
         if self.asked < ASKED_MAX
             && let Some(key) = self.pull_queue.pop_front()
-            && let Some(pull) = self.pulls.get_mut(&key)
+            && let (Some(pull), Some(peer)) = (self.pulls.get_mut(&key), self.peers.get(&key.1))
         {
             pull.state = PullState::Asked(now);
             self.asked += 1;
             let (session, node) = key;
-            return Some(Send::AskPage(PageAsk { session, node, from: pull.from, number: pull.number }));
+            let incarnation = peer.incarnation;
+            return Some(Send::AskPage(PageAsk { session, node, incarnation, from: pull.from, number: pull.number }));
         }
         let session = self.digests_unsent.pop_front()?;
         let mut sum = Sum::default();

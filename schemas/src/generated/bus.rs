@@ -2486,7 +2486,7 @@ impl ::core::fmt::Debug for Participant<'_> {
 pub enum NodeOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// `pop/{pop}/node/{node}`.
+/// `pop/{pop}/node/{node}`, and the answer to a query at `pop/{pop}/about/{node}/{start}-{nonce}`.
 pub struct Node<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
@@ -3042,7 +3042,7 @@ impl ::core::fmt::Debug for Digest<'_> {
 pub enum AskOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// A query at `pop/{pop}/page/{node}`: a node's participants of a session, tombstones included, from an id on.
+/// A query at `pop/{pop}/page/{node}/{start}-{nonce}`: a node's participants of a session, tombstones included, from an id on.
 pub struct Ask<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }

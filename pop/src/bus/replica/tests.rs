@@ -110,8 +110,8 @@ impl Net {
                         self.nodes[to].handle_digest(&session, id, record::decode_digest(&bytes).expect("we wrote it"));
                     }
                 }
-                Send::AskNode(node) => {
-                    if let Some(at) = self.reach(from, node)
+                Send::AskNode(node, incarnation) => {
+                    if let Some(at) = self.reach(from, node, incarnation)
                         && let Some(bytes) = self.nodes[at].answer_node()
                     {
                         let (record, counter) = record::decode_node(&bytes).expect("we wrote it");
@@ -120,7 +120,7 @@ impl Net {
                 }
                 Send::AskPage(ask) => {
                     let page = self
-                        .reach(from, ask.node)
+                        .reach(from, ask.node, ask.incarnation)
                         .map(|at| record::decode_page(&self.nodes[at].answer(&ask.session, ask.from)).expect("we wrote it"));
                     self.nodes[from].handle_page(now, &ask, page);
                 }
@@ -145,10 +145,10 @@ impl Net {
         }
     }
 
-    /// The last one with this id to which messages pass both ways.
-    fn reach(&self, from: usize, node: NodeId) -> Option<usize> {
-        let passes = |at: usize| !self.cut.contains(&(from, at)) && !self.cut.contains(&(at, from));
-        (0..self.nodes.len()).rev().find(|&at| self.nodes[at].node == node && passes(at))
+    /// The node, when messages pass both ways.
+    fn reach(&self, from: usize, node: NodeId, incarnation: Incarnation) -> Option<usize> {
+        let at = self.nodes.iter().position(|other| (other.node, other.incarnation) == (node, incarnation))?;
+        (!self.cut.contains(&(from, at)) && !self.cut.contains(&(at, from))).then_some(at)
     }
 
     fn ids(&self, node: usize) -> Vec<u64> {
