@@ -156,7 +156,7 @@ async fn three_nodes_know_each_others_participants_and_a_late_one_resyncs() {
 
     let mut c = Node::start("c", 1, &[], &addresses).await;
     c.put(&local(30, 1));
-    let mut expected = vec![(a.id, 10), (b.id, 20)];
+    let mut expected = [(a.id, 10), (b.id, 20)];
     expected.sort();
     c.until("both others", SOON, |c| c.others.keys().copied().eq(expected.iter().copied())).await;
     a.until("c's participant", SOON, |a| a.others.contains_key(&(c.id, 30))).await;
@@ -188,7 +188,7 @@ async fn a_node_that_leaves_is_gone_and_one_that_starts_again_takes_its_own_plac
     assert!(a.others.is_empty());
 
     // Two starts of one node at once: the later one replaces the earlier, which hears so.
-    let mut old = Node::start("b", 2, &[], &[address]).await;
+    let old = Node::start("b", 2, &[], &[address]).await;
     old.put(&local(20, 1));
     a.until("b is back", SOON, |a| a.ids() == [20]).await;
     let begun = Instant::now();
