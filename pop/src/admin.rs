@@ -22,6 +22,7 @@ use crate::node::{CaptureId, Node};
 use crate::reload::{Refusal, Reloader};
 use crate::rtp::{self, Routes};
 use crate::token::{TokenRequest, unix_now_s};
+use crate::view::{LinkView, NodeView};
 use crate::{http, serve};
 
 /// Open connections of the admin listener and of the unix socket, each.
@@ -38,6 +39,8 @@ const OPENAPI: &str = include_str!("../../config/openapi.json");
 pub struct NodeStatus {
     /// The node's name.
     pub node: String,
+    /// The PoP that it is a node of.
+    pub pop: String,
     /// This start of it.
     pub incarnation: Incarnation,
     /// The release.
@@ -56,8 +59,10 @@ pub struct NodeStatus {
     pub sessions: usize,
     /// People in them whose transport ends here.
     pub participants: usize,
+    /// The other nodes that it knows.
+    pub nodes: Vec<NodeView>,
     /// Links to other nodes.
-    pub links: Vec<serde_json::Value>,
+    pub links: Vec<LinkView>,
     /// Packet workers.
     pub workers: Vec<WorkerStatus>,
 }
@@ -176,6 +181,7 @@ impl Admin {
         });
         NodeStatus {
             node: self.node.name().to_owned(),
+            pop: self.node.pop().to_owned(),
             incarnation: self.incarnation,
             version: crate::VERSION,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -185,6 +191,7 @@ impl Admin {
             media_ports: self.node.media_ports(),
             sessions: sessions.len(),
             participants,
+            nodes: Vec::new(),
             links: Vec::new(),
             workers: workers.collect(),
         }

@@ -59,6 +59,8 @@ pub enum Command {
     Sessions(WatchArgs),
     /// Show the running node.
     Status(WatchArgs),
+    /// Show the other nodes and the links to them.
+    Mesh(WatchArgs),
     /// Take the changed config file; the old config stays when the new one is wrong.
     Reload(AskArgs),
     /// Show the log filter of the running node, or change it until the next reload.
@@ -500,6 +502,7 @@ pub async fn ask(command: Command) -> Result<(), Failure> {
         Command::Rtp(RtpCommand::Remove(args)) => rtp::remove(&args).await,
         Command::Sessions(args) => show::sessions(&args).await,
         Command::Status(args) => show::status(&args).await,
+        Command::Mesh(args) => show::mesh(&args).await,
         Command::Reload(args) => operate::reload(&args).await,
         Command::LogLevel(args) => operate::log_level(&args).await,
         Command::Version(args) => show::version(&args),

@@ -31,6 +31,7 @@ pub mod state;
 pub mod tls;
 pub mod token;
 pub mod tune;
+pub mod view;
 
 /// The release.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

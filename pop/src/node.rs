@@ -110,6 +110,7 @@ pub struct Node {
 
 struct Shared {
     name: String,
+    pop: String,
     /// Replaced as a whole by a reload.
     keys: RwLock<Arc<ApiKeys>>,
     dtls: Dtls,
@@ -206,6 +207,7 @@ impl Node {
         let node = Node {
             shared: Arc::new_cyclic(|shared| Shared {
                 name: config.node.shown_name(),
+                pop: config.node.pop.clone(),
                 keys: RwLock::new(Arc::new(keys)),
                 dtls,
                 data: Arc::default(),
@@ -236,6 +238,11 @@ impl Node {
     /// The node's name.
     pub fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    /// The PoP that it is a node of.
+    pub fn pop(&self) -> &str {
+        &self.shared.pop
     }
 
     /// A number that this process has not given out before.
@@ -473,8 +480,11 @@ impl Node {
         for room in self.shared.directory.rooms().await {
             let (reply, answer) = oneshot::channel();
             if room.send(RoomMessage::Describe { reply }).is_ok()
-                && let Ok(view) = answer.await
+                && let Ok(mut view) = answer.await
             {
+                for person in view.participants.iter_mut().filter(|person| person.local) {
+                    person.node = Some(self.shared.name.clone());
+                }
                 views.push(view);
             }
         }

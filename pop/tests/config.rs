@@ -20,6 +20,13 @@ fn the_documented_file_is_the_default() {
     assert_eq!(parse(DOCUMENTED), Ok(Config::default()));
 }
 
+#[test]
+fn the_example_is_a_node_of_three() {
+    let config = parse(include_str!("../../config/examples/three-nodes.toml")).expect("it is taken as it stands");
+    assert_eq!((config.node.pop.as_str(), config.bus.connect.len()), ("fra", 2));
+    assert!(config.mesh.listen.is_some() && config.mesh.files().is_some());
+}
+
 /// The reader itself lists its keys when it meets one that it does not know.
 #[test]
 fn every_key_is_documented() {

@@ -37,7 +37,8 @@ pub struct ParticipantView {
     /// Of a local one: the worker that has its transport. The session does not know; its owner fills it in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<usize>,
-    /// The node that it is connected to, as 16 hex digits; absent for a local one. Its owner may know the node's name.
+    /// The node where its transport ends: of a remote one its 16 hex digits. The session knows no names; its owner fills them in, also of
+    /// a local one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// `publish`, `watch` or `member`.
@@ -103,6 +104,9 @@ pub struct TrackView {
     /// Its simulcast layers, in the publisher's order; absent when it has one stream.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerView>,
+    /// Nodes that it is sent to, or the one that it comes from, over a link. The session does not know; its owner fills them in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
     /// Since its start, all layers together; absent for a remote one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stats: Option<TrackStatsView>,
@@ -265,6 +269,7 @@ fn track(track: &Track) -> TrackView {
         muted: track.info.muted,
         codec: codec.map(|codec| codec.name()),
         layers: layers.collect(),
+        links: Vec::new(),
         stats: Some(TrackStatsView { packets, bytes, lost, jitter_ms, nacked, plis }),
     }
 }
@@ -309,6 +314,7 @@ fn remote(remote: &RemoteParticipant) -> ParticipantView {
         muted: track.info.muted,
         codec: track.codec.map(|codec| codec.name()),
         layers: Vec::new(),
+        links: Vec::new(),
         stats: None,
     });
     ParticipantView {

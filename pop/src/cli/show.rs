@@ -1,4 +1,4 @@
-//! `pop sessions`, `pop status`, `pop version`: what the running node says, for people or as it came.
+//! `pop sessions`, `pop status`, `pop mesh`, `pop version`: what the running node says, for people or as it came.
 
 use std::io::{IsTerminal, Write};
 
@@ -16,6 +16,11 @@ pub(super) async fn sessions(args: &WatchArgs) -> Result<(), Failure> {
 
 pub(super) async fn status(args: &WatchArgs) -> Result<(), Failure> {
     show(args, "/api/v1/status", status_table).await
+}
+
+/// A part of the status: the same answer with `--json`.
+pub(super) async fn mesh(args: &WatchArgs) -> Result<(), Failure> {
+    show(args, "/api/v1/status", mesh_table).await
 }
 
 /// Once, or until nobody reads any longer: as it came, a line each, or as a table.
@@ -59,16 +64,16 @@ fn session_table(answer: &Value) -> String {
     if sessions.is_empty() {
         return "no sessions\n".to_owned();
     }
-    let mut rows = vec![["ROOM", "IDENTITY", "KIND", "STATE", "SRTP", "TRACKS", "WATCHES"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["ROOM", "IDENTITY", "NODE", "KIND", "STATE", "SRTP", "TRACKS", "WATCHES"].map(str::to_owned).to_vec()];
     for session in sessions {
         for person in list(&session["participants"]) {
-            let tracks: Vec<String> =
-                list(&person["tracks"]).iter().map(|track| format!("{}:{}", text(&track["kind"]), text(&track["codec"]))).collect();
+            let tracks: Vec<String> = list(&person["tracks"]).iter().map(|track| track_cell(track, person["local"] == true)).collect();
             let tracks = if tracks.is_empty() { "-".to_owned() } else { tracks.join(",") };
             let watches = list(&person["subscriptions"]).len().to_string();
             rows.push(vec![
                 text(&session["id"]),
                 text(&person["identity"]),
+                text(&person["node"]),
                 text(&person["kind"]),
                 text(&person["state"]),
                 text(&person["srtp"]),
@@ -80,10 +85,22 @@ fn session_table(answer: &Value) -> String {
     align(&rows)
 }
 
+/// `video:VP8`, and the links that it crosses: `>b+c` leaves, `<a` comes.
+fn track_cell(track: &Value, is_local: bool) -> String {
+    let mut cell = format!("{}:{}", text(&track["kind"]), text(&track["codec"]));
+    let links: Vec<String> = list(&track["links"]).iter().map(text).collect();
+    if !links.is_empty() {
+        cell.push(if is_local { '>' } else { '<' });
+        cell.push_str(&links.join("+"));
+    }
+    cell
+}
+
 fn status_table(answer: &Value) -> String {
     let mut lines = format!(
-        "node {} release {} incarnation {}/{}\nup {} s, {}, {} sessions, {} participants\n",
+        "node {} of {} release {} incarnation {}/{}\nup {} s, {}, {} sessions, {} participants\n",
         text(&answer["node"]),
+        text(&answer["pop"]),
         text(&answer["version"]),
         text(&answer["incarnation"]["start"]),
         text(&answer["incarnation"]["nonce"]),
@@ -101,6 +118,47 @@ fn status_table(answer: &Value) -> String {
     let mut rows = vec![["WORKER", "CORE", "BACKEND", "CLIENTS", "RTP IN", "RTP OUT", "DROPPED"].map(str::to_owned).to_vec()];
     let keys = ["worker", "core", "backend", "transports", "rtp_packets_in", "rtp_packets_out", "dropped_packets"];
     rows.extend(list(&answer["workers"]).iter().map(|worker| keys.iter().map(|key| text(&worker[*key])).collect()));
+    lines.push_str(&align(&rows));
+    if !list(&answer["nodes"]).is_empty() {
+        lines.push('\n');
+        lines.push_str(&mesh_table(answer));
+    }
+    lines
+}
+
+fn mesh_table(answer: &Value) -> String {
+    let (nodes, links) = (list(&answer["nodes"]), list(&answer["links"]));
+    if nodes.is_empty() && links.is_empty() {
+        return format!("node {} is alone: [bus] and [mesh] of its config name no others\n", text(&answer["node"]));
+    }
+    let mut rows = vec![["NODE", "POP", "STATE", "START", "CLIENTS", "MESH"].map(str::to_owned).to_vec()];
+    for node in nodes {
+        let state = if node["draining"] == true { "draining".to_owned() } else { text(&node["state"]) };
+        let start = text(&node["incarnation"]["start"]);
+        rows.push(vec![text(&node["node"]), text(&node["pop"]), state, start, text(&node["participants"]), text(&node["mesh"])]);
+    }
+    let mut lines = align(&rows);
+    let titles = ["LINK", "STATE", "AGE", "KEYS", "RTT ms", "MTU", "TRACKS", "DATAGRAMS", "MB", "LOST", "REPAIRED", "DROPPED"];
+    let mut rows = vec![titles.map(str::to_owned).to_vec()];
+    for link in links {
+        let both = |what: &str| format!("{}/{}", text(&link[format!("{what}_in")]), text(&link[format!("{what}_out")]));
+        let megabytes = |key: &str| link[key].as_f64().unwrap_or_default() / 1e6;
+        rows.push(vec![
+            text(&link["node"]),
+            text(&link["state"]),
+            format!("{} s", link["age_ms"].as_u64().unwrap_or_default() / 1_000),
+            text(&link["generation"]),
+            link["rtt_ms"].as_f64().map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.2}")),
+            text(&link["mtu"]),
+            both("tracks"),
+            both("datagrams"),
+            format!("{:.1}/{:.1}", megabytes("bytes_in"), megabytes("bytes_out")),
+            text(&link["lost"]),
+            text(&link["repaired"]),
+            text(&link["dropped"]),
+        ]);
+    }
+    lines.push_str("\n(in/out)\n");
     lines.push_str(&align(&rows));
     lines
 }
@@ -126,26 +184,45 @@ mod tests {
     #[test]
     fn a_room_is_a_table_of_its_people() {
         let answer = json!({ "sessions": [{ "id": "stage", "participants": [
-            { "identity": "ann", "kind": "publish", "state": "connected", "srtp": "AEAD_AES_128_GCM",
-              "tracks": [{ "kind": "video", "codec": "VP8" }], "subscriptions": [] },
-            { "identity": "bo", "kind": "watch", "state": "connecting", "tracks": [], "subscriptions": [{}, {}] },
+            { "identity": "ann", "node": "fra1", "local": true, "kind": "publish", "state": "connected", "srtp": "AEAD_AES_128_GCM",
+              "tracks": [{ "kind": "video", "codec": "VP8", "links": ["fra2", "fra3"] }], "subscriptions": [] },
+            { "identity": "bo", "node": "fra2", "local": false, "kind": "member", "state": "away",
+              "tracks": [{ "kind": "audio", "codec": "opus", "links": ["fra2"] }], "subscriptions": [{}, {}] },
         ] }] });
         assert_eq!(
             session_table(&answer),
-            "ROOM   IDENTITY  KIND     STATE       SRTP              TRACKS     WATCHES\n\
-             stage  ann       publish  connected   AEAD_AES_128_GCM  video:VP8  0\n\
-             stage  bo        watch    connecting  -                 -          2\n"
+            "ROOM   IDENTITY  NODE  KIND     STATE      SRTP              TRACKS               WATCHES\n\
+             stage  ann       fra1  publish  connected  AEAD_AES_128_GCM  video:VP8>fra2+fra3  0\n\
+             stage  bo        fra2  member   away       -                 audio:opus<fra2      2\n"
         );
         assert_eq!(session_table(&json!({ "sessions": [] })), "no sessions\n");
     }
 
     #[test]
     fn a_node_is_two_lines_and_its_workers() {
-        let answer = json!({ "node": "fra1", "version": "1", "incarnation": { "start": 2, "nonce": "ab" }, "uptime_ms": 61_500,
+        let answer = json!({ "node": "fra1", "pop": "fra", "version": "1", "incarnation": { "start": 2, "nonce": "ab" }, "uptime_ms": 61_500,
             "ready": true, "draining": false, "sessions": 3, "participants": 9, "workers": [{ "worker": 0, "core": null,
             "backend": "mmsg", "transports": 9, "rtp_packets_in": 1, "rtp_packets_out": 2, "dropped_packets": 0 }] });
         let table = status_table(&answer);
-        assert!(table.starts_with("node fra1 release 1 incarnation 2/ab\nup 61 s, ready, 3 sessions, 9 participants\n"), "{table}");
+        assert!(table.starts_with("node fra1 of fra release 1 incarnation 2/ab\nup 61 s, ready, 3 sessions, 9 participants\n"), "{table}");
         assert!(table.ends_with("0       -     mmsg     9        1       2        0\n"), "{table}");
+    }
+
+    #[test]
+    fn the_mesh_is_its_nodes_and_the_links_to_them() {
+        let answer = json!({ "node": "fra1", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
+            "participants": 2, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "state": "up", "age_ms": 2_500,
+            "generation": 0, "rtt_ms": 0.25, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
+            "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0 }] });
+        assert_eq!(
+            mesh_table(&answer),
+            "NODE  POP  STATE     START  CLIENTS  MESH\n\
+             fra2  fra  draining  7      2        10.0.0.2:7890\n\
+             \n\
+             (in/out)\n\
+             LINK  STATE  AGE  KEYS  RTT ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED\n\
+             fra2  up     2 s  0     0.25    -    1/2     3/4        1.0/0.2  5     4         0\n"
+        );
+        assert!(mesh_table(&json!({ "node": "fra1", "nodes": [], "links": [] })).starts_with("node fra1 is alone"));
     }
 }
