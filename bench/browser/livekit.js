@@ -98,12 +98,18 @@ function inPage() {
             freezes: row.freezeCount,
             samples: row.totalSamplesReceived,
             energy: row.totalAudioEnergy,
+            concealed: row.concealedSamples,
             mediaTrack: publication.track.mediaStreamTrack.id,
           };
         }
       }
     }
     return found;
+  }
+
+  /** Lets the sound that is played be so much older, so that what is repaired comes in time. */
+  function buffer(sid, milliseconds) {
+    publicationOf(sid).track.receiver.jitterBufferTarget = milliseconds;
   }
 
   /** Packets and frames of each stream that is sent, by RID. */
@@ -139,6 +145,7 @@ function inPage() {
     received,
     sent,
     tone,
+    buffer,
     /** 0: low, 1: medium, 2: high. */
     quality: (sid, quality) => publicationOf(sid).setVideoQuality(quality),
     enable: (sid, enabled) => publicationOf(sid).setEnabled(enabled),
@@ -167,6 +174,6 @@ export async function openRoom(browser, page) {
   const client = await browser.open(page.url);
   await client.page.evaluate(`(${inPage})()`);
   const call = (name) => (...values) => client.page.evaluate(`globalThis.popRoom.${name}(...${JSON.stringify(values)})`);
-  const names = ["join", "remotes", "received", "sent", "tone", "quality", "enable", "speakers", "grades", "state", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
+  const names = ["join", "remotes", "received", "sent", "tone", "buffer", "quality", "enable", "speakers", "grades", "state", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
   return { page: client.page, ...Object.fromEntries(names.map((name) => [name, call(name)])) };
 }

@@ -41,11 +41,12 @@ async function freeMediaPort() {
 
 /**
  * Starts a node, inside the network namespace `netns` when given. `address` is one of that host's own; media listens on loopback as
- * well. Captures run on `interfaces` of this namespace. `extra` is more of the config.
+ * well. Captures run on `interfaces` of this namespace. `extra` is more of the config. A namespace of its own has ports that may be
+ * given: `httpPort`, and `mediaPort` of the first worker.
  */
-export async function startNode(name, { address = "127.0.0.1", netns, interfaces = netns ? [] : ["lo"], extra = "" } = {}) {
+export async function startNode(name, { address = "127.0.0.1", netns, interfaces = netns ? [] : ["lo"], httpPort = 0, mediaPort, extra = "" } = {}) {
   const folder = await mkdtemp(path.join(tmpdir(), "pop-e2e-"));
-  const port = await freeMediaPort();
+  const port = mediaPort ?? (await freeMediaPort());
   const keys = path.join(folder, "keys.toml");
   const config = path.join(folder, "pop.toml");
   await writeFile(keys, 'e2e = "a secret of this test run alone, 0123456789"\n');
@@ -54,7 +55,7 @@ export async function startNode(name, { address = "127.0.0.1", netns, interfaces
   await writeFile(
     config,
     `[http]
-listen = "${address}:0"
+listen = "${address}:${httpPort}"
 [admin]
 listen = "${netns ? address : "127.0.0.1"}:0"
 socket = "${folder}/pop.sock"
@@ -68,17 +69,8 @@ keys_file = "keys.toml"
 ${extra}
 `,
   );
-  const words = [...(netns ? ["ip", "netns", "exec", netns] : []), path.join(programs, "pop"), "run", "--json", "--config", config];
-  const child = spawn(words[0], words.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
-  const log = [];
-  createInterface({ input: child.stderr }).on("line", (line) => log.push(line));
-  const exited = once(child, "exit");
-  const lines = createInterface({ input: child.stdout });
-  const ended = exited.then(([code]) => assert.fail(`pop ended with ${code} before it was ready:\n${log.join("\n")}`));
-  const [line] = await Promise.race([once(lines, "line"), ended]);
-  ended.catch(() => {});
-  const ready = JSON.parse(line);
-  const node = new Node({ name, child, exited, folder, keys, log, ready, ports: `${port}-${port + 1}`, mediaPorts: [port, port + 1] });
+  const node = new Node({ name, netns, folder, config, keys, ports: `${port}-${port + 1}`, mediaPorts: [port, port + 1] });
+  await node.start();
   await mkdir(artifacts, { recursive: true });
   for (const it of interfaces) node.captures.push(await startCapture(it, port, path.join(artifacts, `${name}-${it}.pcap`)));
   return node;
@@ -88,7 +80,27 @@ class Node {
   constructor(fields) {
     Object.assign(this, fields);
     this.captures = [];
-    this.http = this.ready.http;
+    this.log = [];
+  }
+
+  /** Also once more after `kill`: the same node, in its next incarnation. */
+  async start() {
+    const words = [...(this.netns ? ["ip", "netns", "exec", this.netns] : []), path.join(programs, "pop"), "run", "--json", "--config", this.config];
+    const child = spawn(words[0], words.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
+    createInterface({ input: child.stderr }).on("line", (line) => this.log.push(line));
+    const exited = once(child, "exit");
+    const lines = createInterface({ input: child.stdout });
+    const ended = exited.then(([code]) => assert.fail(`pop ended with ${code} before it was ready:\n${this.log.join("\n")}`));
+    const [line] = await Promise.race([once(lines, "line"), ended]);
+    ended.catch(() => {});
+    const ready = JSON.parse(line);
+    Object.assign(this, { child, exited, ready, http: ready.http });
+  }
+
+  /** As a crash ends it. */
+  async kill() {
+    this.child.kill("SIGKILL");
+    await this.exited;
   }
 
   /** A token of `pop token create`. */
@@ -106,6 +118,10 @@ class Node {
 
   async sessions() {
     return (await fetch(`${this.ready.admin}/api/v1/sessions`)).json();
+  }
+
+  async status() {
+    return (await fetch(`${this.ready.admin}/api/v1/status`)).json();
   }
 
   /** Ends the node and its captures; it must end well, and no key and index may have made two ciphertexts. */
