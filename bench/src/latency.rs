@@ -27,6 +27,9 @@ const PROMISED_LOAD: u32 = 50;
 /// The search in front is a rough one: loads are shares of what it finds.
 const SEARCH_WIDTH: f64 = 0.03;
 
+/// A generator that sends a packet later than this after its time is the limit itself, in microseconds.
+const LATE_US_MAX: f64 = 20_000.0;
+
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LatencyArgs {
@@ -102,8 +105,8 @@ pub(crate) fn run(args: &LatencyArgs) -> Result<(), String> {
     let promised = loads.iter().min_by_key(|load| load.load_percent.abs_diff(PROMISED_LOAD)).ok_or("--loads is empty")?;
     let (own, bare) = (&promised.targets[0], &promised.targets[1]);
     for load in &loads {
-        let late = load.targets.iter().map(|target| target.late_us_max).fold(0.0, f64::max);
-        if late > 20_000.0 || load.targets.iter().any(|target| target.unsent + target.sink_drops > 0) {
+        if generator_was_the_limit(&load.targets) {
+            let late = load.targets.iter().map(|target| target.late_us_max).fold(0.0, f64::max);
             beware.push(format!(
                 "generator limit at {} % load: it was {late:.0} us late, so its tail is in the latencies",
                 load.load_percent
@@ -189,7 +192,8 @@ struct Load {
     load_percent: u32,
     offered_packets_per_second: f64,
     targets: Vec<Figure>,
-    /// The 99th percentile of the target over the forwarder's, both whole: generator and sink inside.
+    /// The 99th percentile of the target over the forwarder's, both whole: generator and sink inside. Like the next, none where the
+    /// generator was the limit: its lateness is in both.
     p99_ratio: Option<f64>,
     /// The same of what each adds: minus the median without any target.
     added_p99_ratio: Option<f64>,
@@ -212,6 +216,11 @@ struct Figure {
     sent: u64,
     unsent: u64,
     sink_drops: u64,
+}
+
+/// It was late by more than a queue, did not send everything, or its sink lost some.
+fn generator_was_the_limit(targets: &[Figure]) -> bool {
+    targets.iter().any(|target| target.late_us_max > LATE_US_MAX || target.unsent + target.sink_drops > 0)
 }
 
 impl Load {
@@ -239,8 +248,10 @@ impl Load {
                 }
             })
             .collect();
-        let ratio =
-            |of: fn(&Figure) -> Option<f64>| of(&targets[0]).zip(of(&targets[1])).and_then(|(own, bare)| (bare > 0.0).then(|| own / bare));
+        let is_fair = !generator_was_the_limit(&targets);
+        let ratio = |of: fn(&Figure) -> Option<f64>| {
+            of(&targets[0]).zip(of(&targets[1])).and_then(|(own, bare)| (is_fair && bare > 0.0).then(|| own / bare))
+        };
         let p99_ratio = ratio(|figure| figure.latency_us.map(|latency| latency.p99));
         let added_p99_ratio = ratio(|figure| figure.added_p99_us);
         Load { load_percent, offered_packets_per_second: rate, targets, p99_ratio, added_p99_ratio }

@@ -22,13 +22,14 @@ const HEADLINES: &[Headline] = &[
     },
     Headline {
         name: "fanout-10x200",
-        quick: "fanout --publishers 10 --subscribers 200 --duration 3s",
-        full: "fanout --publishers 10 --subscribers 200 --duration 10s --repeats 5",
+        // In one room, so that each of the 200 gets all ten.
+        quick: "session --participants 60 --publishers 10 --bitrate 1.5M --pace frames --duration 2s",
+        full: "session --participants 210 --publishers 10 --bitrate 1.5M --duration 10s --repeats 3",
     },
     Headline {
         name: "session-100x99",
-        quick: "session --participants 100 --workers 2 --pace frames --duration 3s",
-        full: "session --participants 100 --workers 2 --duration 10s",
+        quick: "session --participants 100 --publishers-all --pace frames --duration 2s",
+        full: "session --participants 100 --publishers-all --duration 10s",
     },
     Headline {
         name: "session-50x49",
