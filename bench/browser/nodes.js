@@ -87,9 +87,11 @@ class Pop {
 
   /** Bytes of IP packets that went from one end to another during `seconds`, such as `a>b`. */
   async carried(wire, seconds) {
-    const before = (await this.network.stats()).wires[wire].delivered_bytes;
+    // A wire that has carried nothing yet is not told.
+    const bytes = async () => (await this.network.stats()).wires[wire]?.delivered_bytes ?? 0;
+    const before = await bytes();
     await pause(seconds);
-    return (await this.network.stats()).wires[wire].delivered_bytes - before;
+    return (await bytes()) - before;
   }
 
   async stop() {
