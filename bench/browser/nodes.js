@@ -87,11 +87,9 @@ class Pop {
 
   /** Bytes of IP packets that went from one end to another during `seconds`, such as `a>b`. */
   async carried(wire, seconds) {
-    // A wire that has carried nothing yet is not told.
-    const bytes = async () => (await this.network.stats()).wires[wire]?.delivered_bytes ?? 0;
-    const before = await bytes();
+    const before = (await this.network.stats()).wires[wire].delivered_bytes;
     await pause(seconds);
-    return (await bytes()) - before;
+    return (await this.network.stats()).wires[wire].delivered_bytes - before;
   }
 
   async stop() {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::captures::{CaptureBody, CaptureStatus, Captures, StartError};
+use crate::cluster;
 use crate::logging::{AUDIT, LogControl};
 use crate::metrics::{Exposition, Metrics};
 use crate::node::{CaptureId, Node};
@@ -127,11 +128,16 @@ pub struct Operations {
 }
 
 impl Admin {
-    /// Over `node`; `start` is the number of this start, `url` the base of the URLs that clients use.
-    pub fn new(node: Node, metrics: Arc<Metrics>, rtp: Routes, operations: Operations, start: u64, url: &str) -> Self {
-        let mut nonce = [0; 8];
-        node.random(&mut nonce);
-        let incarnation = Incarnation { start, nonce: u64::from_ne_bytes(nonce) };
+    /// Over `node`; `url` is the base of the URLs that clients use.
+    pub fn new(
+        node: Node,
+        metrics: Arc<Metrics>,
+        rtp: Routes,
+        operations: Operations,
+        incarnation: pop_schemas::Incarnation,
+        url: &str,
+    ) -> Self {
+        let incarnation = Incarnation { start: incarnation.start, nonce: incarnation.nonce };
         let captures = Captures::new(node.clone());
         Self { node, metrics, captures, rtp, operations, url: url.into(), started: Instant::now(), incarnation }
     }
@@ -179,6 +185,11 @@ impl Admin {
             rtp_packets_out: worker.counters.rtp_packets_out,
             dropped_packets: worker.drops.iter().sum(),
         });
+        let cluster::Description { mut nodes, links, .. } = self.node.others().await;
+        for node in &mut nodes {
+            let people = sessions.iter().flat_map(|session| &session.participants);
+            node.participants = people.filter(|person| person.node.as_deref() == Some(&node.node)).count() as u64;
+        }
         NodeStatus {
             node: self.node.name().to_owned(),
             pop: self.node.pop().to_owned(),
@@ -191,8 +202,8 @@ impl Admin {
             media_ports: self.node.media_ports(),
             sessions: sessions.len(),
             participants,
-            nodes: Vec::new(),
-            links: Vec::new(),
+            nodes,
+            links,
             workers: workers.collect(),
         }
     }

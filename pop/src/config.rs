@@ -46,6 +46,8 @@ pub struct Config {
     pub bus: BusConfig,
     /// Secured links to other nodes.
     pub mesh: MeshConfig,
+    /// Rooms.
+    pub session: SessionConfig,
     /// Workers and their memory.
     pub dataplane: DataplaneConfig,
     /// Who may sign tokens.
@@ -142,6 +144,15 @@ pub enum DtlsRole {
     Passive,
     /// Client when the offer allows it; else server.
     Active,
+}
+
+/// `[session]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionConfig {
+    /// How long people of a node that gives no sign of life are kept in their rooms.
+    #[serde(deserialize_with = "value::duration::<_, 500, 120_000>")]
+    pub grace: Duration,
 }
 
 /// `[dataplane]`: all sizes are per worker.
@@ -277,6 +288,12 @@ impl Default for MediaConfig {
             dtls_role: DtlsRole::Auto,
             consent_timeout: Duration::from_secs(15),
         }
+    }
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(5) }
     }
 }
 

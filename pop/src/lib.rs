@@ -6,6 +6,7 @@ pub mod bus;
 pub mod ca;
 pub mod captures;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod data;
 pub(crate) mod demo;

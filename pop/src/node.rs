@@ -17,9 +17,10 @@ mod room;
 mod route;
 mod spread;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use pop_dataplane::limits::{LINKS_MAX, TCP_CONNECTIONS_MAX, WorkerLimits};
@@ -27,7 +28,7 @@ use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapsh
 use pop_proto::Command;
 use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
-use pop_schemas::SessionId;
+use pop_schemas::{Incarnation, NodeId, SessionId};
 use pop_session::member::{AdminRequest, Enter, Resume, RoomInfo};
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError, VideoGrant};
@@ -37,19 +38,23 @@ use tokio::sync::oneshot;
 pub use capture::{CaptureError, CaptureId, CaptureRequest};
 pub use directory::Placement;
 pub use member::{EnterError, Line, Seat, TransportStart};
+pub(crate) use room::{Exported, NodeFate, RoomMessage};
 pub use route::{OpenRoute, RouteError, RouteSockets};
+pub(crate) use spread::RemoteTrack;
 
 use crate::backend::{self, Choice};
+use crate::bus::{Bus, BusCounters, BusSettings, NodeRecord};
+use crate::cluster::{self, Cluster};
 use crate::config::{Backend, Config};
 use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
+use crate::mesh::{Mesh, MeshSettings};
 use crate::metrics::JoinSeconds;
 use crate::probe::Probe;
 use crate::signal::SignalCounters;
 use crate::token::unix_now_s;
 use directory::Directory;
-use room::RoomMessage;
 
 /// DTLS handshakes that may be open at once, counted from a client's first good check on: each takes at most about 150 KiB.
 const HALF_OPEN_MAX: usize = 1_000;
@@ -108,9 +113,13 @@ pub struct Node {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     name: String,
     pop: String,
+    /// Of the name and the PoP's.
+    node: NodeId,
+    /// How long people of a node that is silent are kept.
+    grace: Duration,
     /// Replaced as a whole by a reload.
     keys: RwLock<Arc<ApiKeys>>,
     dtls: Dtls,
@@ -128,9 +137,19 @@ struct Shared {
     ids: AtomicU64,
     stopping: AtomicBool,
     join_seconds: JoinSeconds,
+    /// Set once, before the first client comes; a node alone has none.
+    cluster: OnceLock<Cluster>,
     consent: Duration,
     slow_readers: AtomicU64,
     signal_counters: SignalCounters,
+}
+
+/// How a node is with others.
+pub struct Joined {
+    /// Of its bus, when it has one.
+    pub bus: Option<Arc<BusCounters>>,
+    /// Its links, when it has some.
+    pub mesh: Option<Mesh>,
 }
 
 /// The bounds of one worker, from the config.
@@ -208,6 +227,8 @@ impl Node {
             shared: Arc::new_cyclic(|shared| Shared {
                 name: config.node.shown_name(),
                 pop: config.node.pop.clone(),
+                node: NodeId::of(&config.node.pop, &config.node.shown_name()),
+                grace: config.session.grace,
                 keys: RwLock::new(Arc::new(keys)),
                 dtls,
                 data: Arc::default(),
@@ -221,9 +242,10 @@ impl Node {
                 directory: Directory::start(plans, shared.clone()),
                 kept: kept::KeptRooms::default(),
                 captures: capture::Captures::default(),
-                ids: AtomicU64::new(1),
+                ids: AtomicU64::new(first_id()),
                 stopping: AtomicBool::new(false),
                 join_seconds: JoinSeconds::default(),
+                cluster: OnceLock::new(),
                 consent: config.media.consent_timeout,
                 slow_readers: AtomicU64::new(0),
                 signal_counters: SignalCounters::default(),
@@ -233,6 +255,54 @@ impl Node {
             pump::start(Arc::downgrade(&node.shared), worker, wake, requests).map_err(|e| format!("cannot watch worker {worker}: {e}"))?;
         }
         Ok(node)
+    }
+
+    /// Joins the other nodes that the config names; a node whose config names none stays alone. Before the first client comes.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to change.
+    pub async fn join_others(&self, config: &Config, incarnation: Incarnation) -> Result<Joined, String> {
+        let shared = &self.shared;
+        let (pop, id) = (config.node.pop.clone(), shared.node);
+        let relays = shared.workers.iter().filter_map(|worker| worker.relay_addresses().first().copied()).collect();
+        let mesh = match MeshSettings::of(config, incarnation, relays)? {
+            Some(settings) => Some(Mesh::start(settings).await?),
+            None => None,
+        };
+        let bus = match BusSettings::of(config) {
+            Some(settings) => Some(Bus::open(&BusSettings { name: shared.name.clone(), ..settings }, id, incarnation).await?),
+            None => None,
+        };
+        let joined = Joined { bus: bus.as_ref().map(|(bus, _)| bus.counters()), mesh: mesh.as_ref().map(|(mesh, _)| mesh.clone()) };
+        if mesh.is_none() && bus.is_none() {
+            return Ok(joined);
+        }
+        if let Some((bus, _)) = &bus {
+            bus.put_node(NodeRecord {
+                name: shared.name.as_str().into(),
+                pop: pop.as_str().into(),
+                node: id,
+                incarnation,
+                mesh: mesh.as_ref().map(|(mesh, _)| mesh.address()),
+                release: crate::VERSION.into(),
+                load: 0,
+                capacity: shared.workers.iter().map(|worker| worker.limits().transports).sum(),
+                draining: false,
+            });
+        }
+        let cluster = Cluster::start(Arc::downgrade(shared), id, bus, mesh);
+        // A node joins once.
+        let _ = shared.cluster.set(cluster);
+        Ok(joined)
+    }
+
+    /// The other nodes and the links to them.
+    pub async fn others(&self) -> cluster::Description {
+        match self.shared.cluster.get() {
+            Some(cluster) => cluster.describe().await,
+            None => Default::default(),
+        }
     }
 
     /// The node's name.
@@ -476,14 +546,21 @@ impl Node {
 
     /// Every session with its participants.
     pub async fn sessions(&self) -> Vec<SessionView> {
+        let others = self.others().await;
+        let links: HashMap<String, Vec<String>> = others.tracks.iter().map(|(track, names)| (track.to_string(), names.clone())).collect();
         let mut views = Vec::new();
         for room in self.shared.directory.rooms().await {
             let (reply, answer) = oneshot::channel();
             if room.send(RoomMessage::Describe { reply }).is_ok()
                 && let Ok(mut view) = answer.await
             {
-                for person in view.participants.iter_mut().filter(|person| person.local) {
-                    person.node = Some(self.shared.name.clone());
+                for person in &mut view.participants {
+                    let of = |id: &str| others.nodes.iter().find(|node| node.id == id).map(|node| node.node.clone());
+                    person.node =
+                        if person.local { Some(self.shared.name.clone()) } else { person.node.take().map(|id| of(&id).unwrap_or(id)) };
+                    for track in &mut person.tracks {
+                        track.links = links.get(&track.id).cloned().unwrap_or_default();
+                    }
                 }
                 views.push(view);
             }
@@ -587,13 +664,25 @@ impl Node {
 }
 
 impl Shared {
+    /// How many workers there are.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
     /// Hands a command to a worker; waits while its queue is full, so that none is lost.
-    async fn command(&self, worker: usize, mut command: Command) {
+    pub(crate) async fn command(&self, worker: usize, mut command: Command) {
         while let Err(back) = self.workers[worker].send(command) {
             command = back;
             tokio::time::sleep(COMMAND_RETRY).await;
         }
     }
+}
+
+/// Ids are unique in the mesh: nodes begin at a place of their own, drawn at each start.
+fn first_id() -> u64 {
+    let mut drawn = [0; 4];
+    aws_lc_rs::rand::fill(&mut drawn).expect("the system gives random bytes");
+    u64::from(u32::from_ne_bytes(drawn)) << 32 | 1
 }
 
 /// What a worker may promise.

@@ -5,6 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pop_schemas::Incarnation;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -14,8 +15,12 @@ use crate::cli::{Failure, RunArgs};
 use crate::config::{Config, HttpConfig, MediaConfig};
 use crate::keys::ApiKeys;
 use crate::logging::LogControl;
-use crate::metrics::{DataCollector, DtlsCollector, HttpCollector, Metrics, ProbeCollector, SignalCollector, WorkerCollector};
-use crate::node::Node;
+use crate::mesh::MeshApplier;
+use crate::metrics::{
+    BusCollector, Collector, DataCollector, DtlsCollector, HttpCollector, MeshCollector, Metrics, ProbeCollector, SignalCollector,
+    WorkerCollector,
+};
+use crate::node::{Joined, Node};
 use crate::notify::Notifier;
 use crate::probe::ProbeApplier;
 use crate::reload::{Applier, AuthApplier, LogApplier, Reloader};
@@ -103,6 +108,10 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let public = serve::bind("http.listen", config.http.listen).await.map_err(Failure::Other)?;
     let operator = serve::bind("admin.listen", config.admin.listen).await.map_err(Failure::Other)?;
     let node = Node::start(config, keys).map_err(Failure::Other)?;
+    let mut nonce = [0; 8];
+    node.random(&mut nonce);
+    let incarnation = Incarnation { start: number, nonce: u64::from_ne_bytes(nonce) };
+    let joined = node.join_others(config, incarnation).await.map_err(Failure::Other)?;
 
     let public_address = bound(&public, config.http.listen);
     let operator_address = bound(&operator, config.admin.listen);
@@ -112,7 +121,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         connections: config.http.connections_per_address_max,
         requests_per_s: config.http.requests_per_address_per_s_max,
     });
-    let metrics = metrics_of(&node, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
+    let metrics = metrics_of(&node, &joined, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
     let own = [("the HTTP listener", public_address.port()), ("the admin listener", operator_address.port())];
     let own = own.map(|(what, port)| OwnPort { what: what.to_owned(), port }).to_vec();
     let routes = Routes::new(node.clone(), &config.media, own);
@@ -124,10 +133,11 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         Box::new(ProbeApplier(node.clone())),
         Box::new(RouteApplier(routes.clone())),
     ];
+    appliers.extend(joined.mesh.map(|mesh| Box::new(MeshApplier(mesh)) as Box<dyn Applier>));
     appliers.extend(tls.clone().map(|tls| Box::new(TlsApplier(tls)) as Box<dyn Applier>));
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
     let operations = Operations { reloader: reloader.clone(), log: log.clone() };
-    let admin = Admin::new(node.clone(), Arc::clone(&metrics), routes, operations, number, &url);
+    let admin = Admin::new(node.clone(), Arc::clone(&metrics), routes, operations, incarnation, &url);
     tracing::info!(node = node.name(), socket = %socket.path().display(), "unix socket for the pop command");
 
     let (stop_public, public_stopped) = watch::channel(false);
@@ -239,7 +249,7 @@ fn load_tls(http: &HttpConfig) -> Result<Option<Tls>, String> {
     Ok(Some(Tls::new(identity)))
 }
 
-fn metrics_of(node: &Node, http: HttpCollector) -> Arc<Metrics> {
+fn metrics_of(node: &Node, joined: &Joined, http: HttpCollector) -> Arc<Metrics> {
     let backend = node.workers().first().map_or("none", |worker| worker.backend);
     let (workers, dtls, probe) = (node.clone(), node.clone(), node.clone());
     let workers = WorkerCollector::new(move || workers.workers());
@@ -247,11 +257,11 @@ fn metrics_of(node: &Node, http: HttpCollector) -> Arc<Metrics> {
     let data = DataCollector::new(Arc::clone(node.data_counters()));
     let probe = ProbeCollector::new(move || probe.probe().requests(&probe.workers()));
     let signal = SignalCollector::new(node.clone());
-    Metrics::new(
-        backend,
-        node.join_seconds(),
-        vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http), Box::new(signal)],
-    )
+    let mut collectors: Vec<Box<dyn Collector>> =
+        vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http), Box::new(signal)];
+    collectors.extend(joined.bus.clone().map(|counters| Box::new(BusCollector::new(counters)) as Box<dyn Collector>));
+    collectors.extend(joined.mesh.clone().map(|mesh| Box::new(MeshCollector::new(mesh)) as Box<dyn Collector>));
+    Metrics::new(backend, node.join_seconds(), collectors)
 }
 
 fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {

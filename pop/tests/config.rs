@@ -30,7 +30,7 @@ fn the_example_is_a_node_of_three() {
 /// The reader itself lists its keys when it meets one that it does not know.
 #[test]
 fn every_key_is_documented() {
-    for section in ["node", "http", "admin", "media", "probe", "bus", "mesh", "dataplane", "auth", "log"] {
+    for section in ["node", "http", "admin", "media", "probe", "bus", "mesh", "session", "dataplane", "auth", "log"] {
         let message = refusal(&format!("[{section}]\nnot_a_key = 1\n"));
         let known = message.split_once("known here: ").unwrap_or_else(|| panic!("no list in {message:?}")).1;
         for key in known.split([',', ' ']).map(|key| key.trim_matches('`')).filter(|key| !key.is_empty() && *key != "or") {

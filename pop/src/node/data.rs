@@ -192,7 +192,7 @@ pub(super) struct Received {
 }
 
 /// Where a message waits.
-pub(super) struct Places {
+pub(crate) struct Places {
     /// Among what one sender may have waiting.
     pub(super) sender: SenderPlace,
     /// Among what the whole room may.

@@ -25,7 +25,7 @@ pub struct Placement {
 }
 
 /// A claim on a room and on a worker's plan; given back when dropped.
-pub(super) struct Slot {
+pub(crate) struct Slot {
     session: SessionId,
     worker: usize,
     claim: Claim,

@@ -170,7 +170,7 @@ impl Drop for Seat {
 }
 
 /// The room's end of a socket.
-pub(super) struct Socket {
+pub(crate) struct Socket {
     /// Unique in this process.
     pub(super) number: u64,
     notices: mpsc::Sender<Notice>,

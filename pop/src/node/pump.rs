@@ -152,7 +152,12 @@ impl Pump {
             | Event::Data { transport, .. } => Some(transport),
             Event::TrackStarted { track } | Event::TrackStats { track, .. } | Event::AudioLevel { track, .. } => self.tracks.get(track),
             Event::SubscriptionStats { subscription, .. } => self.subscriptions.get(subscription),
-            Event::LinkStats { .. } | Event::LinkKeysUsed { .. } => None,
+            Event::LinkStats { .. } | Event::LinkKeysUsed { .. } => {
+                if let Some(cluster) = shared.cluster.get() {
+                    cluster.link_event(self.worker, &event);
+                }
+                return;
+            }
         };
         // An event of what has just been closed.
         let Some(route) = transport.and_then(|t| self.routes.get(t)) else { return };

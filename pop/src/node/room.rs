@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use pop_dataplane::limits::TRACKS_PER_TRANSPORT_MAX;
-use pop_proto::control::{DataMessage, OpenTransport, PayloadTypeMap, SrtpProfile};
+use pop_proto::control::{DataMessage, ExtensionIds, OpenTrack, OpenTransport, PayloadTypeMap, SrtpProfile};
 use pop_proto::{Command, Event};
-use pop_schemas::{ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
+use pop_schemas::{NodeId, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
 use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume};
 use pop_session::placement::Claim;
+use pop_session::presence::Record;
 use pop_session::session::{Action, Audit};
 use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -20,7 +21,7 @@ use super::data::{DataPath, Outbox, Places, Received, SenderPlace, new_room_plac
 use super::directory::{RoomSender, Slot};
 use super::member::{Line, Member, Order, Socket, TransportStart};
 use super::pump::Route;
-use super::spread::{Directed, Spread};
+use super::spread::{Directed, RemoteTrack, Spread};
 use super::{EndsProcess, Shared};
 use crate::data::DataDrop;
 use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
@@ -34,7 +35,7 @@ const ORDERS_PER_TURN: usize = 64;
 const MIRROR_RETRY: Duration = Duration::from_secs(1);
 
 /// What reaches a room.
-pub(super) enum RoomMessage {
+pub(crate) enum RoomMessage {
     Join {
         join: Box<Join>,
         /// `None` for an RTP route.
@@ -130,8 +131,57 @@ pub(super) enum RoomMessage {
         transport: TransportId,
         failure: TransportFailure,
     },
+    /// What another node says of its participant.
+    Record(Box<Record>),
+    /// What became of another node.
+    Node {
+        node: NodeId,
+        fate: NodeFate,
+    },
+    /// Another node sends a track that was asked for.
+    RemoteOffered {
+        remote: Box<RemoteTrack>,
+        /// The worker that takes it.
+        home: usize,
+    },
+    /// What another node sent of a track ends; it is asked for again.
+    RemoteLost {
+        track: TrackId,
+    },
+    /// Another node's subscribers want a track of ours, or no longer.
+    Wanted {
+        track: TrackId,
+        on: bool,
+        reply: oneshot::Sender<Option<Exported>>,
+    },
     /// The node stops: everybody leaves.
     Close,
+}
+
+/// What became of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NodeFate {
+    /// It is silent: its people may come back, with it or elsewhere.
+    Away,
+    /// It is here again, the same as before.
+    Back,
+    /// It has begun anew: whom it does not name is gone.
+    Restarted,
+}
+
+/// A track of ours, for another node.
+pub(crate) struct Exported {
+    /// The worker that has it.
+    pub(crate) home: usize,
+    pub(crate) open: OpenTrack,
+    pub(crate) extensions: ExtensionIds,
+}
+
+/// A track of another node that sections here take.
+struct RemoteFeed {
+    owner: NodeId,
+    /// What each section takes of it.
+    forwards: HashMap<SubscriptionId, Vec<PayloadTypeMap>>,
 }
 
 /// Who waits for the reply of a request.
@@ -150,13 +200,17 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId) -> RoomSender {
     let mut seed = [0; 8];
     aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
     let seed = u64::from_ne_bytes(seed);
+    let (node, grace) = shared.upgrade().map_or_else(Default::default, |shared| (shared.node, shared.grace));
+    let limits = Limits { streams_max: TRACKS_PER_TRANSPORT_MAX, grace, ..Limits::default() };
+    let watch = Watch::start(&shared, &id, sender.downgrade());
     let room = Room {
+        _watch: watch,
         shared,
         spread: Spread::default(),
         refused: HashMap::new(),
         retry_at: None,
         people: HashMap::new(),
-        session: Session::new(id, Limits { streams_max: TRACKS_PER_TRANSPORT_MAX, ..Limits::default() }, seed),
+        session: Session::new(id, limits, seed).on_node(node.0),
         mailbox: sender.downgrade(),
         waiting: HashMap::new(),
         routed: HashMap::new(),
@@ -166,6 +220,9 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId) -> RoomSender {
         data_places: new_room_places(),
         sender_place: None,
         overflowed: Vec::new(),
+        remotes: HashMap::new(),
+        offered: Vec::new(),
+        lost: Vec::new(),
         requests: 0,
     };
     tokio::spawn(room.run(receiver));
@@ -179,7 +236,38 @@ struct Person {
     resource: Option<Box<str>>,
 }
 
+/// Other nodes' participants come to this room while it lives.
+struct Watch {
+    shared: Weak<Shared>,
+    session: SessionId,
+    number: u64,
+}
+
+impl Watch {
+    fn start(shared: &Weak<Shared>, session: &SessionId, room: mpsc::WeakUnboundedSender<RoomMessage>) -> Watch {
+        let mut watch = Watch { shared: shared.clone(), session: session.clone(), number: 0 };
+        if let Some(shared) = shared.upgrade()
+            && let Some(cluster) = shared.cluster.get()
+        {
+            watch.number = shared.ids.fetch_add(1, Relaxed);
+            cluster.watch(session, room, watch.number);
+        }
+        watch
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade()
+            && let Some(cluster) = shared.cluster.get()
+        {
+            cluster.unwatch(&self.session, self.number);
+        }
+    }
+}
+
 struct Room {
+    _watch: Watch,
     shared: Weak<Shared>,
     spread: Spread<Slot>,
     /// What sections wait for whose worker had no place for a mirror of it.
@@ -204,6 +292,11 @@ struct Room {
     sender_place: Option<SenderPlace>,
     /// Those that have overflowed in this turn: what the session has said for them before it knew is not sent.
     overflowed: Vec<TransportId>,
+    /// Tracks of other nodes that are taken here, whether they come or are awaited.
+    remotes: HashMap<TrackId, RemoteFeed>,
+    /// Of these, what has just begun and what has just ended to come.
+    offered: Vec<(RemoteTrack, usize)>,
+    lost: Vec<TrackId>,
     requests: u64,
 }
 
@@ -293,6 +386,23 @@ impl Room {
             }
             RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
             RoomMessage::Failed { transport, failure } => self.session.handle_transport_failed(now, transport, failure),
+            RoomMessage::Record(record) => drop(self.session.handle_record(now, *record)),
+            RoomMessage::Node { node, fate } => match fate {
+                NodeFate::Away => self.session.handle_node_away(now, node.0),
+                NodeFate::Back => self.session.handle_node_back(now, node.0),
+                NodeFate::Restarted => self.session.handle_node_restarted(now, node.0),
+            },
+            RoomMessage::RemoteOffered { remote, home } => self.offered.push((*remote, home)),
+            RoomMessage::RemoteLost { track } => self.lost.push(track),
+            RoomMessage::Wanted { track, on, reply } => {
+                let exported =
+                    self.spread.local_track(track).map(|(home, open, extensions)| Exported { home, open: open.clone(), extensions });
+                if exported.is_some() {
+                    self.session.handle_remote_demand(now, track, on);
+                }
+                // A cluster that is gone needs no answer.
+                let _ = reply.send(exported);
+            }
             RoomMessage::Close => {
                 self.requests += 1;
                 self.session.handle_request(now, RequestId(self.requests), Request::Shutdown);
@@ -473,10 +583,15 @@ impl Room {
                     }
                 }
                 // A node alone has nobody to tell.
-                Output::Put(_) => {}
+                Output::Put(record) => {
+                    if let Some(cluster) = shared.cluster.get() {
+                        cluster.put(self.session.id(), record);
+                    }
+                }
                 Output::Notice(participant, notice) => self.tell(shared, participant, notice),
             }
         }
+        self.take_remotes(shared).await;
         self.opening = None;
         self.sender_place = None;
         for transport in self.overflowed.drain(..) {
@@ -486,8 +601,76 @@ impl Room {
         }
     }
 
+    /// What a section takes of a track of another node is kept for as long as it takes it. A track that does not come yet is asked for,
+    /// and the section is fed by nothing meanwhile.
+    fn note_remote(&mut self, shared: &Shared, command: &mut Command) {
+        let Command::Forward { subscription, track, payload_types } = command else { return };
+        for feed in self.remotes.values_mut() {
+            feed.forwards.remove(subscription);
+        }
+        let Some((cluster, id)) = shared.cluster.get().zip(*track) else { return };
+        let Some(key) = self.session.remote_track(id) else { return };
+        let (section, worker) = (*subscription, self.spread.worker_of_section(*subscription));
+        let feed = self.remotes.entry(id).or_insert_with(|| RemoteFeed { owner: NodeId(key.node), forwards: HashMap::new() });
+        feed.forwards.insert(section, payload_types.clone());
+        if !self.spread.has_track(id) {
+            if let Some(worker) = worker {
+                cluster.want(self.session.id(), id, feed.owner, worker);
+            }
+            *track = None;
+        }
+    }
+
+    /// Opens what other nodes have begun to send, closes what they no longer do, and lets go of what nobody takes.
+    async fn take_remotes(&mut self, shared: &Shared) {
+        let Some(cluster) = shared.cluster.get() else { return };
+        for track in std::mem::take(&mut self.lost) {
+            let directed = self.spread.close_remote(track);
+            self.send(shared, directed).await;
+            if let Some((feed, worker)) = self.remotes.get(&track).and_then(|feed| Some((feed, self.worker_of_feed(feed)?))) {
+                cluster.want(self.session.id(), track, feed.owner, worker);
+            }
+        }
+        for (remote, home) in std::mem::take(&mut self.offered) {
+            let id = remote.open.track;
+            let Some(feed) = self.remotes.get(&id) else { continue };
+            let forwards: Vec<_> = feed.forwards.iter().map(|(section, maps)| (*section, maps.clone())).collect();
+            let claim = Claim { tracks: remote.open.layers.len().max(1), ..Claim::default() };
+            let Ok(slot) = shared.directory.grow(self.session.id(), home, claim).await else {
+                tracing::warn!(room = %self.session.id(), track = %id, "a track of another node is not taken: its worker has no place (dataplane.tracks_max)");
+                continue;
+            };
+            let directed = self.spread.open_remote(home, remote, slot);
+            self.send(shared, directed).await;
+            for (subscription, payload_types) in forwards {
+                self.bring(shared, Command::Forward { subscription, track: Some(id), payload_types }).await;
+            }
+        }
+        let spread = &self.spread;
+        self.remotes.retain(|track, feed| {
+            feed.forwards.retain(|section, _| spread.worker_of_section(*section).is_some());
+            let is_taken = !feed.forwards.is_empty();
+            if !is_taken {
+                cluster.unwant(*track, feed.owner);
+            }
+            is_taken
+        });
+    }
+
+    fn worker_of_feed(&self, feed: &RemoteFeed) -> Option<usize> {
+        feed.forwards.keys().find_map(|section| self.spread.worker_of_section(*section))
+    }
+
+    async fn direct(&mut self, shared: &Shared, mut command: Command) {
+        self.note_remote(shared, &mut command);
+        if let (Command::CloseTrack { track }, Some(cluster)) = (&command, shared.cluster.get()) {
+            cluster.closed(*track);
+        }
+        self.bring(shared, command).await;
+    }
+
     /// Brings a command to its worker; a track that is taken on another worker for the first time is mirrored there.
-    async fn direct(&mut self, shared: &Shared, command: Command) {
+    async fn bring(&mut self, shared: &Shared, command: Command) {
         let waited = match &command {
             Command::Forward { subscription, .. } | Command::CloseSubscription { subscription } => {
                 self.refused.remove(subscription).is_some()

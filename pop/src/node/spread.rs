@@ -1,10 +1,11 @@
 //! Which worker has what of a room. The session knows no workers: its commands are brought to where they belong here, and a track that
-//! has subscribers on another worker than its publisher's is mirrored there, once, for as long as it has some.
+//! has subscribers on another worker than its publisher's is mirrored there, once, for as long as it has some. A track of another node
+//! comes over a link to one worker, which is then its home, and ends when nobody here takes it.
 
 use std::collections::HashMap;
 
 use pop_proto::Command;
-use pop_proto::control::OpenTrack;
+use pop_proto::control::{ExtensionIds, LinkId, OpenTrack};
 use pop_schemas::{SubscriptionId, TrackId, TransportId};
 
 /// A command and the worker that gets it.
@@ -12,17 +13,36 @@ pub(super) type Directed = (usize, Command);
 
 /// The state. `S` is what a mirror claims of its worker's plan.
 pub(super) struct Spread<S> {
-    transports: HashMap<TransportId, usize>,
+    transports: HashMap<TransportId, Place>,
     tracks: HashMap<TrackId, Track<S>>,
     sections: HashMap<SubscriptionId, Section>,
     /// Claims of mirrors that are to be closed, until their workers have been told.
     released: Vec<S>,
 }
 
+/// Where a transport is, and what it calls the extensions in the packets of its client.
+struct Place {
+    worker: usize,
+    extensions: ExtensionIds,
+}
+
+/// What the origin of a track of another node says of it.
+#[derive(Debug)]
+pub(crate) struct RemoteTrack {
+    /// As there; the transport means nothing here.
+    pub(crate) open: Box<OpenTrack>,
+    pub(crate) extensions: ExtensionIds,
+    pub(crate) link: LinkId,
+    pub(crate) alias: u16,
+}
+
 struct Track<S> {
-    transport: TransportId,
+    /// `None`: of another node.
+    transport: Option<TransportId>,
     home: usize,
     open: Box<OpenTrack>,
+    /// Of another node: the claim of its place at home, and the sections that it feeds there.
+    remote: Option<(S, usize)>,
     /// By worker.
     mirrors: HashMap<usize, Mirror<S>>,
 }
@@ -49,12 +69,51 @@ impl<S> Default for Spread<S> {
 impl<S> Spread<S> {
     /// A transport is about to be opened on `worker`.
     pub(super) fn place(&mut self, transport: TransportId, worker: usize) {
-        self.transports.insert(transport, worker);
+        self.transports.insert(transport, Place { worker, extensions: ExtensionIds::NONE });
     }
 
     /// Where a transport is.
     pub(super) fn worker_of(&self, transport: TransportId) -> Option<usize> {
-        self.transports.get(&transport).copied()
+        self.transports.get(&transport).map(|place| place.worker)
+    }
+
+    /// Where a section is.
+    pub(super) fn worker_of_section(&self, section: SubscriptionId) -> Option<usize> {
+        self.sections.get(&section).map(|section| section.worker)
+    }
+
+    /// It is here, of this node or of another.
+    pub(super) fn has_track(&self, track: TrackId) -> bool {
+        self.tracks.contains_key(&track)
+    }
+
+    /// A track of this node, for another one: its home, how it was opened, and what its packets call their extensions.
+    pub(super) fn local_track(&self, track: TrackId) -> Option<(usize, &OpenTrack, ExtensionIds)> {
+        let track = self.tracks.get(&track)?;
+        let place = self.transports.get(&track.transport?)?;
+        Some((track.home, &track.open, place.extensions))
+    }
+
+    /// A track of another node comes to worker `home`, where it has a `claim`. It is closed when the last section has let go of it.
+    pub(super) fn open_remote(&mut self, home: usize, remote: RemoteTrack, claim: S) -> Vec<Directed> {
+        let RemoteTrack { open, extensions, link, alias } = remote;
+        let id = open.track;
+        let mut directed = self.close_remote(id);
+        let command = Command::OpenRemoteTrack { open: open.clone(), extensions, link, alias };
+        self.tracks.insert(id, Track { transport: None, home, open, remote: Some((claim, 0)), mirrors: HashMap::new() });
+        directed.push((home, command));
+        directed
+    }
+
+    /// The link to its node is gone, or its node has nothing more of it. Sections that it fed are silent and may take it again.
+    pub(super) fn close_remote(&mut self, id: TrackId) -> Vec<Directed> {
+        let Some(home) = self.tracks.get(&id).filter(|track| track.remote.is_some()).map(|track| track.home) else { return Vec::new() };
+        let mut directed = self.close_mirrors(id);
+        directed.push((home, Command::CloseTrack { track: id }));
+        for section in self.sections.values_mut().filter(|section| section.track == Some(id)) {
+            section.track = None;
+        }
+        directed
     }
 
     /// The worker on which `command` needs a mirror that is not there, and the streams that it takes of that one's plan.
@@ -69,10 +128,10 @@ impl<S> Spread<S> {
     /// missing is made with `claim`; without one the section gets nothing.
     pub(super) fn direct(&mut self, command: Command, claim: Option<S>) -> Vec<Directed> {
         let worker = match &command {
-            Command::OpenTransport(open) => self.worker_of(open.transport),
+            Command::OpenTransport(open) => self.note_extensions(open.transport, open.extensions),
             Command::OpenRtp(open) => self.worker_of(open.transport),
-            Command::UpdateTransport { transport, .. }
-            | Command::CloseTransport { transport }
+            Command::UpdateTransport { transport, extensions, .. } => self.note_extensions(*transport, *extensions),
+            Command::CloseTransport { transport }
             | Command::RestartIce { transport, .. }
             | Command::SendDtls { transport, .. }
             | Command::InstallKeys { transport, .. }
@@ -105,6 +164,12 @@ impl<S> Spread<S> {
         worker.map(|worker| (worker, command)).into_iter().collect()
     }
 
+    fn note_extensions(&mut self, transport: TransportId, extensions: ExtensionIds) -> Option<usize> {
+        let place = self.transports.get_mut(&transport)?;
+        place.extensions = extensions;
+        Some(place.worker)
+    }
+
     /// A transport is gone with its tracks and sections: the mirrors that it leaves behind are closed.
     pub(super) fn close_transport(&mut self, transport: TransportId) -> Vec<Directed> {
         let mut directed = Vec::new();
@@ -114,7 +179,7 @@ impl<S> Spread<S> {
                 directed.extend(self.release(track, worker));
             }
         }
-        let tracks: Vec<_> = self.tracks.iter().filter(|(_, track)| track.transport == transport).map(|(id, _)| *id).collect();
+        let tracks: Vec<_> = self.tracks.iter().filter(|(_, track)| track.transport == Some(transport)).map(|(id, _)| *id).collect();
         for track in tracks {
             directed.extend(self.close_mirrors(track));
         }
@@ -129,7 +194,8 @@ impl<S> Spread<S> {
 
     fn open_track(&mut self, open: &OpenTrack) -> Option<usize> {
         let home = self.worker_of(open.transport)?;
-        let track = Track { transport: open.transport, home, open: Box::new(open.clone()), mirrors: HashMap::new() };
+        let (transport, open_track) = (Some(open.transport), Box::new(open.clone()));
+        let track = Track { transport, home, open: open_track, remote: None, mirrors: HashMap::new() };
         self.tracks.insert(open.track, track);
         Some(home)
     }
@@ -144,6 +210,7 @@ impl<S> Spread<S> {
     /// Forgets a track, and ends its mirrors. Sections that it fed are told by the session.
     fn close_mirrors(&mut self, id: TrackId) -> Vec<Directed> {
         let Some(track) = self.tracks.remove(&id) else { return Vec::new() };
+        self.released.extend(track.remote.map(|(claim, _)| claim));
         let mut directed = Vec::new();
         for (worker, mirror) in track.mirrors {
             self.released.push(mirror.claim);
@@ -188,6 +255,7 @@ impl<S> Spread<S> {
         // One that is gone feeds nobody, wherever.
         let Some(track) = self.tracks.get_mut(&id) else { return false };
         if track.home == worker {
+            track.remote.iter_mut().for_each(|(_, sections)| *sections += 1);
             return true;
         }
         if let Some(mirror) = track.mirrors.get_mut(&worker) {
@@ -201,16 +269,23 @@ impl<S> Spread<S> {
         true
     }
 
-    /// One section of `worker` takes a track no longer: the mirror ends with the last.
+    /// One section of `worker` takes a track no longer: the mirror ends with the last, and so does a track of another node.
     fn release(&mut self, id: TrackId, worker: usize) -> Vec<Directed> {
         let Some(track) = self.tracks.get_mut(&id) else { return Vec::new() };
-        let Some(mirror) = track.mirrors.get_mut(&worker) else { return Vec::new() };
-        mirror.sections -= 1;
-        if mirror.sections > 0 {
-            return Vec::new();
+        let mut directed = Vec::new();
+        if let Some(mirror) = track.mirrors.get_mut(&worker) {
+            mirror.sections -= 1;
+            if mirror.sections == 0 {
+                self.released.extend(track.mirrors.remove(&worker).map(|mirror| mirror.claim));
+                directed.extend(close_mirror(id, track.home, worker));
+            }
+        } else if let Some((_, sections)) = track.remote.as_mut().filter(|_| track.home == worker) {
+            *sections -= 1;
         }
-        self.released.extend(track.mirrors.remove(&worker).map(|mirror| mirror.claim));
-        close_mirror(id, track.home, worker).into()
+        if track.mirrors.is_empty() && matches!(track.remote, Some((_, 0))) {
+            directed.extend(self.close_remote(id));
+        }
+        directed
     }
 }
 
@@ -313,6 +388,7 @@ mod tests {
             Command::Export { track, to, on } => format!("{worker} Export {} to {to} {on}", track.0),
             Command::Forward { subscription, track, .. } => format!("{worker} Forward {} {:?}", subscription.0, track.map(|track| track.0)),
             Command::CloseTrack { track } => format!("{worker} CloseTrack {}", track.0),
+            Command::OpenRemoteTrack { open, link, alias, .. } => format!("{worker} OpenRemoteTrack {} {}/{alias}", open.track.0, link.0),
             other => format!("{worker} {}", format!("{other:?}").split(['(', ' ']).next().unwrap_or_default()),
         };
         directed.into_iter().map(show).collect()
@@ -371,6 +447,41 @@ mod tests {
         let mut rig = Rig::new();
         assert_eq!(show(rig.spread.direct(forward(2, Some(1)), None)), ["1 Forward 2 None"]);
         assert_eq!(rig.forward(2, Some(1)).len(), 3);
+    }
+
+    fn of_another_node(rig: &mut Rig, id: u64, home: usize) -> Vec<String> {
+        let (_, open, extensions) = rig.spread.local_track(TrackId(1)).expect("it is ours");
+        let open = Box::new(OpenTrack { track: TrackId(id), ..open.clone() });
+        let directed = rig.spread.open_remote(home, RemoteTrack { open, extensions, link: LinkId(7), alias: 9 }, Rc::clone(&rig.plan));
+        show(directed)
+    }
+
+    #[test]
+    fn a_track_of_another_node_comes_to_one_worker_goes_on_to_others_and_ends_with_its_last_section() {
+        let mut rig = Rig::new();
+        rig.spread.sections.get_mut(&SubscriptionId(4)).expect("it is there").worker = 0;
+        assert_eq!(of_another_node(&mut rig, 50, 1), ["1 OpenRemoteTrack 50 7/9"]);
+        assert_eq!(rig.forward(2, Some(50)), ["1 Forward 2 Some(50)"]);
+        let claim = Rc::clone(&rig.plan);
+        let directed = show(rig.spread.direct(forward(4, Some(50)), Some(claim)));
+        assert_eq!(directed, ["0 OpenMirror 50 of 1", "1 Export 50 to 0 true", "0 Forward 4 Some(50)"]);
+        assert_eq!(rig.mirrors(), 2);
+        assert_eq!(rig.forward(2, None), ["1 Forward 2 None"], "the other worker still takes it from here");
+        assert_eq!(rig.forward(4, None), ["0 Forward 4 None", "1 Export 50 to 0 false", "0 CloseTrack 50", "1 CloseTrack 50"]);
+        assert_eq!(rig.mirrors(), 0);
+        assert!(!rig.spread.has_track(TrackId(50)) && rig.spread.local_track(TrackId(50)).is_none());
+    }
+
+    #[test]
+    fn a_track_whose_link_is_gone_may_be_taken_again_by_the_same_sections() {
+        let mut rig = Rig::new();
+        of_another_node(&mut rig, 50, 1);
+        rig.forward(2, Some(50));
+        assert_eq!(show(rig.spread.close_remote(TrackId(50))), ["1 CloseTrack 50"]);
+        assert_eq!(show(rig.spread.close_remote(TrackId(1))), [""; 0], "it is ours");
+        of_another_node(&mut rig, 50, 1);
+        assert_eq!(rig.forward(2, Some(50)), ["1 Forward 2 Some(50)"]);
+        assert_eq!(rig.close(2), ["1 CloseTrack 50"]);
     }
 
     #[test]

@@ -1,0 +1,713 @@
+//! What makes several nodes one: it joins the bus, the links, the rooms and the workers of this node. One task owns the state.
+//!
+//! ```text
+//! room --put--------------> bus                 bus --Record, node's fate--> rooms
+//! room --want, unwant-----> link --> its node   link --Want, Unwant--> room (is it ours?) --> ExportToLink to the track's worker, Offer
+//! link up --> OpenLink to every worker          link --Offer--> room --> OpenRemoteTrack to the worker that takes it
+//! ```
+//! What is wanted is kept until nobody wants it: a link that comes back is asked again.
+
+use std::collections::HashMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use pop_dataplane::limits::LINKS_MAX;
+use pop_proto::control::{
+    Codec, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack, PAYLOAD_TYPES_MAX, PayloadType,
+};
+use pop_proto::{Command, Event};
+use pop_relay::control::{self, Message, Offer, Refuse, Unwant};
+use pop_schemas::{NodeId, SessionId, TrackId, TransportId};
+use pop_session::presence::LocalRecord;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::admin;
+use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
+use crate::mesh::{LinkSecret, LinkState, Mesh, MeshEvent, Peer};
+use crate::node::{Exported, NodeFate, RemoteTrack, RoomMessage, Shared};
+use crate::view::{LinkView, NodeView};
+
+/// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Tracks that are sent to one node: an alias of a link names one.
+const EXPORTS_MAX: usize = 32_768;
+
+type RoomSender = mpsc::WeakUnboundedSender<RoomMessage>;
+
+/// What the rooms and the workers' pumps tell.
+enum Request {
+    Watch {
+        session: SessionId,
+        room: RoomSender,
+        number: u64,
+    },
+    Unwatch {
+        session: SessionId,
+        number: u64,
+    },
+    Put {
+        session: SessionId,
+        record: Box<LocalRecord>,
+    },
+    Want {
+        session: SessionId,
+        track: TrackId,
+        owner: NodeId,
+        worker: usize,
+    },
+    Unwant {
+        track: TrackId,
+        owner: NodeId,
+    },
+    Closed {
+        track: TrackId,
+    },
+    /// A room's answer to another node's wish.
+    Export {
+        node: NodeId,
+        session: SessionId,
+        track: TrackId,
+        worker: u16,
+        exported: Option<Exported>,
+    },
+    LinkStats {
+        worker: usize,
+        link: LinkId,
+        stats: LinkStats,
+    },
+    LinkKeysUsed {
+        link: LinkId,
+    },
+    Describe {
+        reply: oneshot::Sender<Description>,
+    },
+}
+
+/// The handle: cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+/// What is known of the other nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    /// Those of this PoP that were heard of.
+    pub nodes: Vec<NodeView>,
+    /// Links that are up.
+    pub links: Vec<LinkView>,
+    /// Names of the nodes that each track goes to, or of the one that it comes from.
+    pub tracks: HashMap<TrackId, Vec<String>>,
+}
+
+impl Cluster {
+    /// Starts the task. `bus` and `mesh` are what the config has of them.
+    pub(crate) fn start(
+        shared: Weak<Shared>,
+        node: NodeId,
+        bus: Option<(Bus, BusEvents)>,
+        mesh: Option<(Mesh, mpsc::Receiver<MeshEvent>)>,
+    ) -> Cluster {
+        let (requests, received) = mpsc::unbounded_channel();
+        let (bus, bus_events) = bus.unzip();
+        let (mesh, mesh_events) = mesh.unzip();
+        let state = State {
+            shared,
+            node,
+            bus,
+            mesh,
+            requests: requests.downgrade(),
+            rooms: HashMap::new(),
+            nodes: HashMap::new(),
+            links: HashMap::new(),
+            wants: HashMap::new(),
+        };
+        tokio::spawn(state.run(received, bus_events, mesh_events));
+        Cluster { requests }
+    }
+
+    fn tell(&self, request: Request) {
+        // The task ends with the node.
+        let _ = self.requests.send(request);
+    }
+
+    /// Records of other nodes' participants in `session` go to `room`, all that there are first. `number` is unwatched by the same.
+    pub(crate) fn watch(&self, session: &SessionId, room: RoomSender, number: u64) {
+        self.tell(Request::Watch { session: session.clone(), room, number });
+    }
+
+    /// The room has ended.
+    pub(crate) fn unwatch(&self, session: &SessionId, number: u64) {
+        self.tell(Request::Unwatch { session: session.clone(), number });
+    }
+
+    /// Tells other nodes of a participant of ours.
+    pub(crate) fn put(&self, session: &SessionId, record: Box<LocalRecord>) {
+        self.tell(Request::Put { session: session.clone(), record });
+    }
+
+    /// Sections on `worker` want a track of node `owner`. Asked again it changes nothing.
+    pub(crate) fn want(&self, session: &SessionId, track: TrackId, owner: NodeId, worker: usize) {
+        self.tell(Request::Want { session: session.clone(), track, owner, worker });
+    }
+
+    /// Nobody here wants it any longer.
+    pub(crate) fn unwant(&self, track: TrackId, owner: NodeId) {
+        self.tell(Request::Unwant { track, owner });
+    }
+
+    /// A track of ours is no more.
+    pub(crate) fn closed(&self, track: TrackId) {
+        self.tell(Request::Closed { track });
+    }
+
+    /// What a worker says of its links.
+    pub(crate) fn link_event(&self, worker: usize, event: &Event) {
+        match event {
+            Event::LinkStats { link, stats } => self.tell(Request::LinkStats { worker, link: *link, stats: *stats }),
+            Event::LinkKeysUsed { link } => self.tell(Request::LinkKeysUsed { link: *link }),
+            _ => {}
+        }
+    }
+
+    /// The other nodes and the links to them, now.
+    pub async fn describe(&self) -> Description {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::Describe { reply });
+        answer.await.unwrap_or_default()
+    }
+}
+
+struct Watched {
+    room: RoomSender,
+    number: u64,
+}
+
+/// A node that the bus told of.
+struct Node {
+    record: NodeRecord,
+    is_up: bool,
+}
+
+/// A link that is up.
+struct Link {
+    peer: Peer,
+    secret: LinkSecret,
+    exports: HashMap<TrackId, Export>,
+    next_alias: u16,
+    /// By worker and link.
+    stats: HashMap<(usize, LinkId), LinkStats>,
+}
+
+/// A track of ours that goes over a link.
+struct Export {
+    session: SessionId,
+    home: usize,
+    link: LinkId,
+    alias: u16,
+}
+
+/// A track that sections here want.
+struct Want {
+    session: SessionId,
+    owner: NodeId,
+    worker: usize,
+    /// It comes.
+    is_offered: bool,
+    /// Refused, and to be asked for then.
+    again: Option<Instant>,
+}
+
+struct State {
+    shared: Weak<Shared>,
+    node: NodeId,
+    bus: Option<Bus>,
+    mesh: Option<Mesh>,
+    /// For answers of rooms.
+    requests: mpsc::WeakUnboundedSender<Request>,
+    rooms: HashMap<SessionId, Watched>,
+    nodes: HashMap<NodeId, Node>,
+    links: HashMap<NodeId, Link>,
+    wants: HashMap<TrackId, Want>,
+}
+
+/// The next event; never where there is no such source.
+async fn next_of_bus(events: &mut Option<BusEvents>) -> Option<BusEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_of_mesh(events: &mut Option<mpsc::Receiver<MeshEvent>>) -> Option<MeshEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl State {
+    async fn run(
+        mut self,
+        mut requests: mpsc::UnboundedReceiver<Request>,
+        mut bus_events: Option<BusEvents>,
+        mut mesh_events: Option<mpsc::Receiver<MeshEvent>>,
+    ) {
+        loop {
+            let again = self.wants.values().filter_map(|want| want.again).min();
+            let timeout = async {
+                match again {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => self.handle_request(request).await,
+                    None => return,
+                },
+                event = next_of_bus(&mut bus_events) => match event {
+                    Some(event) => self.handle_bus(event),
+                    None => bus_events = None,
+                },
+                event = next_of_mesh(&mut mesh_events) => match event {
+                    Some(event) => self.handle_mesh(event).await,
+                    None => mesh_events = None,
+                },
+                () = timeout => self.ask_again(),
+            }
+        }
+    }
+
+    async fn handle_request(&mut self, request: Request) {
+        match request {
+            Request::Watch { session, room, number } => {
+                if let Some(bus) = &self.bus {
+                    bus.watch(&session);
+                }
+                self.rooms.insert(session, Watched { room, number });
+            }
+            Request::Unwatch { session, number } => {
+                // Another room of that name may have begun.
+                if self.rooms.get(&session).is_some_and(|watched| watched.number == number) {
+                    self.rooms.remove(&session);
+                    if let Some(bus) = &self.bus {
+                        bus.unwatch(&session);
+                    }
+                }
+            }
+            Request::Put { session, record } => {
+                // One that others would not take is counted there.
+                if let Some(Err(error)) = self.bus.as_ref().map(|bus| bus.put_participant(&session, &record)) {
+                    tracing::debug!(%session, participant = %record.participant, ?error, "other nodes are not told of a participant");
+                }
+            }
+            Request::Want { session, track, owner, worker } => {
+                let want = self.wants.entry(track).or_insert(Want { session, owner, worker, is_offered: false, again: None });
+                (want.owner, want.worker, want.is_offered) = (owner, worker, false);
+                self.ask(track);
+            }
+            Request::Unwant { track, owner } => {
+                if self.wants.remove(&track).is_some() {
+                    self.send(owner, Message::Unwant(Unwant { track }));
+                }
+            }
+            Request::Closed { track } => {
+                // The worker that had it has forgotten to whom it went.
+                self.links.values_mut().for_each(|link| drop(link.exports.remove(&track)));
+            }
+            Request::Export { node, session, track, worker, exported } => self.export(node, session, track, worker, exported).await,
+            Request::LinkStats { worker, link, stats } => {
+                if let Some(of) = self.links.values_mut().find(|of| of.peer.number == link.node()) {
+                    of.stats.insert((worker, link), stats);
+                }
+            }
+            Request::LinkKeysUsed { link } => {
+                let node = self.links.values().find(|of| of.peer.number == link.node()).map(|of| of.peer.node);
+                if let Some((mesh, node)) = self.mesh.as_ref().zip(node) {
+                    mesh.rekey(node);
+                }
+            }
+            // Who asked may be gone.
+            Request::Describe { reply } => drop(reply.send(self.describe())),
+        }
+    }
+
+    fn handle_bus(&mut self, event: BusEvent) {
+        match event {
+            BusEvent::Record { session, record } => {
+                if let Some(room) = self.room(&session) {
+                    let _ = room.send(RoomMessage::Record(Box::new(record)));
+                }
+            }
+            BusEvent::NodeUp(record) => {
+                let node = record.node;
+                tracing::info!(%node, name = %record.name, "a node of this PoP is here");
+                self.dial(&record);
+                if self.nodes.insert(node, Node { record, is_up: true }).is_some_and(|before| !before.is_up) {
+                    self.tell_rooms(node, NodeFate::Back);
+                }
+            }
+            BusEvent::NodeChanged(record) => {
+                self.dial(&record);
+                if let Some(of) = self.nodes.get_mut(&record.node) {
+                    of.record = record;
+                }
+            }
+            BusEvent::NodeGone { node, why } => {
+                tracing::warn!(%node, ?why, "a node of this PoP is gone; its people are away until it or another node has them");
+                if let Some(of) = self.nodes.get_mut(&node) {
+                    of.is_up = false;
+                }
+                self.tell_rooms(node, if why == Gone::Restarted { NodeFate::Restarted } else { NodeFate::Away });
+            }
+            BusEvent::Duplicate { theirs } => {
+                // Two writers of one node's records would undo each other.
+                tracing::error!(node = %self.node, start = theirs.start, "another process that started later has this node's name: give each node of a PoP its own node.name");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    fn dial(&self, record: &NodeRecord) {
+        if let Some((mesh, address)) = self.mesh.as_ref().zip(record.mesh) {
+            mesh.dial(record.node, &record.pop, &record.name, address);
+        }
+    }
+
+    async fn handle_mesh(&mut self, event: MeshEvent) {
+        match event {
+            MeshEvent::LinkUp { peer, secret } => self.link_up(*peer, secret).await,
+            MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
+            MeshEvent::Rekeyed { node, generation } => {
+                let Some(shared) = self.shared.upgrade() else { return };
+                let Some(link) = self.links.get(&node) else { return };
+                for (worker, id) in pairs(&shared, &link.peer) {
+                    let keys = Box::new(link.secret.keys(generation, worker as u8, id.worker()));
+                    shared.command(worker, Command::RekeyLink { link: id, generation, keys }).await;
+                }
+            }
+            MeshEvent::Message { node, message } => match message {
+                Message::Want(control::Want { session, track, worker }) => self.consider(node, session, track, worker),
+                Message::Unwant(Unwant { track }) => self.stop_export(node, track).await,
+                Message::Offer(offer) => self.take_offer(node, &offer),
+                Message::Refuse(Refuse { track, reason }) => {
+                    tracing::debug!(%node, %track, reason, "a node does not send a track; it is asked again");
+                    self.await_again(node, track);
+                }
+                _ => {}
+            },
+        }
+    }
+
+    async fn link_up(&mut self, peer: Peer, secret: LinkSecret) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        self.link_down(peer.node).await;
+        let others: usize = self.links.values().map(|link| link.peer.workers.len()).sum();
+        if others + peer.workers.len() > usize::from(LINKS_MAX) {
+            tracing::warn!(node = %peer.node, "no media is exchanged with a node: the workers of all others are {LINKS_MAX} already");
+            return;
+        }
+        for (worker, link) in pairs(&shared, &peer) {
+            let open = OpenLink {
+                link,
+                remote: peer.workers[usize::from(link.worker())],
+                version: peer.version,
+                remote_link: LinkId::new(peer.their_number, worker as u8),
+                keys: secret.keys(0, worker as u8, link.worker()),
+                playout: peer.playout,
+            };
+            shared.command(worker, Command::OpenLink(Box::new(open))).await;
+        }
+        let node = peer.node;
+        let link = Link { peer, secret, exports: HashMap::new(), next_alias: 0, stats: HashMap::new() };
+        self.links.insert(node, link);
+        let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node).map(|(track, _)| *track).collect();
+        wanted.into_iter().for_each(|track| self.ask(track));
+    }
+
+    async fn link_down(&mut self, node: NodeId) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(link) = self.links.remove(&node) else { return };
+        for (worker, id) in pairs(&shared, &link.peer) {
+            shared.command(worker, Command::CloseLink { link: id }).await;
+        }
+        for (track, export) in link.exports {
+            self.tell_demand(&export.session, track, false);
+        }
+        let lost: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && want.is_offered).map(|(track, _)| *track).collect();
+        for track in lost {
+            self.lose(track);
+        }
+    }
+
+    /// What came of a track ends; the room asks again.
+    fn lose(&mut self, track: TrackId) {
+        let Some(want) = self.wants.get_mut(&track) else { return };
+        want.is_offered = false;
+        let session = want.session.clone();
+        if let Some(room) = self.room(&session) {
+            let _ = room.send(RoomMessage::RemoteLost { track });
+        }
+    }
+
+    fn ask(&mut self, track: TrackId) {
+        let Some(want) = self.wants.get_mut(&track) else { return };
+        want.again = None;
+        let (owner, session, worker) = (want.owner, want.session.clone(), want.worker as u16);
+        self.send(owner, Message::Want(control::Want { session, track, worker }));
+    }
+
+    fn ask_again(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> = self.wants.iter().filter(|(_, want)| want.again.is_some_and(|at| at <= now)).map(|(track, _)| *track).collect();
+        due.into_iter().for_each(|track| self.ask(track));
+    }
+
+    fn await_again(&mut self, node: NodeId, track: TrackId) {
+        if self.wants.get(&track).is_some_and(|want| want.owner == node && want.is_offered) {
+            self.lose(track);
+        }
+        if let Some(want) = self.wants.get_mut(&track).filter(|want| want.owner == node) {
+            want.again = Some(Instant::now() + ASK_AGAIN);
+        }
+    }
+
+    /// Another node's subscribers want a track: its room knows whether it is ours.
+    fn consider(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16) {
+        let is_sound = self.links.get(&node).is_some_and(|link| usize::from(worker) < link.peer.workers.len());
+        let room = self.room(&session).filter(|_| is_sound);
+        let (Some(room), Some(requests)) = (room, self.requests.upgrade()) else {
+            return self.refuse(node, track, "this node has no such room");
+        };
+        let (reply, answer) = oneshot::channel();
+        let _ = room.send(RoomMessage::Wanted { track, on: true, reply });
+        tokio::spawn(async move {
+            let exported = answer.await.ok().flatten();
+            // The node stops.
+            let _ = requests.send(Request::Export { node, session, track, worker, exported });
+        });
+    }
+
+    async fn export(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16, exported: Option<Exported>) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(Exported { home, open, extensions }) = exported else {
+            return self.refuse(node, track, "this node does not publish it");
+        };
+        let Some(link) = self.links.get_mut(&node) else { return };
+        let id = LinkId::new(link.peer.number, worker as u8);
+        let alias = match link.exports.get(&track) {
+            Some(export) if (export.home, export.link) == (home, id) => export.alias,
+            Some(export) => {
+                let (home, link, alias) = (export.home, export.link, export.alias);
+                shared.command(home, Command::ExportToLink { track, link, alias, on: false }).await;
+                alias
+            }
+            None if link.exports.len() >= EXPORTS_MAX => return self.refuse(node, track, "this node sends as many tracks as it may"),
+            None => {
+                while link.exports.values().any(|export| export.alias == link.next_alias) {
+                    link.next_alias = link.next_alias.wrapping_add(1);
+                }
+                let alias = link.next_alias;
+                link.next_alias = link.next_alias.wrapping_add(1);
+                alias
+            }
+        };
+        let Some(link) = self.links.get_mut(&node) else { return };
+        link.exports.insert(track, Export { session, home, link: id, alias });
+        shared.command(home, Command::ExportToLink { track, link: id, alias, on: true }).await;
+        let offer = Offer {
+            track,
+            alias,
+            worker: home as u16,
+            audio: open.kind == MediaKind::Audio,
+            payload_types: open.payload_types.iter().map(told).collect(),
+            extensions: extensions.ids().to_vec(),
+            layers: open.layers.iter().map(|rid| rid.to_string()).collect(),
+            order: open.order.clone(),
+            load: 0,
+        };
+        self.send(node, Message::Offer(offer));
+    }
+
+    async fn stop_export(&mut self, node: NodeId, track: TrackId) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(export) = self.links.get_mut(&node).and_then(|link| link.exports.remove(&track)) else { return };
+        let Export { session, home, link, alias } = export;
+        shared.command(home, Command::ExportToLink { track, link, alias, on: false }).await;
+        self.tell_demand(&session, track, false);
+    }
+
+    /// The room hears when the last node has let go of a track.
+    fn tell_demand(&self, session: &SessionId, track: TrackId, on: bool) {
+        if self.links.values().any(|link| link.exports.contains_key(&track)) {
+            return;
+        }
+        if let Some(room) = self.room(session) {
+            let _ = room.send(RoomMessage::Wanted { track, on, reply: oneshot::channel().0 });
+        }
+    }
+
+    fn take_offer(&mut self, node: NodeId, offer: &Offer) {
+        let Some(link) = self.links.get(&node) else { return };
+        let track = offer.track;
+        // Of what was not asked for, or was asked of somebody else, nothing is taken.
+        let Some(want) = self.wants.get_mut(&track).filter(|want| want.owner == node) else { return };
+        let Some(open) = open_of(offer).filter(|_| usize::from(offer.worker) < link.peer.workers.len()) else {
+            tracing::warn!(%node, %track, "a node offers a track in a way that this one does not understand");
+            return;
+        };
+        want.is_offered = true;
+        want.again = None;
+        let (session, home) = (want.session.clone(), want.worker);
+        let remote = RemoteTrack {
+            open: Box::new(open),
+            extensions: ExtensionIds::from_ids(&offer.extensions),
+            link: LinkId::new(link.peer.number, offer.worker as u8),
+            alias: offer.alias,
+        };
+        if let Some(room) = self.room(&session) {
+            let _ = room.send(RoomMessage::RemoteOffered { remote: Box::new(remote), home });
+        }
+    }
+
+    fn refuse(&self, node: NodeId, track: TrackId, reason: &str) {
+        self.send(node, Message::Refuse(Refuse { track, reason: reason.to_owned() }));
+    }
+
+    /// A link that is down is asked when it is up again.
+    fn send(&self, node: NodeId, message: Message) {
+        if let Some(mesh) = self.mesh.as_ref().filter(|_| self.links.contains_key(&node)) {
+            mesh.send(node, &message);
+        }
+    }
+
+    fn room(&self, session: &SessionId) -> Option<mpsc::UnboundedSender<RoomMessage>> {
+        self.rooms.get(session)?.room.upgrade()
+    }
+
+    fn tell_rooms(&self, node: NodeId, fate: NodeFate) {
+        for room in self.rooms.values().filter_map(|watched| watched.room.upgrade()) {
+            let _ = room.send(RoomMessage::Node { node, fate });
+        }
+    }
+
+    fn describe(&self) -> Description {
+        let node = |of: &Node| NodeView {
+            node: of.record.name.to_string(),
+            id: of.record.node.to_string(),
+            pop: of.record.pop.to_string(),
+            state: if of.is_up { "up" } else { "away" },
+            incarnation: admin::Incarnation { start: of.record.incarnation.start, nonce: of.record.incarnation.nonce },
+            mesh: of.record.mesh.map(|address| address.to_string()),
+            participants: 0,
+            draining: of.record.draining,
+        };
+        let mut nodes: Vec<_> = self.nodes.values().map(node).collect();
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        let up = self.mesh.iter().flat_map(Mesh::links);
+        let mut links: Vec<_> = up.filter_map(|state| Some(self.describe_link(&state, self.links.get(&state.peer.node)?))).collect();
+        links.sort_by(|a, b| a.node.cmp(&b.node));
+        let mut tracks: HashMap<TrackId, Vec<String>> = HashMap::new();
+        for link in self.links.values() {
+            let coming = self.wants.iter().filter(|(_, want)| want.owner == link.peer.node && want.is_offered).map(|(track, _)| *track);
+            for track in link.exports.keys().copied().chain(coming) {
+                tracks.entry(track).or_default().push(link.peer.name.clone());
+            }
+        }
+        tracks.values_mut().for_each(|names| names.sort());
+        Description { nodes, links, tracks }
+    }
+
+    fn describe_link(&self, state: &LinkState, link: &Link) -> LinkView {
+        let peer = &link.peer;
+        let stats = total(link.stats.values());
+        LinkView {
+            node: peer.name.clone(),
+            id: peer.node.to_string(),
+            pop: peer.pop.clone(),
+            address: peer.address.to_string(),
+            state: "up",
+            dialled: state.dialled,
+            generation: state.generation,
+            age_ms: state.age.as_millis() as u64,
+            rtt_ms: (stats.rtt_us > 0).then(|| f64::from(stats.rtt_us) / 1_000.0),
+            mtu: (stats.mtu > 0).then_some(stats.mtu),
+            tracks_out: link.exports.len(),
+            tracks_in: self.wants.values().filter(|want| want.owner == peer.node && want.is_offered).count(),
+            datagrams_out: stats.datagrams_out,
+            datagrams_in: stats.datagrams_in,
+            bytes_out: stats.bytes_out,
+            bytes_in: stats.bytes_in,
+            lost: stats.lost,
+            repaired: stats.repaired,
+            dropped: stats.refused,
+        }
+    }
+}
+
+/// Each worker of ours with each link of `peer`.
+fn pairs(shared: &Shared, peer: &Peer) -> Vec<(usize, LinkId)> {
+    let remotes = 0..peer.workers.len();
+    (0..shared.worker_count())
+        .flat_map(|worker| remotes.clone().map(move |remote| (worker, remote)))
+        .map(|(worker, remote)| (worker, LinkId::new(peer.number, remote as u8)))
+        .collect()
+}
+
+fn total<'a>(all: impl Iterator<Item = &'a LinkStats>) -> LinkStats {
+    let mut sum = LinkStats::default();
+    for stats in all {
+        sum.datagrams_out += stats.datagrams_out;
+        sum.bytes_out += stats.bytes_out;
+        sum.media_bytes_out += stats.media_bytes_out;
+        sum.datagrams_in += stats.datagrams_in;
+        sum.bytes_in += stats.bytes_in;
+        sum.media_bytes_in += stats.media_bytes_in;
+        sum.lost += stats.lost;
+        sum.repaired += stats.repaired;
+        sum.repairs_out += stats.repairs_out;
+        sum.refused += stats.refused;
+        sum.rtt_us = sum.rtt_us.max(stats.rtt_us);
+        sum.jitter_us = sum.jitter_us.max(stats.jitter_us);
+        sum.mtu = if sum.mtu == 0 { stats.mtu } else { sum.mtu.min(stats.mtu) };
+    }
+    sum
+}
+
+fn told(payload_type: &PayloadType) -> control::PayloadType {
+    let PayloadType { number, codec, rtx } = *payload_type;
+    control::PayloadType { number, codec: codec.name().to_owned(), clock_rate: codec.clock_rate(), rtx }
+}
+
+/// The track as its origin describes it; `None` when it is beyond what one may be.
+fn open_of(offer: &Offer) -> Option<OpenTrack> {
+    let kind = if offer.audio { MediaKind::Audio } else { MediaKind::Video };
+    let layers = offer.layers.len();
+    let is_sound = offer.payload_types.len() <= PAYLOAD_TYPES_MAX
+        && layers <= LAYERS_MAX
+        && offer.layers.iter().all(|rid| !rid.is_empty() && rid.len() <= MID_LEN_MAX)
+        && offer.order.len() <= layers
+        && offer.order.iter().all(|place| usize::from(*place) < layers);
+    let payload_types = offer.payload_types.iter().map(|told| {
+        let codec = Codec::named(&told.codec, told.clock_rate).filter(|codec| codec.kind() == kind)?;
+        Some(PayloadType { number: told.number, codec, rtx: told.rtx })
+    });
+    Some(OpenTrack {
+        track: offer.track,
+        transport: TransportId(0),
+        kind,
+        ssrc: None,
+        rtx_ssrc: None,
+        mid: "".into(),
+        layers: offer.layers.iter().map(|rid| rid.as_str().into()).collect(),
+        order: offer.order.clone(),
+        payload_types: payload_types.collect::<Option<_>>()?,
+        nack: false,
+        pli: true,
+        fir: false,
+    })
+    .filter(|_| is_sound)
+}
