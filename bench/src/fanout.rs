@@ -15,6 +15,7 @@ pub(crate) mod packet;
 pub(crate) mod server;
 pub(crate) mod timeline;
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pop::dtls::{Certificate, Dtls};
+use pop_proto::control::SrtpProfile;
 use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_uring::BackendKind;
 use serde_json::{Value, json};
@@ -100,6 +102,9 @@ pub(crate) struct FanoutArgs {
     /// Runs of each pace, between floors.
     #[arg(long, default_value_t = 1)]
     repeats: usize,
+    /// SRTP of the clients. The floor seals with GCM whatever they have.
+    #[arg(long, value_enum, default_value_t = Protection::Gcm)]
+    profile: Protection,
     /// Raise the bitrate until packets are lost or queue up, and report the highest rate without either.
     #[arg(long)]
     search: bool,
@@ -136,6 +141,30 @@ pub(crate) struct FanoutArgs {
     /// Write the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// What the clients offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Protection {
+    /// AEAD_AES_128_GCM.
+    Gcm,
+    /// AES_CM_128_HMAC_SHA1_80.
+    AesCm,
+    /// Every second subscriber AES-CM, the others GCM: latency is that of the others, who must not be slowed down.
+    Mixed,
+}
+
+impl Protection {
+    /// Of the publishers, and of the `n`-th subscriber.
+    fn is_aes_cm(self, subscriber: Option<usize>) -> bool {
+        match self {
+            Protection::Gcm => false,
+            Protection::AesCm => true,
+            // One in AUTHENTICATE_EVERY is timed, and that is an even number.
+            Protection::Mixed => subscriber.is_some_and(|n| n % 2 == 1),
+        }
+    }
 }
 
 /// `10s`, `500ms`.
@@ -189,18 +218,21 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), String> {
     }
     let runs = result?;
     let machine = machine(&server).with(network.describe(), pinning.clone());
-    let json = report(args, &runs, (&machine, &pinning), server.drops());
+    let profiles: BTreeSet<&str> = joined.iter().map(|stay| stay.profile).collect();
+    let own = json!({"server_drops": server.drops(), "srtp_profiles": profiles});
+    let json = report(args, &runs, (&machine, &pinning), own);
     write_json(args.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|e| e.to_string())?)
 }
 
-fn report(args: &FanoutArgs, runs: &[(Pace, Repeats)], (machine, pinning): (&Machine, &Pinning), drops: Value) -> Value {
+fn report(args: &FanoutArgs, runs: &[(Pace, Repeats)], (machine, pinning): (&Machine, &Pinning), own: Value) -> Value {
     let (pace, repeats) = counting(runs);
     let config = json!({
         "subscribers": args.subscribers, "publishers": args.publishers, "bitrate": pace.bitrate, "packet_size": pace.packet_len,
         "fps": pace.fps, "duration_s": pace.duration.as_secs_f64(), "search": args.search, "repeats": args.repeats,
+        "profile": args.profile,
         "server": if args.http.is_some() { "attached" } else { "started" }, "backend": args.backend,
     });
-    let detail = detail_of(runs, pinning, json!({"server_drops": drops}));
+    let detail = detail_of(runs, pinning, own);
     case_json("fanout", &repeats.middle().figures, machine, config, detail)
 }
 
@@ -253,10 +285,11 @@ fn room_of(token: &str) -> Result<String, String> {
     room.map(str::to_owned).ok_or_else(|| "--token names no room (video.room): make one with pop token create --room R".to_owned())
 }
 
-/// What DELETE needs.
+/// What DELETE needs, and what DTLS came to.
 struct Stay {
     resource: String,
     token: String,
+    profile: &'static str,
 }
 
 /// The load, the addresses of its subscribers, and how to leave.
@@ -264,13 +297,18 @@ fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>, network: &Network) -> Resul
     let sockets = bind_clients(network.load_address(), tickets.len(), SOCKET_QUEUE_LEN)
         .map_err(|e| format!("client sockets: {e}: raise the limit of open files (ulimit -n)"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("runtime: {e}"))?;
-    let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE);
+    let dtls = |profiles: &'static [SrtpProfile]| -> Result<Dtls, String> {
+        Ok(Dtls::with_profiles(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE, profiles))
+    };
+    let (gcm, aes_cm) = (dtls(&[SrtpProfile::AeadAes128Gcm])?, dtls(&[SrtpProfile::Aes128CmSha1_80])?);
+    let dtls_of = |at: usize| if args.profile.is_aes_cm(at.checked_sub(args.publishers)) { &aes_cm } else { &gcm };
     let (mut clients, mut stays) = (Vec::new(), Vec::new());
-    let pairs: Vec<(&Ticket, &UdpSocket)> = tickets.iter().zip(&sockets).collect();
+    let pairs: Vec<Seat<'_>> =
+        tickets.iter().zip(&sockets).enumerate().map(|(at, (ticket, socket))| (ticket, socket, dtls_of(at))).collect();
     // The publishers alone first, so that every viewer finds its track.
     let (publishers, subscribers) = pairs.split_at(args.publishers);
     for batch in publishers.chunks(JOINS_AT_ONCE).chain(subscribers.chunks(JOINS_AT_ONCE)) {
-        for (joined, ticket) in runtime.block_on(join_batch(&dtls, batch))?.into_iter().zip(batch) {
+        for (joined, ticket) in runtime.block_on(join_batch(batch))?.into_iter().zip(batch) {
             let at = clients.len();
             let Joined { server, checks, keys, resource } = joined;
             let receiver = || SrtpReceiver::new(keys.profile, &keys.remote);
@@ -287,7 +325,7 @@ fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>, network: &Network) -> Resul
                 }
             };
             clients.push(Client { server, checks, role });
-            stays.push(Stay { resource, token: ticket.0.token.clone() });
+            stays.push(Stay { resource, token: ticket.0.token.clone(), profile: keys.profile.name() });
         }
     }
     let authenticating = args.subscribers.div_ceil(AUTHENTICATE_EVERY);
@@ -300,11 +338,14 @@ fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>, network: &Network) -> Resul
     Ok((Load::new(groups, clients, args.packet_size, samples), sinks, stays))
 }
 
-async fn join_batch(dtls: &Dtls, batch: &[(&Ticket, &UdpSocket)]) -> Result<Vec<Joined>, String> {
+/// Who joins, by which socket and with which DTLS.
+type Seat<'a> = (&'a Ticket, &'a UdpSocket, &'a Dtls);
+
+async fn join_batch(batch: &[Seat<'_>]) -> Result<Vec<Joined>, String> {
     let mut tasks = Vec::new();
-    for (ticket, socket) in batch {
+    for (ticket, socket, dtls) in batch {
         let socket = socket.try_clone().map_err(|e| format!("client socket: {e}"))?;
-        tasks.push(tokio::spawn(join(dtls.clone(), socket, (*ticket).clone())));
+        tasks.push(tokio::spawn(join((*dtls).clone(), socket, (*ticket).clone())));
     }
     let mut joined = Vec::new();
     for task in tasks {

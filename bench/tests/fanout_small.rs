@@ -66,6 +66,31 @@ fn two_subscribers_get_and_authenticate_everything() {
 }
 
 #[test]
+fn every_second_subscriber_has_aes_cm_and_the_others_are_timed() {
+    let output = run_fanout(&[
+        "--subscribers",
+        "4",
+        "--profile",
+        "mixed",
+        "--bitrate",
+        "300k",
+        "--duration",
+        "500ms",
+        "--loopback",
+        "--pace",
+        "burst",
+    ]);
+    assert!(output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    assert_eq!(report["config"]["profile"], "mixed");
+    let both = serde_json::json!(["AEAD_AES_128_GCM", "AES128_CM_HMAC_SHA1_80"]);
+    assert_eq!(report["detail"]["srtp_profiles"], both);
+    let evidence = &report["detail"]["paces"]["burst"]["runs"][0]["evidence"];
+    assert_eq!((&report["loss"], &evidence["refused"]), (&Value::from(0.0), &Value::from(0)), "{evidence}");
+    println!("checksum {}", evidence["checksum"]);
+}
+
+#[test]
 fn three_publishers_reach_their_own_subscribers() {
     let output = run_fanout(&[
         "--subscribers",

@@ -4,8 +4,9 @@
 //! A verdict is about one kernel release on one CPU model. Those of the last few lie in the state directory; one about another
 //! machine says nothing, and a file that cannot be read is as good as none.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use pop_uring::{BackendKind, Comparison, Figure, Probe, Spread};
@@ -165,9 +166,13 @@ fn read(file: &Path) -> Result<Vec<Verdict>, String> {
     }
 }
 
-/// Keeps `verdict` in `dir`, in place of an older one about the same machine.
+/// Keeps `verdict` in `dir`, in place of an older one about the same machine. Root measures, perhaps under a narrow umask, and a service of
+/// another user reads: what a machine is like is no secret, so everybody may.
 fn keep(dir: &Path, verdict: Verdict) -> io::Result<PathBuf> {
-    std::fs::create_dir_all(dir)?;
+    if !dir.exists() {
+        std::fs::create_dir_all(dir)?;
+        std::fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+    }
     let file = dir.join(VERDICTS_FILE);
     let mut verdicts = read(&file).unwrap_or_default();
     verdicts.retain(|other| !other.is_about(&verdict.kernel, &verdict.cpu));
@@ -175,6 +180,7 @@ fn keep(dir: &Path, verdict: Verdict) -> io::Result<PathBuf> {
     verdicts.truncate(VERDICTS_MAX);
     let text = serde_json::to_string_pretty(&Verdicts { version: VERSION, verdicts }).map_err(io::Error::other)?;
     state::replace_file(&file, format!("{text}\n").as_bytes())?;
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644))?;
     Ok(file)
 }
 

@@ -10,7 +10,7 @@
 //! the same messages.
 //!
 //! As server we choose the SRTP profile: the hello is read before the library sees it, and the library is given the one best
-//! common profile. As client the server chooses; see [`CLIENT_PROFILES`].
+//! common profile. As client the server chooses; see [`Dtls::with_profiles`].
 //!
 //! The library draws the explicit nonce of a GCM record at random instead of counting. A nonce that occurs twice under one key
 //! would give its authentication key away; of the library's records only Finished and a few repeats of it leave the node, so two
@@ -57,13 +57,10 @@ const EVENTS_MAX: usize = 160;
 /// Of these, places that application data does not take.
 const EVENTS_RESERVED: usize = 32;
 
-/// The profiles that a server of ours may choose, best first: GCM-128 costs 164 ns a packet, SHA1_80 740.
-const SERVER_PROFILES: [SrtpProfile; 3] = [SrtpProfile::AeadAes128Gcm, SrtpProfile::AeadAes256Gcm, SrtpProfile::Aes128CmSha1_80];
-
-/// What we offer as client, best first. The server chooses. SHA1_80 stays in the list although a browser as server would take
-/// it: browsers are answered `passive`, so that we are the server, and those that insist on being the server are encoders (ffmpeg)
-/// that have only SHA1_80 and would be turned away without it.
-pub const CLIENT_PROFILES: [SrtpProfile; 3] = SERVER_PROFILES;
+/// What we choose from as server and offer as client, best first: GCM-128 costs 164 ns a packet, SHA1_80 740. SHA1_80 stays in the offer
+/// although a browser as server would take it: browsers are answered `passive`, so that we are the server, and those that insist on
+/// being the server are encoders (ffmpeg) that have only SHA1_80 and would be turned away without it.
+const PROFILES: [SrtpProfile; 3] = [SrtpProfile::AeadAes128Gcm, SrtpProfile::AeadAes256Gcm, SrtpProfile::Aes128CmSha1_80];
 
 /// Makes aws-lc-rs the process's rustls provider. `main` calls it before anything else: the crates of this process compile rustls
 /// with two providers, and the library panics when none is chosen. Calling it again does nothing.
@@ -200,6 +197,7 @@ pub struct Dtls(Arc<DtlsShared>);
 
 struct DtlsShared {
     certificate: Certificate,
+    profiles: &'static [SrtpProfile],
     half_open: Arc<Semaphore>,
     half_open_max: usize,
     counters: Counters,
@@ -209,10 +207,15 @@ impl Dtls {
     /// `half_open_max`: handshakes that may be open at once. Each takes about 28 KiB, and a hostile one at most about 150: 16 of
     /// unfinished messages, 32 of finished ones that wait, and the library's copies of these.
     pub fn new(certificate: Certificate, half_open_max: usize) -> Dtls {
+        Dtls::with_profiles(certificate, half_open_max, &PROFILES)
+    }
+
+    /// The same with these SRTP profiles alone, best first: as server we choose one of them, as client we offer them.
+    pub fn with_profiles(certificate: Certificate, half_open_max: usize, profiles: &'static [SrtpProfile]) -> Dtls {
         install_crypto_provider();
         let half_open_max = half_open_max.min(Semaphore::MAX_PERMITS);
         let half_open = Arc::new(Semaphore::new(half_open_max));
-        Dtls(Arc::new(DtlsShared { certificate, half_open, half_open_max, counters: Counters::default() }))
+        Dtls(Arc::new(DtlsShared { certificate, profiles, half_open, half_open_max, counters: Counters::default() }))
     }
 
     /// The node's fingerprint.

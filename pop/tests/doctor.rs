@@ -1,7 +1,9 @@
 //! `pop doctor` and `pop tune` on two recorded hosts: one as its distribution leaves it, one that is tuned.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 #[path = "cli_support/process.rs"]
 mod process;
@@ -272,8 +274,12 @@ fn the_doctors_bench_keeps_a_verdict_that_the_node_and_the_doctor_follow() {
     let config = folder.config();
     let text = fs::read_to_string(&config).expect("it is ours");
     fs::write(&config, format!("{text}[node]\nstate_dir = \"{}\"\n", shown(&folder.path("state")))).expect("it is ours");
-    let output = run(&["doctor", "--bench", "--json", "--config", shown(&config)]);
+    // Root may have a narrow umask, and the node another user.
+    let narrow = ["-c", "umask 077 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_pop"), "doctor", "--bench", "--json", "--config"];
+    let output = Command::new("sh").args(narrow).arg(&config).output().expect("there is a shell");
     assert_eq!(code(&output), Some(0), "{output:?}");
+    let mode = |path: &str| fs::metadata(folder.path(path)).expect("it was made").permissions().mode() & 0o777;
+    assert_eq!((mode("state"), mode("state/backend.json")), (0o755, 0o644));
     let report = json(&output);
     assert_eq!(report["figures"].as_array().map(Vec::len), Some(12), "{report}");
     let file = folder.path("state/backend.json");

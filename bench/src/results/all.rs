@@ -27,6 +27,16 @@ const HEADLINES: &[Headline] = &[
         full: "session --participants 210 --publishers 10 --bitrate 1.5M --duration 10s --repeats 3",
     },
     Headline {
+        name: "fanout-1x200-aes-cm",
+        quick: "fanout --subscribers 200 --profile aes-cm --pace frames --duration 2s",
+        full: "fanout --subscribers 200 --profile aes-cm --duration 10s --repeats 3",
+    },
+    Headline {
+        name: "fanout-1x200-mixed",
+        quick: "fanout --subscribers 200 --profile mixed --pace frames --duration 2s",
+        full: "fanout --subscribers 200 --profile mixed --duration 10s --repeats 3",
+    },
+    Headline {
         name: "session-100x99",
         quick: "session --participants 100 --publishers-all --pace frames --duration 2s",
         full: "session --participants 100 --publishers-all --duration 10s",

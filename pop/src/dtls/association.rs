@@ -24,8 +24,7 @@ use super::data::Secrets;
 use super::gate::Caused;
 use super::record::{ALERT, APPLICATION_DATA};
 use super::{
-    ALERT_GRACE, CLIENT_PROFILES, DtlsError, DtlsEvent, DtlsShared, EVENTS_RESERVED, FLIGHT_INTERVAL, Fingerprint, Gate, HANDSHAKE_TIMEOUT,
-    Role, SERVER_PROFILES, record,
+    ALERT_GRACE, DtlsError, DtlsEvent, DtlsShared, EVENTS_RESERVED, FLIGHT_INTERVAL, Fingerprint, Gate, HANDSHAKE_TIMEOUT, Role, record,
 };
 
 /// RFC 5764 section 4.2.
@@ -240,7 +239,7 @@ struct Established {
 async fn shake_hands(association: &Arc<Association>, remote: Vec<Fingerprint>) -> Result<Established, DtlsError> {
     let role = association.role;
     let profiles = match role {
-        Role::Client => CLIENT_PROFILES.to_vec(),
+        Role::Client => association.dtls.profiles.to_vec(),
         Role::Server => match choose_profile(association).await {
             Ok(profile) => vec![profile],
             Err((error, alert)) => {
@@ -294,7 +293,8 @@ async fn choose_profile(association: &Association) -> Result<SrtpProfile, (DtlsE
     let Some(offered) = hello.srtp_profiles else {
         return Err((DtlsError::NoUseSrtp, HANDSHAKE_FAILURE));
     };
-    SERVER_PROFILES.into_iter().find(|profile| offered.contains(profile)).ok_or((DtlsError::NoSrtpProfile, HANDSHAKE_FAILURE))
+    let mut ours = association.dtls.profiles.iter().copied();
+    ours.find(|profile| offered.contains(profile)).ok_or((DtlsError::NoSrtpProfile, HANDSHAKE_FAILURE))
 }
 
 fn build_config(association: &Association, profiles: &[SrtpProfile], remote: Vec<Fingerprint>, stranger: Arc<AtomicBool>) -> Config {
@@ -583,7 +583,7 @@ mod tests {
 
     #[test]
     fn keys_are_cut_in_the_order_of_rfc_5764_and_given_to_the_right_direction() {
-        for profile in SERVER_PROFILES {
+        for profile in super::super::PROFILES {
             let (key, salt) = (profile.key_len(), profile.salt_len());
             let material = [vec![1; key], vec![2; key], vec![3; salt], vec![4; salt]].concat();
             for (role, local, remote) in [(Role::Client, 1, 2), (Role::Server, 2, 1)] {
