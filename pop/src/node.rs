@@ -678,11 +678,12 @@ impl Shared {
     }
 }
 
-/// Ids are unique in the mesh: nodes begin at a place of their own, drawn at each start.
+/// Ids are unique in the mesh: nodes begin at a place of their own, drawn at each start. Below 2^63, because they are session ids in SDP,
+/// too, and Firefox takes none above.
 fn first_id() -> u64 {
     let mut drawn = [0; 4];
     aws_lc_rs::rand::fill(&mut drawn).expect("the system gives random bytes");
-    u64::from(u32::from_ne_bytes(drawn)) << 32 | 1
+    u64::from(u32::from_ne_bytes(drawn) >> 1) << 32 | 1
 }
 
 /// What a worker may promise.

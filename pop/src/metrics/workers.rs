@@ -88,6 +88,7 @@ fn directed_help(name: &str) -> &'static str {
         "handover_packets" => "Packets taken from other workers for mirrors of their tracks (in), handed over to other workers (out)",
         "handover_bytes" => "RTP payload bytes taken from other workers (in), handed over to other workers (out)",
         "handover_batches" => "Batches taken from other workers (in), handed over to other workers (out)",
+        "rtp_padding_bytes" => "Bytes of padding that made packets as long as their neighbours in a train",
         "relay_datagrams" => "Datagrams of links taken from other nodes' workers (in), sent to them (out)",
         "relay_bytes" => "UDP payload bytes of links' datagrams",
         "relay_packets" => "RTP packets taken from other nodes, repairs included (in), sent to them, repairs excluded (out)",

@@ -222,6 +222,7 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId) -> RoomSender {
         overflowed: Vec::new(),
         remotes: HashMap::new(),
         offered: Vec::new(),
+        postponed: Vec::new(),
         lost: Vec::new(),
         requests: 0,
     };
@@ -296,6 +297,8 @@ struct Room {
     remotes: HashMap<TrackId, RemoteFeed>,
     /// Of these, what has just begun and what has just ended to come.
     offered: Vec<(RemoteTrack, usize)>,
+    /// Offered, and without a place here: they are tried again with [`Room::refused`].
+    postponed: Vec<(RemoteTrack, usize)>,
     lost: Vec<TrackId>,
     requests: u64,
 }
@@ -625,6 +628,7 @@ impl Room {
     async fn take_remotes(&mut self, shared: &Shared) {
         let Some(cluster) = shared.cluster.get() else { return };
         for track in std::mem::take(&mut self.lost) {
+            self.postponed.retain(|(remote, _)| remote.open.track != track);
             let directed = self.spread.close_remote(track);
             self.send(shared, directed).await;
             if let Some((feed, worker)) = self.remotes.get(&track).and_then(|feed| Some((feed, self.worker_of_feed(feed)?))) {
@@ -638,6 +642,8 @@ impl Room {
             let claim = Claim { tracks: remote.open.layers.len().max(1), ..Claim::default() };
             let Ok(slot) = shared.directory.grow(self.session.id(), home, claim).await else {
                 tracing::warn!(room = %self.session.id(), track = %id, "a track of another node is not taken: its worker has no place (dataplane.tracks_max)");
+                self.postponed.push((remote, home));
+                self.retry_at.get_or_insert(shared.clock.now() + MIRROR_RETRY);
                 continue;
             };
             let directed = self.spread.open_remote(home, remote, slot);
@@ -698,6 +704,7 @@ impl Room {
             return;
         }
         self.retry_at = None;
+        self.offered.append(&mut self.postponed);
         let forward = |(subscription, (track, payload_types)): (&SubscriptionId, &(TrackId, Vec<PayloadTypeMap>))| Command::Forward {
             subscription: *subscription,
             track: Some(*track),
@@ -707,6 +714,7 @@ impl Room {
         for command in again {
             self.direct(shared, command).await;
         }
+        self.take_remotes(shared).await;
     }
 
     /// Sends commands in their order; the pumps learn what they open and close before the workers do.
