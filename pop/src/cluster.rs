@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use crate::admin;
 use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
 use crate::mesh::{LinkSecret, LinkState, Mesh, MeshEvent, Peer};
-use crate::node::{Exported, NodeFate, RemoteTrack, RoomMessage, Shared};
+use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared};
 use crate::view::{LinkView, NodeView};
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
@@ -58,6 +58,7 @@ enum Request {
         worker: usize,
     },
     Unwant {
+        session: SessionId,
         track: TrackId,
         owner: NodeId,
     },
@@ -148,14 +149,14 @@ impl Cluster {
         self.tell(Request::Put { session: session.clone(), record });
     }
 
-    /// Sections on `worker` want a track of node `owner`. Asked again it changes nothing.
+    /// Sections on `worker` want a track of node `owner`: asked once, until the room is told that it comes no longer.
     pub(crate) fn want(&self, session: &SessionId, track: TrackId, owner: NodeId, worker: usize) {
         self.tell(Request::Want { session: session.clone(), track, owner, worker });
     }
 
     /// Nobody here wants it any longer.
-    pub(crate) fn unwant(&self, track: TrackId, owner: NodeId) {
-        self.tell(Request::Unwant { track, owner });
+    pub(crate) fn unwant(&self, session: &SessionId, track: TrackId, owner: NodeId) {
+        self.tell(Request::Unwant { session: session.clone(), track, owner });
     }
 
     /// A track of ours is no more.
@@ -216,6 +217,8 @@ struct Want {
     worker: usize,
     /// It comes.
     is_offered: bool,
+    /// It came, and the room that has been told so asks again by itself.
+    is_lost: bool,
     /// Refused, and to be asked for then.
     again: Option<Instant>,
 }
@@ -255,6 +258,7 @@ impl State {
         mut bus_events: Option<BusEvents>,
         mut mesh_events: Option<mpsc::Receiver<MeshEvent>>,
     ) {
+        let _guard = EndsProcess;
         loop {
             let again = self.wants.values().filter_map(|want| want.again).min();
             let timeout = async {
@@ -284,10 +288,14 @@ impl State {
     async fn handle_request(&mut self, request: Request) {
         match request {
             Request::Watch { session, room, number } => {
+                let is_anew = self.rooms.insert(session.clone(), Watched { room, number }).is_some();
                 if let Some(bus) = &self.bus {
+                    // A room of that name is about to end. This one has heard of nobody yet.
+                    if is_anew {
+                        bus.unwatch(&session);
+                    }
                     bus.watch(&session);
                 }
-                self.rooms.insert(session, Watched { room, number });
             }
             Request::Unwatch { session, number } => {
                 // Another room of that name may have begun.
@@ -305,12 +313,19 @@ impl State {
                 }
             }
             Request::Want { session, track, owner, worker } => {
-                let want = self.wants.entry(track).or_insert(Want { session, owner, worker, is_offered: false, again: None });
-                (want.owner, want.worker, want.is_offered) = (owner, worker, false);
+                // A track is one node's and one room's: who else claims its id gets nothing.
+                if let Some(want) = self.wants.get(&track)
+                    && (want.owner, &want.session) != (owner, &session)
+                {
+                    tracing::warn!(%track, %owner, %session, "two nodes or rooms claim one track; the first is believed");
+                    return;
+                }
+                self.wants.insert(track, Want { session, owner, worker, is_offered: false, is_lost: false, again: None });
                 self.ask(track);
             }
-            Request::Unwant { track, owner } => {
-                if self.wants.remove(&track).is_some() {
+            Request::Unwant { session, track, owner } => {
+                if self.wants.get(&track).is_some_and(|want| (want.owner, &want.session) == (owner, &session)) {
+                    self.wants.remove(&track);
                     self.send(owner, Message::Unwant(Unwant { track }));
                 }
             }
@@ -343,11 +358,14 @@ impl State {
                 }
             }
             BusEvent::NodeUp(record) => {
-                let node = record.node;
+                let (node, incarnation) = (record.node, record.incarnation);
                 tracing::info!(%node, name = %record.name, "a node of this PoP is here");
                 self.dial(&record);
-                if self.nodes.insert(node, Node { record, is_up: true }).is_some_and(|before| !before.is_up) {
-                    self.tell_rooms(node, NodeFate::Back);
+                match self.nodes.insert(node, Node { record, is_up: true }) {
+                    // It died and began anew: whom it had is not there any longer, and nobody will say so.
+                    Some(before) if before.record.incarnation != incarnation => self.tell_rooms(node, NodeFate::Restarted),
+                    Some(before) if !before.is_up => self.tell_rooms(node, NodeFate::Back),
+                    _ => {}
                 }
             }
             BusEvent::NodeChanged(record) => {
@@ -424,7 +442,7 @@ impl State {
         let node = peer.node;
         let link = Link { peer, secret, exports: HashMap::new(), next_alias: 0, stats: HashMap::new() };
         self.links.insert(node, link);
-        let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node).map(|(track, _)| *track).collect();
+        let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
     }
 
@@ -446,7 +464,7 @@ impl State {
     /// What came of a track ends; the room asks again.
     fn lose(&mut self, track: TrackId) {
         let Some(want) = self.wants.get_mut(&track) else { return };
-        want.is_offered = false;
+        (want.is_offered, want.is_lost) = (false, true);
         let session = want.session.clone();
         if let Some(room) = self.room(&session) {
             let _ = room.send(RoomMessage::RemoteLost { track });
@@ -477,7 +495,9 @@ impl State {
 
     /// Another node's subscribers want a track: its room knows whether it is ours.
     fn consider(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16) {
-        let is_sound = self.links.get(&node).is_some_and(|link| usize::from(worker) < link.peer.workers.len());
+        // Sessions do not span PoPs yet.
+        let is_sound =
+            self.links.get(&node).is_some_and(|link| self.nodes.contains_key(&node) && usize::from(worker) < link.peer.workers.len());
         let room = self.room(&session).filter(|_| is_sound);
         let (Some(room), Some(requests)) = (room, self.requests.upgrade()) else {
             return self.refuse(node, track, "this node has no such room");
@@ -496,7 +516,7 @@ impl State {
         let Some(Exported { home, open, extensions }) = exported else {
             return self.refuse(node, track, "this node does not publish it");
         };
-        let Some(link) = self.links.get_mut(&node) else { return };
+        let Some(link) = self.links.get_mut(&node) else { return self.tell_demand(&session, track, false) };
         let id = LinkId::new(link.peer.number, worker as u8);
         let alias = match link.exports.get(&track) {
             Some(export) if (export.home, export.link) == (home, id) => export.alias,
@@ -516,6 +536,7 @@ impl State {
             }
         };
         let Some(link) = self.links.get_mut(&node) else { return };
+        let of = session.clone();
         link.exports.insert(track, Export { session, home, link: id, alias });
         shared.command(home, Command::ExportToLink { track, link: id, alias, on: true }).await;
         let offer = Offer {
@@ -530,6 +551,10 @@ impl State {
             load: 0,
         };
         self.send(node, Message::Offer(offer));
+        // Another node may have let go of it since the room was asked.
+        if let Some(room) = self.room(&of) {
+            let _ = room.send(RoomMessage::Wanted { track, on: true, reply: oneshot::channel().0 });
+        }
     }
 
     async fn stop_export(&mut self, node: NodeId, track: TrackId) {
@@ -554,7 +579,11 @@ impl State {
         let Some(link) = self.links.get(&node) else { return };
         let track = offer.track;
         // Of what was not asked for, or was asked of somebody else, nothing is taken.
-        let Some(want) = self.wants.get_mut(&track).filter(|want| want.owner == node) else { return };
+        if self.wants.get(&track).is_none_or(|want| want.owner != node) {
+            // It was let go of before the answer to our wish came.
+            return self.send(node, Message::Unwant(Unwant { track }));
+        }
+        let Some(want) = self.wants.get_mut(&track) else { return };
         let Some(open) = open_of(offer).filter(|_| usize::from(offer.worker) < link.peer.workers.len()) else {
             tracing::warn!(%node, %track, "a node offers a track in a way that this one does not understand");
             return;

@@ -707,7 +707,7 @@ pub fn check_host(config: &Config) -> Result<(), String> {
 }
 
 /// A panic in a task that owns state ends the process: the supervisor restarts it, and no half-dead node goes on.
-struct EndsProcess;
+pub(crate) struct EndsProcess;
 
 impl Drop for EndsProcess {
     fn drop(&mut self) {

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::{self, NodeConfig};
-use crate::token::unix_now_s;
+use crate::token::unix_now_ms;
 
 /// Holds the highest start that a node of this directory has had.
 const START_FILE: &str = "start";
@@ -25,7 +25,7 @@ const SYSTEM_DIR: &str = "/var/lib/pop";
 ///
 /// A configured directory that cannot be used, with what to change.
 pub fn next_start(config: &NodeConfig) -> Result<u64, String> {
-    let now_ms = unix_now_s().saturating_mul(1_000);
+    let now_ms = unix_now_ms();
     match (&config.state_dir, automatic_dir()) {
         (Some(dir), _) => count_start(dir, now_ms).map_err(|error| {
             format!(

@@ -180,6 +180,8 @@ pub(crate) struct Exported {
 /// A track of another node that sections here take.
 struct RemoteFeed {
     owner: NodeId,
+    /// It was asked for, and neither came nor ended since.
+    is_awaited: bool,
     /// What each section takes of it.
     forwards: HashMap<SubscriptionId, Vec<PayloadTypeMap>>,
 }
@@ -614,10 +616,11 @@ impl Room {
         let Some((cluster, id)) = shared.cluster.get().zip(*track) else { return };
         let Some(key) = self.session.remote_track(id) else { return };
         let (section, worker) = (*subscription, self.spread.worker_of_section(*subscription));
-        let feed = self.remotes.entry(id).or_insert_with(|| RemoteFeed { owner: NodeId(key.node), forwards: HashMap::new() });
+        let feed =
+            self.remotes.entry(id).or_insert_with(|| RemoteFeed { owner: NodeId(key.node), is_awaited: false, forwards: HashMap::new() });
         feed.forwards.insert(section, payload_types.clone());
         if !self.spread.has_track(id) {
-            if let Some(worker) = worker {
+            if let Some(worker) = worker.filter(|_| !std::mem::replace(&mut feed.is_awaited, true)) {
                 cluster.want(self.session.id(), id, feed.owner, worker);
             }
             *track = None;
@@ -631,13 +634,16 @@ impl Room {
             self.postponed.retain(|(remote, _)| remote.open.track != track);
             let directed = self.spread.close_remote(track);
             self.send(shared, directed).await;
-            if let Some((feed, worker)) = self.remotes.get(&track).and_then(|feed| Some((feed, self.worker_of_feed(feed)?))) {
+            let worker = self.remotes.get(&track).and_then(|feed| self.worker_of_feed(feed));
+            if let Some((feed, worker)) = self.remotes.get_mut(&track).zip(worker) {
+                feed.is_awaited = true;
                 cluster.want(self.session.id(), track, feed.owner, worker);
             }
         }
         for (remote, home) in std::mem::take(&mut self.offered) {
             let id = remote.open.track;
-            let Some(feed) = self.remotes.get(&id) else { continue };
+            let Some(feed) = self.remotes.get_mut(&id) else { continue };
+            feed.is_awaited = false;
             let forwards: Vec<_> = feed.forwards.iter().map(|(section, maps)| (*section, maps.clone())).collect();
             let claim = Claim { tracks: remote.open.layers.len().max(1), ..Claim::default() };
             let Ok(slot) = shared.directory.grow(self.session.id(), home, claim).await else {
@@ -652,15 +658,21 @@ impl Room {
                 self.bring(shared, Command::Forward { subscription, track: Some(id), payload_types }).await;
             }
         }
-        let spread = &self.spread;
+        let (spread, session, mut let_go) = (&self.spread, &self.session, Vec::new());
         self.remotes.retain(|track, feed| {
             feed.forwards.retain(|section, _| spread.worker_of_section(*section).is_some());
             let is_taken = !feed.forwards.is_empty();
             if !is_taken {
-                cluster.unwant(*track, feed.owner);
+                cluster.unwant(session.id(), *track, feed.owner);
+                let_go.push(*track);
             }
             is_taken
         });
+        for track in let_go {
+            // One that never fed a section here, for want of a place, has not been closed with the last of them.
+            let directed = self.spread.close_remote(track);
+            self.send(shared, directed).await;
+        }
     }
 
     fn worker_of_feed(&self, feed: &RemoteFeed) -> Option<usize> {
