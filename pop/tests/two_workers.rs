@@ -152,6 +152,9 @@ async fn a_mirror_ends_with_its_last_receiver_while_the_source_goes_on() {
         routes.remove(name).await.unwrap_or_else(|_| panic!("it is there"));
     }
     run_until("the mirror ends", &|| mirrors() == 0).await;
+    // Each worker tells its figures by itself, the one some milliseconds after the other.
+    let told = start.elapsed() + Duration::from_millis(100);
+    run_until("both have told their figures", &|| start.elapsed() >= told).await;
     let before: u64 = node.workers().iter().map(|worker| worker.counters.handover_packets_out).sum();
     let packets = || node.workers().iter().map(|worker| worker.counters.rtp_packets_in).sum::<u64>();
     let goal = packets() + 20;

@@ -4,10 +4,10 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
-import { launchChromium, launchFirefox, servePage } from "./browsers.js";
-import { pause, sumOf, until, untilPlaying, watchFor } from "./expect.js";
-import { openRoom, serveLiveKitPage } from "./livekit.js";
-import { startPop } from "./nodes.js";
+import { launchChromium, launchFirefox, servePage } from "../browsers.js";
+import { pause, sumOf, until, untilPlaying, watchFor } from "../expect.js";
+import { openRoom, serveLiveKitPage } from "../livekit.js";
+import { startPop } from "../nodes.js";
 
 let pop, site, page, chromium, firefox;
 
