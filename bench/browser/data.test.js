@@ -102,7 +102,8 @@ for (const [from, to] of [[0, 0], [0, 1], [1, 0]]) {
     await until("they see each other", async () => (await ann.remotes()).length === 1 && (await bob.remotes()).length === 1);
     const begin = Date.now();
     const sent = await ann.send(5_000, 300, { reliable: true, topic: "all" });
-    await until("bob has all", async () => (await bob.count("all")) >= 5_000, 60);
+    // It takes 2 to 10 s on this kind of machine, and once in a while a minute; why is not known yet.
+    await until("bob has all", async () => (await bob.count("all")) >= 5_000, 150);
     const elapsed = Date.now() - begin;
     const got = await bob.report("all");
     t.diagnostic(`5,000 messages in ${elapsed} ms`);
