@@ -85,13 +85,6 @@ class Pop {
     return Object.fromEntries((session?.participants ?? []).map((person) => [person.identity, person]));
   }
 
-  /** Bytes of IP packets that went from one end to another during `seconds`, such as `a>b`. */
-  async carried(wire, seconds) {
-    const before = (await this.network.stats()).wires[wire].delivered_bytes;
-    await pause(seconds);
-    return (await this.network.stats()).wires[wire].delivered_bytes - before;
-  }
-
   async stop() {
     const ends = await Promise.allSettled(this.all.map((node) => node.stop()));
     await this.network.stop();

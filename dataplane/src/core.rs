@@ -286,7 +286,7 @@ struct Fresh {
     sequence: u64,
     /// As in its `Meta`: a subscriber that it is no business of need not look it up.
     keyframe_start: bool,
-    /// Bytes of the packet as it came.
+    /// Bytes of its payload: the header leaves as each section has it.
     len: u16,
     /// So much longer is one that came behind it: libwebrtc makes the last packets of a frame a byte longer than the first.
     shortfall: u8,
@@ -905,8 +905,11 @@ impl Core {
                 }
             }
         }
-        let fresh = Fresh { layer, sequence: index, keyframe_start: meta.keyframe_start, len: plain.len() as u16, shortfall: 0 };
-        note_shortfall(&mut track.fresh, &fresh);
+        let fresh = Fresh { layer, sequence: index, keyframe_start: meta.keyframe_start, len: payload.len() as u16, shortfall: 0 };
+        // Audio is never padded.
+        if track.layers[layer].inbound.kind() == MediaKind::Video {
+            note_shortfall(&mut track.fresh, &fresh);
+        }
         track.fresh.push(fresh);
         self.is_full |= track.fresh.len() + GRO_SEGMENTS_MAX > FRESH_MAX;
         if let Some(tap) = track.tap {

@@ -80,6 +80,21 @@ fn a_packet_that_is_a_little_too_short_does_not_end_the_train() {
 }
 
 #[test]
+fn extensions_that_the_viewer_does_not_get_pad_nothing() {
+    let mut rig = Rig::new();
+    let publisher = rig.publisher(1);
+    let mut viewer = watch(&mut rig, 2, WITH_RTX);
+    rig.sent();
+    for (index, elements) in [(10, &[][..]), (11, &[(9, &[1; 8][..])][..])] {
+        let payload = [&[if index == 10 { 0x10 } else { 0 }, 0][..], &[7; 998]].concat();
+        let packet = Packet { ssrc: 1, payload_type: 96, index, timestamp: 9_000, elements, payload: &payload };
+        rig.receive(&publisher, protect(&publisher, &packet));
+    }
+    let sent = rig.sent();
+    assert_eq!(shapes(&mut viewer, &sent), [(1_000, 0), (1_000, 0)]);
+}
+
+#[test]
 fn where_a_repair_is_the_same_packet_again_nothing_is_padded() {
     let mut rig = Rig::new();
     let publisher = rig.publisher(1);
