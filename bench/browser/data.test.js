@@ -102,8 +102,7 @@ for (const [from, to] of [[0, 0], [0, 1], [1, 0]]) {
     await until("they see each other", async () => (await ann.remotes()).length === 1 && (await bob.remotes()).length === 1);
     const begin = Date.now();
     const sent = await ann.send(5_000, 300, { reliable: true, topic: "all" });
-    // It takes 2 to 10 s on this kind of machine, and once in a while a minute; why is not known yet.
-    await until("bob has all", async () => (await bob.count("all")) >= 5_000, 150);
+    await until("bob has all", async () => (await bob.count("all")) >= 5_000, 60);
     const elapsed = Date.now() - begin;
     const got = await bob.report("all");
     t.diagnostic(`5,000 messages in ${elapsed} ms`);
@@ -175,7 +174,7 @@ test("text streams and calls of procedures work", async () => {
 
 test("nothing was dropped that should not be", async () => {
   const metrics = await node.metrics();
-  for (const reason of ["lossy_rate", "lossy_queue_full", "sctp_malformed", "channel_refused", "malformed", "kind", "reliable_overflow", "protocol"]) {
+  for (const reason of ["lossy_rate", "lossy_queue_full", "sctp_malformed", "channel_refused", "malformed", "kind", "reliable_overflow", "protocol", "sctp_flood"]) {
     assert.equal(metrics.get(`pop_data_dropped_total{reason="${reason}"}`), 0, reason);
   }
   assert.equal(metrics.get("pop_sctp_panics_total"), 0);

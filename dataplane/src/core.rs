@@ -71,9 +71,9 @@ const STATS_PER_TICK_MAX: usize = 40;
 /// DTLS datagrams that one transport may hand up per second: a handshake with every flight repeated five times.
 const DTLS_PER_SECOND_MAX: u32 = 64;
 
-/// Protected DTLS datagrams that one transport may hand up per second once it has keys: its data messages, at most 4.7 MB/s. What
+/// Protected DTLS datagrams that one transport may hand up per second once it has keys: its data messages, at most 9.4 MB/s. What
 /// reads them slows a sender down by its window; this bounds who does not listen.
-const DATA_PER_SECOND_MAX: u32 = 4_096;
+const DATA_PER_SECOND_MAX: u32 = 8_192;
 
 /// Checks of strangers under a name of ours and not under its password that one tick reads to the end: what is beyond ends before its
 /// HMAC, which costs more than all else about it. A tenth of a core. Only what fails is counted, so that a storm of honest joins is not.

@@ -51,11 +51,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A plaintext alert may be forged: it ends the handshake when the peer then says nothing for this long.
 const ALERT_GRACE: Duration = Duration::from_secs(1);
 
-/// Events that wait for the owner of a peer. A handshake with repeats has about 20; the rest is application data, 150 KB of it.
-const EVENTS_MAX: usize = 160;
+/// Datagrams of application data that wait for the owner of a peer. A peer that keeps to the window of its data (256 KB) has so many
+/// on their way at most, of which some are short: one that is dropped here has Chromium send the others again as well.
+pub const DATA_DATAGRAMS_MAX: usize = 512;
 
-/// Of these, places that application data does not take.
+/// Events beside them. A handshake with repeats has about 20.
 const EVENTS_RESERVED: usize = 32;
+const EVENTS_MAX: usize = DATA_DATAGRAMS_MAX + EVENTS_RESERVED;
 
 /// What we choose from as server and offer as client, best first: GCM-128 costs 164 ns a packet, SHA1_80 740. SHA1_80 stays in the offer
 /// although a browser as server would take it: browsers are answered `passive`, so that we are the server, and those that insist on

@@ -31,6 +31,7 @@ use sctp_proto::{
 use self::dcep::Dcep;
 use self::flow::Flow;
 use crate::data::DataDrop;
+use crate::dtls::DATA_DATAGRAMS_MAX;
 
 pub use self::dcep::{Limit, Promise};
 
@@ -42,6 +43,9 @@ pub const MESSAGE_LEN_MAX: usize = DATA_MESSAGE_LEN_MAX;
 
 /// Bytes of messages that a peer may have on their way to who reads them. Four of the longest; a browser at 10 MB/s fills it in 25 ms.
 pub const WINDOW_LEN: usize = 256 << 10;
+
+// What a peer may send at once has a place on its way here, packets that are half full as well.
+const _: () = assert!(DATA_DATAGRAMS_MAX * CHUNK_LEN_MAX as usize >= 2 * WINDOW_LEN);
 
 /// Streams of an association; ids above are not agreed. Clients of the room protocol use 3.
 const STREAMS_MAX: u16 = 64;
@@ -208,7 +212,7 @@ impl Sctp {
         }
         self.flow.admit(now, &checked.facts)?;
         let packet = checked.rewritten.map_or_else(|| Bytes::copy_from_slice(packet), Bytes::from);
-        if checked.facts.data_chunks > 0 {
+        if !checked.facts.data.is_empty() {
             self.flow.note_data(&packet);
         }
         self.feed(now, packet);
@@ -239,8 +243,8 @@ impl Sctp {
             self.transmits.extend(packets.flatten().into_iter().flatten());
         }
         let packet = self.transmits.pop_front()?;
-        if let Some(window) = packet::announced_window(&packet) {
-            self.flow.note_announced(window);
+        if let Some(announced) = packet::announced(&packet) {
+            self.flow.note_announced(announced);
         }
         Some(packet)
     }

@@ -38,13 +38,29 @@ const FORWARD_TSN: u8 = 192;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
     /// DATA chunks.
-    pub(super) data_chunks: u32,
+    pub(super) data: Vec<DataFact>,
     /// Bytes of user data in them.
     pub(super) data_len: usize,
-    /// Small parts of messages that are in several.
-    pub(super) small_fragments: u32,
     /// Initiate tag of the INIT that it is.
     pub(super) init: Option<u32>,
+}
+
+/// A DATA chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DataFact {
+    /// Transmission sequence number.
+    pub(super) tsn: u32,
+    /// It is a small part of a message that is in several.
+    pub(super) is_small: bool,
+}
+
+/// What an acknowledgement of ours tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// All up to it have come.
+    pub(super) cumulative_tsn: u32,
+    /// Bytes that may come.
+    pub(super) window: u32,
 }
 
 /// A packet that holds.
@@ -136,11 +152,9 @@ fn check_data(flags: u8, value: &[u8], streams: u16, facts: &mut Facts) -> Optio
     if data_len == 0 || u16::from_be_bytes([value[4], value[5]]) >= streams {
         return None;
     }
-    facts.data_chunks += 1;
+    let tsn = u32::from_be_bytes(*value.first_chunk()?);
+    facts.data.push(DataFact { tsn, is_small: flags & WHOLE != WHOLE && data_len < SMALL_FRAGMENT_LEN });
     facts.data_len += data_len;
-    if flags & WHOLE != WHOLE && data_len < SMALL_FRAGMENT_LEN {
-        facts.small_fragments += 1;
-    }
     Some(Verdict::Keep)
 }
 
@@ -232,12 +246,13 @@ pub(super) fn first_data(packet: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-/// The window that a packet of ours announces, when it acknowledges something.
-pub(super) fn announced_window(packet: &[u8]) -> Option<u32> {
+/// What a packet of ours tells, when it acknowledges something.
+pub(super) fn announced(packet: &[u8]) -> Option<Announced> {
     let mut rest = packet.get(COMMON_HEADER_LEN..)?;
     while let Some((chunk, tail)) = split_chunk(rest) {
         if chunk[0] == SACK {
-            return Some(u32::from_be_bytes(*chunk.get(8..)?.first_chunk()?));
+            let number = |at: usize| Some(u32::from_be_bytes(*chunk.get(at..)?.first_chunk()?));
+            return Some(Announced { cumulative_tsn: number(4)?, window: number(8)? });
         }
         rest = tail;
     }
@@ -307,7 +322,8 @@ mod tests {
         let small = data(2, 1, 10);
         let whole = data(3, 1, 10);
         let facts = check(&packet(7, &[&small, &whole]), 64).unwrap().facts;
-        assert_eq!(facts, Facts { data_chunks: 2, data_len: 20, small_fragments: 1, init: None });
+        let fact = |is_small| DataFact { tsn: facts.data[0].tsn, is_small };
+        assert_eq!(facts, Facts { data: vec![fact(true), fact(false)], data_len: 20, init: None });
     }
 
     #[test]
@@ -352,9 +368,10 @@ mod tests {
     }
 
     #[test]
-    fn the_window_of_an_acknowledgement_is_found() {
+    fn what_an_acknowledgement_tells_is_found() {
         let sack = chunk(SACK, 0, &[0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(announced_window(&packet(7, &[&data(3, 1, 9), &sack])), Some(0x1_0000));
-        assert_eq!(announced_window(&packet(7, &[&data(3, 1, 9)])), None);
+        let told = Announced { cumulative_tsn: 1, window: 0x1_0000 };
+        assert_eq!(announced(&packet(7, &[&data(3, 1, 9), &sack])), Some(told));
+        assert_eq!(announced(&packet(7, &[&data(3, 1, 9)])), None);
     }
 }
