@@ -262,7 +262,7 @@ fn dtls_goes_up_only_from_a_validated_address_and_never_in_the_clear_after_the_h
     rig.events();
     let before = rig.drops(DropReason::DtlsQueueFull);
     let message = [vec![23, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, 6, 0, 40], vec![7; 40]].concat();
-    for _ in 0..10 {
+    for _ in 0..18 {
         (0..500).for_each(|_| rig.receive(&client, message.clone()));
         rig.events();
     }
@@ -506,6 +506,24 @@ fn a_train_of_wrong_checks_costs_four_of_them() {
     let mut train = [wrong.clone(), wrong.clone(), wrong, viewer.check(PWD)];
     rig.core.handle_datagrams(rig.now, viewer.path, train.iter_mut().map(Vec::as_mut_slice));
     assert_eq!(rig.sent().len(), 1);
+}
+
+#[test]
+fn what_is_not_a_wrong_password_silences_no_check_behind_it() {
+    let (mut rig, _, viewer) = call();
+    // Two pages of one browser by one socket: one of them has not heard yet that its stay has ended.
+    let stale = viewer.check_as("a-name-of-before:remote", PWD);
+    let mut train = [vec![stale; 8], vec![viewer.check(PWD)]].concat();
+    rig.core.handle_datagrams(rig.now, viewer.path, train.iter_mut().map(Vec::as_mut_slice));
+    assert_eq!((rig.drops(DropReason::StunUnknownUser), rig.drops(DropReason::StunLimited)), (8, 0));
+    assert_eq!(rig.sent().len(), 1);
+    // More right ones than one turn answers are told as what they are.
+    let mut full = vec![viewer.check(PWD); 1_000];
+    for train in full.chunks_mut(64) {
+        rig.core.handle_datagrams(rig.now, viewer.path, train.iter_mut().map(Vec::as_mut_slice));
+    }
+    assert!(rig.drops(DropReason::StunQueueFull) > 100);
+    assert_eq!(rig.drops(DropReason::StunLimited), 0);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! | packets and asks that cross workers | `packets_and_asks_that_cross_..` |
 //! | packets, repairs, asks and feedback over a link to another node | `packets_that_cross_a_link_..` |
 //! | kept pictures for late joiners | `late_joiners_..` |
+//! | trains whose packets are padded to one length | `padded_trains_..` |
 //! | RTP routes in and out, their RTCP, strangers at their ports | `routes_..` |
 //! | ICE restart; ICE probes; DTLS up | `a_check_that_..`, `probes_and_dtls_..` |
 //! | every reason to drop what comes | `a_flood_of_every_kind_..` |
@@ -614,6 +615,50 @@ fn probes_and_dtls_allocate_nothing() {
     let (now, before) = (rig.core.counters(), before.1);
     assert!(now.probe_ice_answered > before.probe_ice_answered && now.probe_ice_limited > before.probe_ice_limited, "{now:?}");
     assert!(now.dtls_datagrams_in - before.dtls_datagrams_in > 900, "{now:?}");
+}
+
+#[test]
+fn padded_trains_allocate_nothing() {
+    for profile in [SrtpProfile::AeadAes128Gcm, SrtpProfile::Aes128CmSha1_80] {
+        let mut rig = Rig { profile, ..Rig::new() };
+        let publisher = rig.publisher(1);
+        for id in 2..6 {
+            rig.connect(id);
+            let open = OpenSubscription { rtx_ssrc: Some(0x0200_0000 + id as u32), ..Rig::subscription(id) };
+            rig.command(Command::OpenSubscription(Box::new(open)));
+            let payload_types = vec![PayloadTypeMap { from: 96, to: 102, rtx: Some(103), unwrap_red: false }];
+            rig.command(Command::Forward { subscription: SubscriptionId(id), track: Some(TrackId(1)), payload_types });
+        }
+        // Frames of five packets, the last three a byte longer, each frame within a turn.
+        let mut frames: Vec<Vec<Vec<u8>>> = (0..400u64)
+            .map(|frame| {
+                let packet = |at: u64| {
+                    let mut payload = vp8(frame % 100 == 0, 1_000 + usize::from(at > 1));
+                    payload[0] = if at == 0 { 0x10 } else { 0 };
+                    publisher.packet(1, 5 * frame + at, &payload)
+                };
+                (0..5).map(packet).collect()
+            })
+            .collect();
+        let run = |rig: &mut Rig, frames: &mut [Vec<Vec<u8>>]| {
+            let mut sent = 0;
+            for frame in frames {
+                rig.core.handle_datagrams(rig.now, publisher.path, frame.iter_mut().map(Vec::as_mut_slice));
+                rig.now = rig.now + Duration::from_millis(33);
+                rig.core.handle_timeout(rig.now);
+                sent += drain(rig);
+            }
+            sent
+        };
+        run(&mut rig, &mut frames[..200]);
+        let before = (thread_allocations(), *rig.core.counters());
+        let sent = run(&mut rig, &mut frames[200..]);
+        assert_eq!(thread_allocations() - before.0, 0, "over {sent} sends");
+        let now = rig.core.counters();
+        assert_eq!(now.rtp_packets_out - before.1.rtp_packets_out, 4 * 5 * 200, "{now:?}");
+        assert_eq!(now.rtp_padding_bytes_out - before.1.rtp_padding_bytes_out, 4 * 2 * 200, "{now:?}");
+        assert!(sent < 4 * 200 + 600, "{sent} sends: a frame is one train");
+    }
 }
 
 #[test]
