@@ -10,11 +10,12 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::fanout::server::Common;
 use crate::fanout::timeline::{Pace, Spread};
 use crate::fanout::{OVERRUN_MAX, SEARCH_LOSS_MAX, parse_duration};
 use crate::measured::Run;
 use crate::result::case_json;
-use crate::rooms::{Common, Room, Shape, Site};
+use crate::rooms::{Room, Shape, Site};
 use crate::sdp::Media;
 
 /// Opus packets a second: 20 ms each.

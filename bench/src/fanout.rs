@@ -12,11 +12,14 @@ pub(crate) mod ice;
 pub(crate) mod join;
 pub(crate) mod load;
 pub(crate) mod packet;
+mod padding;
+pub(crate) mod seats;
 pub(crate) mod server;
 pub(crate) mod timeline;
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,34 +27,27 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pop::dtls::{Certificate, Dtls};
 use pop_proto::control::SrtpProfile;
-use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_uring::BackendKind;
 use serde_json::{Value, json};
 
 use crate::floor::{Floor, Plan, measure_beside, pin_to};
-use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients};
 use crate::http;
 use crate::machine::{Machine, Pinning, Workers};
-use crate::measured::{Repeats, Run, Spent, counting, detail_of};
+use crate::measured::{Repeats, Run, Spent, counting, detail_of, figures_of};
 use crate::network::Network;
-use crate::random::{random_bytes, random_hex};
+use crate::random::random_hex;
 use crate::result::case_json;
 use crate::sdp::Media;
 use crate::token::{Grant, sign_token};
 use crate::{make_folder_of, write_json};
 
 use arrival::Trains;
-use join::{Joined, Ticket, join};
-use load::{Client, Load, Outcome, Publisher, Role, Subscriber};
+use join::{Ticket, join};
+use load::{Load, Outcome};
 use packet::PACKET_LEN_MIN;
-use server::{Capacity, Place, Server};
+use seats::{JOINS_AT_ONCE, Member, Seats};
+use server::{Capacity, Common, Place, Server};
 use timeline::{Pace, Spread};
-
-/// Clients that join at the same time: a handshake costs the node about a millisecond of CPU, and nothing here is a storm.
-const JOINS_AT_ONCE: usize = 20;
-
-/// One subscriber in this many authenticates every packet.
-pub(crate) const AUTHENTICATE_EVERY: usize = 10;
 
 /// Before anything is measured: caches, histories and the worker's buffers fill.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -87,12 +83,8 @@ pub(crate) struct FanoutArgs {
     /// Bits of RTP packets per second and publisher; k and M are understood.
     #[arg(long, default_value = "1.5M", value_parser = parse_bitrate)]
     bitrate: u64,
-    /// Bytes of an RTP packet before protection.
-    #[arg(long, default_value_t = 1_100)]
-    packet_size: usize,
-    /// Frames per second.
-    #[arg(long, default_value_t = 30)]
-    fps: u32,
+    #[command(flatten)]
+    frames: FrameArgs,
     /// How the packets of a frame leave, one measurement each; the one with the lower floor ratio counts.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "paced,frames")]
     pace: Vec<Spread>,
@@ -108,11 +100,12 @@ pub(crate) struct FanoutArgs {
     /// Raise the bitrate until packets are lost or queue up, and report the highest rate without either.
     #[arg(long)]
     search: bool,
-    /// The server to start; default: `pop` beside this program.
-    #[arg(long, conflicts_with = "http")]
-    pop: Option<PathBuf>,
+    /// What padding costs: the first half of a frame's packets is a byte shorter, and all clients are there twice, with RTX, whose packets
+    /// the node may pad, and without. The two are measured in turn.
+    #[arg(long, conflicts_with_all = ["http", "search"])]
+    uneven: bool,
     /// Measure a node that runs on this machine: its signalling URL.
-    #[arg(long, requires = "token")]
+    #[arg(long, requires = "token", conflicts_with = "pop")]
     http: Option<String>,
     /// A token for its room, with publish and subscribe grants.
     #[arg(long, requires = "http")]
@@ -123,24 +116,32 @@ pub(crate) struct FanoutArgs {
     /// Its process, when several nodes run here.
     #[arg(long, requires = "http")]
     pid: Option<u32>,
-    /// Core of the packet worker (of a server that is started here) and of the floor.
-    #[arg(long, default_value_t = 1)]
-    server_core: usize,
-    /// Packet workers (of a server that is started here), on that core and the next ones.
-    #[arg(long, default_value_t = 1)]
-    workers: usize,
-    /// Core of the load generator.
-    #[arg(long, default_value_t = 0)]
-    load_core: usize,
-    /// Node and load on loopback, as it is without root; default: a veth pair into a namespace that is made for the run.
-    #[arg(long)]
-    loopback: bool,
-    /// The server's back end: auto, io_uring or mmsg (of a server that is started here).
-    #[arg(long, default_value = "auto")]
-    backend: String,
-    /// Write the figures to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What the frames of a load are cut into.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct FrameArgs {
+    /// Bytes of an RTP packet before protection.
+    #[arg(long, default_value_t = 1_100)]
+    pub(crate) packet_size: usize,
+    /// Frames per second.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) fps: u32,
+}
+
+impl FrameArgs {
+    /// The error is a sentence.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if !(PACKET_LEN_MIN..=PACKET_LEN_MAX).contains(&self.packet_size) {
+            return Err(format!("--packet-size must be {PACKET_LEN_MIN} to {PACKET_LEN_MAX} bytes"));
+        }
+        if !(1..=1_000).contains(&self.fps) {
+            return Err("--fps must be 1 to 1000".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// What the clients offer.
@@ -161,7 +162,6 @@ impl Protection {
         match self {
             Protection::Gcm => false,
             Protection::AesCm => true,
-            // One in AUTHENTICATE_EVERY is timed, and that is an even number.
             Protection::Mixed => subscriber.is_some_and(|n| n % 2 == 1),
         }
     }
@@ -187,94 +187,81 @@ pub(crate) fn parse_bitrate(text: &str) -> Result<u64, String> {
 /// Runs the case and writes its report. The error is a sentence.
 pub(crate) fn run(args: &FanoutArgs) -> Result<(), String> {
     check_args(args)?;
-    make_folder_of(args.json.as_deref())?;
+    let common = &args.common;
+    make_folder_of(common.json.as_deref())?;
     let key = ("bench", random_hex::<20>());
-    let network = Network::open(args.loopback || args.http.is_some());
-    let pinning = Pinning::new(args.server_core, args.workers, args.load_core);
+    let network = Network::open(common.loopback || args.http.is_some());
+    let pinning = Pinning::new(common.server_core, common.workers, common.load_core);
+    let seats = args.seats(&network);
     let server = match &args.http {
         Some(http) => {
             let pid = args.pid.map_or_else(Workers::find_process, Ok)?;
             Server::attach(http, args.admin.as_deref(), pid)
         }
         None => {
-            let program = args.pop.clone().map_or_else(program_beside, Ok)?;
-            let capacity = Capacity { transports: args.subscribers + args.publishers + 8, ..Capacity::default() };
+            let program = common.pop.clone().map_or_else(program_beside, Ok)?;
+            let capacity = Capacity { transports: seats.len() + 8, ..Capacity::default() };
             let place = Place { cores: &pinning.workers, network: &network };
-            Server::start(&program, place, capacity, &args.backend, (key.0, &key.1))?
+            Server::start(&program, place, capacity, &common.backend, (key.0, &key.1))?
         }
     };
     // Only now: a child inherits the cores of its parent.
-    pin_to(args.load_core)?;
+    pin_to(common.load_core)?;
     let workers = Workers::find(server.pid)?;
-    let tickets = make_tickets(args, &server.http, (key.0, &key.1))?;
-    let (mut load, sinks, joined) = join_all(args, tickets, &network)?;
-    let mut bench = Bench { args, server: &server, workers: &workers, network: &network, load: &mut load, sinks };
+    let door = Door { args, base: &server.http, key: (key.0, &key.1) };
+    let (mut load, members) = door.join_all(&seats)?;
+    if args.uneven {
+        load.cut_as_libwebrtc();
+    }
+    let sides = Side::all(args, &members);
+    let mut bench = Bench { args, server: &server, workers: &workers, network: &network, load: &mut load, sides };
     let result = args.pace.iter().map(|spread| bench.measure(*spread)).collect::<Result<Vec<_>, String>>();
     // A node of ours ends with its process; in somebody else's the clients must not linger until consent expires.
-    if args.http.is_some() {
-        for stay in &joined {
-            let _ = http::request("DELETE", &stay.resource, &[("Authorization", &format!("Bearer {}", stay.token))], "");
+    if let Some(token) = &args.token {
+        for member in &members {
+            let _ = http::request("DELETE", &member.resource, &[("Authorization", &format!("Bearer {token}"))], "");
         }
     }
-    let runs = result?;
+    let mut sides: Vec<Vec<(Pace, Repeats)>> = vec![Vec::new(); args.sides()];
+    for of_pace in result? {
+        sides.iter_mut().zip(of_pace).for_each(|(side, runs)| side.push(runs));
+    }
     let machine = machine(&server).with(network.describe(), pinning.clone());
-    let profiles: BTreeSet<&str> = joined.iter().map(|stay| stay.profile).collect();
-    let own = json!({"server_drops": server.drops(), "srtp_profiles": profiles});
-    let json = report(args, &runs, (&machine, &pinning), own);
-    write_json(args.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|e| e.to_string())?)
+    let profiles: BTreeSet<&str> = members.iter().map(|member| member.profile).collect();
+    let mut own = json!({"server_drops": server.drops(), "srtp_profiles": profiles});
+    if let [padded, plain] = &sides[..] {
+        own["padding"] = padding::compare(padded, plain);
+    }
+    let json = report(args, &sides[0], (&machine, &pinning), own);
+    write_json(common.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|e| e.to_string())?)
 }
 
 fn report(args: &FanoutArgs, runs: &[(Pace, Repeats)], (machine, pinning): (&Machine, &Pinning), own: Value) -> Value {
-    let (pace, repeats) = counting(runs);
+    let (pace, _) = counting(runs);
     let config = json!({
         "subscribers": args.subscribers, "publishers": args.publishers, "bitrate": pace.bitrate, "packet_size": pace.packet_len,
         "fps": pace.fps, "duration_s": pace.duration.as_secs_f64(), "search": args.search, "repeats": args.repeats,
-        "profile": args.profile,
-        "server": if args.http.is_some() { "attached" } else { "started" }, "backend": args.backend,
+        "profile": args.profile, "uneven": args.uneven,
+        "server": if args.http.is_some() { "attached" } else { "started" }, "backend": args.common.backend,
     });
     let detail = detail_of(runs, pinning, own);
-    case_json("fanout", &repeats.middle().figures, machine, config, detail)
+    case_json("fanout", &figures_of(runs), machine, config, detail)
 }
 
 fn check_args(args: &FanoutArgs) -> Result<(), String> {
-    if args.publishers == 0 || args.subscribers < args.publishers {
-        return Err("--publishers must be at least 1, and --subscribers at least as many".to_owned());
-    }
     if args.http.is_some() && args.publishers > 1 {
         return Err("--http takes one publisher: a token opens one room".to_owned());
     }
-    if !(PACKET_LEN_MIN..=PACKET_LEN_MAX).contains(&args.packet_size) {
-        return Err(format!("--packet-size must be {PACKET_LEN_MIN} to {PACKET_LEN_MAX} bytes"));
+    if args.duration.is_zero() || args.repeats == 0 || args.common.workers == 0 {
+        return Err("--duration, --repeats and --workers must be above zero".to_owned());
     }
-    if !(1..=1_000).contains(&args.fps) || args.duration.is_zero() || args.repeats == 0 || args.workers == 0 {
-        return Err("--fps must be 1 to 1000, and --duration, --repeats and --workers above zero".to_owned());
-    }
-    Ok(())
+    args.frames.check()
 }
 
 /// The `pop` that was built together with this program.
 pub(crate) fn program_beside() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|e| format!("this program's path: {e}"))?;
     Ok(own.with_file_name("pop"))
-}
-
-/// Publishers first, then subscribers in turn over the publishers' rooms.
-fn make_tickets(args: &FanoutArgs, base: &str, key: (&str, &str)) -> Result<Vec<Ticket>, String> {
-    let given = match &args.token {
-        Some(token) => Some((token.clone(), room_of(token)?)),
-        None => None,
-    };
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| format!("the clock: {e}"))?.as_secs();
-    let ticket = |path: &str, publisher: usize, identity: String, ssrc: Option<u32>| {
-        let (token, room) = given.clone().unwrap_or_else(|| {
-            let room = format!("bench-{publisher}");
-            (sign_token(key, &room, &identity, if ssrc.is_some() { Grant::Publish } else { Grant::Watch }, now_s), room)
-        });
-        Ticket { url: format!("{base}/{path}/{room}"), token, ssrc }
-    };
-    let publishers = (0..args.publishers).map(|n| ticket("whip", n, format!("publisher-{n}"), Some(u32::from_be_bytes(random_bytes()))));
-    let subscribers = (0..args.subscribers).map(|n| ticket("whep", n % args.publishers, format!("subscriber-{n}"), None));
-    Ok(publishers.chain(subscribers).collect())
 }
 
 /// The room that a token is for: the server checks the signature, this only reads.
@@ -285,73 +272,56 @@ fn room_of(token: &str) -> Result<String, String> {
     room.map(str::to_owned).ok_or_else(|| "--token names no room (video.room): make one with pop token create --room R".to_owned())
 }
 
-/// What DELETE needs, and what DTLS came to.
-struct Stay {
-    resource: String,
-    token: String,
-    profile: &'static str,
+/// The way into the node, for each client.
+struct Door<'a> {
+    args: &'a FanoutArgs,
+    base: &'a str,
+    key: (&'a str, &'a str),
 }
 
-/// The load, the addresses of its subscribers, and how to leave.
-fn join_all(args: &FanoutArgs, tickets: Vec<Ticket>, network: &Network) -> Result<(Load, Vec<SocketAddr>, Vec<Stay>), String> {
-    let sockets = bind_clients(network.load_address(), tickets.len(), SOCKET_QUEUE_LEN)
-        .map_err(|e| format!("client sockets: {e}: raise the limit of open files (ulimit -n)"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("runtime: {e}"))?;
-    let dtls = |profiles: &'static [SrtpProfile]| -> Result<Dtls, String> {
-        Ok(Dtls::with_profiles(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE, profiles))
-    };
-    let (gcm, aes_cm) = (dtls(&[SrtpProfile::AeadAes128Gcm])?, dtls(&[SrtpProfile::Aes128CmSha1_80])?);
-    let dtls_of = |at: usize| if args.profile.is_aes_cm(at.checked_sub(args.publishers)) { &aes_cm } else { &gcm };
-    let (mut clients, mut stays) = (Vec::new(), Vec::new());
-    let pairs: Vec<Seat<'_>> =
-        tickets.iter().zip(&sockets).enumerate().map(|(at, (ticket, socket))| (ticket, socket, dtls_of(at))).collect();
-    // The publishers alone first, so that every viewer finds its track.
-    let (publishers, subscribers) = pairs.split_at(args.publishers);
-    for batch in publishers.chunks(JOINS_AT_ONCE).chain(subscribers.chunks(JOINS_AT_ONCE)) {
-        for (joined, ticket) in runtime.block_on(join_batch(batch))?.into_iter().zip(batch) {
-            let at = clients.len();
-            let Joined { server, checks, keys, resource } = joined;
-            let receiver = || SrtpReceiver::new(keys.profile, &keys.remote);
-            let role = match ticket.0.ssrc {
-                Some(ssrc) => {
-                    let sender = SrtpSender::new(keys.profile, &keys.local);
-                    let sequence = u16::from_be_bytes(random_bytes());
-                    Role::Publisher(Box::new(Publisher::new(sender, receiver(), ssrc, sequence, &args.pace_of(Spread::Burst))))
-                }
-                None => {
-                    let n = at - args.publishers;
-                    let authenticates = n.is_multiple_of(AUTHENTICATE_EVERY);
-                    Role::Subscriber(Box::new(Subscriber::new(n % args.publishers, authenticates.then(receiver))))
-                }
-            };
-            clients.push(Client { server, checks, role });
-            stays.push(Stay { resource, token: ticket.0.token.clone(), profile: keys.profile.name() });
-        }
+impl Door<'_> {
+    fn join_all(&self, seats: &Seats) -> Result<(Load, Vec<Member>), String> {
+        let Door { args, base, key } = self;
+        let given = match &args.token {
+            Some(token) => Some((token.clone(), room_of(token)?)),
+            None => None,
+        };
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| format!("the clock: {e}"))?.as_secs();
+        let dtls = |profiles: &'static [SrtpProfile]| -> Result<Dtls, String> {
+            Ok(Dtls::with_profiles(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE, profiles))
+        };
+        let (gcm, aes_cm) = (dtls(&[SrtpProfile::AeadAes128Gcm])?, dtls(&[SrtpProfile::Aes128CmSha1_80])?);
+        seats.fill(|seat, socket| {
+            let (door, grant) = if seat.subscriber.is_some() { ("whep", Grant::Watch) } else { ("whip", Grant::Publish) };
+            let (token, room) = given.clone().unwrap_or_else(|| {
+                let room = format!("bench-{}", seat.publisher);
+                (sign_token(*key, &room, &random_hex::<8>(), grant, now_s), room)
+            });
+            let rtx = args.uneven && seat.side == Side::PADDED;
+            let dtls = if args.profile.is_aes_cm(seat.subscriber) { &aes_cm } else { &gcm };
+            join(dtls.clone(), socket, Ticket { url: format!("{base}/{door}/{room}"), token, ssrc: seat.published(), rtx })
+        })
     }
-    let authenticating = args.subscribers.div_ceil(AUTHENTICATE_EVERY);
-    let per_subscriber = args.bitrate as f64 / 8.0 / args.packet_size as f64 * args.duration.as_secs_f64();
-    let samples = (per_subscriber as usize + 2 * args.fps as usize) * authenticating;
-    let sinks = sockets[args.publishers..].iter().map(UdpSocket::local_addr).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-    let groups = Groups::new(sockets).map_err(|e| format!("load generator: {e}"))?;
-    // The runtime's threads would share the generator's core; what is left to do there is nothing.
-    runtime.shutdown_background();
-    Ok((Load::new(groups, clients, args.packet_size, samples), sinks, stays))
 }
 
-/// Who joins, by which socket and with which DTLS.
-type Seat<'a> = (&'a Ticket, &'a UdpSocket, &'a Dtls);
+/// Clients that are measured together, of which there is one set or, with `--uneven`, two.
+struct Side {
+    publishers: Range<usize>,
+    /// Addresses of the subscribers.
+    sinks: Vec<SocketAddr>,
+}
 
-async fn join_batch(batch: &[Seat<'_>]) -> Result<Vec<Joined>, String> {
-    let mut tasks = Vec::new();
-    for (ticket, socket, dtls) in batch {
-        let socket = socket.try_clone().map_err(|e| format!("client socket: {e}"))?;
-        tasks.push(tokio::spawn(join((*dtls).clone(), socket, (*ticket).clone())));
+impl Side {
+    /// The number of the side with RTX.
+    const PADDED: usize = 0;
+
+    fn all(args: &FanoutArgs, members: &[Member]) -> Vec<Side> {
+        let side = |side: usize| {
+            let ours = members.iter().filter(|member| member.seat.subscriber.is_some() && member.seat.side == side);
+            Side { publishers: side * args.publishers..(side + 1) * args.publishers, sinks: ours.map(|member| member.address).collect() }
+        };
+        (0..args.sides()).map(side).collect()
     }
-    let mut joined = Vec::new();
-    for task in tasks {
-        joined.push(task.await.map_err(|e| format!("a client's join panicked: {e}"))??);
-    }
-    Ok(joined)
 }
 
 /// This machine, and what the server says about itself.
@@ -363,7 +333,23 @@ pub(crate) fn machine(server: &Server) -> Machine {
 
 impl FanoutArgs {
     fn pace_of(&self, spread: Spread) -> Pace {
-        Pace { bitrate: self.bitrate, packet_len: self.packet_size, fps: self.fps, spread, duration: self.duration, media: Media::Video }
+        let FrameArgs { packet_size: packet_len, fps } = self.frames;
+        Pace { bitrate: self.bitrate, packet_len, fps, spread, duration: self.duration, media: Media::Video }
+    }
+
+    fn sides(&self) -> usize {
+        if self.uneven { 2 } else { 1 }
+    }
+
+    fn seats(&self, network: &Network) -> Seats {
+        Seats {
+            sides: self.sides(),
+            publishers: self.publishers,
+            subscribers: self.subscribers,
+            address: network.load_address(),
+            pace: self.pace_of(Spread::Burst),
+            timed: (self.profile == Protection::Mixed).then_some(SrtpProfile::AeadAes128Gcm),
+        }
     }
 }
 
@@ -374,39 +360,47 @@ struct Bench<'a> {
     workers: &'a Workers,
     network: &'a Network,
     load: &'a mut Load,
-    /// Addresses of the subscribers.
-    sinks: Vec<SocketAddr>,
+    sides: Vec<Side>,
 }
 
 impl Bench<'_> {
-    /// All runs of one pace, and the pace, which a search changes.
-    fn measure(&mut self, spread: Spread) -> Result<(Pace, Repeats), String> {
-        let pace = self.args.pace_of(spread);
-        self.load.renew_consent()?;
-        let warm_up = self.load.run(&Pace { duration: WARM_UP, ..pace })?;
-        if warm_up.delivered == 0 {
-            let (answers, drops) = (self.load.check_answers(), self.server.drops());
-            return Err(format!("{answers} clients joined and no packet arrived; the server's drops: {drops}"));
-        }
-        // The rate that a search finds is run once more between its floors, which have that rate's trains.
-        let (pace, like) = if self.args.search { self.search(pace)? } else { (pace, warm_up) };
-        let mut floor = self.floor_like(&like.trains)?;
-        let mut runs = Vec::new();
-        for _ in 0..self.args.repeats {
+    /// All runs of one pace, by side, and the pace, which a search changes.
+    fn measure(&mut self, spread: Spread) -> Result<Vec<(Pace, Repeats)>, String> {
+        let mut pace = self.args.pace_of(spread);
+        let mut floors = Vec::new();
+        for side in 0..self.sides.len() {
             self.load.renew_consent()?;
-            let (outcome, spent) = self.run(&pace)?;
-            let after = self.floor_like(&outcome.trains)?;
-            let run = Run::new(&outcome, &spent, vec![std::mem::replace(&mut floor, after.clone()), after]);
-            run.summarize(spread.name());
-            runs.push(run);
+            let warm_up = self.load.run_some(&Pace { duration: WARM_UP, ..pace }, self.sides[side].publishers.clone())?;
+            if warm_up.delivered == 0 {
+                let (answers, drops) = (self.load.check_answers(), self.server.drops());
+                return Err(format!("{answers} clients joined and no packet arrived; the server's drops: {drops}"));
+            }
+            // The rate that a search finds is run once more between its floors, which have that rate's trains.
+            let (found, like) = if self.args.search { self.search(pace)? } else { (pace, warm_up) };
+            pace = found;
+            floors.push(self.floor_like(side, &like.trains)?);
         }
-        Ok((pace, Repeats::new(runs)))
+        let sides = self.sides.len();
+        let mut runs: Vec<Vec<Run>> = vec![Vec::new(); sides];
+        for repeat in 0..self.args.repeats {
+            // Each side is first in turn.
+            for side in (0..sides).map(|side| (side + repeat) % sides) {
+                self.load.renew_consent()?;
+                let (outcome, spent) = self.run(&pace, side)?;
+                let after = self.floor_like(side, &outcome.trains)?;
+                let run = Run::new(&outcome, &spent, vec![std::mem::replace(&mut floors[side], after.clone()), after]);
+                let name = if self.args.uneven && side != Side::PADDED { "no rtx" } else { spread.name() };
+                run.summarize(name);
+                runs[side].push(run);
+            }
+        }
+        Ok(runs.into_iter().map(|runs| (pace, Repeats::new(runs))).collect())
     }
 
-    /// One run, and what the server spent on it.
-    fn run(&mut self, pace: &Pace) -> Result<(Outcome, Spent), String> {
+    /// One run of a side, and what the server spent on it.
+    fn run(&mut self, pace: &Pace, side: usize) -> Result<(Outcome, Spent), String> {
         let before = Spent::read(self.server, self.workers)?;
-        let outcome = self.load.run(pace)?;
+        let outcome = self.load.run_some(pace, self.sides[side].publishers.clone())?;
         Ok((outcome, Spent::read(self.server, self.workers)?.since(&before)))
     }
 
@@ -422,7 +416,7 @@ impl Bench<'_> {
                 (Some((pace, _)), Some(bad)) => (pace.bitrate + bad) / 2,
             };
             let pace = Pace { bitrate, ..start };
-            let (outcome, spent) = self.run(&pace)?;
+            let (outcome, spent) = self.run(&pace, 0)?;
             eprintln!(
                 "search: {:>8.3} Mb/s per publisher, {:>9.0} packets/s, loss {:.5} %, {:>6.1} ms overrun, {:.0} ns of worker CPU per packet ({:.0} % of its core)",
                 bitrate as f64 / 1e6,
@@ -446,19 +440,20 @@ impl Bench<'_> {
     }
 
     /// The floor at the run's packet size and with its trains, on the worker's core, into the subscribers' sockets.
-    fn floor_like(&mut self, trains: &Trains) -> Result<Floor, String> {
+    fn floor_like(&mut self, side: usize, trains: &Trains) -> Result<Floor, String> {
         let args = self.args;
+        let packet_len = args.frames.packet_size;
         let plan = Plan {
             seals: true,
-            trains: trains.replay(Plan::train_max(args.packet_size)),
-            packet_len: args.packet_size,
+            trains: trains.replay(Plan::train_max(packet_len)),
+            packet_len,
             packets: floor_packets(args.duration),
-            core: args.server_core,
+            core: args.common.server_core,
             from: self.network.node_address(),
             namespace: self.network.namespace(),
             backend: BackendKind::Mmsg,
         };
-        measure_beside(plan, self.sinks.clone(), || self.load.drain())
+        measure_beside(plan, self.sides[side].sinks.clone(), || self.load.drain())
     }
 }
 

@@ -14,21 +14,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use pop::dtls::{Certificate, Dtls};
-use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_uring::{Backend, IoConfig, IoStats, MmsgBackend, RawUdp, Transmit, Wait};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::fanout::join::{Joined, Ticket, join};
-use crate::fanout::load::{Client, Load, Outcome, Publisher, Role, Subscriber};
+use crate::fanout::join::{Ticket, join};
+use crate::fanout::load::{Load, Outcome};
+use crate::fanout::seats::{JOINS_AT_ONCE, Seats};
 use crate::fanout::server::{Capacity, Place, Server, sum_metric};
 use crate::fanout::timeline::{Pace, Spread};
-use crate::fanout::{AUTHENTICATE_EVERY, machine, parse_bitrate, parse_duration, program_beside};
+use crate::fanout::{machine, parse_bitrate, parse_duration, program_beside};
 use crate::floor::pin_to;
-use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients, no_wakes};
+use crate::groups::no_wakes;
 use crate::machine::{Workers, resident_bytes};
 use crate::network::Network;
-use crate::random::{random_bytes, random_hex};
+use crate::random::random_hex;
 use crate::result::{Figures, case_json};
 use crate::sdp::Media;
 use crate::token::{Grant, sign_token};
@@ -276,52 +276,28 @@ fn flood(pool: &[Forged], to: SocketAddrV4, duration: Duration, stop: &AtomicBoo
     Ok(Sent { datagrams: datagrams_sent, bytes: bytes_sent, refused: sends_failed, cpu_share })
 }
 
-/// Publishers first, so that every subscriber finds its track. The node's media address, and the clients as seen on the wire.
+/// The load, the node's media address, and the clients as seen on the wire.
 fn join_all(
     args: &FloodArgs,
     pace: &Pace,
     (base, address): (&str, IpAddr),
     key: (&str, &str),
 ) -> Result<(Load, SocketAddrV4, Vec<Victim>), String> {
-    if args.publishers == 0 || args.subscribers < args.publishers {
-        return Err("--publishers must be at least 1, and --subscribers at least as many".to_owned());
-    }
-    let sockets =
-        bind_clients(address, args.publishers + args.subscribers, SOCKET_QUEUE_LEN).map_err(|e| format!("client sockets: {e}"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("runtime: {e}"))?;
-    let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, 1);
+    let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE);
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| format!("the clock: {e}"))?.as_secs();
-    let (mut clients, mut victims, mut to) = (Vec::new(), Vec::new(), None);
-    for (at, socket) in sockets.iter().enumerate() {
-        let watched = at.checked_sub(args.publishers).map(|n| n % args.publishers);
-        let ssrc = u32::from_be_bytes(random_bytes());
-        let (path, room) = (if watched.is_some() { "whep" } else { "whip" }, format!("flood-{}", watched.unwrap_or(at)));
-        let grant = if watched.is_some() { Grant::Watch } else { Grant::Publish };
-        let token = sign_token(key, &room, &format!("client-{at}"), grant, now_s);
-        let ticket = Ticket { url: format!("{base}/{path}/{room}"), token, ssrc: watched.is_none().then_some(ssrc) };
-        let own = socket.try_clone().map_err(|e| format!("client socket: {e}"))?;
-        let Joined { server, checks, keys, .. } = runtime.block_on(join(dtls.clone(), own, ticket))?;
-        let receiver = || SrtpReceiver::new(keys.profile, &keys.remote);
-        let role = match watched {
-            None => {
-                let sender = SrtpSender::new(keys.profile, &keys.local);
-                Role::Publisher(Box::new(Publisher::new(sender, receiver(), ssrc, u16::from_be_bytes(random_bytes()), pace)))
-            }
-            Some(publisher) => {
-                let authenticates = (at - args.publishers).is_multiple_of(AUTHENTICATE_EVERY);
-                Role::Subscriber(Box::new(Subscriber::new(publisher, authenticates.then(receiver))))
-            }
-        };
-        if let (SocketAddr::V4(from), SocketAddr::V4(server)) = (socket.local_addr().map_err(|e| e.to_string())?, server) {
+    let seats = Seats { sides: 1, publishers: args.publishers, subscribers: args.subscribers, address, pace: *pace, timed: None };
+    let (load, members) = seats.fill(|seat, socket| {
+        let room = format!("flood-{}", seat.publisher);
+        let (door, grant) = if seat.subscriber.is_some() { ("whep", Grant::Watch) } else { ("whip", Grant::Publish) };
+        let token = sign_token(key, &room, &random_hex::<8>(), grant, now_s);
+        join(dtls.clone(), socket, Ticket { url: format!("{base}/{door}/{room}"), token, ssrc: seat.published(), rtx: false })
+    })?;
+    let (mut victims, mut to) = (Vec::new(), None);
+    for member in members {
+        if let (SocketAddr::V4(from), SocketAddr::V4(server)) = (member.address, member.server) {
             to = Some(server);
-            victims.push(Victim { from, username: checks.username().to_owned(), ssrc });
+            victims.push(Victim { from, username: member.username, ssrc: member.seat.ssrc });
         }
-        clients.push(Client { server, checks, role });
     }
-    let samples = (args.bitrate as f64 / 8.0 / 1_100.0 * args.duration.as_secs_f64()) as usize + 1_000;
-    let samples = samples * args.subscribers.div_ceil(AUTHENTICATE_EVERY);
-    let groups = Groups::new(sockets).map_err(|e| format!("load generator: {e}"))?;
-    // The runtime's threads would share the generator's core; what is left to do there is nothing.
-    runtime.shutdown_background();
-    Ok((Load::new(groups, clients, 1_100, samples), to.ok_or("the node's media address is not IPv4")?, victims))
+    Ok((load, to.ok_or("the node's media address is not IPv4")?, victims))
 }

@@ -18,6 +18,7 @@ pub(crate) struct Spent {
     syscalls: Option<f64>,
     trains: Option<f64>,
     datagrams: Option<f64>,
+    padding_bytes: Option<f64>,
 }
 
 impl Spent {
@@ -31,6 +32,7 @@ impl Spent {
             cpu_ns: workers.cpu_ns()?,
             allocations: metric("pop_worker_allocations_total"),
             syscalls: metric("pop_worker_syscalls_total"),
+            padding_bytes: metric("pop_rtp_padding_bytes_total"),
             trains: crate::fanout::server::sum_metric(&sent, "pop_trains_total"),
             datagrams: crate::fanout::server::sum_metric(&sent, "pop_datagrams_total"),
         })
@@ -45,6 +47,7 @@ impl Spent {
             syscalls: less(self.syscalls, before.syscalls),
             trains: less(self.trains, before.trains),
             datagrams: less(self.datagrams, before.datagrams),
+            padding_bytes: less(self.padding_bytes, before.padding_bytes),
         }
     }
 
@@ -60,7 +63,7 @@ impl Spent {
 }
 
 /// One run.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Run {
     /// What is compared.
     #[serde(flatten)]
@@ -99,6 +102,9 @@ impl Run {
                 "refused": outcome.refused,
                 "checksum": format!("{:016x}", outcome.checksum),
                 "latency_samples": outcome.latency_samples,
+                // Of UDP payload.
+                "bytes_per_packet": (outcome.bytes > 0).then(|| outcome.bytes as f64 / (outcome.delivered + outcome.repeats) as f64),
+                "padding_bytes_per_packet": per_packet(spent.padding_bytes),
                 "syscalls_per_packet": per_packet(spent.syscalls),
                 // Of the worker itself, everything that it sent: it should agree with the trains that the sinks saw.
                 "worker_train_mean": spent.datagrams.zip(spent.trains).filter(|(_, trains)| *trains > 0.0).map(|(all, trains)| all / trains),
@@ -124,6 +130,11 @@ impl Run {
             "loss": self.figures.loss,
             "latency_us": self.figures.latency_us,
         })
+    }
+
+    /// One of the numbers that are not compared.
+    pub(crate) fn evidence(&self, name: &str) -> Option<f64> {
+        self.evidence[name].as_f64()
     }
 
     /// What a reader must know of it: sentences.
@@ -182,7 +193,7 @@ impl Run {
 }
 
 /// Runs of one kind.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Repeats {
     /// Each figure's smallest, middle and largest.
     spread: Value,
@@ -223,13 +234,23 @@ pub(crate) fn detail_of(runs: &[(Pace, Repeats)], pinning: &Pinning, own: Value)
     detail
 }
 
-/// The pace with the lower ratio counts; where one has none, the one that costs more.
+/// The pace with the lower ratio counts; unless each has one, the one that costs more.
 pub(crate) fn counting(runs: &[(Pace, Repeats)]) -> &(Pace, Repeats) {
-    let worse = |a: &Run, b: &Run| match (a.figures.floor_ratio, b.figures.floor_ratio) {
-        (Some(a), Some(b)) => a.total_cmp(&b),
-        _ => b.cpu_ns().total_cmp(&a.cpu_ns()),
+    let key = |repeats: &Repeats| {
+        let run = repeats.middle();
+        if all_judged(runs) { run.figures.floor_ratio.unwrap_or_default() } else { -run.cpu_ns() }
     };
-    runs.iter().min_by(|a, b| worse(a.1.middle(), b.1.middle())).expect("clap gives at least one pace")
+    runs.iter().min_by(|a, b| key(&a.1).total_cmp(&key(&b.1))).expect("clap gives at least one pace")
+}
+
+/// The figures of a case with several paces: those of the one that counts. One pace's ratio never stands for another that has none.
+pub(crate) fn figures_of(runs: &[(Pace, Repeats)]) -> Figures {
+    let figures = counting(runs).1.middle().figures.clone();
+    Figures { floor_ratio: figures.floor_ratio.filter(|_| all_judged(runs)), ..figures }
+}
+
+fn all_judged(runs: &[(Pace, Repeats)]) -> bool {
+    runs.iter().all(|(_, repeats)| repeats.middle().figures.floor_ratio.is_some())
 }
 
 /// `{figure: {min, median, max}}` of what is a number.
@@ -250,10 +271,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::fanout::timeline::Spread;
+    use crate::sdp::Media;
 
     fn run(cpu_ns: u64) -> Run {
         let outcome = Outcome { expected: 100, delivered: 100, elapsed: Duration::from_secs(1), ..Outcome::default() };
-        Run::new(&outcome, &Spent { cpu_ns, allocations: Some(0.0), syscalls: None, trains: None, datagrams: None }, Vec::new())
+        Run::new(
+            &outcome,
+            &Spent { cpu_ns, allocations: Some(0.0), syscalls: None, trains: None, datagrams: None, padding_bytes: None },
+            Vec::new(),
+        )
     }
 
     #[test]
@@ -264,5 +291,23 @@ mod tests {
         assert_eq!(repeats.spread["allocations_per_packet"]["max"], 0.0);
         assert_eq!(repeats.spread.get("floor_ratio"), None, "no floor, no ratio");
         assert_eq!(repeats.middle().floor_off.as_deref(), Some("not measured"));
+    }
+
+    #[test]
+    fn the_lower_ratio_counts_and_there_is_none_unless_each_pace_has_one() {
+        let pace = |spread, cpu_ns, ratio| {
+            let mut run = run(cpu_ns);
+            run.figures.floor_ratio = ratio;
+            let pace = Pace { bitrate: 1, packet_len: 100, fps: 1, spread, duration: Duration::from_secs(1), media: Media::Video };
+            (pace, Repeats::new(vec![run]))
+        };
+        let told = |runs: &[_]| (counting(runs).0.spread, figures_of(runs).floor_ratio);
+        let (cheap, dear) = (pace(Spread::Frames, 10_000, Some(0.5)), pace(Spread::Paced, 20_000, Some(0.7)));
+        assert_eq!(told(&[cheap, dear]), (Spread::Frames, Some(0.5)));
+        // The dearer one counts, and its ratio is not that of both.
+        for runs in [[Some(0.5), None], [None, Some(0.7)], [None, None]] {
+            let runs = [pace(Spread::Frames, 10_000, runs[0]), pace(Spread::Paced, 20_000, runs[1])];
+            assert_eq!(told(&runs), (Spread::Paced, None));
+        }
     }
 }

@@ -7,37 +7,30 @@
 
 mod janus;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pop::dtls::{Certificate, Dtls};
-use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use serde_json::{Value, json};
 
 use crate::fanout::join::{self, Joined};
-use crate::fanout::load::{Client, Load, Outcome, Publisher, Role, Subscriber};
-use crate::fanout::packet::PACKET_LEN_MIN;
+use crate::fanout::load::Outcome;
+use crate::fanout::seats::{JOINS_AT_ONCE, Seat, Seats};
 use crate::fanout::server::{Capacity, Place, Server};
 use crate::fanout::timeline::{Pace, Spread};
-use crate::fanout::{self, PACKET_LEN_MAX, parse_bitrate, parse_duration, program_beside};
+use crate::fanout::{self, FrameArgs, parse_bitrate, parse_duration, program_beside};
 use crate::floor::pin_to;
-use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients};
 use crate::machine::{Machine, Pinning, Workers, threads_cpu_ns};
 use crate::network::Network;
-use crate::random::{random_bytes, random_hex};
+use crate::random::random_hex;
 use crate::result::{Figures, case_json};
 use crate::sdp::Media;
 use crate::token::{Grant, sign_token};
 use crate::{make_folder_of, write_json};
 
 use janus::Janus;
-
-/// Clients that join at the same time.
-const JOINS_AT_ONCE: usize = 20;
-
-/// One subscriber in this many authenticates every packet.
-const AUTHENTICATE_EVERY: usize = 10;
 
 /// Before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -67,12 +60,8 @@ pub(crate) struct PeerArgs {
     /// Bits of RTP packets per second and publisher; k and M are understood.
     #[arg(long, default_value = "1.5M", value_parser = parse_bitrate)]
     bitrate: u64,
-    /// Bytes of an RTP packet before protection.
-    #[arg(long, default_value_t = 1_100)]
-    packet_size: usize,
-    /// Frames per second.
-    #[arg(long, default_value_t = 30)]
-    fps: u32,
+    #[command(flatten)]
+    frames: FrameArgs,
     /// How the packets of a frame leave the publisher.
     #[arg(long, value_enum, default_value_t = Spread::Frames)]
     spread: Spread,
@@ -114,14 +103,6 @@ struct Run {
     version: String,
 }
 
-/// A client that is to join: publishers first, each in its room, then subscribers in turn over the rooms.
-#[derive(Clone, Copy, Debug)]
-struct Seat {
-    room: usize,
-    /// A publisher's.
-    ssrc: Option<u32>,
-}
-
 /// Runs the case and writes its report. The error is a sentence.
 pub(crate) fn run(args: &PeerArgs) -> Result<(), String> {
     check_args(args)?;
@@ -149,16 +130,10 @@ pub(crate) fn run(args: &PeerArgs) -> Result<(), String> {
 }
 
 fn check_args(args: &PeerArgs) -> Result<(), String> {
-    if args.publishers == 0 || args.subscribers < args.publishers || args.pairs == 0 {
-        return Err("--publishers and --pairs must be at least 1, and --subscribers at least as many as publishers".to_owned());
+    if args.pairs == 0 || args.duration.is_zero() {
+        return Err("--pairs and --duration must be above zero".to_owned());
     }
-    if !(PACKET_LEN_MIN..=PACKET_LEN_MAX).contains(&args.packet_size) {
-        return Err(format!("--packet-size must be {PACKET_LEN_MIN} to {PACKET_LEN_MAX} bytes"));
-    }
-    if !(1..=1_000).contains(&args.fps) || args.duration.is_zero() {
-        return Err("--fps must be 1 to 1000, and --duration above zero".to_owned());
-    }
-    Ok(())
+    args.frames.check()
 }
 
 /// In PATH, or where `scripts/setup test` has put it: beside the folders of cargo's profiles.
@@ -178,10 +153,10 @@ fn run_pop(args: &PeerArgs, network: &Network, program: &Path) -> Result<(Run, M
     let workers = Workers::find(server.pid)?;
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| format!("the clock: {e}"))?.as_secs();
     let enter = |dtls: Dtls, socket: std::net::UdpSocket, seat: Seat| {
-        let room = format!("bench-{}", seat.room);
-        let (door, grant) = if seat.ssrc.is_some() { ("whip", Grant::Publish) } else { ("whep", Grant::Watch) };
+        let room = format!("bench-{}", seat.publisher);
+        let (door, grant) = if seat.subscriber.is_some() { ("whep", Grant::Watch) } else { ("whip", Grant::Publish) };
         let token = sign_token((key.0, &key.1), &room, &random_hex::<8>(), grant, now_s);
-        join::join(dtls, socket, join::Ticket { url: format!("{}/{door}/{room}", server.http), token, ssrc: seat.ssrc })
+        join::join(dtls, socket, join::Ticket { url: format!("{}/{door}/{room}", server.http), token, ssrc: seat.published(), rtx: false })
     };
     let run = measure(args, network, enter, || Ok((threads_cpu_ns(server.pid)?, Some(workers.cpu_ns()?))))
         .map_err(|sentence| format!("pop: {sentence}; its drops: {:?}", server.drops()))?;
@@ -192,7 +167,7 @@ fn run_pop(args: &PeerArgs, network: &Network, program: &Path) -> Result<(Run, M
 fn run_janus(args: &PeerArgs, network: &Network, program: &Path) -> Result<Run, String> {
     let janus = Janus::start(program, network, args.server_core, args.publishers, args.event_loops)?;
     let enter = |dtls: Dtls, socket: std::net::UdpSocket, seat: Seat| {
-        janus::join(dtls, socket, janus::Ticket { api: janus.api.clone(), room: seat.room + 1, ssrc: seat.ssrc })
+        janus::join(dtls, socket, janus::Ticket { api: janus.api.clone(), room: seat.publisher + 1, ssrc: seat.published() })
     };
     let run = measure(args, network, enter, || Ok((threads_cpu_ns(janus.pid())?, None)))
         .map_err(|sentence| format!("Janus: {sentence}\n{}", janus.log()))?;
@@ -216,7 +191,11 @@ where
     let drive = || {
         pin_to(args.load_core)?;
         let pace = pace_of(args);
-        let (mut load, profiles) = join_all(args, network, &enter)?;
+        let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE);
+        let PeerArgs { publishers, subscribers, .. } = *args;
+        let (mut load, members) = Seats { sides: 1, publishers, subscribers, address: network.load_address(), pace, timed: None }
+            .fill(|seat, socket| enter(dtls.clone(), socket, seat))?;
+        let profiles: BTreeSet<&str> = members.iter().map(|member| member.profile).collect();
         load.renew_consent()?;
         if load.run(&Pace { duration: WARM_UP, ..pace })?.delivered == 0 {
             return Err(format!("all joined ({} checks were answered) and no packet arrived", load.check_answers()));
@@ -226,73 +205,14 @@ where
         let outcome = load.run(&pace)?;
         let after = cpu()?;
         let worker_cpu_ns = after.1.zip(before.1).map(|(after, before)| after - before);
-        Ok(Run { outcome, cpu_ns: after.0 - before.0, worker_cpu_ns, profiles, version: String::new() })
+        Ok(Run { outcome, cpu_ns: after.0 - before.0, worker_cpu_ns, profiles: profiles.into_iter().collect(), version: String::new() })
     };
     std::thread::scope(|scope| scope.spawn(drive).join()).map_err(|_| "the load panicked".to_owned())?
 }
 
 fn pace_of(args: &PeerArgs) -> Pace {
-    let PeerArgs { bitrate, packet_size: packet_len, fps, spread, duration, .. } = *args;
+    let PeerArgs { bitrate, frames: FrameArgs { packet_size: packet_len, fps }, spread, duration, .. } = *args;
     Pace { bitrate, packet_len, fps, spread, duration, media: Media::Video }
-}
-
-/// The load of clients that have joined, and the SRTP profiles that they got.
-fn join_all<F>(
-    args: &PeerArgs,
-    network: &Network,
-    enter: impl Fn(Dtls, std::net::UdpSocket, Seat) -> F,
-) -> Result<(Load, Vec<&'static str>), String>
-where
-    F: Future<Output = Result<Joined, String>> + Send + 'static,
-{
-    let publishers = (0..args.publishers).map(|room| Seat { room, ssrc: Some(u32::from_be_bytes(random_bytes())) });
-    let seats: Vec<Seat> = publishers.chain((0..args.subscribers).map(|n| Seat { room: n % args.publishers, ssrc: None })).collect();
-    let sockets = bind_clients(network.load_address(), seats.len(), SOCKET_QUEUE_LEN)
-        .map_err(|e| format!("client sockets: {e}: raise the limit of open files (ulimit -n)"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("runtime: {e}"))?;
-    let dtls = Dtls::new(Certificate::generate().map_err(|e| e.to_string())?, JOINS_AT_ONCE);
-    let (mut clients, mut profiles) = (Vec::new(), std::collections::BTreeSet::new());
-    let pairs: Vec<(&Seat, &std::net::UdpSocket)> = seats.iter().zip(&sockets).collect();
-    // The publishers alone first, so that every viewer finds its track.
-    let (first, then) = pairs.split_at(args.publishers);
-    for batch in first.chunks(JOINS_AT_ONCE).chain(then.chunks(JOINS_AT_ONCE)) {
-        let joins = batch.iter().map(|(seat, socket)| Ok(enter(dtls.clone(), socket.try_clone()?, **seat)));
-        let joins: Vec<F> = joins.collect::<std::io::Result<_>>().map_err(|e| format!("client socket: {e}"))?;
-        for (joined, (seat, _)) in runtime.block_on(all_of(joins))?.into_iter().zip(batch) {
-            let Joined { server, checks, keys, .. } = joined;
-            profiles.insert(keys.profile.name());
-            let receiver = || SrtpReceiver::new(keys.profile, &keys.remote);
-            let role = match seat.ssrc {
-                Some(ssrc) => {
-                    let (sender, sequence) = (SrtpSender::new(keys.profile, &keys.local), u16::from_be_bytes(random_bytes()));
-                    Role::Publisher(Box::new(Publisher::new(sender, receiver(), ssrc, sequence, &pace_of(args))))
-                }
-                None => {
-                    let authenticates = (clients.len() - args.publishers).is_multiple_of(AUTHENTICATE_EVERY);
-                    Role::Subscriber(Box::new(Subscriber::new(seat.room, authenticates.then(receiver))))
-                }
-            };
-            clients.push(Client { server, checks, role });
-        }
-    }
-    let per_subscriber = args.bitrate as f64 / 8.0 / args.packet_size as f64 * args.duration.as_secs_f64();
-    let samples = (per_subscriber as usize + 2 * args.fps as usize) * args.subscribers.div_ceil(AUTHENTICATE_EVERY);
-    let groups = Groups::new(sockets).map_err(|e| format!("load generator: {e}"))?;
-    // Its threads would share the load's core, and nothing is left to do there.
-    runtime.shutdown_background();
-    Ok((Load::new(groups, clients, args.packet_size, samples), profiles.into_iter().collect()))
-}
-
-async fn all_of<F>(joins: Vec<F>) -> Result<Vec<Joined>, String>
-where
-    F: Future<Output = Result<Joined, String>> + Send + 'static,
-{
-    let tasks: Vec<_> = joins.into_iter().map(tokio::spawn).collect();
-    let mut joined = Vec::new();
-    for task in tasks {
-        joined.push(task.await.map_err(|e| format!("a client's join panicked: {e}"))??);
-    }
-    Ok(joined)
 }
 
 impl Run {
@@ -355,7 +275,7 @@ fn report(args: &PeerArgs, machine: &Machine, ours: &[Run], theirs: &[Run]) -> V
     };
     let config = json!({
         "peer": "janus", "subscribers": args.subscribers, "publishers": args.publishers, "bitrate": args.bitrate,
-        "packet_size": args.packet_size, "fps": args.fps, "spread": args.spread, "duration_s": args.duration.as_secs_f64(),
+        "packet_size": args.frames.packet_size, "fps": args.frames.fps, "spread": args.spread, "duration_s": args.duration.as_secs_f64(),
         "pairs": args.pairs, "event_loops": args.event_loops, "server_core": args.server_core, "load_core": args.load_core,
     });
     let list = |name: &str, runs: &[Run]| -> Vec<Value> { runs.iter().map(|run| run.json(name)).collect() };

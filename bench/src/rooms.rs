@@ -12,7 +12,6 @@ mod member;
 mod report;
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,10 +24,9 @@ use tokio::sync::Semaphore;
 
 use crate::fanout::arrival::Trains;
 use crate::fanout::load::Outcome;
-use crate::fanout::packet::PACKET_LEN_MIN;
-use crate::fanout::server::{Capacity, Place, Server, sum_metric};
+use crate::fanout::server::{Capacity, Common, Place, Server, sum_metric};
 use crate::fanout::timeline::{Pace, Spread};
-use crate::fanout::{PACKET_LEN_MAX, floor_packets, machine, parse_bitrate, parse_duration, program_beside};
+use crate::fanout::{FrameArgs, floor_packets, machine, parse_bitrate, parse_duration, program_beside};
 use crate::floor::{Floor, Plan, measure_beside, pin_to};
 use crate::groups::{SOCKET_QUEUE_LEN, bind_clients};
 use crate::machine::{Machine, Pinning, Workers, process_cpu, resident_bytes};
@@ -57,32 +55,6 @@ const LOSS_MAX: f64 = 0.001;
 
 /// Memory of joins that are over is given back, and what the room tells its members is read.
 const SETTLE: Duration = Duration::from_millis(500);
-
-/// What the cases with a room have in common.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Common {
-    /// The server to start; default: `pop` beside this program.
-    #[arg(long)]
-    pop: Option<PathBuf>,
-    /// Core of the packet worker.
-    #[arg(long, default_value_t = 1)]
-    server_core: usize,
-    /// Packet workers, on that core and the next ones.
-    #[arg(long, default_value_t = 1)]
-    workers: usize,
-    /// Core of the load generator.
-    #[arg(long, default_value_t = 0)]
-    load_core: usize,
-    /// Node and load on loopback, as it is without root; default: a veth pair into a namespace that is made for the run.
-    #[arg(long)]
-    loopback: bool,
-    /// The server's back end: auto, io_uring or mmsg.
-    #[arg(long, default_value = "auto")]
-    backend: String,
-    /// Write the figures to this file.
-    #[arg(long)]
-    pub(crate) json: Option<PathBuf>,
-}
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -139,13 +111,10 @@ impl Shape {
         if !(1..=PUBLISHERS_MAX).contains(&self.publishers) || self.members < self.publishers.max(2) {
             return Err(format!("publishers must be 1 to {PUBLISHERS_MAX}, and members at least as many and at least 2"));
         }
-        if !(PACKET_LEN_MIN..=PACKET_LEN_MAX).contains(&packet_len) {
-            return Err(format!("--packet-size must be {PACKET_LEN_MIN} to {PACKET_LEN_MAX} bytes"));
+        if duration.is_zero() {
+            return Err("--duration must be above zero".to_owned());
         }
-        if !(1..=1_000).contains(&fps) || duration.is_zero() {
-            return Err("--fps must be 1 to 1000, and --duration above zero".to_owned());
-        }
-        Ok(())
+        FrameArgs { packet_size: packet_len, fps }.check()
     }
 
     fn capacity(&self) -> Capacity {

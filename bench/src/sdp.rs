@@ -58,21 +58,29 @@ pub(crate) struct Offer {
     ssrc: Option<u32>,
     receives: usize,
     media: Media,
+    rtx: bool,
 }
 
 impl Offer {
     /// An offer with new credentials. `fingerprint` is the value of `a=fingerprint`; with an `ssrc` the client publishes, in its first
     /// section; `receives` more sections take what others publish.
     pub(crate) fn new(fingerprint: String, ssrc: Option<u32>, receives: usize, media: Media) -> Offer {
-        Offer { ufrag: random_hex::<4>(), password: random_hex::<12>(), fingerprint, ssrc, receives, media }
+        Offer { ufrag: random_hex::<4>(), password: random_hex::<12>(), fingerprint, ssrc, receives, media, rtx: false }
+    }
+
+    /// The same, with RTX for the video (RFC 4588) when `rtx` is set.
+    pub(crate) fn with_rtx(self, rtx: bool) -> Offer {
+        Offer { rtx, ..self }
     }
 
     /// The offer as text, bundled. `version` grows from offer to offer of one client.
     pub(crate) fn text(&self, version: u32) -> String {
-        let Offer { ufrag, password, fingerprint, ssrc, receives, media } = self;
+        let Offer { ufrag, password, fingerprint, ssrc, receives, media, rtx } = self;
         let (kind, payload_type, codec) = (media.name(), media.payload_type(), media.codec());
         let sections = usize::from(ssrc.is_some()) + receives;
         let mids: Vec<String> = (0..sections).map(|mid| mid.to_string()).collect();
+        let rtx = rtx.then(|| payload_type + 1);
+        let also = rtx.map_or_else(String::new, |rtx| format!(" {rtx}"));
         let mut text = format!(
             "v=0\r\no=- 1 {version} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE {}\r\n\
              a=ice-ufrag:{ufrag}\r\na=ice-pwd:{password}\r\na=fingerprint:{fingerprint}\r\na=setup:actpass\r\n",
@@ -83,11 +91,14 @@ impl Offer {
             let direction = if own.is_some() { "sendonly" } else { "recvonly" };
             let _ = write!(
                 text,
-                "m={kind} 9 UDP/TLS/RTP/SAVPF {payload_type}\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n\
+                "m={kind} 9 UDP/TLS/RTP/SAVPF {payload_type}{also}\r\nc=IN IP4 0.0.0.0\r\na=mid:{mid}\r\na={direction}\r\n\
                  a=rtcp-mux\r\na=rtcp-rsize\r\na=rtpmap:{payload_type} {codec}\r\na=rtcp-fb:{payload_type} nack\r\n"
             );
             if *media == Media::Video {
                 let _ = write!(text, "a=rtcp-fb:{payload_type} nack pli\r\n");
+            }
+            if let Some(rtx) = rtx {
+                let _ = write!(text, "a=rtpmap:{rtx} rtx/{}\r\na=fmtp:{rtx} apt={payload_type}\r\n", media.clock_rate());
             }
             if let Some(ssrc) = own {
                 let _ = write!(text, "a=msid:bench {kind}\r\na=ssrc:{ssrc} cname:bench\r\n");

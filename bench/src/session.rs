@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::fanout::server::Common;
 use crate::fanout::timeline::{Pace, Spread};
-use crate::fanout::{parse_bitrate, parse_duration};
-use crate::measured::{Repeats, Run, counting, detail_of};
+use crate::fanout::{FrameArgs, parse_bitrate, parse_duration};
+use crate::measured::{Repeats, Run, detail_of, figures_of};
 use crate::result::case_json;
-use crate::rooms::{Common, Room, Shape, Site};
+use crate::rooms::{Room, Shape, Site};
 use crate::sdp::Media;
 
 /// Before anything is measured: caches, histories and the worker's buffers fill.
@@ -33,12 +34,8 @@ pub(crate) struct SessionArgs {
     /// Bits of RTP packets per second and publisher; k and M are understood.
     #[arg(long, default_value = "500k", value_parser = parse_bitrate)]
     bitrate: u64,
-    /// Bytes of an RTP packet before protection.
-    #[arg(long, default_value_t = 1_100)]
-    packet_size: usize,
-    /// Frames per second.
-    #[arg(long, default_value_t = 30)]
-    fps: u32,
+    #[command(flatten)]
+    frames: FrameArgs,
     /// How the packets of a frame leave, one measurement each; the one with the lower floor ratio counts.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "paced,frames")]
     pace: Vec<Spread>,
@@ -54,7 +51,8 @@ pub(crate) struct SessionArgs {
 
 impl SessionArgs {
     fn pace_of(&self, spread: Spread) -> Pace {
-        Pace { bitrate: self.bitrate, packet_len: self.packet_size, fps: self.fps, spread, duration: self.duration, media: Media::Video }
+        let FrameArgs { packet_size: packet_len, fps } = self.frames;
+        Pace { bitrate: self.bitrate, packet_len, fps, spread, duration: self.duration, media: Media::Video }
     }
 }
 
@@ -74,17 +72,16 @@ pub(crate) fn run(args: &SessionArgs) -> Result<(), String> {
         return Err(sentence.clone());
     }
     let runs = args.pace.iter().map(|spread| measure(args, &mut room, *spread)).collect::<Result<Vec<_>, _>>()?;
-    let (_, repeats) = counting(&runs);
     let config = json!({
-        "participants": args.participants, "publishers": publishers, "bitrate": args.bitrate, "packet_size": args.packet_size,
-        "fps": args.fps, "duration_s": args.duration.as_secs_f64(), "repeats": args.repeats,
+        "participants": args.participants, "publishers": publishers, "bitrate": args.bitrate, "packet_size": args.frames.packet_size,
+        "fps": args.frames.fps, "duration_s": args.duration.as_secs_f64(), "repeats": args.repeats,
     });
     let own = json!({
         "streams": room.crowd.streams(), "members_lost": room.crowd.lost(), "unknown_packets": room.crowd.unknown(),
         "server_drops": room.server.drops(),
     });
     let detail = detail_of(&runs, &site.pinning, own);
-    site.write(&case_json("session", &repeats.middle().figures, &site.machine(&room.server), config, detail))
+    site.write(&case_json("session", &figures_of(&runs), &site.machine(&room.server), config, detail))
 }
 
 fn measure(args: &SessionArgs, room: &mut Room<'_>, spread: Spread) -> Result<(Pace, Repeats), String> {

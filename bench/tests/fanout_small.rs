@@ -87,7 +87,30 @@ fn every_second_subscriber_has_aes_cm_and_the_others_are_timed() {
     assert_eq!(report["detail"]["srtp_profiles"], both);
     let evidence = &report["detail"]["paces"]["burst"]["runs"][0]["evidence"];
     assert_eq!((&report["loss"], &evidence["refused"]), (&Value::from(0.0), &Value::from(0)), "{evidence}");
+    // One of the two of either profile authenticates everything, and the one with GCM times it.
+    let sent = evidence["sent"].as_u64().expect("a count");
+    assert_eq!((&evidence["authenticated"], &evidence["latency_samples"]), (&Value::from(2 * sent), &Value::from(sent)), "{evidence}");
     println!("checksum {}", evidence["checksum"]);
+}
+
+#[test]
+fn padding_is_measured_beside_none_in_one_run() {
+    let output =
+        run_fanout(&["--subscribers", "3", "--uneven", "--bitrate", "600k", "--duration", "500ms", "--loopback", "--pace", "burst"]);
+    assert!(output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    assert_eq!(report["loss"], 0.0);
+    let told = &report["detail"]["padding"]["burst"];
+    let number = |side: &str, name: &str| told[side][name].as_f64().unwrap_or_else(|| panic!("{side} {name} in {told}"));
+    // GCM's tag behind 1,100 bytes, and behind the packets of the first half of a frame a byte less.
+    assert!(number("plain", "bytes_per_packet") < 1_116.0 && number("plain", "padding_bytes_per_packet") == 0.0, "{told}");
+    let padding = number("padded", "padding_bytes_per_packet");
+    assert!(padding > 0.0 && padding < 1.0, "{told}");
+    assert!((number("padded", "bytes_per_packet") - number("plain", "bytes_per_packet") - padding).abs() < 0.01, "{told}");
+    assert!(number("padded", "cpu_ns_per_packet") > 0.0 && told["cpu_ratio"].is_f64(), "{told}");
+    for side in ["padded", "plain"] {
+        assert!(number(side, "authenticated") > 0.0, "{side} of {told}");
+    }
 }
 
 #[test]

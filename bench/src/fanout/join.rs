@@ -30,6 +30,8 @@ pub(crate) struct Ticket {
     pub(crate) token: String,
     /// A publisher's SSRC.
     pub(crate) ssrc: Option<u32>,
+    /// It offers RTX.
+    pub(crate) rtx: bool,
 }
 
 /// A client that may send and receive media.
@@ -54,7 +56,8 @@ pub(crate) async fn join(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket
 
 async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket) -> Result<Joined, String> {
     let socket = UdpSocket::from_std(socket).map_err(|e| format!("client socket: {e}"))?;
-    let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, usize::from(ticket.ssrc.is_none()), Media::Video);
+    let offer =
+        Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, usize::from(ticket.ssrc.is_none()), Media::Video).with_rtx(ticket.rtx);
     let (answer, resource) = signal(&ticket, offer.text(1)).await?;
     let mut checks = Checks::new(&offer.ufrag, (&answer.ufrag, &answer.password));
     check_connectivity(&socket, &answer, &mut checks).await?;

@@ -6,6 +6,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pop_proto::srtp::{SrtpReceiver, SrtpSender};
@@ -77,6 +78,8 @@ pub(crate) struct Subscriber {
     arrival: Arrival,
     /// Present in those that authenticate every packet.
     receiver: Option<SrtpReceiver>,
+    /// The latency of its packets counts.
+    is_timed: bool,
     authenticated: u64,
     refused: u64,
 }
@@ -103,9 +106,9 @@ impl Publisher {
 }
 
 impl Subscriber {
-    /// A viewer of the `publisher`-th publisher; with a `receiver` it authenticates every packet.
-    pub(crate) fn new(publisher: usize, receiver: Option<SrtpReceiver>) -> Subscriber {
-        Subscriber { publisher, arrival: Arrival::default(), receiver, authenticated: 0, refused: 0 }
+    /// A viewer of the `publisher`-th publisher; with a `receiver` it authenticates every packet, whose latency counts where it is timed.
+    pub(crate) fn new(publisher: usize, receiver: Option<SrtpReceiver>, is_timed: bool) -> Subscriber {
+        Subscriber { publisher, arrival: Arrival::default(), receiver, is_timed, authenticated: 0, refused: 0 }
     }
 }
 
@@ -120,6 +123,8 @@ pub(crate) struct Outcome {
     pub(crate) delivered: u64,
     /// Packets that came again.
     pub(crate) repeats: u64,
+    /// UDP payload bytes of all packets that came; 0 where nobody counted them.
+    pub(crate) bytes: u64,
     /// Trains that the subscribers got, which is how they left the server: nothing on the way cuts or joins them.
     pub(crate) trains: Trains,
     /// Packets whose tag was checked and right, with the publisher's number inside.
@@ -163,6 +168,8 @@ pub(crate) struct Load {
     /// When the last train of media was taken.
     last_media: Duration,
     filler: Vec<u8>,
+    /// So many bytes shorter are the packets of the first half of a frame.
+    shorter: usize,
     /// Of the next packet.
     number: u64,
     tally: Tally,
@@ -174,6 +181,7 @@ struct Tally {
     checksum: u64,
     latencies: Latencies,
     trains: Trains,
+    bytes: u64,
     /// Datagrams that came from elsewhere: the floor's.
     strange: u64,
 }
@@ -191,24 +199,36 @@ impl Load {
             next_checked: 0,
             last_media: Duration::ZERO,
             filler: (0..packet_len).map(|at| (at * 7) as u8).collect(),
+            shorter: 0,
             number: 0,
             tally: Tally { latencies: Latencies::with_capacity(samples), ..Tally::default() },
         }
     }
 
+    /// The packets of the first half of a frame are a byte shorter from now on: libwebrtc cuts a frame as evenly as it can, the longer ones
+    /// last.
+    pub(crate) fn cut_as_libwebrtc(&mut self) {
+        self.shorter = 1;
+    }
+
     /// Sends at `pace` and waits for the last packets.
     pub(crate) fn run(&mut self, pace: &Pace) -> Result<Outcome, String> {
-        let (frames, interval, publishers) = (pace.frames(), pace.interval(), self.publishers.len() as u32);
+        self.run_some(pace, 0..self.publishers.len())
+    }
+
+    /// The same of some publishers alone.
+    pub(crate) fn run_some(&mut self, pace: &Pace, which: Range<usize>) -> Result<Outcome, String> {
+        let (frames, interval, publishers) = (pace.frames(), pace.interval(), which.len() as u32);
         let (before, drops_before) = (self.counts(), self.groups.kernel_drops());
         self.number = 0;
         self.tally.latencies.clear();
-        (self.tally.checksum, self.tally.trains) = (0, Trains::default());
+        (self.tally.checksum, self.tally.trains, self.tally.bytes) = (0, Trains::default(), 0);
         let mut outcome = Outcome::default();
         let mut sent = vec![0u64; self.publishers.len()];
         let start = self.clock.elapsed();
-        for n in 0..publishers {
+        for (n, publisher) in (0..).zip(which) {
             let begin = start + interval / publishers * n;
-            self.publisher(n as usize).begin(Timeline::new(pace, begin, frames));
+            self.publisher(publisher).begin(Timeline::new(pace, begin, frames));
         }
         let end = start + interval * frames;
         loop {
@@ -236,6 +256,7 @@ impl Load {
         outcome.keyframe_requests = after.keyframe_requests - before.keyframe_requests;
         outcome.generator_drops = self.groups.kernel_drops() - drops_before;
         outcome.trains = self.tally.trains.clone();
+        outcome.bytes = self.tally.bytes;
         outcome.checksum = self.tally.checksum;
         outcome.latency_samples = self.tally.latencies.len();
         outcome.latency_us = self.tally.latencies.summarize();
@@ -336,13 +357,14 @@ impl Load {
 
     /// Sends what is due of one publisher and counts it; how late the latest left.
     fn send_due(&mut self, publisher: usize, pace: &Pace, sent: &mut u64) -> Result<Duration, String> {
-        let Load { groups, clients, publishers, filler, number, clock, .. } = self;
+        let Load { groups, clients, publishers, filler, shorter, number, clock, .. } = self;
         let at = publishers[publisher];
         let Client { server, role: Role::Publisher(stream), .. } = &mut clients[at] else {
             unreachable!("the list holds the indexes of publishers");
         };
         let before = *number;
-        let late = stream.send_due(groups, (at, *server), Source { fps: pace.fps, filler, number, now: clock.elapsed() })?;
+        let source = Source { fps: pace.fps, filler, shorter: *shorter, number, now: clock.elapsed() };
+        let late = stream.send_due(groups, (at, *server), source)?;
         *sent += *number - before;
         Ok(late)
     }
@@ -354,6 +376,8 @@ pub(crate) struct Source<'a> {
     pub(crate) fps: u32,
     /// A packet, to be filled in.
     pub(crate) filler: &'a mut [u8],
+    /// So many bytes shorter are the packets of the first half of a frame.
+    pub(crate) shorter: usize,
     /// Number of the next packet.
     pub(crate) number: &'a mut u64,
     /// What is due by now is sent.
@@ -384,7 +408,7 @@ impl Publisher {
     /// the client's place in `groups`, and its server.
     pub(crate) fn send_due(&mut self, groups: &mut Groups, way: (usize, SocketAddr), source: Source<'_>) -> Result<Duration, String> {
         let (at, server) = way;
-        let Source { fps, filler, number, now } = source;
+        let Source { fps, filler, shorter, number, now } = source;
         let mut late = None;
         while let Some(due) = self.timeline.due().filter(|due| *due <= now) {
             if now >= self.next_report {
@@ -401,7 +425,8 @@ impl Publisher {
             // The time that it was to leave: a generator that is late must not hide the wait (coordinated omission).
             write_packet(filler, &place, *number, due.as_nanos() as u64);
             *number += 1;
-            let (header, payload) = filler.split_at(HEADER_LEN);
+            let len = filler.len() - if self.timeline.is_early() { shorter } else { 0 };
+            let (header, payload) = filler[..len].split_at(HEADER_LEN);
             let fill = |out: &mut [u8]| {
                 self.sender.protect_rtp(self.index, header, payload, out).expect("a slot is longer than a packet and its tag")
             };
@@ -471,6 +496,7 @@ impl Client {
                 (Ok(Protocol::Rtcp), Role::Publisher(publisher)) => publisher.take_rtcp(datagram),
                 (Ok(Protocol::Rtp), Role::Subscriber(subscriber)) => {
                     media += 1;
+                    tally.bytes += datagram.len() as u64;
                     subscriber.arrival.insert(u16::from_be_bytes([datagram[2], datagram[3]]));
                     if subscriber.receiver.is_some() {
                         // One clock read per train: its packets were there together.
@@ -479,7 +505,9 @@ impl Client {
                             Some((number, sent_ns)) => {
                                 subscriber.authenticated += 1;
                                 tally.checksum = tally.checksum.wrapping_add((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                                tally.latencies.push(now_ns.saturating_sub(sent_ns));
+                                if subscriber.is_timed {
+                                    tally.latencies.push(now_ns.saturating_sub(sent_ns));
+                                }
                             }
                             None => subscriber.refused += 1,
                         }

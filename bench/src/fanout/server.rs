@@ -14,6 +14,32 @@ use crate::network::Network;
 /// A node is serving within a second (DESIGN 11); a debug build on a busy machine gets this long.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What the cases that start a node have in common.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Common {
+    /// The server to start; default: `pop` beside this program.
+    #[arg(long)]
+    pub(crate) pop: Option<PathBuf>,
+    /// Core of the packet worker.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) server_core: usize,
+    /// Packet workers, on that core and the next ones.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) workers: usize,
+    /// Core of the load generator.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) load_core: usize,
+    /// Node and load on loopback, as it is without root; default: a veth pair into a namespace that is made for the run.
+    #[arg(long)]
+    pub(crate) loopback: bool,
+    /// The server's back end: auto, io_uring or mmsg.
+    #[arg(long, default_value = "auto")]
+    pub(crate) backend: String,
+    /// Write the figures to this file.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+}
+
 /// What a server has room for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capacity {

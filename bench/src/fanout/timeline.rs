@@ -100,6 +100,12 @@ impl Timeline {
         (self.next == 0, self.next + 1 == self.packets)
     }
 
+    /// The next packet is of the first half of its frame, the larger one where its packets are odd in number: those are the shorter ones where a frame is cut as
+    /// evenly as can be.
+    pub(crate) fn is_early(&self) -> bool {
+        2 * self.next < self.packets && self.packets > 1
+    }
+
     /// The next packet has left.
     pub(crate) fn advance(&mut self) {
         self.next += 1;

@@ -340,7 +340,7 @@ impl Crowd {
             let Batch { groups, clients, .. } = &mut batches[sending.batch];
             let Client { publisher, server, .. } = &mut clients[sending.at];
             let publisher = publisher.as_mut().expect("the list holds the places of publishers");
-            let source = Source { fps: pace.fps, filler, number, now: clock.elapsed() };
+            let source = Source { fps: pace.fps, filler, shorter: 0, number, now: clock.elapsed() };
             late_max = late_max.max(publisher.send_due(groups, (sending.at, *server), source)?);
             sending.packets += *number - before;
         }
