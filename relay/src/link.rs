@@ -244,6 +244,7 @@ pub struct Link {
     /// `next` and `received` of the other end's feedback at which the share of loss was last measured, and that share.
     loss_at: (u64, u64),
     loss_out_permille: u16,
+    loss_windows: u64,
     /// Counter of the last probe of the other end.
     probe: u64,
     feedback_at: Time,
@@ -285,6 +286,7 @@ impl Link {
             clocks: Clocks::default(),
             loss_at: (0, 0),
             loss_out_permille: 0,
+            loss_windows: 0,
             probe: u64::MAX,
             feedback_at: now,
             fed_back_at: Time::ZERO,
@@ -657,6 +659,7 @@ impl Link {
             if next > 0 {
                 let permille = (sent.saturating_sub(came).min(sent) as u128 * 1_000 / u128::from(sent)) as u16;
                 self.loss_out_permille = (self.loss_out_permille * 3 + permille) / 4;
+                self.loss_windows += 1;
             }
         }
     }
@@ -691,6 +694,11 @@ impl Link {
     /// How many of 1,000 datagrams of ours do not come to the other end, smoothed.
     pub fn loss_out_permille(&self) -> u16 {
         self.loss_out_permille
+    }
+
+    /// How often that was measured: once it stands still, so little is sent that it tells nothing of now.
+    pub fn loss_windows(&self) -> u64 {
+        self.loss_windows
     }
 }
 

@@ -102,13 +102,18 @@ struct LinkState {
     video_max: u8,
     /// Seconds since that changed, or since the loss was too much for more.
     calm: u8,
+    /// How often the loss had been measured a second ago.
+    loss_windows: u64,
 }
 
 impl LinkState {
     /// Follows the loss, once a second; true when another part of the video fits.
     fn follow_loss(&mut self) -> bool {
-        let (loss, before) = (self.link().loss_out_permille(), self.video_max);
+        let (loss, windows, before) = (self.link().loss_out_permille(), self.link().loss_windows(), self.video_max);
+        let is_new = std::mem::replace(&mut self.loss_windows, windows) != windows;
         self.calm = self.calm.saturating_add(1);
+        // A link that carries too little to be judged is judged by nothing: what it lost when it carried more must not keep it so.
+        let loss = if is_new { loss } else { 0 };
         if loss > LOSS_MAX_PERMILLE {
             if self.calm >= RELIEF_SECONDS {
                 (self.video_max, self.calm) = (before.saturating_sub(1), 0);
@@ -284,6 +289,7 @@ impl Core {
             is_urgent: false,
             video_max: LAYERS_MAX as u8,
             calm: 0,
+            loss_windows: 0,
         });
         self.links.ids.insert(open.link, index);
         self.links.mark_urgent(index);
@@ -345,6 +351,8 @@ impl Core {
         self.tracks[index].exports.retain(|export| export.link != at);
         if on {
             if let Some(before) = name(&mut state.outgoing, alias, index) {
+                state.dirty.iter_mut().for_each(|dirty| dirty.retain(|track| *track != before));
+                state.told.retain(|told| told.track != before);
                 self.tracks[before].exports.retain(|export| export.link != at);
                 self.look_at_ends(before);
                 self.review_layers(before);
