@@ -26,12 +26,14 @@ export async function startPop(test, names = ["a", "b", "c"], { second = 75, wir
   try {
     await run(pop, ["ca", "init", "--dir", `${folder}/ca`]);
     for (const name of names) {
-      const [address, out] = [addresses[name], path.join(folder, name)];
+      const [address, out, { netns }] = [addresses[name], path.join(folder, name), network.ends[name]];
+      // As config/sysctl.d has it on a node's host.
+      await run("ip", ["netns", "exec", netns, "sysctl", "-qw", "net.ipv4.tcp_syn_linear_timeouts=127"]);
       await run(pop, ["ca", "issue", "--dir", `${folder}/ca`, "--node", name, "--pop", test, "--address", address, "--out", out]);
       const others = names.filter((other) => other !== name).map((other) => `${addresses[other]}:7447`);
       started.nodes[name] = await startNode(`${test}-${name}`, {
         address,
-        netns: network.ends[name].netns,
+        netns,
         // All have the same media ports, so one capture judges all.
         interfaces: name === names[0] ? ["people"] : [],
         httpPort: 7880,

@@ -30,7 +30,7 @@ pub(super) struct Sysctl {
 }
 
 /// Every setting that `--fix` may raise. Raising one takes memory from nobody who does not ask for it.
-pub(super) const SYSCTLS: [Sysctl; 4] = [
+pub(super) const SYSCTLS: [Sysctl; 5] = [
     Sysctl {
         name: "receive buffer",
         key: "net.core.rmem_max",
@@ -50,12 +50,21 @@ pub(super) const SYSCTLS: [Sysctl; 4] = [
         min: 10_000,
         why: "bursts between cores, on loopback and on veth are lost",
     },
+    Sysctl {
+        name: "reconnects",
+        key: "net.ipv4.tcp_syn_linear_timeouts",
+        // A minute of a cut.
+        min: 60,
+        why: "after a cut nodes find each other again as late as the cut was long",
+    },
 ];
 
 impl Sysctl {
     /// What the package sets.
     fn packaged(&self) -> u64 {
-        let value = |line: &str| line.split_once('=').filter(|(key, _)| key.trim() == self.key)?.1.trim().parse().ok();
+        // A minus: the kernel may not have it.
+        let value =
+            |line: &str| line.split_once('=').filter(|(key, _)| key.trim().trim_start_matches('-') == self.key)?.1.trim().parse().ok();
         PACKAGED.lines().find_map(value).unwrap_or(self.min)
     }
 }
