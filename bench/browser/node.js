@@ -132,7 +132,7 @@ class Node {
     const [code, signal] = await this.exited;
     clearTimeout(hung);
     await rm(this.folder, { recursive: true, force: true });
-    assert.equal(code, 0, `pop ended with ${code ?? signal}:\n${this.log.slice(-40).join("\n")}`);
+    assert.equal(code, 0, `pop ended with ${code ?? signal}:\n${lastWords(this.log)}`);
     for (const { file } of this.captures) {
       const verdict = await run(path.join(programs, "pop-bench"), ["oracle", "--ports", this.ports, file]).catch((error) => {
         assert.fail(`nonce oracle on ${file}: ${error.stdout}${error.stderr}`);
@@ -141,6 +141,12 @@ class Node {
       await rm(file);
     }
   }
+}
+
+/** What a node said last, and what any of its threads said of a bug. */
+function lastWords(log) {
+  const from = Math.max(0, log.length - 200);
+  return [...log.slice(0, from).filter((line) => /panicked|a bug: /.test(line)), ...log.slice(from)].join("\n");
 }
 
 async function startCapture(device, port, file) {
