@@ -54,6 +54,9 @@ const MESSAGE_LEN_MAX: usize = record::PAGE_LEN_MAX + 4_096;
 /// Queries of others that wait to be answered.
 const QUERIES_MAX: usize = 1_024;
 
+/// How long a node that leaves goes on telling what it has put.
+pub const LEAVE_MAX: Duration = Duration::from_millis(500);
+
 /// A query is given up after this.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(1_000);
 
@@ -229,6 +232,8 @@ struct State {
     replica: Replica,
     queries: VecDeque<Query>,
     is_closed: bool,
+    /// What was put before is sent first: until then.
+    leaves_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -236,6 +241,8 @@ struct Shared {
     state: Mutex<State>,
     to_send: Condvar,
     to_take: Notify,
+    /// The session is closed.
+    left: Notify,
     keys: Keys,
     node: NodeId,
     incarnation: Incarnation,
@@ -379,7 +386,9 @@ impl Bus {
                 replica: Replica::new(node, incarnation, Arc::clone(&counters)),
                 queries: VecDeque::new(),
                 is_closed: false,
+                leaves_until: None,
             }),
+            left: Notify::new(),
             to_send: Condvar::new(),
             to_take: Notify::new(),
             keys: Keys { root: format!("pop/{}", settings.pop) },
@@ -422,6 +431,20 @@ impl Bus {
         self.shared.change(|replica| replica.unwatch(session));
     }
 
+    /// Leaves the bus when what was put before has been sent, or [`LEAVE_MAX`] is over; returns then.
+    pub async fn leave(&self) {
+        let left = self.shared.left.notified();
+        {
+            let mut state = self.shared.lock();
+            if state.is_closed {
+                return;
+            }
+            state.leaves_until.get_or_insert(Instant::now() + LEAVE_MAX);
+        }
+        self.shared.to_send.notify_one();
+        left.await;
+    }
+
     /// For the metrics.
     pub fn counters(&self) -> Arc<BusCounters> {
         Arc::clone(&self.shared.counters)
@@ -460,12 +483,15 @@ fn send_all(shared: Arc<Shared>, session: Session) {
         let (query, send) = {
             let mut state = shared.lock();
             loop {
-                if state.is_closed {
+                let is_late = state.leaves_until.is_some_and(|until| until <= Instant::now());
+                if state.is_closed || is_late || state.leaves_until.is_some() && !state.replica.has_put() {
                     drop(state);
+                    shared.close();
                     // Undeclares everything: others see the token go.
                     if let Err(error) = session.close().wait() {
                         tracing::debug!(%error, "the bus was left without a word");
                     }
+                    shared.left.notify_waiters();
                     return;
                 }
                 let query = state.queries.pop_front().map(|query| {

@@ -8,7 +8,8 @@
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
 use std::collections::HashMap;
-use std::sync::Weak;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pop_dataplane::limits::LINKS_MAX;
@@ -17,9 +18,9 @@ use pop_proto::control::{
 };
 use pop_proto::{Command, Event};
 use pop_relay::control::{self, Message, Offer, Refuse, Unwant};
-use pop_schemas::{NodeId, SessionId, TrackId, TransportId};
+use pop_schemas::{Incarnation, NodeId, SessionId, TrackId, TransportId};
 use pop_session::presence::LocalRecord;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::admin;
@@ -33,6 +34,27 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Tracks that are sent to one node: an alias of a link names one.
 const EXPORTS_MAX: usize = 32_768;
+
+/// Wishes of other nodes that rooms have not answered yet. A room answers within its turn; who finds too many asks again.
+const CONSIDERED_MAX: usize = 4_096;
+
+/// Records of other nodes' participants that wait in the mailboxes of rooms, of all together. While there are so many the bus is read no
+/// further, and keeps what it has within its own bounds.
+const RECORDS_MAX: usize = 4_096;
+
+/// A node that is gone for so long, and has no link, is forgotten: until the bus tells of it again.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+
+/// How often that is looked at.
+const FORGET_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Who says on the bus that it is this node is asked so often to prove it.
+const PROOF_TRIES: usize = 5;
+/// Between two of these.
+const PROOF_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the last records of a node that stops may take to leave it.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 type RoomSender = mpsc::WeakUnboundedSender<RoomMessage>;
 
@@ -84,6 +106,15 @@ enum Request {
     Describe {
         reply: oneshot::Sender<Description>,
     },
+    /// Whether who says that it is this node has proved it.
+    Proved {
+        theirs: Incarnation,
+        is_so: bool,
+    },
+    /// The node stops, and everything that was put before is to be told.
+    Leave {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// The handle: cheap to clone.
@@ -123,7 +154,12 @@ impl Cluster {
             rooms: HashMap::new(),
             nodes: HashMap::new(),
             links: HashMap::new(),
+            unplaced: HashMap::new(),
             wants: HashMap::new(),
+            next_alias: first_alias(),
+            considered: 0,
+            is_proving: false,
+            next_to_prove: None,
         };
         tokio::spawn(state.run(received, bus_events, mesh_events));
         Cluster { requests }
@@ -173,6 +209,14 @@ impl Cluster {
         }
     }
 
+    /// Returns when the others were told of everything that was put before, or a second is over. Nothing is told afterwards.
+    pub(crate) async fn leave(&self) {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::Leave { reply });
+        // What is not told in time is told by silence.
+        let _ = tokio::time::timeout(LEAVE_TIMEOUT, answer).await;
+    }
+
     /// The other nodes and the links to them, now.
     pub async fn describe(&self) -> Description {
         let (reply, answer) = oneshot::channel();
@@ -189,7 +233,14 @@ struct Watched {
 /// A node that the bus told of.
 struct Node {
     record: NodeRecord,
-    is_up: bool,
+    /// Since when it is not there.
+    gone_at: Option<Instant>,
+}
+
+impl Node {
+    fn is_up(&self) -> bool {
+        self.gone_at.is_none()
+    }
 }
 
 /// A link that is up.
@@ -197,7 +248,6 @@ struct Link {
     peer: Peer,
     secret: LinkSecret,
     exports: HashMap<TrackId, Export>,
-    next_alias: u16,
     /// By worker and link.
     stats: HashMap<(usize, LinkId), LinkStats>,
 }
@@ -233,15 +283,33 @@ struct State {
     rooms: HashMap<SessionId, Watched>,
     nodes: HashMap<NodeId, Node>,
     links: HashMap<NodeId, Link>,
+    /// Nodes whose link is up and whose workers, so many, found no place: they try again when another link goes.
+    unplaced: HashMap<NodeId, usize>,
     wants: HashMap<TrackId, Want>,
+    /// The next track's name on any link. It goes on from link to link, so that what was told of a track on the link before means no other
+    /// one on the link that took its place.
+    next_alias: u16,
+    /// Wishes that rooms have not answered.
+    considered: usize,
+    /// Somebody is being asked to prove that it is this node.
+    is_proving: bool,
+    /// The last that has said so meanwhile.
+    next_to_prove: Option<(Incarnation, Option<SocketAddr>)>,
 }
 
-/// The next event; never where there is no such source.
-async fn next_of_bus(events: &mut Option<BusEvents>) -> Option<BusEvent> {
-    match events {
-        Some(events) => events.recv().await,
-        None => std::future::pending().await,
-    }
+/// Drawn, so that a node that has begun anew does not begin with the names of before.
+fn first_alias() -> u16 {
+    let mut drawn = [0; 2];
+    aws_lc_rs::rand::fill(&mut drawn).expect("the system gives random bytes");
+    u16::from_ne_bytes(drawn)
+}
+
+/// The next event, when there is a place for a record; never where there is no such source.
+async fn next_of_bus(events: &mut Option<BusEvents>, places: &Arc<Semaphore>) -> (Option<OwnedSemaphorePermit>, Option<BusEvent>) {
+    let Some(events) = events else { return std::future::pending().await };
+    // It is never closed.
+    let place = Arc::clone(places).acquire_owned().await.ok();
+    (place, events.recv().await)
 }
 
 async fn next_of_mesh(events: &mut Option<mpsc::Receiver<MeshEvent>>) -> Option<MeshEvent> {
@@ -259,6 +327,8 @@ impl State {
         mut mesh_events: Option<mpsc::Receiver<MeshEvent>>,
     ) {
         let _guard = EndsProcess;
+        let places = Arc::new(Semaphore::new(RECORDS_MAX));
+        let mut forget = tokio::time::interval(FORGET_INTERVAL);
         loop {
             let again = self.wants.values().filter_map(|want| want.again).min();
             let timeout = async {
@@ -272,8 +342,8 @@ impl State {
                     Some(request) => self.handle_request(request).await,
                     None => return,
                 },
-                event = next_of_bus(&mut bus_events) => match event {
-                    Some(event) => self.handle_bus(event),
+                (place, event) = next_of_bus(&mut bus_events, &places) => match event {
+                    Some(event) => self.handle_bus(event, place),
                     None => bus_events = None,
                 },
                 event = next_of_mesh(&mut mesh_events) => match event {
@@ -281,6 +351,7 @@ impl State {
                     None => mesh_events = None,
                 },
                 () = timeout => self.ask_again(),
+                now = forget.tick() => self.forget_gone(now),
             }
         }
     }
@@ -333,7 +404,10 @@ impl State {
                 // The worker that had it has forgotten to whom it went.
                 self.links.values_mut().for_each(|link| drop(link.exports.remove(&track)));
             }
-            Request::Export { node, session, track, worker, exported } => self.export(node, session, track, worker, exported).await,
+            Request::Export { node, session, track, worker, exported } => {
+                self.considered -= 1;
+                self.export(node, session, track, worker, exported).await;
+            }
             Request::LinkStats { worker, link, stats } => {
                 if let Some(of) = self.links.values_mut().find(|of| of.peer.number == link.node()) {
                     of.stats.insert((worker, link), stats);
@@ -347,24 +421,42 @@ impl State {
             }
             // Who asked may be gone.
             Request::Describe { reply } => drop(reply.send(self.describe())),
+            Request::Proved { theirs, is_so } => {
+                self.is_proving = false;
+                if is_so {
+                    self.end_as_duplicate(theirs);
+                }
+                tracing::warn!(node = %self.node, start = theirs.start, "somebody on the bus says that it is this node, and does not prove it: it is not believed");
+                if let Some((theirs, mesh)) = self.next_to_prove.take() {
+                    self.handle_duplicate(theirs, mesh);
+                }
+            }
+            Request::Leave { reply } => {
+                if let Some(bus) = self.bus.clone() {
+                    tokio::spawn(async move {
+                        bus.leave().await;
+                        let _ = reply.send(());
+                    });
+                }
+            }
         }
     }
 
-    fn handle_bus(&mut self, event: BusEvent) {
+    fn handle_bus(&mut self, event: BusEvent, place: Option<OwnedSemaphorePermit>) {
         match event {
             BusEvent::Record { session, record } => {
                 if let Some(room) = self.room(&session) {
-                    let _ = room.send(RoomMessage::Record(Box::new(record)));
+                    let _ = room.send(RoomMessage::Record { record: Box::new(record), _place: place });
                 }
             }
             BusEvent::NodeUp(record) => {
                 let (node, incarnation) = (record.node, record.incarnation);
                 tracing::info!(%node, name = %record.name, "a node of this PoP is here");
                 self.dial(&record);
-                match self.nodes.insert(node, Node { record, is_up: true }) {
+                match self.nodes.insert(node, Node { record, gone_at: None }) {
                     // It died and began anew: whom it had is not there any longer, and nobody will say so.
                     Some(before) if before.record.incarnation != incarnation => self.tell_rooms(node, NodeFate::Restarted),
-                    Some(before) if !before.is_up => self.tell_rooms(node, NodeFate::Back),
+                    Some(before) if !before.is_up() => self.tell_rooms(node, NodeFate::Back),
                     _ => {}
                 }
             }
@@ -377,16 +469,53 @@ impl State {
             BusEvent::NodeGone { node, why } => {
                 tracing::warn!(%node, ?why, "a node of this PoP is gone; its people are away until it or another node has them");
                 if let Some(of) = self.nodes.get_mut(&node) {
-                    of.is_up = false;
+                    of.gone_at = Some(Instant::now());
                 }
                 self.tell_rooms(node, if why == Gone::Restarted { NodeFate::Restarted } else { NodeFate::Away });
             }
-            BusEvent::Duplicate { theirs } => {
-                // Two writers of one node's records would undo each other.
-                tracing::error!(node = %self.node, start = theirs.start, "another process that started later has this node's name: give each node of a PoP its own node.name");
-                std::process::exit(1);
-            }
+            BusEvent::Duplicate { theirs, mesh } => self.handle_duplicate(theirs, mesh),
         }
+    }
+
+    /// Somebody says on the bus that it is this node. There the CA lets everybody speak in any name, so it has to prove it where only the
+    /// holder of the node's certificate can: on its mesh. A node without a mesh has nothing to ask, and believes it.
+    fn handle_duplicate(&mut self, theirs: Incarnation, address: Option<SocketAddr>) {
+        let Some(mesh) = self.mesh.clone() else { return self.end_as_duplicate(theirs) };
+        let Some(requests) = self.requests.upgrade() else { return };
+        if std::mem::replace(&mut self.is_proving, true) {
+            self.next_to_prove = Some((theirs, address));
+            return;
+        }
+        tokio::spawn(async move {
+            let mut is_so = false;
+            for _ in 0..address.map_or(0, |_| PROOF_TRIES) {
+                let Some(address) = address else { break };
+                is_so = mesh.own_start_at(address).await.is_some_and(|start| start == theirs);
+                if is_so {
+                    break;
+                }
+                tokio::time::sleep(PROOF_INTERVAL).await;
+            }
+            // The node stops.
+            let _ = requests.send(Request::Proved { theirs, is_so });
+        });
+    }
+
+    /// Two writers of one node's records would undo each other.
+    fn end_as_duplicate(&self, theirs: Incarnation) {
+        tracing::error!(node = %self.node, start = theirs.start, "another process that started later has this node's name: give each node of a PoP its own node.name");
+        std::process::exit(1);
+    }
+
+    fn forget_gone(&mut self, now: Instant) {
+        let (links, mesh) = (&self.links, &self.mesh);
+        self.nodes.retain(|node, of| {
+            let is_over = of.gone_at.is_some_and(|at| now.saturating_duration_since(at) >= FORGET_AFTER) && !links.contains_key(node);
+            if let Some(mesh) = mesh.as_ref().filter(|_| is_over) {
+                mesh.forget(*node);
+            }
+            !is_over
+        });
     }
 
     fn dial(&self, record: &NodeRecord) {
@@ -422,10 +551,11 @@ impl State {
 
     async fn link_up(&mut self, peer: Peer, secret: LinkSecret) {
         let Some(shared) = self.shared.upgrade() else { return };
-        self.link_down(peer.node).await;
-        let others: usize = self.links.values().map(|link| link.peer.workers.len()).sum();
-        if others + peer.workers.len() > usize::from(LINKS_MAX) {
-            tracing::warn!(node = %peer.node, "no media is exchanged with a node: the workers of all others are {LINKS_MAX} already");
+        self.close_link(peer.node).await;
+        self.unplaced.remove(&peer.node);
+        if peer.workers.len() > self.free_places() {
+            tracing::warn!(node = %peer.node, "no media is exchanged with a node until another one goes: the workers of all others are {LINKS_MAX} already");
+            self.unplaced.insert(peer.node, peer.workers.len());
             return;
         }
         for (worker, link) in pairs(&shared, &peer) {
@@ -440,15 +570,40 @@ impl State {
             shared.command(worker, Command::OpenLink(Box::new(open))).await;
         }
         let node = peer.node;
-        let link = Link { peer, secret, exports: HashMap::new(), next_alias: 0, stats: HashMap::new() };
+        let link = Link { peer, secret, exports: HashMap::new(), stats: HashMap::new() };
         self.links.insert(node, link);
         let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
     }
 
     async fn link_down(&mut self, node: NodeId) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let Some(link) = self.links.remove(&node) else { return };
+        self.unplaced.remove(&node);
+        if !self.close_link(node).await {
+            return;
+        }
+        // There may be a place now. A link that has stepped on from generation 0 meanwhile cannot be opened any more, so it is made anew.
+        let mut free = self.free_places();
+        let mesh = &self.mesh;
+        self.unplaced.retain(|node, workers| {
+            let fits = *workers <= free;
+            if let Some(mesh) = mesh.as_ref().filter(|_| fits) {
+                free -= *workers;
+                mesh.renew(*node);
+            }
+            !fits
+        });
+    }
+
+    /// How many more workers of other nodes this node's workers can have links with.
+    fn free_places(&self) -> usize {
+        let taken: usize = self.links.values().map(|link| link.peer.workers.len()).sum();
+        usize::from(LINKS_MAX).saturating_sub(taken)
+    }
+
+    /// False: there was none.
+    async fn close_link(&mut self, node: NodeId) -> bool {
+        let Some(shared) = self.shared.upgrade() else { return false };
+        let Some(link) = self.links.remove(&node) else { return false };
         for (worker, id) in pairs(&shared, &link.peer) {
             shared.command(worker, Command::CloseLink { link: id }).await;
         }
@@ -459,6 +614,7 @@ impl State {
         for track in lost {
             self.lose(track);
         }
+        true
     }
 
     /// What came of a track ends; the room asks again.
@@ -502,6 +658,10 @@ impl State {
         let (Some(room), Some(requests)) = (room, self.requests.upgrade()) else {
             return self.refuse(node, track, "this node has no such room");
         };
+        if self.considered >= CONSIDERED_MAX {
+            return self.refuse(node, track, "too many wishes wait for this node's rooms");
+        }
+        self.considered += 1;
         let (reply, answer) = oneshot::channel();
         let _ = room.send(RoomMessage::Wanted { track, on: true, reply });
         tokio::spawn(async move {
@@ -527,11 +687,11 @@ impl State {
             }
             None if link.exports.len() >= EXPORTS_MAX => return self.refuse(node, track, "this node sends as many tracks as it may"),
             None => {
-                while link.exports.values().any(|export| export.alias == link.next_alias) {
-                    link.next_alias = link.next_alias.wrapping_add(1);
+                while link.exports.values().any(|export| export.alias == self.next_alias) {
+                    self.next_alias = self.next_alias.wrapping_add(1);
                 }
-                let alias = link.next_alias;
-                link.next_alias = link.next_alias.wrapping_add(1);
+                let alias = self.next_alias;
+                self.next_alias = self.next_alias.wrapping_add(1);
                 alias
             }
         };
@@ -628,7 +788,7 @@ impl State {
             node: of.record.name.to_string(),
             id: of.record.node.to_string(),
             pop: of.record.pop.to_string(),
-            state: if of.is_up { "up" } else { "away" },
+            state: if of.is_up() { "up" } else { "away" },
             incarnation: admin::Incarnation { start: of.record.incarnation.start, nonce: of.record.incarnation.nonce },
             mesh: of.record.mesh.map(|address| address.to_string()),
             participants: 0,

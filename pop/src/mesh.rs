@@ -286,6 +286,19 @@ impl Mesh {
         }
     }
 
+    /// Ends a node's link and lets it be made anew, from generation 0 on.
+    pub fn renew(&self, node: NodeId) {
+        if let Some(link) = self.0.shared.table().links.get(&node) {
+            link.end(Ended::Renewed);
+        }
+    }
+
+    /// Which start of this very node is at `address`, when somebody there proves by the node's certificate that it is this node. It may
+    /// be this process.
+    pub async fn own_start_at(&self, address: SocketAddr) -> Option<Incarnation> {
+        dial::own_start_at(&self.0.shared, address).await
+    }
+
     /// Says something to a node. `false`: it has no link, or is too far behind, which ends the link; when it is up again the node has
     /// to be told everything anew.
     pub fn send(&self, node: NodeId, message: &Message) -> bool {

@@ -660,6 +660,9 @@ impl Node {
         }
         // What is not told in time is told by silence.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.shared.directory.emptied()).await;
+        if let Some(cluster) = self.shared.cluster.get() {
+            cluster.leave().await;
+        }
     }
 }
 

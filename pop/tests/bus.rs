@@ -46,6 +46,8 @@ struct Node {
     up: BTreeMap<NodeId, NodeRecord>,
     gone: Vec<(NodeId, Gone)>,
     duplicates: Vec<Incarnation>,
+    /// Participants that were said to have left.
+    left: usize,
 }
 
 fn settings(name: &str, listen: &[SocketAddr], connect: &[SocketAddr]) -> BusSettings {
@@ -77,7 +79,7 @@ impl Node {
         bus.put_node(node_record(name, incarnation));
         bus.watch(&room());
         let (others, up) = (BTreeMap::new(), BTreeMap::new());
-        Node { bus, events, id, incarnation, others, up, gone: Vec::new(), duplicates: Vec::new() }
+        Node { bus, events, id, incarnation, others, up, gone: Vec::new(), duplicates: Vec::new(), left: 0 }
     }
 
     fn put(&self, record: &LocalRecord) {
@@ -91,7 +93,10 @@ impl Node {
                 let key = (NodeId(record.key.node), record.key.participant.0);
                 match record.manifest {
                     Some(_) => drop(self.others.insert(key, record.version.counter)),
-                    None => drop(self.others.remove(&key)),
+                    None => {
+                        self.others.remove(&key);
+                        self.left += 1;
+                    }
                 }
             }
             BusEvent::NodeUp(record) | BusEvent::NodeChanged(record) => drop(self.up.insert(record.node, record)),
@@ -100,7 +105,7 @@ impl Node {
                 self.others.retain(|(of, _), _| *of != node);
                 self.gone.push((node, why));
             }
-            BusEvent::Duplicate { theirs } => self.duplicates.push(theirs),
+            BusEvent::Duplicate { theirs, .. } => self.duplicates.push(theirs),
         }
     }
 
@@ -228,6 +233,21 @@ async fn of_two_processes_with_one_id_the_earlier_hears_that_it_has_to_stop() {
         second.apply(event);
     }
     assert!(second.duplicates.is_empty(), "and goes on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_says_first_who_has_left() {
+    const PEOPLE: u64 = 2_000;
+    let (a, mut b) = pair().await;
+    (0..PEOPLE).for_each(|id| a.put(&local(id, 1)));
+    b.until("all are here", SOON, |b| b.others.len() == PEOPLE as usize).await;
+    (0..PEOPLE).for_each(|id| a.put(&left(id, 2)));
+    let begun = Instant::now();
+    a.bus.leave().await;
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    b.until("a is gone", SOON, |b| !b.gone.is_empty()).await;
+    assert_eq!((b.left, b.gone.as_slice()), (PEOPLE as usize, [(a.id, Gone::Left)].as_slice()), "each one, before the node");
+    a.bus.leave().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

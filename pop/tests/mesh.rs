@@ -426,3 +426,76 @@ async fn a_new_certificate_is_for_new_links_and_old_ones_go_on() {
     let shown = shown.get_ref().1.peer_certificates().expect("a certificate")[0].clone();
     assert_eq!(shown, CertificateDer::from_pem_file(ca.0.join("again/node.pem")).expect("it was made"));
 }
+
+#[tokio::test]
+async fn who_says_that_it_is_this_node_proves_it_by_the_nodes_certificate() {
+    let ca = Ca::new("double");
+    let mut a = Node::start(&ca, "a", 1, &[]).await;
+    let (mut double, other) = (Node::start(&ca, "a", 2, &[]).await, Node::start(&ca, "b", 7, &[]).await);
+    let at = |node: &Node| node.mesh.address();
+    assert_eq!(a.mesh.own_start_at(at(&double)).await, Some(Incarnation { start: 2, nonce: 14 }));
+    assert_eq!(a.mesh.own_start_at(at(&a)).await, Some(Incarnation { start: 1, nonce: 7 }), "itself");
+    assert_eq!(a.mesh.own_start_at(at(&other)).await, None, "another node of the same CA is not this one");
+    let nobody = std::net::TcpListener::bind(LOOPBACK).and_then(|listener| listener.local_addr()).expect("a free port");
+    assert_eq!(a.mesh.own_start_at(nobody).await, None);
+    assert!(a.is_quiet() && double.is_quiet(), "and nobody has a link with itself");
+    assert_eq!((a.refused(Refusal::Duplicate), double.refused(Refusal::Duplicate)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_link_that_is_renewed_is_made_again_from_the_first_keys_on() {
+    let ca = Ca::new("renewed");
+    let (mut a, mut b) = pair(&ca).await;
+    assert!(a.mesh.rekey(b.id()));
+    assert!(matches!(a.next().await, MeshEvent::Rekeyed { generation: 1, .. }));
+    assert!(matches!(b.next().await, MeshEvent::Rekeyed { generation: 1, .. }));
+    a.mesh.renew(b.id());
+    assert_eq!(a.down().await, (b.id(), Ended::Renewed));
+    b.down().await;
+    let (of_a, of_b) = (a.up().await.1, b.up().await.1);
+    assert_eq!(of_a.keys(0, 0, 0).send, of_b.keys(0, 0, 0).receive);
+    assert_eq!(a.mesh.links()[0].generation, 0);
+    talk(&mut a, &mut b, 1).await;
+}
+
+#[tokio::test]
+async fn a_node_of_the_version_before_has_a_link_and_is_spoken_with_as_it_speaks() {
+    let ca = Ca::new("before");
+    let mut a = Node::start(&ca, "a", 1, &[]).await;
+    let mut b = connect(&ca, &a, Some(&ca.issue("b"))).await;
+    let before = control::VERSION - 1;
+    say_hello(&mut b, Hello { version: before, version_min: before, ..hello("b") }).await;
+    assert_eq!(a.up().await.0.version, before);
+    say(&mut b, &control::encode(&want(5), before).expect("a message")).await;
+    assert!(matches!(a.next().await, MeshEvent::Message { message, .. } if message == want(5)));
+    let offer = Message::Offer(control::Offer {
+        track: TrackId(5),
+        alias: 9,
+        worker: 0,
+        audio: false,
+        payload_types: Vec::new(),
+        extensions: vec![0; 16],
+        layers: vec!["q".to_owned(), "h".to_owned()],
+        order: vec![0, 1],
+        load: 0,
+    });
+    assert!(a.mesh.send(name("b").id(), &offer));
+    let read = async {
+        loop {
+            let len = b.read_u32_le().await.expect("a length");
+            let mut bytes = vec![0; len as usize];
+            b.read_exact(&mut bytes).await.expect("a message");
+            match control::decode(&bytes).expect("one of ours") {
+                Message::Offer(offer) => return offer,
+                Message::Hello(_) | Message::Alive(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let heard = timeout(Duration::from_secs(2), read).await.expect("within two seconds");
+    assert_eq!((heard.track, heard.alias, heard.layers.len(), heard.order), (TrackId(5), 9, 2, vec![0, 1]));
+    // Who speaks nothing that this node speaks has no link.
+    let mut c = connect(&ca, &a, Some(&ca.issue("c"))).await;
+    say_hello(&mut c, Hello { version: 9, version_min: control::VERSION + 1, ..hello("c") }).await;
+    until("its version is refused", || a.refused(Refusal::Version) == 1).await;
+}

@@ -20,8 +20,12 @@ pub const REMOTE_PARTICIPANTS_MAX: usize = 65_536;
 /// Tombstones among them; beyond, the oldest is forgotten.
 pub const TOMBSTONES_MAX: usize = 16_384;
 
-/// How long one is kept: no record is under way for so long.
-pub const TOMBSTONE_LIFE: Duration = Duration::from_secs(60);
+/// Longest that anybody is kept whose node is silent (`session.grace`).
+pub const GRACE_MAX: Duration = Duration::from_secs(120);
+
+/// How long one is kept: no record is under way for so long, and who was kept for [`GRACE_MAX`] because its node was silent is still known
+/// to have left when that is back.
+pub const TOMBSTONE_LIFE: Duration = GRACE_MAX.saturating_add(Duration::from_secs(30));
 
 /// Tracks of one remote participant that are looked at.
 pub const REMOTE_TRACKS_MAX: usize = 64;

@@ -352,7 +352,7 @@ fn one_whose_node_is_away_stays_and_is_fed_again_when_it_is_back() {
     assert_eq!(again.len(), 3, "without another offer");
     assert!(again.values().all(|(track, map)| track.is_some() && map.len() == 1));
     assert_eq!(view(&mesh).unwrap().0, "remote");
-    mesh.pass(Duration::from_secs(60));
+    mesh.pass(pop_session::presence::TOMBSTONE_LIFE);
     assert_eq!(view(&mesh).unwrap().0, "remote");
 }
 

@@ -12,12 +12,13 @@
 //! either: the next digest differs, and it is asked for again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
-use pop_session::presence::{LocalRecord, REMOTE_PARTICIPANTS_MAX, Record, RemoteKey, Version};
+use pop_session::presence::{LocalRecord, REMOTE_PARTICIPANTS_MAX, Record, RemoteKey, TOMBSTONE_LIFE, Version};
 
 use super::counters::{BusCounters, Ignored, count};
 use super::record::{self, Beat, Digest, NodeRecord, Page, RecordError, Sum, Written};
@@ -35,8 +36,7 @@ const SILENCE_MAX: Duration = Duration::from_millis(450);
 /// A session's digest is written this often.
 const DIGEST_INTERVAL: Duration = Duration::from_millis(1_500);
 
-/// A participant that left is told for so long to those who ask: longer than anyone keeps those of a node that is away.
-const TOMBSTONE_LIFE: Duration = Duration::from_secs(60);
+/// Participants that left are told to those who ask for [`TOMBSTONE_LIFE`]: longer than anyone keeps those of a node that is away.
 const TOMBSTONES_MAX: usize = 16_384;
 
 /// A query without an answer is made again after this.
@@ -88,10 +88,12 @@ pub enum BusEvent {
         /// Why.
         why: Gone,
     },
-    /// Another process has this node's id and started later: this one has to stop.
+    /// Somebody says that it is this node and started later. On the bus anybody of the CA can say so.
     Duplicate {
         /// Its start.
         theirs: Incarnation,
+        /// Where its mesh is, and where it has to prove it.
+        mesh: Option<SocketAddr>,
     },
 }
 
@@ -197,7 +199,10 @@ pub(super) struct Replica {
     events: VecDeque<BusEvent>,
     record_events: usize,
     event_bytes: usize,
+    /// The newest that says it is this node.
     lost_to: Option<Incarnation>,
+    /// An event has told of it.
+    is_lost_told: bool,
     ticked_at: Option<Instant>,
 }
 
@@ -228,6 +233,7 @@ impl Replica {
             record_events: 0,
             event_bytes: 0,
             lost_to: None,
+            is_lost_told: false,
             ticked_at: None,
         }
     }
@@ -377,12 +383,24 @@ impl Replica {
         true
     }
 
-    /// The order of incarnations decides: the later start is the one that the operator meant.
+    /// The order of incarnations decides: the later start is the one that the operator meant. It is asked for its node record, which says
+    /// where it can be met.
     fn handle_duplicate(&mut self, theirs: Incarnation) {
         count(&self.counters.duplicates);
         if theirs > self.incarnation && self.lost_to != Some(theirs) {
-            self.lost_to = Some(theirs);
-            self.events.push_back(BusEvent::Duplicate { theirs });
+            (self.lost_to, self.is_lost_told) = (Some(theirs), false);
+            if !self.ask_nodes.contains(&self.node) {
+                self.ask_nodes.push_back(self.node);
+            }
+        }
+    }
+
+    fn handle_duplicate_record(&mut self, record: &NodeRecord) {
+        self.handle_duplicate(record.incarnation);
+        let is_new = self.lost_to == Some(record.incarnation) && !std::mem::replace(&mut self.is_lost_told, true);
+        // Whoever says so again and again, each time with another start, is told of once until that is heard.
+        if is_new && !self.events.iter().any(|event| matches!(event, BusEvent::Duplicate { .. })) {
+            self.events.push_back(BusEvent::Duplicate { theirs: record.incarnation, mesh: record.mesh });
         }
     }
 
@@ -413,6 +431,9 @@ impl Replica {
         if record.node != key || NodeId::of(&record.pop, &record.name) != key {
             self.counters.ignore(Ignored::Foreign);
             return;
+        }
+        if key == self.node && record.incarnation != self.incarnation {
+            return self.handle_duplicate_record(&record);
         }
         if !self.meet(now, key, record.incarnation) {
             return;
@@ -628,8 +649,9 @@ impl Replica {
             return self.answer_node().map(Send::Node);
         }
         while let Some(node) = self.ask_nodes.pop_front() {
-            if let Some(peer) = self.peers.get(&node) {
-                return Some(Send::AskNode(node, peer.incarnation));
+            let of_peer = self.peers.get(&node).map(|peer| peer.incarnation);
+            if let Some(incarnation) = if node == self.node { self.lost_to } else { of_peer } {
+                return Some(Send::AskNode(node, incarnation));
             }
         }
         while let Some((session, participant)) = self.unsent.pop_front() {
@@ -655,6 +677,11 @@ impl Replica {
             sum.add(participant, own.version);
         }
         Some(Send::Digest(session, record::encode_digest(Digest { incarnation: self.incarnation, sum })))
+    }
+
+    /// Something was put that was not sent.
+    pub(super) fn has_put(&self) -> bool {
+        !self.unsent.is_empty()
     }
 
     /// What others did.

@@ -105,6 +105,10 @@ async fn establish(
         Err(Refusal::Closed) => return Err(Refused::Redundant),
         Err(reason) => return Err(Refused::Fault(reason, Some(name))),
     };
+    if name.id() == shared.node {
+        // Ourselves, or another process with our certificate: who called hears which start of the node this is.
+        let _ = link::write_hello(&mut stream, shared.hello(1)).await;
+    }
     let admission = shared.register(name, hello, false, remote, secret).await?;
     Ok((admission, stream))
 }

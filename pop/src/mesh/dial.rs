@@ -1,10 +1,11 @@
 //! Connections to others: tried again until there is a link, whoever made it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pop_schemas::NodeId;
+use pop_schemas::{Incarnation, NodeId};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -18,8 +19,12 @@ use super::{Admission, PROOF_TIMEOUT, Refused, Shared, link};
 /// The first pause after a link that ended or did not come to be; doubled each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 
-/// The longest pause.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+/// The longest pause: with [`CONNECT_TIMEOUT`] what a network needs at most to heal a link.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// A connection that is not made within this is begun anew. The kernel repeats its SYN ever more seldom, and a cut would be felt as long
+/// again as it was.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Keeps a link with the node at `address` until the task is ended. Without `expected` it is whoever shows a certificate of the CA.
 pub(super) async fn keep_linked(shared: Arc<Shared>, address: SocketAddr, expected: Option<NodeName>) {
@@ -55,7 +60,7 @@ pub(super) async fn keep_linked(shared: Arc<Shared>, address: SocketAddr, expect
 }
 
 enum Failure {
-    Unreachable(std::io::Error),
+    Unreachable(io::Error),
     Myself,
     Refused(Refused),
 }
@@ -73,8 +78,8 @@ async fn establish(
     expected: Option<&NodeName>,
     node: &mut Option<NodeId>,
 ) -> Result<(Admission, TlsStream<TcpStream>), Failure> {
-    let stream = TcpStream::connect(address).await.map_err(Failure::Unreachable)?;
-    let broken = |error: std::io::Error| Refused::Fault(refusal_of(&error), expected.cloned());
+    let stream = connect(address).await.map_err(Failure::Unreachable)?;
+    let broken = |error: io::Error| Refused::Fault(refusal_of(&error), expected.cloned());
     stream.set_nodelay(true).map_err(broken)?;
     let connector = TlsConnector::from(shared.identity().client());
     let mut stream = connector.connect(server_name(expected), stream).await.map_err(broken)?;
@@ -95,6 +100,24 @@ async fn establish(
     }
     let admission = shared.register(name, hello, true, address, secret).await?;
     Ok((admission, stream))
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Which start of this very node is at `address`: of whoever proves by the certificate that it is this node. `None`: nobody who does.
+pub(super) async fn own_start_at(shared: &Shared, address: SocketAddr) -> Option<Incarnation> {
+    let ask = async {
+        let stream = connect(address).await.ok()?;
+        let connector = TlsConnector::from(shared.identity().client());
+        let mut stream = connector.connect(server_name(Some(&shared.name)), stream).await.ok()?;
+        let (name, _) = super::proof(stream.get_ref().1).ok().filter(|(name, _)| *name == shared.name)?;
+        link::write_hello(&mut stream, shared.hello(1)).await.ok()?;
+        let hello = link::read_hello(&mut stream).await.ok()?;
+        (NodeName::new(&hello.node, &hello.pop).as_ref() == Ok(&name)).then_some(hello.incarnation)
+    };
+    timeout(PROOF_TIMEOUT, ask).await.ok().flatten()
 }
 
 /// Between half of `pause` and all of it, so that nodes that lost each other together do not return together.

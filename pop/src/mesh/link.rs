@@ -43,6 +43,8 @@ pub enum Ended {
     TooLarge,
     /// The node no longer wants it.
     Forgotten,
+    /// It is made anew.
+    Renewed,
 }
 
 impl Ended {
@@ -56,6 +58,7 @@ impl Ended {
             Ended::Malformed => "malformed",
             Ended::TooLarge => "too_large",
             Ended::Forgotten => "forgotten",
+            Ended::Renewed => "renewed",
         }
     }
 

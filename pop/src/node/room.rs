@@ -132,7 +132,11 @@ pub(crate) enum RoomMessage {
         failure: TransportFailure,
     },
     /// What another node says of its participant.
-    Record(Box<Record>),
+    Record {
+        record: Box<Record>,
+        /// In the bound of all that wait, until it is taken.
+        _place: Option<OwnedSemaphorePermit>,
+    },
     /// What became of another node.
     Node {
         node: NodeId,
@@ -391,7 +395,7 @@ impl Room {
             }
             RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
             RoomMessage::Failed { transport, failure } => self.session.handle_transport_failed(now, transport, failure),
-            RoomMessage::Record(record) => drop(self.session.handle_record(now, *record)),
+            RoomMessage::Record { record, _place } => drop(self.session.handle_record(now, *record)),
             RoomMessage::Node { node, fate } => match fate {
                 NodeFate::Away => self.session.handle_node_away(now, node.0),
                 NodeFate::Back => self.session.handle_node_back(now, node.0),

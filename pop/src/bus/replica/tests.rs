@@ -248,8 +248,9 @@ fn a_later_start_takes_the_place_of_an_earlier_one_which_has_to_stop() {
     net.run(200);
     assert_eq!(net.ids(0), [50]);
     assert_eq!(net.gone(0), [Gone::Restarted]);
-    let told =
-        |node: usize| net.events[node].iter().filter(|event| matches!(event, BusEvent::Duplicate { theirs } if theirs.start == 5)).count();
+    let told = |node: usize| {
+        net.events[node].iter().filter(|event| matches!(event, BusEvent::Duplicate { theirs, .. } if theirs.start == 5)).count()
+    };
     assert_eq!((told(1), told(2)), (1, 0), "once, and only the earlier one");
     net.put(1, 41, 1, true);
     net.run(200);
