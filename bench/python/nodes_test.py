@@ -1,4 +1,5 @@
-"""Two nodes of one PoP: aiortc publishes at the one and watches at the other, and every payload arrives as it was sent."""
+"""Two nodes of one PoP: aiortc publishes at the one and watches at the other, and every payload arrives as it was sent. A client whose
+transport the one has may speak with the other."""
 
 import asyncio
 import pathlib
@@ -8,6 +9,8 @@ import tempfile
 import unittest
 
 from client import Client, assert_same_stream, until
+from guest import Guest, until_tone
+from livekit import rtc
 from node import PROGRAMS, Node
 
 NAMES = ("a", "b")
@@ -91,6 +94,103 @@ class Nodes(unittest.IsolatedAsyncioTestCase):
 
     async def test_and_back(self):
         await self.call("back", "b", "a")
+
+    async def test_a_resource_is_moved_and_ended_at_the_other_node(self):
+        viewer = Client()
+        publisher = await Client().publish(nodes["a"], "elsewhere")
+        try:
+            await publisher.until_connected()
+            await (await viewer.watch(nodes["a"], "elsewhere")).until_connected()
+            for client in (publisher, viewer):
+                client.resource = client.resource.replace(nodes["a"].http, nodes["b"].http)
+            await until("some packets", lambda: min(len(p) for p in viewer.received.values()) >= 100, 30)
+            before = publisher.etag
+            await publisher.restart_ice()
+            self.assertNotEqual(publisher.etag, before)
+            more = {kind: len(packets) + 100 for kind, packets in viewer.received.items()}
+            await until("more packets", lambda: all(len(viewer.received[kind]) >= more[kind] for kind in more), 30)
+            await viewer.close()
+            await publisher.close()
+            await until("nobody at a", lambda: nodes["a"].sessions()["sessions"] == [], 5)
+        finally:
+            await viewer.close()
+            await publisher.close()
+
+    async def test_a_client_that_comes_back_to_the_other_node_goes_on(self):
+        way = Way(nodes["a"])
+        await way.open()
+        ann, bob = Guest(nodes["a"], "way", "ann"), Guest(nodes["a"], "way", "bob")
+        ann.url = way.url
+        try:
+            await ann.join()
+            await bob.join()
+            await ann.publish_tone(440)
+            heard = await bob.track("ann", rtc.TrackKind.KIND_AUDIO)
+            await until_tone(heard, 440)
+            sid = ann.me.sid
+            # Its socket is cut; the next one ends at b, and its media never left a.
+            way.turn(nodes["b"])
+            await ann.until_told("reconnected")
+            self.assertEqual((way.made, ann.me.sid), (["a", "b"], sid))
+            await ann.me.publish_data(b"still here", topic="after")
+            await bob.until_told("data_received")
+            await until_tone(heard, 440)
+            self.assertEqual(bob.told("track_unsubscribed"), [])
+            who = {it["identity"]: it["node"] for session in nodes["a"].sessions()["sessions"] for it in session["participants"]}
+            self.assertEqual(who, {"ann": "a", "bob": "a"})
+            # The other node has nothing of the room.
+            self.assertEqual([it["name"] for it in nodes["b"].sessions()["sessions"]], [])
+        finally:
+            await bob.leave()
+            await ann.leave()
+            await way.close()
+
+
+class Way:
+    """A TCP forwarder in front of the nodes."""
+
+    def __init__(self, node):
+        self.node, self.open_ones, self.made = node, set(), []
+
+    async def open(self):
+        self.server = await asyncio.start_server(self.forward, "127.0.0.1", 0)
+        self.url = f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+    def turn(self, node):
+        """Cuts what goes to the node until now."""
+        self.node = node
+        self.cut()
+
+    def cut(self):
+        for writer in list(self.open_ones):
+            writer.transport.abort()
+
+    async def close(self):
+        self.server.close()
+        self.cut()
+        await self.server.wait_closed()
+
+    async def forward(self, reader, writer):
+        host, port = self.node.http.removeprefix("http://").rsplit(":", 1)
+        name = next(name for name, node in nodes.items() if node is self.node)
+        there, back = await asyncio.open_connection(host, int(port))
+        self.open_ones |= {writer, back}
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"GET /rtc/v1?" in head:
+            self.made.append(name)
+        back.write(head)
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+        self.open_ones -= {writer, back}
+
+
+async def pump(reader, writer):
+    try:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    writer.close()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::admin;
 use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
-use crate::mesh::{LinkSecret, LinkState, Mesh, MeshEvent, Peer};
+use crate::mesh::{Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Peer};
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared};
 use crate::view::{LinkView, NodeView};
 
@@ -103,6 +103,10 @@ enum Request {
     LinkKeysUsed {
         link: LinkId,
     },
+    Locate {
+        origin: u32,
+        reply: oneshot::Sender<Option<Elsewhere>>,
+    },
     Describe {
         reply: oneshot::Sender<Description>,
     },
@@ -121,6 +125,8 @@ enum Request {
 #[derive(Clone)]
 pub struct Cluster {
     requests: mpsc::UnboundedSender<Request>,
+    /// For clients' requests.
+    mesh: Option<Mesh>,
 }
 
 /// What is known of the other nodes.
@@ -145,6 +151,7 @@ impl Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
         let (mesh, mesh_events) = mesh.unzip();
+        let carrier = mesh.clone();
         let state = State {
             shared,
             node,
@@ -162,7 +169,7 @@ impl Cluster {
             next_to_prove: None,
         };
         tokio::spawn(state.run(received, bus_events, mesh_events));
-        Cluster { requests }
+        Cluster { requests, mesh: carrier }
     }
 
     fn tell(&self, request: Request) {
@@ -215,6 +222,14 @@ impl Cluster {
         self.tell(Request::Leave { reply });
         // What is not told in time is told by silence.
         let _ = tokio::time::timeout(LEAVE_TIMEOUT, answer).await;
+    }
+
+    /// The node of this PoP whose ids begin with `origin`, when it lives and takes links, and the way there.
+    pub(crate) async fn locate(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
+        let mesh = self.mesh.clone()?;
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::Locate { origin, reply });
+        Some((mesh, answer.await.ok()??))
     }
 
     /// The other nodes and the links to them, now.
@@ -420,6 +435,7 @@ impl State {
                 }
             }
             // Who asked may be gone.
+            Request::Locate { origin, reply } => drop(reply.send(self.locate(origin))),
             Request::Describe { reply } => drop(reply.send(self.describe())),
             Request::Proved { theirs, is_so } => {
                 self.is_proving = false;
@@ -781,6 +797,14 @@ impl State {
         for room in self.rooms.values().filter_map(|watched| watched.room.upgrade()) {
             let _ = room.send(RoomMessage::Node { node, fate });
         }
+    }
+
+    /// The upper half of a start's nonce begins all ids of that start.
+    fn locate(&self, origin: u32) -> Option<Elsewhere> {
+        let gave_out = |of: &&Node| of.is_up && of.record.incarnation.nonce >> 32 == u64::from(origin);
+        let record = &self.nodes.values().find(gave_out)?.record;
+        let name = NodeName::new(&record.name, &record.pop).ok().filter(|name| name.id() == record.node)?;
+        Some(Elsewhere { name, address: record.mesh? })
     }
 
     fn describe(&self) -> Description {

@@ -8,9 +8,10 @@
 //! ```
 //! A node is what its certificate names. Of two connections of a pair the one stays that the node with the lower id made; a newer start
 //! of a node takes the place of the older at once. Who makes a connection speaks first and the other answers, so that the one that is
-//! up on both sides is the same. Events of one link come in order, and none after its `LinkDown`.
+//! up on both sides is the same. Requests of clients that another node has go there over connections of their own ([`carry`]). Events of one link come in order, and none after its `LinkDown`.
 
 mod accept;
+mod carry;
 mod counters;
 mod dial;
 mod identity;
@@ -20,7 +21,7 @@ mod name;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +41,7 @@ use crate::serve;
 use counters::Counters;
 use link::{Item, Link};
 
+pub use carry::{Carried, CarryError, Elsewhere};
 pub use counters::{MeshCounters, Refusal};
 pub use identity::{MeshFiles, MeshIdentity};
 pub use link::Ended;
@@ -230,6 +232,7 @@ impl Mesh {
             changed: watch::Sender::new(()),
             counters: Counters::default(),
             tasks: Mutex::default(),
+            answers: OnceLock::new(),
         });
         tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), "links to other nodes are taken");
         shared.spawn(accept::accept(Arc::clone(&shared), listener));
@@ -378,6 +381,8 @@ struct Shared {
     changed: watch::Sender<()>,
     counters: Counters,
     tasks: Mutex<JoinSet<()>>,
+    /// Of [`Mesh::answer_carried`].
+    answers: OnceLock<carry::Answers>,
 }
 
 #[derive(Default)]

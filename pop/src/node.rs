@@ -49,7 +49,7 @@ use crate::config::{Backend, Config};
 use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
-use crate::mesh::{Mesh, MeshSettings};
+use crate::mesh::{Elsewhere, Mesh, MeshSettings};
 use crate::metrics::JoinSeconds;
 use crate::probe::Probe;
 use crate::signal::SignalCounters;
@@ -135,6 +135,8 @@ pub(crate) struct Shared {
     kept: kept::KeptRooms,
     captures: capture::Captures,
     ids: AtomicU64,
+    /// See [`Node::origin`].
+    origin: u32,
     stopping: AtomicBool,
     join_seconds: JoinSeconds,
     /// Set once, before the first client comes; a node alone has none.
@@ -223,6 +225,7 @@ impl Node {
         let (routes, route_requests): (Vec<_>, Vec<_>) = workers.iter().map(|_| pump::Routes::new()).unzip();
         let dtls_refused = workers.iter().map(|_| pump::Refused::new()).collect();
         let plans = workers.iter().map(|worker| plan(worker.limits())).collect();
+        let origin = draw_origin();
         let node = Node {
             shared: Arc::new_cyclic(|shared| Shared {
                 name: config.node.shown_name(),
@@ -242,7 +245,8 @@ impl Node {
                 directory: Directory::start(plans, shared.clone()),
                 kept: kept::KeptRooms::default(),
                 captures: capture::Captures::default(),
-                ids: AtomicU64::new(first_id()),
+                ids: AtomicU64::new(u64::from(origin) << 32 | 1),
+                origin,
                 stopping: AtomicBool::new(false),
                 join_seconds: JoinSeconds::default(),
                 cluster: OnceLock::new(),
@@ -318,6 +322,17 @@ impl Node {
     /// A number that this process has not given out before.
     pub fn next_id(&self) -> u64 {
         self.shared.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The upper half of every id that this start of the node gives out, and of its incarnation's nonce: other nodes tell by it whose
+    /// an id is.
+    pub fn origin(&self) -> u32 {
+        self.shared.origin
+    }
+
+    /// The other node of the PoP that gave out ids with this upper half, when it lives, and the way there.
+    pub(crate) async fn elsewhere(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
+        self.shared.cluster.get()?.locate(origin).await
     }
 
     /// Random bytes for passwords and identifiers.
@@ -683,10 +698,10 @@ impl Shared {
 
 /// Ids are unique in the mesh: nodes begin at a place of their own, drawn at each start. Below 2^63, because they are session ids in SDP,
 /// too, and Firefox takes none above.
-fn first_id() -> u64 {
+fn draw_origin() -> u32 {
     let mut drawn = [0; 4];
     aws_lc_rs::rand::fill(&mut drawn).expect("the system gives random bytes");
-    u64::from(u32::from_ne_bytes(drawn) >> 1) << 32 | 1
+    u32::from_ne_bytes(drawn) >> 1
 }
 
 /// What a worker may promise.

@@ -108,9 +108,9 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let public = serve::bind("http.listen", config.http.listen).await.map_err(Failure::Other)?;
     let operator = serve::bind("admin.listen", config.admin.listen).await.map_err(Failure::Other)?;
     let node = Node::start(config, keys).map_err(Failure::Other)?;
-    let mut nonce = [0; 8];
-    node.random(&mut nonce);
-    let incarnation = Incarnation { start: number, nonce: u64::from_ne_bytes(nonce) };
+    let mut drawn = [0; 4];
+    node.random(&mut drawn);
+    let incarnation = Incarnation { start: number, nonce: u64::from(node.origin()) << 32 | u64::from(u32::from_ne_bytes(drawn)) };
     let joined = node.join_others(config, incarnation).await.map_err(Failure::Other)?;
 
     let public_address = bound(&public, config.http.listen);
@@ -133,6 +133,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         Box::new(ProbeApplier(node.clone())),
         Box::new(RouteApplier(routes.clone())),
     ];
+    let carrier = joined.mesh.clone();
     appliers.extend(joined.mesh.map(|mesh| Box::new(MeshApplier(mesh)) as Box<dyn Applier>));
     appliers.extend(tls.clone().map(|tls| Box::new(TlsApplier(tls)) as Box<dyn Applier>));
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
@@ -146,6 +147,9 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         signalling::routes(node.clone(), config).merge(probe::routes(node.clone())).merge(demo::routes(node.clone())),
         metrics,
     );
+    if let Some(mesh) = &carrier {
+        mesh.answer_carried(public_router.clone(), public_stopped.clone());
+    }
     let public = match &tls {
         Some(tls) => tokio::spawn(serve::serve(tls.listen(public), public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
         None => tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),

@@ -264,6 +264,15 @@ pub async fn serve(
     let _ = tokio::time::timeout(STOP_GRACE, ended).await;
 }
 
+/// Answers one connection that no listener took, as [`serve`] does.
+pub async fn answer_one<S>(stream: S, router: Router, permit: OwnedSemaphorePermit, stop: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let place = Arc::new(Place { _permit: permit, _guest: None });
+    answer(stream, Client { remote: None, guest: None, place }, router, stop).await;
+}
+
 /// Ends when `stop` is true or nobody can set it any longer. Its own function, because the value that `wait_for` lends is a lock.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stopped| *stopped).await;

@@ -4,9 +4,11 @@
 //! POST offer -> endpoint: room, token, type, size -> sdp::parse -> answer::negotiate -> Node::place -> whip | whep: ids, keys
 //!            <- 201, Location, answer             <- Node::join <------------------------------------------+
 //! ```
+//! What names an id of another node goes there, and nothing of it is looked at here ([`elsewhere`]).
 //! Everything that can fail on the client's account fails before a worker is asked, so a refused client costs nothing.
 
 pub mod answer;
+mod elsewhere;
 mod endpoint;
 mod ice_servers;
 pub mod livekit;
@@ -15,7 +17,7 @@ pub mod sdp;
 mod whep;
 mod whip;
 
-use axum::Router;
+use axum::{Router, middleware};
 
 pub use endpoint::Problem;
 pub use livekit::{Refused, SignalCounters};
@@ -25,5 +27,6 @@ use crate::node::Node;
 
 /// Everything that clients signal by.
 pub fn routes(node: Node, config: &Config) -> Router {
-    endpoint::routes(node.clone(), config).merge(livekit::routes(node, config))
+    let routes = endpoint::routes(node.clone(), config).merge(livekit::routes(node.clone(), config));
+    routes.layer(middleware::from_fn_with_state(node, elsewhere::carry))
 }

@@ -111,7 +111,7 @@ async fn a_publisher_and_a_viewer_come_and_go() {
     for (answer, path) in [(&publish, "/whip/stage/"), (&watch, "/whep/stage/")] {
         assert_eq!((answer.status, answer.header("content-type")), (StatusCode::CREATED, "application/sdp"), "{}", answer.body);
         let resource = answer.header("location").strip_prefix(path).expect("a location below the endpoint");
-        assert!(resource.len() == 32 && resource.bytes().all(|b| b.is_ascii_hexdigit()), "{resource}");
+        assert!(resource.len() == 40 && resource.bytes().all(|b| b.is_ascii_hexdigit()), "{resource}");
         assert!(answer.header("etag").starts_with('"') && answer.header("etag").len() > 8);
         assert_eq!(answer.header("access-control-allow-origin"), "*");
         assert!(answer.header("access-control-expose-headers").contains("Location"));

@@ -13,7 +13,8 @@ use tokio_rustls::server::TlsStream;
 
 use super::counters::Refusal;
 use super::identity::refusal_of;
-use super::{Admission, PROOF_TIMEOUT, Refused, Shared, link};
+use super::name::NodeName;
+use super::{Admission, PROOF_TIMEOUT, Refused, Shared, carry, link};
 
 /// Connections that have not proved themselves.
 const PENDING_MAX: usize = 64;
@@ -76,9 +77,13 @@ fn make_room(shared: &Shared, pending: &mut Vec<Pending>, remote: SocketAddr) {
 async fn admit(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, progress: Arc<Progress>) {
     let proved = timeout(PROOF_TIMEOUT, establish(&shared, stream, remote, &progress)).await;
     match proved {
-        Ok(Ok((admission, stream))) => {
+        Ok(Ok(Established::Link(admission, stream))) => {
             progress.is_proved.store(true, Ordering::Relaxed);
             shared.run(admission, stream).await;
+        }
+        Ok(Ok(Established::Carrier(name, stream))) => {
+            progress.is_proved.store(true, Ordering::Relaxed);
+            carry::answer(&shared, stream, remote, &name).await;
         }
         Ok(Err(Refused::Fault(reason, name))) => shared.refuse(reason, &remote, name.as_ref()),
         Ok(Err(Refused::Redundant | Refused::Stopped)) => {}
@@ -86,12 +91,14 @@ async fn admit(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, progr
     }
 }
 
-async fn establish(
-    shared: &Shared,
-    stream: TcpStream,
-    remote: SocketAddr,
-    progress: &Progress,
-) -> Result<(Admission, TlsStream<TcpStream>), Refused> {
+/// What a connection that has proved itself is.
+enum Established {
+    Link(Admission, Box<TlsStream<TcpStream>>),
+    /// It carries requests of clients.
+    Carrier(NodeName, Box<TlsStream<TcpStream>>),
+}
+
+async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progress: &Progress) -> Result<Established, Refused> {
     let broken = |error: std::io::Error| Refused::Fault(refusal_of(&error), None);
     stream.set_nodelay(true).map_err(broken)?;
     stream.readable().await.map_err(broken)?;
@@ -99,6 +106,9 @@ async fn establish(
     let acceptor = TlsAcceptor::from(shared.identity().server());
     let mut stream = acceptor.accept(stream).await.map_err(broken)?;
     let (name, secret) = super::proof(stream.get_ref().1)?;
+    if stream.get_ref().1.alpn_protocol() == Some(carry::PROTOCOL) {
+        return Ok(Established::Carrier(name, Box::new(stream)));
+    }
     let hello = match link::read_hello(&mut stream).await {
         Ok(hello) => hello,
         // A node that has seen whom it called, and has a link with us already.
@@ -110,5 +120,5 @@ async fn establish(
         let _ = link::write_hello(&mut stream, shared.hello(1)).await;
     }
     let admission = shared.register(name, hello, false, remote, secret).await?;
-    Ok((admission, stream))
+    Ok(Established::Link(admission, Box::new(stream)))
 }

@@ -14,6 +14,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
+use super::carry;
 use super::counters::Refusal;
 use super::name::NodeName;
 use crate::config::{Config, MeshConfig};
@@ -48,6 +49,7 @@ pub struct MeshIdentity {
     expires_at_s: u64,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    carrier: Arc<ClientConfig>,
 }
 
 impl fmt::Debug for MeshIdentity {
@@ -105,13 +107,23 @@ impl MeshIdentity {
         // Every link is a whole handshake, so that each looks at a certificate.
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        // A link offers no protocol.
+        server.alpn_protocols = vec![carry::PROTOCOL.to_vec()];
         let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&versions);
         let client = client.expect("the provider has suites of TLS 1.3").dangerous();
         let mut client =
             client.with_custom_certificate_verifier(Arc::new(NodeVerifier { chain: servers })).with_client_cert_resolver(resolver);
         client.resumption = rustls::client::Resumption::disabled();
         client.enable_sni = false;
-        Ok(MeshIdentity { name: name.clone(), expires_at_s: own.expires_at_s(), server: Arc::new(server), client: Arc::new(client) })
+        let mut carrier = client.clone();
+        carrier.alpn_protocols = vec![carry::PROTOCOL.to_vec()];
+        Ok(MeshIdentity {
+            name: name.clone(),
+            expires_at_s: own.expires_at_s(),
+            server: Arc::new(server),
+            client: Arc::new(client),
+            carrier: Arc::new(carrier),
+        })
     }
 
     /// Whose it is.
@@ -140,6 +152,11 @@ impl MeshIdentity {
 
     pub(super) fn client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)
+    }
+
+    /// For connections that carry clients' requests.
+    pub(super) fn carrier(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.carrier)
     }
 }
 

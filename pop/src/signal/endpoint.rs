@@ -21,6 +21,7 @@ use pop_session::token::{Access, GrantError, TokenError};
 use pop_session::{IceCondition, IceUpdate, Join, Opening, Refusal, Role};
 
 use super::answer::{Accepted, LocalMedia, LocalSource, LocalTransport, Negotiation, negotiate};
+use super::elsewhere::ORIGIN_DIGITS;
 use super::ice_servers::IceServers;
 use super::patch::{self, SDP_FRAGMENT, draw_credentials};
 use super::sdp::{self, FingerprintLine, SDP_LEN_MAX, SdpError};
@@ -384,7 +385,7 @@ impl Admission {
         let sources = negotiation.accepted().map(source).collect();
         Admission {
             transport: TransportId(node.next_id()),
-            resource: draw::<16>(node).iter().map(|byte| format!("{byte:02x}")).collect(),
+            resource: name_resource(node),
             ice: draw_credentials(node, negotiation.remote_ufrag),
             cname: URL_SAFE_NO_PAD.encode(draw::<12>(node)),
             rtcp_ssrc,
@@ -433,6 +434,12 @@ impl Admission {
             media,
         }
     }
+}
+
+/// Whose it is, for the other nodes of the PoP, and 128 random bits.
+fn name_resource(node: &Node) -> String {
+    let secret = u128::from_be_bytes(draw(node));
+    format!("{:0ORIGIN_DIGITS$x}{secret:032x}", node.origin())
 }
 
 /// Distinct SSRCs: each is under the same key, so no two streams may share one.

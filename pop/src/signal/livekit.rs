@@ -36,7 +36,7 @@ use pop_session::token::{Access, GrantError, TokenError};
 
 use self::join::{JoinError, room_of};
 use self::socket::Context;
-use super::endpoint::{draw, open_to_all_origins};
+use super::endpoint::open_to_all_origins;
 use super::sdp::Bounds;
 use crate::config::Config;
 use crate::node::Node;
@@ -158,6 +158,13 @@ async fn connect(
         .on_upgrade(move |frames| socket::serve(context, frames, access, joined, place.map(|Extension(place)| place)))
 }
 
+/// Who a client that comes by `query` was before, when it says that it is back.
+pub(super) fn resumes(query: &str) -> Option<ParticipantId> {
+    let uri = format!("/?{query}").parse().ok()?;
+    let Query(query) = Query::<join::Query>::try_from_uri(&uri).ok()?;
+    query.resumes()
+}
+
 /// Everything that can be said without the room.
 fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<(Access, join::Joined), Problem> {
     let uri = format!("/?{}", query.unwrap_or_default()).parse().map_err(|_| Problem::Query)?;
@@ -170,8 +177,8 @@ fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<
     if context.node.is_stopping() {
         return Err(Problem::Stopping);
     }
-    // Everybody in the room gets to know it; who may resume by it, the identity of the token says. Drawn, so that it occurs once.
-    let participant = ParticipantId(u64::from_be_bytes(draw(&context.node)));
+    // Everybody in the room gets to know it; who may resume by it, the identity of the token says.
+    let participant = ParticipantId(context.node.next_id());
     let joined = query.read(token, &access, participant, crate::token::unix_now_ms())?;
     Ok((access, joined))
 }

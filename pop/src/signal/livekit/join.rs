@@ -93,6 +93,15 @@ impl Query {
         Ok(Joined { arrival: arrive(request, access, participant, now_ms), offer, tracks, sync, streams, token })
     }
 
+    /// Who it was before, when it says that it is back.
+    pub(super) fn resumes(&self) -> Option<ParticipantId> {
+        let request = match &self.join_request {
+            Some(text) => unwrap(text).ok()?,
+            None => self.request(),
+        };
+        parse_participant_sid(&request.participant_sid).filter(|_| request.reconnect)
+    }
+
     /// The same as a join request.
     fn request(&self) -> proto::JoinRequest {
         let is = |value: &Option<String>, default| value.as_deref().map_or(default, |value| matches!(value, "1" | "true"));
