@@ -801,7 +801,7 @@ impl State {
 
     /// The upper half of a start's nonce begins all ids of that start.
     fn locate(&self, origin: u32) -> Option<Elsewhere> {
-        let gave_out = |of: &&Node| of.is_up && of.record.incarnation.nonce >> 32 == u64::from(origin);
+        let gave_out = |of: &&Node| of.is_up() && of.record.incarnation.nonce >> 32 == u64::from(origin);
         let record = &self.nodes.values().find(gave_out)?.record;
         let name = NodeName::new(&record.name, &record.pop).ok().filter(|name| name.id() == record.node)?;
         Some(Elsewhere { name, address: record.mesh? })
