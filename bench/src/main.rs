@@ -2,6 +2,7 @@
 
 mod audio;
 mod blast;
+mod bus;
 mod compare;
 mod fanout;
 mod flood;
@@ -77,6 +78,8 @@ enum Case {
     Pdr(search::SearchArgs),
     /// Latency at shares of the PDR, beside the bare forwarder.
     Latency(latency::LatencyArgs),
+    /// How long a change of a participant takes to the other node, beside a bare zenoh put, and how long a node that joins needs.
+    Bus(bus::BusArgs),
     /// A page with charts of each result, made from its JSON alone.
     Report(report::ReportArgs),
     /// Every headline figure in turn, into DATE-NAME.json files.
@@ -140,6 +143,7 @@ fn main() -> ExitCode {
         Case::Ndr(args) => end("ndr", search::run("ndr", &args, 0.0)),
         Case::Pdr(args) => end("pdr", search::run("pdr", &args, search::PDR_LOSS)),
         Case::Latency(args) => end("latency", latency::run(&args)),
+        Case::Bus(args) => end("bus", bus::run(&args)),
         Case::Report(args) => end("report", report::run(&args)),
         Case::All(args) => end("all", results::all::run(&args)),
         Case::Table(args) => end("table", results::table::run(&args)),

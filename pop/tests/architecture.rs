@@ -54,7 +54,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("livekit_protocol", &["pop/src/signal/livekit.rs", "pop/src/signal/livekit/", "pop/tests/", "bench/"]),
     ("prometheus_client", &["pop/src/metrics.rs", "pop/src/metrics/"]),
     ("jsonwebtoken", &["pop/session/src/token.rs", "pop/session/tests/"]),
-    ("zenoh", &["pop/src/bus.rs", "pop/src/bus/", "pop/tests/bus.rs"]),
+    ("zenoh", &["pop/src/bus.rs", "pop/src/bus/", "pop/tests/bus.rs", "bench/src/bus.rs"]),
     ("mimalloc", &["dataplane/uring/"]),
     ("core_affinity", &["dataplane/src/", "bench/"]),
 ];
