@@ -14,7 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use pop_uring::{Backend, BackendKind, IoConfig, MmsgBackend, Transmit, UringBackend, Wait, bind_udp, enter_namespace, thread_cpu_time};
+use pop_uring::{
+    Backend, BackendKind, IoConfig, MmsgBackend, Received, Transmit, UringBackend, Wait, bind_udp, enter_namespace, thread_cpu_time,
+};
 use serde::Serialize;
 
 use crate::groups::{Groups, SOCKET_QUEUE_LEN, bind_clients, no_wakes};
@@ -412,11 +414,14 @@ impl Reader {
                 }
             };
             let _ = prepared.send(Ok(()));
-            while !stopped.load(Ordering::Relaxed) {
+            loop {
+                // What is told to end reads all that is there.
+                let is_last = stopped.load(Ordering::Relaxed);
                 let mut packets = 0;
-                let swept = groups.sweep_next(|_, received| packets += received.bytes.len().div_ceil(received.segment) as u64);
+                let mut take = |_, received: Received<'_>| packets += received.bytes.len().div_ceil(received.segment) as u64;
+                let swept = if is_last { groups.sweep(&mut take) } else { groups.sweep_next(&mut take) };
                 count.fetch_add(packets, Ordering::Relaxed);
-                if swept.is_err() {
+                if swept.is_err() || is_last && packets == 0 {
                     break;
                 }
             }

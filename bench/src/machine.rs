@@ -86,6 +86,15 @@ pub(crate) struct Workers {
 impl Workers {
     /// The threads of `pid` that are named `pop-worker-N`.
     pub(crate) fn find(pid: u32) -> Result<Workers, String> {
+        Workers::find_named(pid, |name| name.starts_with("pop-worker-"))
+    }
+
+    /// The one that is named `pop-worker-{index}`.
+    pub(crate) fn find_one(pid: u32, index: usize) -> Result<Workers, String> {
+        Workers::find_named(pid, |name| name.trim() == format!("pop-worker-{index}"))
+    }
+
+    fn find_named(pid: u32, is_wanted: impl Fn(&str) -> bool) -> Result<Workers, String> {
         let tasks = format!("/proc/{pid}/task");
         let entries =
             fs::read_dir(&tasks).map_err(|e| format!("{tasks}: {e}: the server's threads must be readable (same machine, same user)"))?;
@@ -93,7 +102,7 @@ impl Workers {
             .filter_map(|entry| {
                 let path = entry.ok()?.path();
                 let name = fs::read_to_string(path.join("comm")).ok()?;
-                name.starts_with("pop-worker-").then(|| path.join("schedstat").display().to_string())
+                is_wanted(&name).then(|| path.join("schedstat").display().to_string())
             })
             .collect();
         if paths.is_empty() { Err(format!("process {pid} has no thread named pop-worker-N")) } else { Ok(Workers { paths }) }

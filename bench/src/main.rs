@@ -20,6 +20,7 @@ mod pcap;
 mod peers;
 mod random;
 mod refuse;
+mod relay;
 mod report;
 mod result;
 mod results;
@@ -88,6 +89,8 @@ enum Case {
     Table(results::table::TableArgs),
     /// The same fan-out through `pop` and another server in turn, and the ratio of what a packet costs.
     Peer(Box<peers::PeerArgs>),
+    /// A link between two nodes: what a frame costs beside a copy and the bare sender, packets/s of two workers, bytes that are not RTP, repairs.
+    Relay(relay::RelayArgs),
     /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
     Shaper(ShaperArgs),
     /// Run a program that the kernel refuses io_uring, as container runtimes and hardened services do.
@@ -148,6 +151,7 @@ fn main() -> ExitCode {
         Case::All(args) => end("all", results::all::run(&args)),
         Case::Table(args) => end("table", results::table::run(&args)),
         Case::Peer(args) => end("peer", peers::run(&args)),
+        Case::Relay(args) => end("relay", relay::run(&args)),
         Case::Shaper(args) => end("shaper", run_shaper(&args)),
         Case::RefuseIoUring(args) => end("refuse-io-uring", refuse::run(&args).map(|never| match never {})),
     }

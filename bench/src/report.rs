@@ -225,7 +225,7 @@ pub(crate) fn rows(record: &Record) -> Vec<Row> {
 /// The loss with which a case's figures still count, as a share; `None` where it tells itself.
 fn loss_allowed(case: &str) -> Option<f64> {
     match case {
-        "fanout" | "session" | "audio" | "ndr" | "latency" => Some(0.0),
+        "fanout" | "session" | "audio" | "ndr" | "latency" | "relay" => Some(0.0),
         "pdr" => Some(0.005),
         "rooms" => Some(0.001),
         _ => None,
@@ -367,6 +367,9 @@ fn about(case: &str) -> &'static str {
         "ndr" => "The highest rate at which nothing at all is lost, searched as RFC 2544 does.",
         "pdr" => "The highest rate at which at most 0.5 % is lost, searched as RFC 2544 does.",
         "peer" => "The same fan-out through another server and through pop, in turn, with the same clients and sender.",
+        "relay" => {
+            "RTP into one worker, over a sealed link to a worker of another node, and out of that: the origin seals, the edge opens. Beside it the bare sender with the same packets and trains, and what a frame alone costs."
+        }
         "rooms" => "One room whose members speak LiveKit's protocol: joins, memory, and how many it carries.",
         "compare" => "Two builds in turn on the same machine, the same command each time.",
         _ => "",

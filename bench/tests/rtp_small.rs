@@ -92,6 +92,31 @@ fn latency_is_told_beside_the_bare_forwarders() {
 }
 
 #[test]
+fn a_link_between_two_workers_carries_every_packet_and_tells_what_it_adds() {
+    let cores = (std::thread::available_parallelism().map_or(1, usize::from) - 1).min(1).to_string();
+    let short = ["--rate", "2k", "--duration", "300ms", "--passes", "2", "--seeds", "1", "--talk", "2s"];
+    let report = report(&[&["relay", "--server-core", &cores][..], &short].concat());
+    let trial = &report["detail"]["link"]["trial"];
+    assert_eq!((&report["case"], &report["loss"], &trial["sent"]), (&"relay".into(), &0.0.into(), &trial["arrived"]), "{report}");
+    assert!(report["cpu_ns_per_packet"].is_number() && report["packets_per_second"].is_number(), "{report}");
+    assert!(report["latency_us"]["p99"].is_number() && report["allocations_per_packet"].is_number(), "{report}");
+    // 1,100 bytes of RTP with 32 around them, and a little feedback.
+    let share = report["detail"]["link"]["share_not_rtp"].as_f64().expect("a share");
+    assert!((32.0 / 1_132.0..0.08).contains(&share), "{share}");
+    for frame in report["detail"]["frames"].as_array().expect("a list") {
+        assert_eq!(frame["bytes"].as_u64(), frame["raw_bytes"].as_u64().map(|raw| raw + 16), "a tag more than the raw struct: {frame}");
+    }
+    for repair in report["detail"]["repair"].as_array().expect("a list") {
+        assert!(repair["repaired"].as_u64().is_some_and(|repaired| repaired > 0), "{repair}");
+        assert!(
+            repair["p99_per_rtt"].as_f64().is_some_and(|rounds| rounds >= 1.0),
+            "no repair is there before the ask has crossed: {repair}"
+        );
+    }
+    println!("checksum {}", trial["checksum"]);
+}
+
+#[test]
 fn what_cannot_be_measured_is_told_with_a_sentence() {
     for (arguments, said) in [
         (&["blast", "--to", "127.0.0.1:9", "--size", "20"][..], "--size must be 72 to"),
@@ -99,6 +124,7 @@ fn what_cannot_be_measured_is_told_with_a_sentence() {
         (&["ndr", "--streams", "2"], "a room's track is one stream"),
         (&["pdr", "--start", "2k", "--max", "1k"], "--max is below --start"),
         (&["ndr", "--pop", "no/such/pop"], "no/such/pop"),
+        (&["relay", "--size", "3000"], "--size must be at most 2320 bytes"),
     ] {
         let output = bench(arguments).output().expect("pop-bench runs");
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -10,13 +10,16 @@
 //!           |
 //!        Network: delay, loss, repeats, cuts in both directions or in one
 //! ```
-//! [`World::run`] panics where the promises of the room do not hold. What is checked is listed there.
+//! [`World::run`] panics where the promises of the room do not hold. What is checked is listed there. [`Links::run`] is the same for the
+//! packets: real workers' cores and the sealed links between them.
 
 mod client;
 mod dice;
+mod links;
 mod network;
 mod node;
 mod replica;
 mod world;
 
+pub use links::{LinkFigures, Links};
 pub use world::{Figures, World};

@@ -49,6 +49,7 @@ const HEADLINES: &[Headline] = &[
     Headline { name: "audio-10xN", quick: "audio --subscribers-max 400 --duration 1s", full: "audio" },
     Headline { name: "latency", quick: "latency --loads 50 --repeats 1 --duration 2s", full: "latency" },
     Headline { name: "ndr", quick: "ndr --first 300ms --duration 1s --width 5", full: "ndr" },
+    Headline { name: "relay", quick: "relay --rate 50k --duration 1s --passes 5 --seeds 1", full: "relay" },
     Headline {
         name: "rooms-10xN",
         quick: "rooms --members 50 --publishers 10 --duration 2s",
