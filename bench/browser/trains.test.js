@@ -38,11 +38,12 @@ after(async () => {
 /** What left since `before`: datagrams, sends that carried them, and bytes of media and of padding. */
 async function sends(before = { datagrams: 0, trains: 0, bytes: 0, padding: 0 }) {
   const metrics = await node.metrics();
-  const count = (name) => ["0", "1"].reduce((sum, worker) => sum + sumOf(metrics, `pop_${name}_total{direction="out",worker="${worker}"}`), 0);
+  const count = (name, scope = "") =>
+    ["0", "1"].reduce((sum, worker) => sum + sumOf(metrics, `pop_${name}_total{direction="out",${scope}worker="${worker}"}`), 0);
   return {
     datagrams: count("datagrams") - before.datagrams,
     trains: count("trains") - before.trains,
-    bytes: count("rtp_bytes") - before.bytes,
+    bytes: count("rtp_bytes", 'scope="local",') - before.bytes,
     padding: count("rtp_padding_bytes") - before.padding,
   };
 }

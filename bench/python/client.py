@@ -12,7 +12,7 @@ import aioice.ice
 import av
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack, rtcdtlstransport
 from aiortc.mediastreams import MediaStreamError
-from aiortc.rtp import RtpPacket, is_rtcp
+from aiortc.rtp import RtcpPacket, RtcpSrPacket, RtpPacket, is_rtcp
 
 GCM_256 = rtcdtlstransport.SRTP_AEAD_AES_256_GCM
 GCM_128 = rtcdtlstransport.SRTP_AEAD_AES_128_GCM
@@ -79,6 +79,9 @@ class Client:
         self.wrong_fingerprint = wrong_fingerprint
         self.sent = {"audio": [], "video": []}
         self.received = {"audio": [], "video": []}
+        self.ssrcs = {}
+        self.reports_sent = {"audio": [], "video": []}
+        self.reports_received = {"audio": [], "video": []}
         self.decoded = {"audio": 0, "video": 0}
         self.media_datagrams = 0
         self.last_datagrams = {}
@@ -144,19 +147,25 @@ class Client:
         dtls = self.dtls
         if self.profiles:
             dtls._srtp_profiles = self.profiles
-        send_rtp, handle_rtp, start = dtls._send_rtp, dtls._handle_rtp_data, dtls.start
+        send_rtp, handle_rtp, handle_rtcp, start = dtls._send_rtp, dtls._handle_rtp_data, dtls._handle_rtcp_data, dtls.start
         self.connections.append(dtls.transport._connection)
 
         async def recorded_send_rtp(data):
             if self.hold:
                 return
-            if not is_rtcp(data):
+            if is_rtcp(data):
+                self._note_reports(self.reports_sent, data)
+            else:
                 self._note(self.sent, data)
             await send_rtp(data)
 
         async def recorded_handle_rtp(data, arrival_time_ms):
             self._note(self.received, data)
             await handle_rtp(data, arrival_time_ms=arrival_time_ms)
+
+        async def recorded_handle_rtcp(data):
+            self._note_reports(self.reports_received, data)
+            await handle_rtcp(data)
 
         async def recorded_send(data):
             if 128 <= data[0] < 192:
@@ -179,6 +188,7 @@ class Client:
             await start(parameters)
 
         dtls._send_rtp, dtls._handle_rtp_data, dtls.start = recorded_send_rtp, recorded_handle_rtp, started
+        dtls._handle_rtcp_data = recorded_handle_rtcp
         dtls.transport._send, dtls.transport._recv = recorded_send, recorded_receive
 
     def _feed(self, connection):
@@ -229,7 +239,14 @@ class Client:
         packet = RtpPacket.parse(data)
         kind = self._kinds().get(packet.payload_type)
         if kind:
+            self.ssrcs[packet.ssrc] = kind
             book[kind].append(Sample(packet.sequence_number, packet.timestamp, packet.marker, packet.payload))
+
+    def _note_reports(self, book, data):
+        """Each sender report ties a time of the publisher's clock to one of its stream's."""
+        for packet in RtcpPacket.parse(data):
+            if isinstance(packet, RtcpSrPacket) and packet.ssrc in self.ssrcs:
+                book[self.ssrcs[packet.ssrc]].append((packet.sender_info.ntp_timestamp, packet.sender_info.rtp_timestamp))
 
     def _kinds(self):
         """Payload types of media, retransmission formats left out."""

@@ -4,6 +4,7 @@ transport the one has may speak with the other."""
 import asyncio
 import pathlib
 import socket
+import statistics
 import subprocess
 import tempfile
 import unittest
@@ -25,6 +26,12 @@ def free_tcp_ports(count):
     return ports
 
 
+def made_at(report, sample, clock):
+    """When a packet was made, in seconds of the clock that the report tells."""
+    ntp, rtp = report
+    return ntp / 2**32 + ((sample.timestamp - rtp + 2**31) % 2**32 - 2**31) / clock
+
+
 def setUpModule():
     global nodes, folder
     nodes, folder = {}, tempfile.TemporaryDirectory(prefix="pop-ca-")
@@ -41,6 +48,7 @@ def setUpModule():
         others = [f"127.0.0.1:{bus[other]}" for other in NAMES if other != name]
         nodes[name] = Node(
             f"nodes-{name}",
+            dataplane="transports_max = 20",
             extra=f"""
 [node]
 name = "{name}"
@@ -112,6 +120,41 @@ class Nodes(unittest.IsolatedAsyncioTestCase):
             await viewer.close()
             await publisher.close()
             await until("nobody at a", lambda: nodes["a"].sessions()["sessions"] == [], 5)
+        finally:
+            await viewer.close()
+            await publisher.close()
+
+    async def test_a_node_tells_the_others_how_much_of_what_it_can_do_it_does(self):
+        def seen():
+            (other,) = nodes["b"].status()["nodes"]
+            return other["load"], other["capacity"]
+
+        publisher = Client()
+        workers = len(nodes["a"].status()["workers"])
+        await until("a node that does nothing", lambda: seen() == (0, 20 * workers), 5)
+        try:
+            await (await publisher.publish(nodes["a"], "load")).until_connected()
+            await until("one client of twenty", lambda: seen()[0] == 50 // workers, 5)
+        finally:
+            await publisher.close()
+        await until("none", lambda: seen()[0] == 0, 5)
+
+    async def test_sound_and_picture_of_one_moment_are_of_one_moment_at_the_other_node(self):
+        """By the reports that the viewer gets, each packet was made when the publisher's own say, give or take the same for both."""
+        publisher, viewer = Client(), Client()
+        try:
+            await (await viewer.watch(nodes["b"], "sync")).until_connected()
+            await (await publisher.publish(nodes["a"], "sync")).until_connected()
+            await until("reports", lambda: min(len(reports) for reports in viewer.reports_received.values()) >= 3, 30)
+            off_ms = {}
+            for kind, clock in (("audio", 48_000), ("video", 90_000)):
+                here = viewer.received[kind][-1]
+                there = next(sample for sample in publisher.sent[kind] if sample.payload == here.payload)
+                # The publisher's own reports differ by how late its loop was.
+                made = statistics.median(made_at(report, there, clock) for report in publisher.reports_sent[kind])
+                off_ms[kind] = 1_000 * (made_at(viewer.reports_received[kind][-1], here, clock) - made)
+            print(f"the viewer's clock is off by {off_ms} ms")
+            self.assertLess(abs(off_ms["audio"] - off_ms["video"]), 40)
         finally:
             await viewer.close()
             await publisher.close()

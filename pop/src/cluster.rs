@@ -4,33 +4,52 @@
 //! room --put--------------> bus                 bus --Record, node's fate--> rooms
 //! room --want, unwant-----> link --> its node   link --Want, Unwant--> room (is it ours?) --> ExportToLink to the track's worker, Offer
 //! link up --> OpenLink to every worker          link --Offer--> room --> OpenRemoteTrack to the worker that takes it
+//! first record of a node's people in a room, link up, Gap --Follow--> link        link --Follow--> room --> Followed, what was missed
+//! room --data, speakers, qualities--> links of the nodes that follow its session  link --Data, Heard--> room
 //! ```
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pop_dataplane::limits::LINKS_MAX;
 use pop_proto::control::{
-    Codec, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack, PAYLOAD_TYPES_MAX, PayloadType,
+    Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack, PAYLOAD_TYPES_MAX,
+    PayloadType,
 };
 use pop_proto::{Command, Event};
-use pop_relay::control::{self, Message, Offer, Refuse, Unwant};
-use pop_schemas::{Incarnation, NodeId, SessionId, TrackId, TransportId};
+use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
+use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId, TransportId};
+use pop_session::member::{ConnectionGrade, ConnectionQuality};
 use pop_session::presence::LocalRecord;
+use pop_session::session::Abroad;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::admin;
 use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
-use crate::mesh::{Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Peer};
-use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared};
+use crate::data::DataDrop;
+use crate::logging::AUDIT;
+use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Peer};
+use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Wish};
 use crate::view::{LinkView, NodeView};
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Load and drain state of this node are looked at so often.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long other nodes may take to do what an operator wants.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Orders of other nodes that are done at once.
+const ORDERS_MAX: usize = 64;
+
+/// Grades of connections, by their number on links.
+const GRADES: [ConnectionGrade; 4] = [ConnectionGrade::Poor, ConnectionGrade::Good, ConnectionGrade::Excellent, ConnectionGrade::Lost];
 
 /// Tracks that are sent to one node: an alias of a link names one.
 const EXPORTS_MAX: usize = 32_768;
@@ -95,6 +114,18 @@ enum Request {
         worker: u16,
         exported: Option<Exported>,
     },
+    /// A room has what of a node's people.
+    Follow {
+        session: SessionId,
+        node: NodeId,
+        received: Vec<(ParticipantId, u32)>,
+    },
+    /// For one node, or for all that follow the session.
+    Abroad {
+        session: SessionId,
+        node: Option<NodeId>,
+        told: Abroad,
+    },
     LinkStats {
         worker: usize,
         link: LinkId,
@@ -106,6 +137,19 @@ enum Request {
     Locate {
         origin: u32,
         reply: oneshot::Sender<Option<Elsewhere>>,
+    },
+    /// What others know of this node may have changed.
+    TellNode,
+    /// An operator wants something of people of other nodes.
+    Order {
+        session: SessionId,
+        wish: Wish,
+        reply: oneshot::Sender<Outcome>,
+    },
+    /// What became of another node's order.
+    Obeyed {
+        node: NodeId,
+        done: Done,
     },
     Describe {
         reply: oneshot::Sender<Description>,
@@ -141,10 +185,10 @@ pub struct Description {
 }
 
 impl Cluster {
-    /// Starts the task. `bus` and `mesh` are what the config has of them.
+    /// Starts the task. `record` is what others know of this node; `bus` and `mesh` are what the config has of them.
     pub(crate) fn start(
         shared: Weak<Shared>,
-        node: NodeId,
+        record: NodeRecord,
         bus: Option<(Bus, BusEvents)>,
         mesh: Option<(Mesh, mpsc::Receiver<MeshEvent>)>,
     ) -> Cluster {
@@ -154,7 +198,7 @@ impl Cluster {
         let carrier = mesh.clone();
         let state = State {
             shared,
-            node,
+            record,
             bus,
             mesh,
             requests: requests.downgrade(),
@@ -167,6 +211,9 @@ impl Cluster {
             considered: 0,
             is_proving: false,
             next_to_prove: None,
+            orders: HashMap::new(),
+            next_order: 0,
+            obeying: Arc::new(Semaphore::new(ORDERS_MAX)),
         };
         tokio::spawn(state.run(received, bus_events, mesh_events));
         Cluster { requests, mesh: carrier }
@@ -207,6 +254,16 @@ impl Cluster {
         self.tell(Request::Closed { track });
     }
 
+    /// Asks for what a node's people say in `session`, beyond what is here: the last reliable message of each.
+    pub(crate) fn follow(&self, session: &SessionId, node: NodeId, received: Vec<(ParticipantId, u32)>) {
+        self.tell(Request::Follow { session: session.clone(), node, received });
+    }
+
+    /// Tells one node, or each that follows the session.
+    pub(crate) fn tell_abroad(&self, session: &SessionId, node: Option<NodeId>, told: Abroad) {
+        self.tell(Request::Abroad { session: session.clone(), node, told });
+    }
+
     /// What a worker says of its links.
     pub(crate) fn link_event(&self, worker: usize, event: &Event) {
         match event {
@@ -232,6 +289,21 @@ impl Cluster {
         Some((mesh, answer.await.ok()??))
     }
 
+    /// What others know of this node may have changed: they are told now. Else they are within a second.
+    pub(crate) fn tell_node(&self) {
+        self.tell(Request::TellNode);
+    }
+
+    /// Has other nodes do what an operator wants of their people.
+    pub(crate) async fn order(&self, session: &SessionId, wish: Wish) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::Order { session: session.clone(), wish, reply });
+        match timeout(ORDER_TIMEOUT, answer).await {
+            Ok(Ok(outcome)) => outcome,
+            _ => Outcome::UnknownParticipant,
+        }
+    }
+
     /// The other nodes and the links to them, now.
     pub async fn describe(&self) -> Description {
         let (reply, answer) = oneshot::channel();
@@ -243,6 +315,20 @@ impl Cluster {
 struct Watched {
     room: RoomSender,
     number: u64,
+    /// Nodes that have people in it.
+    nodes: HashMap<NodeId, Known>,
+}
+
+impl Watched {
+    fn new(room: RoomSender, number: u64) -> Watched {
+        Watched { room, number, nodes: HashMap::new() }
+    }
+}
+
+/// People of a node in a room.
+struct Known {
+    since: Instant,
+    people: HashSet<ParticipantId>,
 }
 
 /// A node that the bus told of.
@@ -263,6 +349,12 @@ struct Link {
     peer: Peer,
     secret: LinkSecret,
     exports: HashMap<TrackId, Export>,
+    /// Sessions whose data goes to the node: its people are in them, and it has asked.
+    followed: HashSet<SessionId>,
+    /// Those of which the room has not said yet what was missed.
+    asked: HashSet<SessionId>,
+    /// It was too slow for data, and is to be told then.
+    gap_at: Option<Instant>,
     /// By worker and link.
     stats: HashMap<(usize, LinkId), LinkStats>,
 }
@@ -290,7 +382,8 @@ struct Want {
 
 struct State {
     shared: Weak<Shared>,
-    node: NodeId,
+    /// What others know of this node.
+    record: NodeRecord,
     bus: Option<Bus>,
     mesh: Option<Mesh>,
     /// For answers of rooms.
@@ -310,6 +403,20 @@ struct State {
     is_proving: bool,
     /// The last that has said so meanwhile.
     next_to_prove: Option<(Incarnation, Option<SocketAddr>)>,
+    /// Orders that other nodes have not answered, by number.
+    orders: HashMap<u64, GivenOrder>,
+    next_order: u64,
+    /// Places for orders of other nodes.
+    obeying: Arc<Semaphore>,
+}
+
+/// An order that some nodes were given.
+struct GivenOrder {
+    reply: oneshot::Sender<Outcome>,
+    /// Of which no answer came.
+    nodes: HashSet<NodeId>,
+    /// The best so far.
+    outcome: Outcome,
 }
 
 /// Drawn, so that a node that has begun anew does not begin with the names of before.
@@ -344,9 +451,12 @@ impl State {
         let _guard = EndsProcess;
         let places = Arc::new(Semaphore::new(RECORDS_MAX));
         let mut forget = tokio::time::interval(FORGET_INTERVAL);
+        let mut tell = interval(TELL_INTERVAL);
+        tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let again = self.wants.values().filter_map(|want| want.again).min();
-            let timeout = async {
+            let gaps = self.links.values().filter_map(|link| link.gap_at);
+            let again = self.wants.values().filter_map(|want| want.again).chain(gaps).min();
+            let deadline = async {
                 match again {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
@@ -365,8 +475,9 @@ impl State {
                     Some(event) => self.handle_mesh(event).await,
                     None => mesh_events = None,
                 },
-                () = timeout => self.ask_again(),
+                () = deadline => self.ask_again(),
                 now = forget.tick() => self.forget_gone(now),
+                _ = tell.tick() => self.tell_node().await,
             }
         }
     }
@@ -374,7 +485,8 @@ impl State {
     async fn handle_request(&mut self, request: Request) {
         match request {
             Request::Watch { session, room, number } => {
-                let is_anew = self.rooms.insert(session.clone(), Watched { room, number }).is_some();
+                let is_anew = self.rooms.insert(session.clone(), Watched::new(room, number)).is_some();
+                self.unfollow(&session);
                 if let Some(bus) = &self.bus {
                     // A room of that name is about to end. This one has heard of nobody yet.
                     if is_anew {
@@ -386,7 +498,11 @@ impl State {
             Request::Unwatch { session, number } => {
                 // Another room of that name may have begun.
                 if self.rooms.get(&session).is_some_and(|watched| watched.number == number) {
-                    self.rooms.remove(&session);
+                    let watched = self.rooms.remove(&session);
+                    self.unfollow(&session);
+                    for node in watched.into_iter().flat_map(|watched| watched.nodes.into_keys()) {
+                        self.send(node, Message::Unfollow(Unfollow { session: session.clone() }));
+                    }
                     if let Some(bus) = &self.bus {
                         bus.unwatch(&session);
                     }
@@ -423,9 +539,21 @@ impl State {
                 self.considered -= 1;
                 self.export(node, session, track, worker, exported).await;
             }
+            Request::Follow { session, node, received } => {
+                let since = self.rooms.get(&session).and_then(|watched| watched.nodes.get(&node)).map(|known| known.since);
+                if let Some(since) = since {
+                    self.send(node, Message::Follow(Follow { session, age: since.elapsed(), received }));
+                }
+            }
+            Request::Abroad { session, node, told } => self.tell_abroad(session, node, told),
             Request::LinkStats { worker, link, stats } => {
                 if let Some(of) = self.links.values_mut().find(|of| of.peer.number == link.node()) {
-                    of.stats.insert((worker, link), stats);
+                    let before = of.stats.insert((worker, link), stats).unwrap_or_default();
+                    if let Some(shared) = self.shared.upgrade() {
+                        let came = stats.media_bytes_in.saturating_sub(before.media_bytes_in);
+                        let left = stats.media_bytes_out.saturating_sub(before.media_bytes_out);
+                        shared.relayed.add(worker, *of.peer.pop != *self.record.pop, came, left);
+                    }
                 }
             }
             Request::LinkKeysUsed { link } => {
@@ -434,6 +562,9 @@ impl State {
                     mesh.rekey(node);
                 }
             }
+            Request::TellNode => self.tell_node().await,
+            Request::Order { session, wish, reply } => self.give_order(session, wish, reply),
+            Request::Obeyed { node, done } => self.send(node, Message::Done(done)),
             // Who asked may be gone.
             Request::Locate { origin, reply } => drop(reply.send(self.locate(origin))),
             Request::Describe { reply } => drop(reply.send(self.describe())),
@@ -442,7 +573,7 @@ impl State {
                 if is_so {
                     self.end_as_duplicate(theirs);
                 }
-                tracing::warn!(node = %self.node, start = theirs.start, "somebody on the bus says that it is this node, and does not prove it: it is not believed");
+                tracing::warn!(node = %self.record.node, start = theirs.start, "somebody on the bus says that it is this node, and does not prove it: it is not believed");
                 if let Some((theirs, mesh)) = self.next_to_prove.take() {
                     self.handle_duplicate(theirs, mesh);
                 }
@@ -462,7 +593,9 @@ impl State {
         match event {
             BusEvent::Record { session, record } => {
                 if let Some(room) = self.room(&session) {
+                    let (node, participant, is_here) = (NodeId(record.key.node), record.key.participant, record.manifest.is_some());
                     let _ = room.send(RoomMessage::Record { record: Box::new(record), _place: place });
+                    self.note_person(&session, node, participant, is_here);
                 }
             }
             BusEvent::NodeUp(record) => {
@@ -519,7 +652,7 @@ impl State {
 
     /// Two writers of one node's records would undo each other.
     fn end_as_duplicate(&self, theirs: Incarnation) {
-        tracing::error!(node = %self.node, start = theirs.start, "another process that started later has this node's name: give each node of a PoP its own node.name");
+        tracing::error!(node = %self.record.node, start = theirs.start, "another process that started later has this node's name: give each node of a PoP its own node.name");
         std::process::exit(1);
     }
 
@@ -552,7 +685,18 @@ impl State {
                     shared.command(worker, Command::RekeyLink { link: id, generation, keys }).await;
                 }
             }
+            MeshEvent::Data { node, data, place } => self.take_data(node, *data, place),
             MeshEvent::Message { node, message } => match message {
+                Message::Follow(Follow { session, age, received }) => self.take_follow(node, &session, age, received),
+                Message::Unfollow(Unfollow { session }) => {
+                    if let Some(link) = self.links.get_mut(&node) {
+                        link.followed.remove(&session);
+                    }
+                }
+                Message::Gap => self.follow_all(node),
+                Message::Order(order) => self.take_order(node, order),
+                Message::Done(done) => self.take_answer(node, done),
+                Message::Heard(heard) => self.take_heard(node, heard),
                 Message::Want(control::Want { session, track, worker }) => self.consider(node, session, track, worker),
                 Message::Unwant(Unwant { track }) => self.stop_export(node, track).await,
                 Message::Offer(offer) => self.take_offer(node, &offer),
@@ -586,10 +730,11 @@ impl State {
             shared.command(worker, Command::OpenLink(Box::new(open))).await;
         }
         let node = peer.node;
-        let link = Link { peer, secret, exports: HashMap::new(), stats: HashMap::new() };
-        self.links.insert(node, link);
+        let (exports, followed, asked, stats) = Default::default();
+        self.links.insert(node, Link { peer, secret, exports, followed, asked, gap_at: None, stats });
         let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
+        self.follow_all(node);
     }
 
     async fn link_down(&mut self, node: NodeId) {
@@ -620,6 +765,10 @@ impl State {
     async fn close_link(&mut self, node: NodeId) -> bool {
         let Some(shared) = self.shared.upgrade() else { return false };
         let Some(link) = self.links.remove(&node) else { return false };
+        // What it was asked for over this link it does not answer.
+        for number in self.orders.keys().copied().collect::<Vec<_>>() {
+            self.take_answer(node, Done { number, outcome: Outcome::UnknownParticipant });
+        }
         for (worker, id) in pairs(&shared, &link.peer) {
             shared.command(worker, Command::CloseLink { link: id }).await;
         }
@@ -654,6 +803,198 @@ impl State {
         let now = Instant::now();
         let due: Vec<_> = self.wants.iter().filter(|(_, want)| want.again.is_some_and(|at| at <= now)).map(|(track, _)| *track).collect();
         due.into_iter().for_each(|track| self.ask(track));
+        let behind: Vec<_> = self.links.iter().filter(|(_, link)| link.gap_at.is_some_and(|at| at <= now)).map(|(node, _)| *node).collect();
+        for node in behind {
+            if let Some(link) = self.links.get_mut(&node) {
+                link.gap_at = None;
+            }
+            self.send(node, Message::Gap);
+        }
+    }
+
+    /// Tells others what has changed of this node.
+    async fn tell_node(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let (load, draining) = shared.load().await;
+        if (self.record.load, self.record.draining) != (load, draining) {
+            (self.record.load, self.record.draining) = (load, draining);
+            if let Some(bus) = &self.bus {
+                bus.put_node(self.record.clone());
+            }
+        }
+    }
+
+    /// To the nodes that have people in the room, or that may have; who is alone has nobody to give orders to.
+    fn give_order(&mut self, session: SessionId, wish: Wish, reply: oneshot::Sender<Outcome>) {
+        let Wish { action, identity, tracks } = wish;
+        let number = self.next_order;
+        self.next_order += 1;
+        let known = self.rooms.get(&session).filter(|_| action != Action::Delete);
+        let fits = |node: &NodeId| known.is_none_or(|room| room.nodes.contains_key(node)) && self.nodes.contains_key(node);
+        let nodes: HashSet<NodeId> = self.links.keys().copied().filter(fits).collect();
+        for node in &nodes {
+            let (session, identity, tracks) = (session.clone(), identity.clone(), tracks.clone());
+            self.send(*node, Message::Order(Order { number, session, action, identity, tracks }));
+        }
+        self.orders.retain(|_, order| !order.reply.is_closed());
+        self.orders.insert(number, GivenOrder { reply, nodes, outcome: Outcome::UnknownParticipant });
+        self.finish_order(number);
+    }
+
+    fn take_answer(&mut self, node: NodeId, Done { number, outcome }: Done) {
+        let Some(order) = self.orders.get_mut(&number) else { return };
+        if order.nodes.remove(&node) && order.outcome != Outcome::Done && outcome != Outcome::UnknownParticipant {
+            order.outcome = outcome;
+        }
+        self.finish_order(number);
+    }
+
+    fn finish_order(&mut self, number: u64) {
+        if self.orders.get(&number).is_some_and(|order| order.nodes.is_empty())
+            && let Some(order) = self.orders.remove(&number)
+        {
+            // Who asked may be gone.
+            let _ = order.reply.send(order.outcome);
+        }
+    }
+
+    /// Another node's operator wants something of a room of this one.
+    fn take_order(&self, node: NodeId, order: Order) {
+        let number = order.number;
+        let place = Arc::clone(&self.obeying).try_acquire_owned().ok().filter(|_| self.nodes.contains_key(&node));
+        let (Some(place), Some(shared), Some(requests)) = (place, self.shared.upgrade(), self.requests.upgrade()) else {
+            return self.send(node, Message::Done(Done { number, outcome: Outcome::UnknownParticipant }));
+        };
+        tracing::info!(target: AUDIT, %node, room = %order.session, action = ?order.action, identity = order.identity.as_ref().map(Identity::as_str), "order of another node");
+        tokio::spawn(async move {
+            let outcome = shared.obey(order).await;
+            // The node stops.
+            let _ = requests.send(Request::Obeyed { node, done: Done { number, outcome } });
+            drop(place);
+        });
+    }
+
+    /// The room has ended, or another has its name.
+    fn unfollow(&mut self, session: &SessionId) {
+        for link in self.links.values_mut() {
+            link.followed.remove(session);
+            link.asked.remove(session);
+        }
+    }
+
+    /// People of `node` come to a room and go.
+    fn note_person(&mut self, session: &SessionId, node: NodeId, participant: ParticipantId, is_here: bool) {
+        let Some(watched) = self.rooms.get_mut(session) else { return };
+        if is_here {
+            let is_first = !watched.nodes.contains_key(&node);
+            let known = watched.nodes.entry(node).or_insert_with(|| Known { since: Instant::now(), people: HashSet::new() });
+            known.people.insert(participant);
+            if is_first && let Some(room) = watched.room.upgrade() {
+                let _ = room.send(RoomMessage::Follow { node });
+            }
+        } else if let Some(known) = watched.nodes.get_mut(&node) {
+            known.people.remove(&participant);
+            if known.people.is_empty() {
+                watched.nodes.remove(&node);
+            }
+        }
+    }
+
+    /// Each room asks for what the node's people have said since it has heard of them last.
+    fn follow_all(&self, node: NodeId) {
+        for watched in self.rooms.values().filter(|watched| watched.nodes.contains_key(&node)) {
+            if let Some(room) = watched.room.upgrade() {
+                let _ = room.send(RoomMessage::Follow { node });
+            }
+        }
+    }
+
+    fn take_follow(&mut self, node: NodeId, session: &SessionId, age: Duration, received: Vec<(ParticipantId, u32)>) {
+        // Sessions do not span PoPs yet.
+        let room = self.room(session).filter(|_| self.nodes.contains_key(&node));
+        if let Some((room, link)) = room.zip(self.links.get_mut(&node)) {
+            link.asked.insert(session.clone());
+            let _ = room.send(RoomMessage::Followed { node, age, received });
+        }
+    }
+
+    fn tell_abroad(&mut self, session: SessionId, node: Option<NodeId>, told: Abroad) {
+        if told == Abroad::Followed {
+            // An answer to what was asked over the link before this one is late.
+            if let Some(link) = node.and_then(|node| self.links.get_mut(&node))
+                && link.asked.remove(&session)
+            {
+                link.followed.insert(session);
+            }
+            return;
+        }
+        // A node that has nobody in the session is not followed; its operator is heard all the same.
+        let by_operator = matches!(told, Abroad::Data { sender: None, .. });
+        let has_people = |other: &NodeId| self.rooms.get(&session).is_some_and(|watched| watched.nodes.contains_key(other));
+        let hears = |other: &NodeId, link: &Link| link.followed.contains(&session) || by_operator && has_people(other);
+        let follows = |(other, link): &(&NodeId, &Link)| node.is_none_or(|node| node == **other) && hears(other, link);
+        let to: Vec<NodeId> = self.links.iter().filter(follows).map(|(node, _)| *node).collect();
+        match told {
+            Abroad::Followed => {}
+            Abroad::Data { sender, message } => {
+                let DataMessage { reliable, to: names, sequence, body } = &*message;
+                let (reliable, sequence, sender) = (*reliable, *sequence, sender.unwrap_or(ParticipantId(0)));
+                let data = Data { session, sender, reliable, sequence, to: names.clone(), body: Arc::clone(body) };
+                let message = Message::Data(data);
+                to.into_iter().for_each(|node| self.send_data(node, &message, reliable));
+            }
+            Abroad::Heard { speaking, connections } => {
+                let connection = |quality: &ConnectionQuality| Connection {
+                    participant: quality.participant,
+                    score: (quality.score * 100.0) as u16,
+                    grade: GRADES.iter().position(|grade| *grade == quality.grade).unwrap_or(0) as u8,
+                };
+                let heard = Heard { session, speaking, connections: connections.iter().map(connection).collect() };
+                to.into_iter().for_each(|node| self.send(node, Message::Heard(heard.clone())));
+            }
+        }
+    }
+
+    /// A node that is too slow loses its place: it hears nothing more before it asks for what it has missed. Nobody else waits.
+    fn send_data(&mut self, node: NodeId, message: &Message, reliable: bool) {
+        let (Some(shared), Some(mesh)) = (self.shared.upgrade(), &self.mesh) else { return };
+        match mesh.send_data(node, message, reliable) {
+            Ok(()) => {}
+            Err(DataRefused::Down) => shared.data.count_drop(DataDrop::NotConnected),
+            Err(DataRefused::Full) => shared.data.count_drop(DataDrop::LossyQueueFull),
+            Err(DataRefused::Overflow { dropped }) => {
+                tracing::debug!(%node, dropped, "a node takes data too slowly; it is told to resume");
+                (0..dropped).for_each(|_| shared.data.count_drop(DataDrop::ReliableOverflow));
+                shared.data.count_overflow();
+                if let Some(link) = self.links.get_mut(&node) {
+                    link.followed.clear();
+                    link.gap_at = Some(Instant::now() + ASK_AGAIN);
+                }
+            }
+        }
+    }
+
+    fn take_data(&self, node: NodeId, data: Data, place: OwnedSemaphorePermit) {
+        let Some(room) = self.room(&data.session).filter(|_| self.nodes.contains_key(&node)) else {
+            if let Some(shared) = self.shared.upgrade() {
+                shared.data.count_drop(DataDrop::Foreign);
+            }
+            return;
+        };
+        let Data { sender, reliable, sequence, to, body, .. } = data;
+        let (sender, message) = ((sender.0 != 0).then_some(sender), Arc::new(DataMessage { reliable, to, sequence, body }));
+        let _ = room.send(RoomMessage::RemoteData { node, sender, message, place });
+    }
+
+    fn take_heard(&self, node: NodeId, heard: Heard) {
+        let Heard { session, speaking, connections } = heard;
+        let Some(room) = self.room(&session).filter(|_| self.nodes.contains_key(&node)) else { return };
+        let quality = |told: &Connection| {
+            let grade = *GRADES.get(usize::from(told.grade))?;
+            Some(ConnectionQuality { participant: told.participant, grade, score: f32::from(told.score) / 100.0 })
+        };
+        let connections = connections.iter().filter_map(quality).collect();
+        let _ = room.send(RoomMessage::Heard { node, speaking, connections });
     }
 
     fn await_again(&mut self, node: NodeId, track: TrackId) {
@@ -724,7 +1065,7 @@ impl State {
             extensions: extensions.ids().to_vec(),
             layers: open.layers.iter().map(|rid| rid.to_string()).collect(),
             order: open.order.clone(),
-            load: 0,
+            load: self.record.load,
         };
         self.send(node, Message::Offer(offer));
         // Another node may have let go of it since the room was asked.
@@ -793,7 +1134,10 @@ impl State {
         self.rooms.get(session)?.room.upgrade()
     }
 
-    fn tell_rooms(&self, node: NodeId, fate: NodeFate) {
+    fn tell_rooms(&mut self, node: NodeId, fate: NodeFate) {
+        if fate == NodeFate::Restarted {
+            self.rooms.values_mut().for_each(|watched| drop(watched.nodes.remove(&node)));
+        }
         for room in self.rooms.values().filter_map(|watched| watched.room.upgrade()) {
             let _ = room.send(RoomMessage::Node { node, fate });
         }
@@ -816,6 +1160,8 @@ impl State {
             incarnation: admin::Incarnation { start: of.record.incarnation.start, nonce: of.record.incarnation.nonce },
             mesh: of.record.mesh.map(|address| address.to_string()),
             participants: 0,
+            load: of.record.load,
+            capacity: of.record.capacity,
             draining: of.record.draining,
         };
         let mut nodes: Vec<_> = self.nodes.values().map(node).collect();

@@ -51,11 +51,13 @@ data_drops! {
     NotAllowed = "not_allowed",
     /// A reliable message that came before: after a resume a client sends again what it does not know to have arrived.
     Repeated = "repeated",
+    /// A message of another node for a room that is not here, or for somebody who is not its own or may not send data.
+    Foreign = "foreign",
     /// An unreliable message of a sender that sends too many.
     LossyRate = "lossy_rate",
-    /// An unreliable message for a receiver that has too many waiting.
+    /// An unreliable message for a receiver, or for another node, that has too many waiting.
     LossyQueueFull = "lossy_queue_full",
-    /// A reliable message for a receiver that has too many waiting, or too old ones: it is told to resume.
+    /// A reliable message for a receiver, or for another node, that has too many waiting, or too old ones: it is told to resume.
     ReliableOverflow = "reliable_overflow",
     /// A message for a receiver that has no channel for it, or that is gone.
     NotConnected = "not_connected",
@@ -121,7 +123,7 @@ impl DataCounters {
         self.drops[reason as usize].fetch_add(1, Relaxed);
     }
 
-    /// A receiver was told to resume.
+    /// A receiver, or another node, was told to resume.
     pub fn count_overflow(&self) {
         self.overflows.fetch_add(1, Relaxed);
     }
@@ -147,7 +149,7 @@ impl DataCounters {
         self.drops[reason as usize].load(Relaxed)
     }
 
-    /// Receivers that were told to resume.
+    /// Receivers, and other nodes, that were told to resume.
     pub fn overflows(&self) -> u64 {
         self.overflows.load(Relaxed)
     }

@@ -4,7 +4,7 @@
 //! mesh.peers, Mesh::dial -> dial --+-> TLS 1.3, both certificates of mesh.ca -> Hello both ways -> register -> MeshEvent::LinkUp
 //! mesh.listen -----------> accept -+          |                                     |                 |
 //!                                             +-- refused: counted, audited --------+                 v
-//! Mesh::send -> queue (1 MiB, 2 s) -> write -> u32 length, Control -> read -> MeshEvent::{Message, Rekeyed}, at the end LinkDown
+//! Mesh::send, send_data -> a queue each (1 MiB, 2 s) -> write -> u32 length, Control -> read -> MeshEvent::{Message, Data, Rekeyed}, at the end LinkDown
 //! ```
 //! A node is what its certificate names. Of two connections of a pair the one stays that the node with the lower id made; a newer start
 //! of a node takes the place of the older at once. Who makes a connection speaks first and the other answers, so that the one that is
@@ -20,16 +20,18 @@ mod name;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pop_proto::control::LinkKeys;
-use pop_relay::control::{self, Hello, Message};
+use pop_relay::control::{self, Data, Hello, Message};
 use pop_schemas::{Incarnation, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, watch};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -44,7 +46,7 @@ use link::{Item, Link};
 pub use carry::{Carried, CarryError, Elsewhere};
 pub use counters::{MeshCounters, Refusal};
 pub use identity::{MeshFiles, MeshIdentity};
-pub use link::Ended;
+pub use link::{DataRefused, Ended};
 pub use name::NodeName;
 
 /// How long a connection may take to prove whose it is: TLS and both Hellos.
@@ -55,6 +57,9 @@ const EXPORTER_LABEL: &[u8] = b"EXPORTER-pop-relay";
 
 /// Events that wait for the node. When they are so many, links are read no further.
 const EVENTS_MAX: usize = 1_024;
+
+/// Bytes of a link that wait in the kernel until they can be sent.
+const UNSENT_LEN_MAX: u32 = 64 << 10;
 
 /// What a mesh starts with.
 #[derive(Clone, Debug)]
@@ -166,8 +171,17 @@ pub enum MeshEvent {
     Message {
         /// Who.
         node: NodeId,
-        /// Never a Hello, a Rekey or an Alive.
+        /// Never a Hello, a Rekey, an Alive or Data.
         message: Message,
+    },
+    /// One of its participants says something.
+    Data {
+        /// Who.
+        node: NodeId,
+        /// What.
+        data: Box<Data>,
+        /// Held until a room has taken it: of a peer whose messages wait for too long no more are read.
+        place: OwnedSemaphorePermit,
     },
 }
 
@@ -306,6 +320,15 @@ impl Mesh {
     /// to be told everything anew.
     pub fn send(&self, node: NodeId, message: &Message) -> bool {
         self.0.shared.table().links.get(&node).is_some_and(|link| link.send(message))
+    }
+
+    /// Sends a data message behind those before it, with a bound of its own: a node that is too slow for data keeps its link.
+    ///
+    /// # Errors
+    ///
+    /// See [`DataRefused`]: what becomes of the message.
+    pub fn send_data(&self, node: NodeId, message: &Message, reliable: bool) -> Result<(), DataRefused> {
+        self.0.shared.table().links.get(&node).ok_or(DataRefused::Down)?.send_data(message, reliable)
     }
 
     /// Steps to the next generation of keys: they are used up. `false`: there is no link.
@@ -618,6 +641,12 @@ impl Link {
     fn state(&self) -> LinkState {
         LinkState { peer: self.peer.clone(), dialled: self.dialled, generation: self.generation(), age: self.since.elapsed() }
     }
+}
+
+/// What is written goes at once, and what must go next is not behind seconds of data.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    pop_uring::limit_unsent(stream, UNSENT_LEN_MAX)
 }
 
 /// Who is at the other end of a finished handshake, and what only both ends know.

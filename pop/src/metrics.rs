@@ -34,7 +34,7 @@ pub use http::HttpCollector;
 pub use mesh::MeshCollector;
 pub use probe::ProbeCollector;
 pub use signal::SignalCollector;
-pub use workers::WorkerCollector;
+pub use workers::{RelayedBytes, WorkerCollector};
 
 use crate::reload::LastReload;
 

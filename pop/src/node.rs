@@ -10,6 +10,7 @@
 mod capture;
 mod data;
 mod directory;
+mod elsewhere;
 mod kept;
 mod member;
 mod pump;
@@ -17,7 +18,7 @@ mod room;
 mod route;
 mod spread;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -28,15 +29,18 @@ use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapsh
 use pop_proto::Command;
 use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
+use pop_relay::control::{Action, Order, Outcome};
 use pop_schemas::{Incarnation, NodeId, SessionId};
 use pop_session::member::{AdminRequest, Enter, Resume, RoomInfo};
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError, VideoGrant};
+use pop_session::view::ParticipantView;
 use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
 use tokio::sync::oneshot;
 
 pub use capture::{CaptureError, CaptureId, CaptureRequest};
 pub use directory::Placement;
+pub(crate) use elsewhere::Wish;
 pub use member::{EnterError, Line, Seat, TransportStart};
 pub(crate) use room::{Exported, NodeFate, RoomMessage};
 pub use route::{OpenRoute, RouteError, RouteSockets};
@@ -50,7 +54,7 @@ use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
 use crate::mesh::{Elsewhere, Mesh, MeshSettings};
-use crate::metrics::JoinSeconds;
+use crate::metrics::{JoinSeconds, RelayedBytes};
 use crate::probe::Probe;
 use crate::signal::SignalCounters;
 use crate::token::unix_now_s;
@@ -123,7 +127,8 @@ pub(crate) struct Shared {
     /// Replaced as a whole by a reload.
     keys: RwLock<Arc<ApiKeys>>,
     dtls: Dtls,
-    data: Arc<DataCounters>,
+    pub(crate) data: Arc<DataCounters>,
+    pub(crate) relayed: Arc<RelayedBytes>,
     clock: Clock,
     workers: Vec<Worker>,
     candidates: Vec<Vec<SocketAddr>>,
@@ -235,6 +240,7 @@ impl Node {
                 keys: RwLock::new(Arc::new(keys)),
                 dtls,
                 data: Arc::default(),
+                relayed: Arc::new(RelayedBytes::new(workers.len())),
                 clock,
                 workers,
                 candidates,
@@ -282,20 +288,21 @@ impl Node {
         if mesh.is_none() && bus.is_none() {
             return Ok(joined);
         }
+        let record = NodeRecord {
+            name: shared.name.as_str().into(),
+            pop: pop.as_str().into(),
+            node: id,
+            incarnation,
+            mesh: mesh.as_ref().map(|(mesh, _)| mesh.address()),
+            release: crate::VERSION.into(),
+            load: 0,
+            capacity: shared.workers.iter().map(|worker| worker.limits().transports).sum(),
+            draining: false,
+        };
         if let Some((bus, _)) = &bus {
-            bus.put_node(NodeRecord {
-                name: shared.name.as_str().into(),
-                pop: pop.as_str().into(),
-                node: id,
-                incarnation,
-                mesh: mesh.as_ref().map(|(mesh, _)| mesh.address()),
-                release: crate::VERSION.into(),
-                load: 0,
-                capacity: shared.workers.iter().map(|worker| worker.limits().transports).sum(),
-                draining: false,
-            });
+            bus.put_node(record.clone());
         }
-        let cluster = Cluster::start(Arc::downgrade(shared), id, bus, mesh);
+        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh);
         // A node joins once.
         let _ = shared.cluster.set(cluster);
         Ok(joined)
@@ -456,8 +463,30 @@ impl Node {
     ///
     /// [`Refusal::UnknownParticipant`] where there is no such room, and what the session says.
     pub async fn admin(&self, session: &SessionId, request: AdminRequest) -> Result<Reply, Refusal> {
+        let order = self.shared.cluster.get().zip(elsewhere::order_of(&request));
+        let deletes = matches!(request, AdminRequest::Delete);
+        let here = self.admin_here(session, request).await;
+        match order {
+            Some((cluster, order)) if deletes || matches!(here, Err(Refusal::UnknownParticipant | Refusal::UnknownTrack)) => {
+                elsewhere::add(here, cluster.order(session, order).await)
+            }
+            _ => here,
+        }
+    }
+
+    async fn admin_here(&self, session: &SessionId, request: AdminRequest) -> Result<Reply, Refusal> {
         let unknown = Refusal::UnknownParticipant;
-        let room = self.shared.directory.find(session).await.ok_or(unknown)?;
+        let found = self.shared.directory.find(session).await;
+        // A room that is on other nodes alone is begun here for as long as it takes to know who is in it.
+        let (room, _slot) = match found {
+            Some(room) => (room, None),
+            None if self.shared.cluster.get().is_some() && elsewhere::needs_everybody(&request) => {
+                let (room, slot) = self.shared.directory.hold(session).await.map_err(|Full| unknown)?;
+                elsewhere::await_people(&room).await;
+                (room, Some(slot))
+            }
+            None => return Err(unknown),
+        };
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Ask { request: Request::Admin(request), reply }).map_err(|_| unknown)?;
         answer.await.unwrap_or(Err(unknown))
@@ -583,6 +612,21 @@ impl Node {
         views
     }
 
+    /// At which node each of those who are shown in a session is, by identity.
+    pub async fn hosts(&self, session: &SessionId) -> BTreeMap<String, String> {
+        let Some(room) = self.shared.directory.find(session).await else { return BTreeMap::new() };
+        let (reply, answer) = oneshot::channel();
+        let view = if room.send(RoomMessage::Describe { reply }).is_ok() { answer.await.ok() } else { None };
+        let others = self.others().await.nodes;
+        let shown = view.into_iter().flat_map(|view| view.participants).filter(|person| !person.hidden && person.kind != "watch");
+        let name = |id: &str| others.iter().find(|node| node.id == id).map(|node| node.node.clone());
+        let host = |person: ParticipantView| {
+            let host = if person.local { self.shared.name.clone() } else { name(person.node.as_deref()?)? };
+            Some((person.identity, host))
+        };
+        shown.filter_map(host).collect()
+    }
+
     /// Returns when the directory and every room have answered. A node whose control tasks are stuck never returns.
     pub async fn rooms_answer(&self) {
         for room in self.shared.directory.rooms().await {
@@ -636,6 +680,11 @@ impl Node {
         &self.shared.data
     }
 
+    /// What crossed links to other nodes.
+    pub fn relayed_bytes(&self) -> Arc<RelayedBytes> {
+        Arc::clone(&self.shared.relayed)
+    }
+
     /// Whether new clients are refused because the node ends.
     pub fn is_stopping(&self) -> bool {
         self.shared.stopping.load(Ordering::Relaxed)
@@ -662,6 +711,9 @@ impl Node {
     /// Refuses new clients from now on: `/ready` says so.
     pub fn stop_accepting(&self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
+        if let Some(cluster) = self.shared.cluster.get() {
+            cluster.tell_node();
+        }
     }
 
     /// Ends every session, telling the clients, and completes the captures.
@@ -682,6 +734,34 @@ impl Node {
 }
 
 impl Shared {
+    /// How much of what it can do this node does, in permille, and whether it lets its people go.
+    pub(crate) async fn load(&self) -> (u16, bool) {
+        (self.directory.load().await, self.stopping.load(Ordering::Relaxed))
+    }
+
+    /// Does what another node's operator asks of a room.
+    pub(crate) async fn obey(&self, order: Order) -> Outcome {
+        let Some(room) = self.directory.find(&order.session).await else { return Outcome::UnknownParticipant };
+        let deletes = order.action == Action::Delete;
+        let session = order.session.clone();
+        let mut outcome = Outcome::UnknownParticipant;
+        for request in elsewhere::requests_of(order) {
+            let (reply, answer) = oneshot::channel();
+            let sent = room.send(RoomMessage::Ask { request: Request::Admin(request), reply });
+            outcome = elsewhere::outcome_of(match sent {
+                Ok(()) => answer.await.unwrap_or(Err(Refusal::UnknownParticipant)),
+                Err(_) => Err(Refusal::UnknownParticipant),
+            });
+            if outcome != Outcome::Done {
+                break;
+            }
+        }
+        if deletes {
+            self.kept.end(&session);
+        }
+        outcome
+    }
+
     /// How many workers there are.
     pub(crate) fn worker_count(&self) -> usize {
         self.workers.len()

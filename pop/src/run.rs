@@ -256,7 +256,7 @@ fn load_tls(http: &HttpConfig) -> Result<Option<Tls>, String> {
 fn metrics_of(node: &Node, joined: &Joined, http: HttpCollector) -> Arc<Metrics> {
     let backend = node.workers().first().map_or("none", |worker| worker.backend);
     let (workers, dtls, probe) = (node.clone(), node.clone(), node.clone());
-    let workers = WorkerCollector::new(move || workers.workers());
+    let workers = WorkerCollector::new(move || workers.workers(), node.relayed_bytes());
     let dtls = DtlsCollector::new(move || dtls.dtls_counters());
     let data = DataCollector::new(Arc::clone(node.data_counters()));
     let probe = ProbeCollector::new(move || probe.probe().requests(&probe.workers()));

@@ -21,6 +21,10 @@ pub struct NodeView {
     pub mesh: Option<String>,
     /// People whose transport ends there.
     pub participants: u64,
+    /// Permille of what it can do that it does.
+    pub load: u16,
+    /// Clients that it has place for.
+    pub capacity: u32,
     /// It lets its people go and takes no new ones.
     pub draining: bool,
 }

@@ -13,7 +13,7 @@ use pop::ca::{self, Request};
 use pop::mesh::{
     Carried, CarryError, Elsewhere, Ended, LinkSecret, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings, NodeName, Peer, Refusal,
 };
-use pop_relay::control::{self, Hello, Message, Want};
+use pop_relay::control::{self, CONTROL_LEN_MAX, Hello, Message, Want};
 use pop_schemas::{Incarnation, NodeId, SessionId, TrackId};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -253,7 +253,7 @@ async fn a_node_that_says_nonsense_or_nothing_loses_its_link() {
     let ca = Ca::new("nonsense");
     let (mut a, mut b) = pair(&ca).await;
     let files = ca.issue("c");
-    let too_large = (64 * 1_024_u32 + 1).to_le_bytes();
+    let too_large = (CONTROL_LEN_MAX as u32 + 1).to_le_bytes();
     let rows: [(&[u8], Ended); 3] = [
         (
             &[32, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],

@@ -3,11 +3,11 @@
 //! Bytes that came meet the bounds of length first, then the verifier, then the limits of lists and texts here. What the peer's
 //! control connection is (TLS, length prefix) is the caller's business.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use pop_schemas::{
-    Incarnation, SessionId, TrackId,
+    Identity, Incarnation, ParticipantId, SessionId, TrackId,
     generated::{relay as schema, verifier},
 };
 
@@ -16,8 +16,8 @@ pub const VERSION: u8 = 1;
 /// Oldest schema version that is spoken.
 pub const VERSION_MIN: u8 = 0;
 
-/// Longest message, in bytes, without the length in front of it.
-pub const CONTROL_LEN_MAX: usize = 64 * 1024;
+/// Longest message, in bytes, without the length in front of it: one of 64 KiB of data, with the names of 1,024 receivers.
+pub const CONTROL_LEN_MAX: usize = 256 * 1024;
 /// Workers of a node; the low byte of an association numbers them.
 pub const WORKERS_MAX: usize = 256;
 /// Payload types of a track: as many as there are numbers.
@@ -30,6 +30,11 @@ pub const LAYERS_MAX: usize = 8;
 pub const NAME_LEN_MAX: usize = 128;
 /// Longest reason of a refusal, in bytes.
 pub const REASON_LEN_MAX: usize = 256;
+
+/// Longest body of a data message, in bytes.
+pub const BODY_LEN_MAX: usize = 64 * 1024;
+/// Receivers that a data message names; and senders, speakers, connections or tracks that a message tells of.
+pub const ENTRIES_MAX: usize = 1_024;
 
 /// Tables of the largest message: the root, the message, and its payload types.
 const TABLES_MAX: usize = 2 + PAYLOAD_TYPES_MAX;
@@ -132,6 +137,115 @@ pub struct Alive {
     pub now_us: u64,
 }
 
+/// The writer has members in a session of the reader's and wants to hear what they say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follow {
+    /// Which.
+    pub session: SessionId,
+    /// For how long the writer has known members of the reader in it: it misses nothing older. Whole milliseconds.
+    pub age: Duration,
+    /// The last reliable message that it has of each.
+    pub received: Vec<(ParticipantId, u32)>,
+}
+
+/// The writer has nobody in the session any longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfollow {
+    /// Which.
+    pub session: SessionId,
+}
+
+/// A message of a participant of the writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// Where it is said.
+    pub session: SessionId,
+    /// Who says it; 0: an operator.
+    pub sender: ParticipantId,
+    /// In order and never lost; else as it comes.
+    pub reliable: bool,
+    /// The sender's number of a reliable message; 0: it has none.
+    pub sequence: u32,
+    /// To these of the reader's participants; empty: to all.
+    pub to: Vec<Identity>,
+    /// At most [`BODY_LEN_MAX`] bytes.
+    pub body: Arc<[u8]>,
+}
+
+/// How well somebody is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Who.
+    pub participant: ParticipantId,
+    /// Mean opinion score, in hundredths.
+    pub score: u16,
+    /// 0 poor, 1 good, 2 excellent, 3 lost.
+    pub grade: u8,
+}
+
+/// Of the writer's participants in a session: who speaks now, and whose connection has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Where.
+    pub session: SessionId,
+    /// All who speak, and how loud, in tenths.
+    pub speaking: Vec<(ParticipantId, u8)>,
+    /// Of those that have changed.
+    pub connections: Vec<Connection>,
+}
+
+/// What an operator wants of a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Take one out.
+    Remove,
+    /// Silence tracks.
+    Mute,
+    /// Let tracks be heard.
+    Unmute,
+    /// Subscribe one to tracks.
+    Subscribe,
+    /// Unsubscribe one.
+    Unsubscribe,
+    /// End the room.
+    Delete,
+}
+
+/// An operator wants something of a room of the reader's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Comes back in [`Done`].
+    pub number: u64,
+    /// Which room.
+    pub session: SessionId,
+    /// What.
+    pub action: Action,
+    /// Of whom; `None`: of all.
+    pub identity: Option<Identity>,
+    /// Which tracks.
+    pub tracks: Vec<TrackId>,
+}
+
+/// What became of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// There is no such participant, or no such room.
+    UnknownParticipant,
+    /// There is no such track.
+    UnknownTrack,
+}
+
+/// The answer to an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Of which.
+    pub number: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
 /// One message of a control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -149,6 +263,20 @@ pub enum Message {
     Rekey(Rekey),
     /// See [`Alive`].
     Alive(Alive),
+    /// See [`Follow`].
+    Follow(Follow),
+    /// See [`Unfollow`].
+    Unfollow(Unfollow),
+    /// See [`Data`].
+    Data(Data),
+    /// The reader was too slow: messages for it were dropped, and no more come before it says [`Follow`] again.
+    Gap,
+    /// See [`Heard`].
+    Heard(Heard),
+    /// See [`Order`].
+    Order(Order),
+    /// See [`Done`].
+    Done(Done),
 }
 
 /// Why bytes are no message, or a message is no bytes.
@@ -230,6 +358,17 @@ impl Refuse {
     }
 }
 
+fn check_entries(len: usize) -> Result<(), ControlError> {
+    if len <= ENTRIES_MAX { Ok(()) } else { Err(ControlError::Limit) }
+}
+
+impl Data {
+    fn check(&self) -> Result<(), ControlError> {
+        check_entries(self.to.len())?;
+        if self.body.len() <= BODY_LEN_MAX { Ok(()) } else { Err(ControlError::Limit) }
+    }
+}
+
 /// The bytes of `message` for a peer that speaks `version`, without the length in front. Fails with [`ControlError::Limit`] where
 /// [`decode`] would.
 pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
@@ -259,6 +398,20 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
         Message::Alive(alive) => {
             let args = schema::AliveArgs { now_us: alive.now_us };
             (schema::Message::Alive, schema::Alive::create(&mut builder, &args).as_union_value())
+        }
+        Message::Follow(follow) => (schema::Message::Follow, write_follow(&mut builder, follow)?),
+        Message::Unfollow(unfollow) => {
+            let session = builder.create_string(unfollow.session.as_str());
+            let args = schema::UnfollowArgs { session: Some(session) };
+            (schema::Message::Unfollow, schema::Unfollow::create(&mut builder, &args).as_union_value())
+        }
+        Message::Data(data) => (schema::Message::Data, write_data(&mut builder, data)?),
+        Message::Gap => (schema::Message::Gap, schema::Gap::create(&mut builder, &schema::GapArgs {}).as_union_value()),
+        Message::Heard(heard) => (schema::Message::Heard, write_heard(&mut builder, heard)?),
+        Message::Order(order) => (schema::Message::Order, write_order(&mut builder, order)?),
+        Message::Done(done) => {
+            let args = schema::DoneArgs { number: done.number, result: done.outcome as u8 };
+            (schema::Message::Done, schema::Done::create(&mut builder, &args).as_union_value())
         }
     };
     let control = schema::Control::create(&mut builder, &schema::ControlArgs { message_type, message: Some(message) });
@@ -315,6 +468,57 @@ fn write_offer(builder: &mut FlatBufferBuilder<'_>, offer: &Offer, version: u8) 
     Ok(schema::Offer::create(builder, &args).as_union_value())
 }
 
+fn write_follow(builder: &mut FlatBufferBuilder<'_>, follow: &Follow) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    check_entries(follow.received.len())?;
+    let received: Vec<_> = follow.received.iter().map(|(participant, last)| schema::Received::new(participant.0, *last)).collect();
+    let args = schema::FollowArgs {
+        session: Some(builder.create_string(follow.session.as_str())),
+        age_ms: u32::try_from(follow.age.as_millis()).unwrap_or(u32::MAX),
+        received: Some(builder.create_vector(&received)),
+    };
+    Ok(schema::Follow::create(builder, &args).as_union_value())
+}
+
+fn write_data(builder: &mut FlatBufferBuilder<'_>, data: &Data) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    data.check()?;
+    let to: Vec<_> = data.to.iter().map(|identity| builder.create_string(identity.as_str())).collect();
+    let args = schema::DataArgs {
+        session: Some(builder.create_string(data.session.as_str())),
+        sender: data.sender.0,
+        reliable: data.reliable,
+        sequence: data.sequence,
+        to: Some(builder.create_vector(&to)),
+        body: Some(builder.create_vector(&data.body)),
+    };
+    Ok(schema::Data::create(builder, &args).as_union_value())
+}
+
+fn write_heard(builder: &mut FlatBufferBuilder<'_>, heard: &Heard) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    check_entries(heard.speaking.len().max(heard.connections.len()))?;
+    let speaking: Vec<_> = heard.speaking.iter().map(|(participant, level)| schema::Speaking::new(participant.0, *level)).collect();
+    let connection = |told: &Connection| schema::Connection::new(told.participant.0, told.score, told.grade);
+    let connections: Vec<_> = heard.connections.iter().map(connection).collect();
+    let args = schema::HeardArgs {
+        session: Some(builder.create_string(heard.session.as_str())),
+        speaking: Some(builder.create_vector(&speaking)),
+        connections: Some(builder.create_vector(&connections)),
+    };
+    Ok(schema::Heard::create(builder, &args).as_union_value())
+}
+
+fn write_order(builder: &mut FlatBufferBuilder<'_>, order: &Order) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    check_entries(order.tracks.len())?;
+    let tracks: Vec<_> = order.tracks.iter().map(|track| track.0).collect();
+    let args = schema::OrderArgs {
+        number: order.number,
+        session: Some(builder.create_string(order.session.as_str())),
+        action: schema::Action(order.action as u8),
+        identity: order.identity.as_ref().map(|identity| builder.create_string(identity.as_str())),
+        tracks: Some(builder.create_vector(&tracks)),
+    };
+    Ok(schema::Order::create(builder, &args).as_union_value())
+}
+
 /// The message that `bytes` are, the length in front of them taken off. Fields that the writer's version has not are what the version
 /// before behaved as.
 pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
@@ -326,8 +530,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
     if let Some(hello) = control.message_as_hello() {
         read_hello(&hello).map(Message::Hello)
     } else if let Some(want) = control.message_as_want() {
-        let session = SessionId::new(want.session()).map_err(|_| ControlError::Limit)?;
-        Ok(Message::Want(Want { session, track: TrackId(want.track()), worker: want.worker() }))
+        Ok(Message::Want(Want { session: read_session(want.session())?, track: TrackId(want.track()), worker: want.worker() }))
     } else if let Some(unwant) = control.message_as_unwant() {
         Ok(Message::Unwant(Unwant { track: TrackId(unwant.track()) }))
     } else if let Some(offer) = control.message_as_offer() {
@@ -343,9 +546,90 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
         Ok(Message::Rekey(Rekey { generation: rekey.generation() }))
     } else if let Some(alive) = control.message_as_alive() {
         Ok(Message::Alive(Alive { now_us: alive.now_us() }))
+    } else if let Some(follow) = control.message_as_follow() {
+        read_follow(&follow).map(Message::Follow)
+    } else if let Some(unfollow) = control.message_as_unfollow() {
+        Ok(Message::Unfollow(Unfollow { session: read_session(unfollow.session())? }))
+    } else if let Some(data) = control.message_as_data() {
+        read_data(&data).map(Message::Data)
+    } else if control.message_as_gap().is_some() {
+        Ok(Message::Gap)
+    } else if let Some(heard) = control.message_as_heard() {
+        read_heard(&heard).map(Message::Heard)
+    } else if let Some(order) = control.message_as_order() {
+        read_order(&order)
+    } else if let Some(done) = control.message_as_done() {
+        let outcomes = [Outcome::Done, Outcome::UnknownParticipant, Outcome::UnknownTrack];
+        let outcome = *outcomes.get(usize::from(done.result())).ok_or(ControlError::Unknown)?;
+        Ok(Message::Done(Done { number: done.number(), outcome }))
     } else {
         Err(ControlError::Unknown)
     }
+}
+
+fn read_session(name: &str) -> Result<SessionId, ControlError> {
+    SessionId::new(name).map_err(|_| ControlError::Limit)
+}
+
+fn read_follow(follow: &schema::Follow<'_>) -> Result<Follow, ControlError> {
+    let received = follow.received();
+    check_entries(received.map_or(0, |list| list.len()))?;
+    Ok(Follow {
+        session: read_session(follow.session())?,
+        age: Duration::from_millis(u64::from(follow.age_ms())),
+        received: received.iter().flatten().map(|of| (ParticipantId(of.participant()), of.sequence())).collect(),
+    })
+}
+
+fn read_data(data: &schema::Data<'_>) -> Result<Data, ControlError> {
+    let (to, body) = (data.to(), data.body());
+    check_entries(to.map_or(0, |list| list.len()))?;
+    if body.len() > BODY_LEN_MAX {
+        return Err(ControlError::Limit);
+    }
+    let to: Result<_, _> = to.iter().flatten().map(|name| Identity::new(name).map_err(|_| ControlError::Limit)).collect();
+    Ok(Data {
+        session: read_session(data.session())?,
+        sender: ParticipantId(data.sender()),
+        reliable: data.reliable(),
+        sequence: data.sequence(),
+        to: to?,
+        body: body.bytes().into(),
+    })
+}
+
+fn read_heard(heard: &schema::Heard<'_>) -> Result<Heard, ControlError> {
+    let (speaking, connections) = (heard.speaking(), heard.connections());
+    check_entries(speaking.map_or(0, |list| list.len()).max(connections.map_or(0, |list| list.len())))?;
+    let connection =
+        |of: &schema::Connection| Connection { participant: ParticipantId(of.participant()), score: of.score(), grade: of.grade() };
+    Ok(Heard {
+        session: read_session(heard.session())?,
+        speaking: speaking.iter().flatten().map(|of| (ParticipantId(of.participant()), of.level())).collect(),
+        connections: connections.iter().flatten().map(connection).collect(),
+    })
+}
+
+fn read_order(order: &schema::Order<'_>) -> Result<Message, ControlError> {
+    let tracks = order.tracks();
+    check_entries(tracks.map_or(0, |list| list.len()))?;
+    let action = match order.action() {
+        schema::Action::Remove => Action::Remove,
+        schema::Action::Mute => Action::Mute,
+        schema::Action::Unmute => Action::Unmute,
+        schema::Action::Subscribe => Action::Subscribe,
+        schema::Action::Unsubscribe => Action::Unsubscribe,
+        schema::Action::Delete => Action::Delete,
+        // Who gives it waits for an answer in vain.
+        _ => return Err(ControlError::Unknown),
+    };
+    Ok(Message::Order(Order {
+        number: order.number(),
+        session: read_session(order.session())?,
+        action,
+        identity: order.identity().map(|name| Identity::new(name).map_err(|_| ControlError::Limit)).transpose()?,
+        tracks: tracks.iter().flatten().map(TrackId).collect(),
+    }))
 }
 
 fn read_hello(hello: &schema::Hello<'_>) -> Result<Hello, ControlError> {

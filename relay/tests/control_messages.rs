@@ -10,12 +10,12 @@ use std::{fs, path::Path, time::Duration};
 use common::open_link;
 use pop_relay::{
     control::{
-        Alive, ControlError, Hello, Message, Offer, PayloadType, Refuse, Rekey, Unwant, VERSION, VERSION_MIN, Want, decode, encode,
-        negotiate,
+        Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, PayloadType, Refuse,
+        Rekey, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
     },
     link::{Ask, Clock, FrameRef, Incoming},
 };
-use pop_schemas::{Incarnation, SessionId, Time, TrackId};
+use pop_schemas::{Identity, Incarnation, ParticipantId, SessionId, Time, TrackId};
 
 fn hello() -> Hello {
     Hello {
@@ -61,6 +61,37 @@ fn messages() -> Vec<(&'static str, Message)> {
     ]
 }
 
+fn data() -> Data {
+    let to = ["ann", "böb"].map(|name| Identity::new(name).expect("a name")).to_vec();
+    let session = SessionId::new("Straße 7").expect("a name");
+    Data { session, sender: ParticipantId(8), reliable: true, sequence: 3, to, body: b"hello".as_slice().into() }
+}
+
+/// Those that version 0 does not know: a reader passes them over.
+fn later_messages() -> Vec<(&'static str, Message)> {
+    let session = || SessionId::new("Straße 7").expect("a name");
+    let one = ParticipantId(0x1122_3344_5566_7788);
+    let connection = Connection { participant: one, score: 412, grade: 2 };
+    let order = Order {
+        number: 5,
+        session: session(),
+        action: Action::Mute,
+        identity: Identity::new("ann").ok(),
+        tracks: vec![TrackId(6), TrackId(7)],
+    };
+    let nameless = Order { action: Action::Delete, identity: None, tracks: Vec::new(), ..order.clone() };
+    vec![
+        ("follow", Message::Follow(Follow { session: session(), age: Duration::from_millis(1_500), received: vec![(one, 7), (one, 9)] })),
+        ("unfollow", Message::Unfollow(Unfollow { session: session() })),
+        ("data", Message::Data(data())),
+        ("gap", Message::Gap),
+        ("heard", Message::Heard(Heard { session: session(), speaking: vec![(one, 7)], connections: vec![connection] })),
+        ("order", Message::Order(order)),
+        ("order_delete", Message::Order(nameless)),
+        ("done", Message::Done(Done { number: 5, outcome: Outcome::UnknownTrack })),
+    ]
+}
+
 /// What version 0 makes of it: it has no load.
 fn without_news(message: &Message) -> Message {
     match message {
@@ -74,6 +105,9 @@ fn messages_come_as_they_were_told() {
     for (name, message) in messages() {
         assert_eq!(decode(&encode(&message, 1).expect("within limits")).as_ref(), Ok(&message), "{name}");
         assert_eq!(decode(&encode(&message, 0).expect("within limits")), Ok(without_news(&message)), "{name}");
+    }
+    for (name, message) in later_messages() {
+        assert_eq!(decode(&encode(&message, 1).expect("within limits")).as_ref(), Ok(&message), "{name}");
     }
 }
 
@@ -100,6 +134,9 @@ fn golden_messages_of_both_versions_are_read_and_written() {
             let expected = if version == 0 { without_news(&message) } else { message.clone() };
             assert_eq!(decode(&golden), Ok(expected), "version {version}, {name}");
         }
+    }
+    for (name, message) in later_messages() {
+        assert_eq!(decode(&golden(1, name, &encode(&message, 1).expect("within limits"))), Ok(message), "{name}");
     }
 }
 
@@ -152,13 +189,20 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         Message::Offer(Offer { payload_types: vec![offer().payload_types[0].clone(); 129], ..offer() }),
         Message::Offer(Offer { payload_types: vec![PayloadType { codec: long, ..offer().payload_types[0].clone() }], ..offer() }),
         Message::Refuse(Refuse { track: TrackId(1), reason: "x".repeat(257) }),
+        Message::Data(Data { to: vec![data().to[0].clone(); 1_025], ..data() }),
+        Message::Data(Data { body: vec![0; 64 * 1024 + 1].into(), ..data() }),
+        Message::Follow(Follow { session: data().session, age: Duration::ZERO, received: vec![(ParticipantId(1), 1); 1_025] }),
+        Message::Heard(Heard { session: data().session, speaking: vec![(ParticipantId(1), 1); 1_025], connections: Vec::new() }),
     ];
     for message in beyond {
         assert_eq!(encode(&message, 1), Err(ControlError::Limit), "{message:?}");
     }
     let most = Message::Offer(Offer { payload_types: vec![offer().payload_types[0].clone(); 128], ..offer() });
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
-    for bytes in [vec![], vec![0; 15], vec![0; 64 * 1024 + 1]] {
+    let name = Identity::new(&"x".repeat(128)).expect("a name");
+    let most = Message::Data(Data { to: vec![name; 1_024], body: vec![7; 64 * 1024].into(), ..data() });
+    assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
+    for bytes in [vec![], vec![0; 15], vec![0; 256 * 1024 + 1]] {
         assert_eq!(decode(&bytes), Err(ControlError::Length));
     }
     assert_eq!(decode(&[0; 64]), Err(ControlError::Malformed));

@@ -7,12 +7,14 @@ use std::{collections::HashSet, time::Duration};
 use common::{Rng, keys_of, mutate, mutation_count, open_link};
 use pop_relay::{
     RelayDrop,
-    control::{Hello, Message, Offer, PayloadType, Refuse, Want, decode, encode},
+    control::{
+        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, PayloadType, Refuse, Want, decode, encode,
+    },
     frame::{FrameKind, Head},
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link},
     seal::Sealer,
 };
-use pop_schemas::{Incarnation, SessionId, Time, TrackId};
+use pop_schemas::{Identity, Incarnation, ParticipantId, SessionId, Time, TrackId};
 
 const SEED: u64 = 0x0072_656c;
 
@@ -191,6 +193,7 @@ fn head(kind: FrameKind) -> Head {
 fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
     let mut rng = Rng::new(SEED);
     let payload_type = PayloadType { number: 96, codec: "VP8".to_owned(), clock_rate: 90_000, rtx: Some(97) };
+    let session = || SessionId::new("room").expect("a name");
     let seeds: Vec<Vec<u8>> = [
         Message::Hello(Hello {
             version: 1,
@@ -202,7 +205,7 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             workers: vec!["192.0.2.1:11000".parse().expect("an address"); 3],
             playout: Duration::from_millis(150),
         }),
-        Message::Want(Want { session: SessionId::new("room").expect("a name"), track: TrackId(1), worker: 0 }),
+        Message::Want(Want { session: session(), track: TrackId(1), worker: 0 }),
         Message::Offer(Offer {
             track: TrackId(1),
             alias: 1,
@@ -215,6 +218,27 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             load: 3,
         }),
         Message::Refuse(Refuse { track: TrackId(1), reason: "full".to_owned() }),
+        Message::Data(Data {
+            session: session(),
+            sender: ParticipantId(1),
+            reliable: true,
+            sequence: 1,
+            to: vec![Identity::new("ann").expect("a name"); 3],
+            body: [7; 40].into(),
+        }),
+        Message::Follow(Follow { session: session(), age: Duration::from_secs(1), received: vec![(ParticipantId(1), 1); 3] }),
+        Message::Heard(Heard {
+            session: session(),
+            speaking: vec![(ParticipantId(1), 3); 3],
+            connections: vec![Connection { participant: ParticipantId(1), score: 410, grade: 2 }; 3],
+        }),
+        Message::Order(Order {
+            number: 1,
+            session: session(),
+            action: Action::Mute,
+            identity: Identity::new("ann").ok(),
+            tracks: vec![TrackId(1); 3],
+        }),
     ]
     .iter()
     .map(|message| encode(message, 1).expect("within limits"))
@@ -224,7 +248,7 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
         let mut bytes = seeds[rng.below(seeds.len())].clone();
         mutate(&mut rng, &mut bytes);
         inputs += 1;
-        past += u64::from((16..=64 * 1024).contains(&bytes.len()));
+        past += u64::from((16..=CONTROL_LEN_MAX).contains(&bytes.len()));
         if let Ok(message) = decode(&bytes) {
             read += 1;
             // What was read is within the limits of what is written.

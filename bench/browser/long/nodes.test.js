@@ -4,9 +4,12 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 
+import { DataPacket_Kind, RoomServiceClient } from "livekit-server-sdk";
+
 import { launchChromium, launchFirefox, servePage } from "../browsers.js";
 import { pause, sumOf, until, untilPlaying, watchFor } from "../expect.js";
 import { openRoom, serveLiveKitPage } from "../livekit.js";
+import { addMailbox } from "../mailbox.js";
 import { startPop } from "../nodes.js";
 
 let pop, site, page, chromium, firefox;
@@ -207,6 +210,112 @@ test("a sound goes on over a link that loses 2 % and is 30 ms long", async (t) =
   assert.ok(grown.lost <= 0.001 * grown.packets + 1, `${grown.lost} of ${grown.packets} packets never came`);
   assert.ok(grown.concealed < 0.01 * grown.samples, `${grown.concealed} of ${grown.samples} samples were made up`);
   await leave(ann, bob);
+});
+
+test("what is said at one node is heard at all, once and in order, and crosses once for all at a node", async (t) => {
+  const room = "data";
+  const places = { ann: ["a", chromium], bob: ["b", firefox], ben: ["b", chromium], eve: ["c", chromium] };
+  const people = [];
+  for (const [identity, [name, browser]] of Object.entries(places)) people.push(await addMailbox(await come(browser, name, room, identity)));
+  const [ann, bob, ben, eve] = people;
+  const others = { bob, ben, eve };
+  for (const person of [ann, bob, ben, eve]) await until("they see each other", async () => (await person.remotes()).length === 3);
+  const messages = async () => sumOf(await pop.nodes.a.metrics(), 'pop_mesh_messages_total{direction="out"}');
+
+  const [before, begin] = [await messages(), performance.now()];
+  const sent = await ann.send(2_000, 300, { reliable: true, topic: "all" });
+  for (const [name, person] of Object.entries(others)) {
+    await until(`${name} has all`, async () => (await person.count("all")) >= 2_000, 60);
+    assert.deepEqual(await person.report("all"), { count: 2_000, ordered: true, from: ["ann"], kinds: [0], hash: sent }, name);
+  }
+  const [crossed, ms] = [(await messages()) - before, Math.round(performance.now() - begin)];
+  t.diagnostic(`2,000 messages to two nodes in ${ms} ms: ${crossed} control messages`);
+  assert.ok(crossed >= 4_000 && crossed < 4_000 + 20 * (ms / 1000) + 100, `${crossed} control messages`);
+
+  await ann.send(20, 10, { reliable: true, topic: "secret", destinationIdentities: ["ben"] });
+  const back = await eve.send(50, 15_000, { reliable: true, topic: "back" });
+  await eve.send(100, 200, { reliable: false, topic: "lossy", pauseMs: 5 });
+  await until("ben has the secret", async () => (await ben.count("secret")) === 20);
+  await until("ann has what eve said", async () => (await ann.count("back")) === 50);
+  assert.equal((await ann.report("back")).hash, back);
+  await until("lossy ones arrive", async () => (await ann.count("lossy")) >= 25 && (await bob.count("lossy")) >= 25);
+  for (const person of [ann, bob, eve]) assert.equal(await person.count("secret"), 0);
+
+  // While a and b do not hear each other eve hears all the same; then bob and ben hear what they have missed.
+  await pop.network.change("a-b down");
+  const missed = await ann.send(200, 300, { reliable: true, topic: "cut", pauseMs: 10 });
+  await until("eve has all", async () => (await eve.count("cut")) === 200, 5);
+  assert.ok((await bob.count("cut")) < 200, "nothing crosses a wire that is cut");
+  await pop.network.change("a-b up");
+  for (const [name, person] of Object.entries(others)) {
+    await until(`${name} has what it has missed`, async () => (await person.count("cut")) >= 200, 30);
+    assert.deepEqual(await person.report("cut"), { count: 200, ordered: true, from: ["ann"], kinds: [0], hash: missed }, name);
+  }
+  await leave(ann, bob, ben, eve);
+});
+
+test("who speaks at one node is seen at another, and how well it is connected", async () => {
+  const room = "voices";
+  const [ann, bob] = [await come(chromium, "a", room, "ann"), await come(chromium, "b", room, "bob", {}, { autoSubscribe: false })];
+  await ann.tone(0.5);
+  // Bob takes nothing, so no media tells his node.
+  await until("bob sees that ann speaks", async () => (await bob.speakers()).join() === "ann");
+  await ann.microphone(false);
+  await until("and that she speaks no longer", async () => (await bob.speakers()).join() === "");
+  await leave(bob);
+  const eve = await come(chromium, "c", room, "eve");
+  await ann.microphone(true);
+  const grades = async () => (await eve.grades()).join();
+  await until("ann and eve are graded", async () => (await grades()) === "excellent,excellent", 30);
+  await leave(ann, eve);
+});
+
+test("what a server asks of one node is done to people of all", async () => {
+  const room = "served";
+  const service = (name) => new RoomServiceClient(pop.nodes[name].http, "e2e", "a secret of this test run alone, 0123456789");
+  const [ann, bob] = [await come(chromium, "a", room, "ann"), await come(chromium, "b", room, "bob")];
+  const sid = await ann.tone(0.5);
+  await until("bob hears", async () => (await bob.received())[sid]?.energy > 0);
+  // Nobody of the room is at c.
+  const listed = (await service("c").listParticipants(room)).map(({ identity }) => identity).sort();
+  assert.deepEqual(listed, ["ann", "bob"]);
+  await service("c").sendData(room, new TextEncoder().encode("from the server"), DataPacket_Kind.RELIABLE, { destinationIdentities: ["bob"] });
+  const got = async (person) => (await person.events()).filter(({ name }) => name === "DataReceived").map(({ text }) => text[0]);
+  await until("bob hears the server", async () => (await got(bob)).join() === "from the server");
+  assert.deepEqual(await got(ann), [], "it was not for ann");
+  const packets = async () => (await bob.received())[sid]?.packets ?? 0;
+  const grown = async () => {
+    const before = await packets();
+    await pause(1);
+    return (await packets()) - before;
+  };
+  await service("c").updateSubscriptions(room, "bob", [sid], false);
+  await until("bob has let go of it", async () => (await grown()) === 0);
+  await service("c").updateSubscriptions(room, "bob", [sid], true);
+  await until("bob hears again", async () => (await grown()) > 20);
+  const muted = await service("b").mutePublishedTrack(room, "ann", sid, true);
+  assert.deepEqual([muted.sid, muted.muted], [sid, true]);
+  await until("bob sees it muted", async () => (await bob.remotes())[0].tracks[0].muted);
+  await assert.rejects(service("c").removeParticipant(room, "nobody"), { code: "not_found" });
+  await service("c").removeParticipant(room, "ann");
+  await until("ann is out", async () => (await ann.names()).includes("Disconnected"));
+  await until("bob is alone", async () => (await bob.remotes()).length === 0);
+  await service("a").deleteRoom(room);
+  await until("bob is out, too", async () => (await bob.names()).includes("Disconnected"));
+  for (const person of [ann, bob]) await person.page.close();
+});
+
+test("the demo page says at which node everybody is", async () => {
+  const open = async (name) => {
+    const node = pop.nodes[name];
+    const words = `room=hosts&auto&pattern&silent&name=at-${name}`;
+    return (await chromium.open(`${node.http}/demo?${words}#token=${await node.token("hosts", `at-${name}`)}`)).page;
+  };
+  const pages = [await open("a"), await open("b")];
+  const hosts = (page) => page.evaluate(() => [...document.querySelectorAll(".tile .name")].map((name) => `${name.textContent}: ${name.parentElement.querySelector(".host").textContent}`).sort().join(", "));
+  await until("a's page", async () => (await hosts(pages[0])) === "at-a (you): a, at-b: b");
+  await until("b's page", async () => (await hosts(pages[1])) === "at-a: a, at-b (you): b");
+  for (const page of pages) await page.close();
 });
 
 test("who is at a node that dies is away at once, gone after the grace, and nobody else loses a packet", async (t) => {

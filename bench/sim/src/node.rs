@@ -251,6 +251,8 @@ impl Node {
                     self.out.push(message);
                 }
                 Output::Command(command) => self.obey(command),
+                // What is said between people is not simulated: records alone make the sets of people.
+                Output::Abroad { .. } => {}
                 Output::Notice(to, notice) => {
                     self.check_leave(now, &notice);
                     let Some(client) = self.clients.get_mut(&to) else { panic!("{to} is not here: {notice:?}") };

@@ -41,7 +41,7 @@ pub use mmsg::MmsgBackend;
 pub use probe::{Feature, Probe, probe};
 pub use raw_udp::{RawUdp, ip_packet};
 pub use seccomp::refuse_io_uring;
-pub use socket::{bind_tcp, bind_udp};
+pub use socket::{bind_tcp, bind_udp, limit_unsent};
 pub use stamped::{AsyncStampedSocket, StampedReceipt, StampedSocket};
 pub use streams::{FRAME_LEN_MAX, StreamReceived, StreamStats, Streams, StreamsConfig};
 pub use tun::{Tun, enter_namespace, wait_readable};

@@ -54,6 +54,12 @@ pub fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Of a TCP connection the kernel takes at most so many bytes before it can send them (`TCP_NOTSENT_LOWAT`): what is written next
+/// is not behind seconds of others.
+pub fn limit_unsent(socket: &impl AsFd, len: u32) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, i32::try_from(len).unwrap_or(i32::MAX))
+}
+
 /// `SO_RXQ_OVFL`: costs nothing until the first drop.
 pub(crate) fn report_drops(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)

@@ -67,6 +67,16 @@ const WHOLE: u128 = 100_000_000;
 /// of a core, and half of a room of 100.
 const EASE: u128 = WHOLE / 4;
 
+/// The largest share that is in use of what all workers may carry together, in permille.
+pub fn load_permille(workers: &[WorkerLoad]) -> u16 {
+    let (mut used, mut plan) = (Claim::default(), Claim::default());
+    for worker in workers {
+        used += worker.used;
+        plan += worker.plan;
+    }
+    (WorkerLoad { used, plan }.share() * 1_000 / WHOLE).min(1_000) as u16
+}
+
 /// No worker has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this node is full: no worker has room for this client")]
@@ -127,6 +137,15 @@ mod tests {
         assert_eq!(place(&[5], &VIEWER, &[load(0, 10)]), Ok(0), "a worker that does not exist");
         let sections = WorkerLoad { used: Claim { subscriptions: 50, ..Claim::default() }, plan: load(0, 100).plan };
         assert_eq!(place(&[0], &VIEWER, &[sections, load(0, 100)]), Ok(1), "sections count like clients");
+    }
+
+    #[test]
+    fn the_load_of_a_node_is_what_all_its_workers_are_nearest_to_the_end_of() {
+        assert_eq!(load_permille(&[load(10, 100), load(0, 300)]), 25);
+        let mut busy = load(0, 100);
+        (busy.used.tracks, busy.plan.tracks) = (150, 300);
+        assert_eq!(load_permille(&[busy]), 500);
+        assert_eq!(load_permille(&[]), 0);
     }
 
     #[test]

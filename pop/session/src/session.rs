@@ -9,6 +9,7 @@
 //! ```
 //! Drain [`Session::poll`] to the end after each call.
 
+mod abroad;
 mod admin;
 mod bucket;
 mod clients;
@@ -44,6 +45,7 @@ use crate::sid::format_room_sid;
 use crate::subscribe::choose;
 use crate::view::{self, SessionView};
 
+pub use abroad::Abroad;
 pub(crate) use bucket::Bucket;
 pub use data::DataDrops;
 pub(crate) use members::Member;
@@ -55,6 +57,7 @@ pub use request::{
 };
 pub(crate) use wishes::Demand;
 
+use abroad::News;
 use data::DataHistory;
 use output::audit;
 use remotes::Far;
@@ -138,6 +141,7 @@ pub struct Session {
     speakers: Speakers,
     /// When connections are judged next; `None` without members.
     quality_due: Option<Time>,
+    news: News,
     history: DataHistory,
     data_drops: DataDrops,
     /// Events and requests about ids that this session does not have (any more).
@@ -174,6 +178,7 @@ impl Session {
             calming: BTreeSet::new(),
             speakers: Speakers::default(),
             quality_due: None,
+            news: News::default(),
             history: DataHistory::default(),
             data_drops: DataDrops::default(),
             limits,

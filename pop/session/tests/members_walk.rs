@@ -182,7 +182,7 @@ impl World {
                 }
                 Output::Reply(_, reply) => self.replies.push(reply),
                 Output::Notice(to, notice) => self.hear(to, notice),
-                Output::Closed { .. } | Output::Audit(_) | Output::Put(_) => {}
+                Output::Closed { .. } | Output::Audit(_) | Output::Put(_) | Output::Abroad { .. } => {}
             }
         }
         self.check();

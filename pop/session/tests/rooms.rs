@@ -96,7 +96,7 @@ impl Room {
                 Output::Command(command) => outcome.commands.push(command),
                 Output::Closed { transport, reason } => outcome.closed.push((transport, reason)),
                 Output::Audit(audit) => outcome.actions.push((audit.identity.to_string(), audit.action)),
-                Output::Put(_) => {}
+                Output::Put(_) | Output::Abroad { .. } => {}
                 Output::Notice(to, notice) => panic!("{to} is no member: {notice:?}"),
             }
         }

@@ -131,11 +131,13 @@ fn mesh_table(answer: &Value) -> String {
     if nodes.is_empty() && links.is_empty() {
         return format!("node {} is alone: [bus] and [mesh] of its config name no others\n", text(&answer["node"]));
     }
-    let mut rows = vec![["NODE", "POP", "STATE", "START", "CLIENTS", "MESH"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["NODE", "POP", "STATE", "START", "CLIENTS", "LOAD", "MESH"].map(str::to_owned).to_vec()];
     for node in nodes {
         let state = if node["draining"] == true { "draining".to_owned() } else { text(&node["state"]) };
         let start = text(&node["incarnation"]["start"]);
-        rows.push(vec![text(&node["node"]), text(&node["pop"]), state, start, text(&node["participants"]), text(&node["mesh"])]);
+        let clients = format!("{}/{}", text(&node["participants"]), text(&node["capacity"]));
+        let load = format!("{:.1} %", node["load"].as_f64().unwrap_or_default() / 10.0);
+        rows.push(vec![text(&node["node"]), text(&node["pop"]), state, start, clients, load, text(&node["mesh"])]);
     }
     let mut lines = align(&rows);
     let titles = ["LINK", "STATE", "AGE", "KEYS", "RTT ms", "MTU", "TRACKS", "DATAGRAMS", "MB", "LOST", "REPAIRED", "DROPPED"];
@@ -211,13 +213,13 @@ mod tests {
     #[test]
     fn the_mesh_is_its_nodes_and_the_links_to_them() {
         let answer = json!({ "node": "fra1", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
-            "participants": 2, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "state": "up", "age_ms": 2_500,
+            "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "state": "up", "age_ms": 2_500,
             "generation": 0, "rtt_ms": 0.25, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
             "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0 }] });
         assert_eq!(
             mesh_table(&answer),
-            "NODE  POP  STATE     START  CLIENTS  MESH\n\
-             fra2  fra  draining  7      2        10.0.0.2:7890\n\
+            "NODE  POP  STATE     START  CLIENTS  LOAD    MESH\n\
+             fra2  fra  draining  7      2/400    12.5 %  10.0.0.2:7890\n\
              \n\
              (in/out)\n\
              LINK  STATE  AGE  KEYS  RTT ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED\n\

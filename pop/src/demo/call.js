@@ -8,7 +8,7 @@
 import { claims, pageUrl, readAddress } from "/demo/address.js";
 import { Chat } from "/demo/chat.js";
 import { Drawer } from "/demo/drawer.js";
-import { ownToken } from "/demo/guest.js";
+import { hostsOf, ownToken } from "/demo/guest.js";
 import { ConnectionState, DisconnectReason, Room, RoomEvent, Track, setLogLevel, version } from "/demo/livekit.js";
 import { Lobby } from "/demo/lobby.js";
 import { MADE, NONE, PICTURES, SOUNDS, listDevices, openPicture, openSound } from "/demo/sources.js";
@@ -113,9 +113,13 @@ class Call {
     this.sources = { picture: null, sound: null };
     this.setUp = { codec: "vp8", height: 720 };
     this.isOver = false;
+    this.token = null;
+    /** The tiles whose nodes are shown. */
+    this.hosted = null;
   }
 
   async connect(token) {
+    this.token = token;
     const { room } = this;
     room.on(RoomEvent.Disconnected, (reason) => this.onDisconnected(reason));
     room.on(RoomEvent.ConnectionStateChanged, (state) => this.showConnection(state));
@@ -152,10 +156,23 @@ class Call {
     });
   }
 
+  /** Asked when people or tiles have come or gone. */
+  async showHosts() {
+    const shown = [...this.tiles.tiles.keys()].join();
+    if (shown === this.hosted) return;
+    const hosts = await hostsOf(this.token);
+    const isComplete = this.tiles.people().every(({ identity }) => hosts[identity]);
+    if (this.isOver) return;
+    this.tiles.showHosts(hosts);
+    // The node that is asked may not know yet who has just come.
+    if (isComplete) this.hosted = shown;
+  }
+
   async tick() {
     const reading = await this.stats.read().catch(() => undefined);
     if (!reading || this.isOver) return;
     this.tiles.showReading(reading);
+    await this.showHosts();
     drawer.showReading(this.room, reading);
   }
 

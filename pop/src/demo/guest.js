@@ -2,6 +2,12 @@
 
 import { claims } from "/demo/address.js";
 
+/** At which node each person of the room is, by identity; nothing when the node does not say. */
+export async function hostsOf(token) {
+  const response = await fetch("/demo/hosts", { headers: { Authorization: `Bearer ${token}` } }).catch(() => undefined);
+  return response?.ok ? (await response.json()).hosts : {};
+}
+
 /** `token`, or a guest's made from it. `name` is what the others read. */
 export async function ownToken(token, name) {
   if (!claims(token).guests) return token;

@@ -1,14 +1,14 @@
 //! `POST /demo/guest`: whoever holds a token that brings guests gets a token of their own, so that one link serves a whole room and
-//! nobody pushes anybody out.
+//! nobody pushes anybody out. `GET /demo/hosts`: at which node each person of the token's room is.
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::{AUTHORIZATION, CACHE_CONTROL};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use pop_schemas::Identity;
+use pop_schemas::{Identity, SessionId};
 use pop_session::token;
 use serde::Deserialize;
 use serde_json::json;
@@ -23,7 +23,25 @@ const NAME_LEN_MAX: usize = 64;
 
 /// The endpoint of `node`.
 pub(crate) fn routes(node: Node) -> Router {
-    Router::new().route("/demo/guest", post(admit)).layer(DefaultBodyLimit::max(BODY_LEN_MAX)).with_state(node)
+    Router::new()
+        .route("/demo/guest", post(admit))
+        .route("/demo/hosts", get(show_hosts))
+        .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .with_state(node)
+}
+
+/// For those who may be in the room, of those whom they may see.
+async fn show_hosts(State(node): State<Node>, headers: HeaderMap) -> Response {
+    let room = bearer(&headers).and_then(|token| {
+        let access = node.verify_token(token).map_err(|error| (StatusCode::UNAUTHORIZED, error.to_string()))?;
+        let video = &access.claims().video;
+        let room = video.room.as_deref().filter(|_| video.room_join).and_then(|room| SessionId::new(room).ok());
+        room.ok_or((StatusCode::FORBIDDEN, "the token is for no room".to_owned()))
+    });
+    match room {
+        Ok(room) => ([(CACHE_CONTROL, "no-store")], Json(json!({ "hosts": node.hosts(&room).await }))).into_response(),
+        Err((code, sentence)) => (code, format!("{sentence}\n")).into_response(),
+    }
 }
 
 /// Who wants to be a guest.

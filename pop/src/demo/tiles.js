@@ -104,6 +104,18 @@ export class Tiles {
     this.grid.style.setProperty("--tile", `${best}px`);
   }
 
+  /** Says at which node each person is; with one node alone there is nothing to say. `hosts`: from identity to node. */
+  showHosts(hosts) {
+    const isOne = new Set(Object.values(hosts)).size < 2;
+    for (const { participant, root, host } of this.tiles.values()) {
+      const name = hosts[participant.identity];
+      host.hidden = isOne || !name;
+      host.textContent = name ?? "";
+      host.setAttribute("aria-label", `at node ${name}`);
+      root.dataset.node = name ?? "";
+    }
+  }
+
   /** Puts the numbers of a reading of stats.js onto the tiles. */
   showReading(reading) {
     for (const tile of this.tiles.values()) tile.showReading(reading);
@@ -138,7 +150,7 @@ class Tile {
     this.root.dataset.identity = participant.identity;
     const find = (selector) => this.root.querySelector(selector);
     [this.video, this.avatar, this.veil, this.badge] = ["video", ".avatar", ".veil", ".badge"].map(find);
-    [this.quality, this.select, this.name, this.bars] = [".quality", "select", ".name", ".bars"].map(find);
+    [this.quality, this.select, this.name, this.host, this.bars] = [".quality", "select", ".name", ".host", ".bars"].map(find);
     this.select.addEventListener("change", () => this.chooseQuality());
     this.video.addEventListener("dblclick", () => this.root.requestFullscreen?.().catch(() => {}));
   }

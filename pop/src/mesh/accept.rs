@@ -100,7 +100,7 @@ enum Established {
 
 async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progress: &Progress) -> Result<Established, Refused> {
     let broken = |error: std::io::Error| Refused::Fault(refusal_of(&error), None);
-    stream.set_nodelay(true).map_err(broken)?;
+    super::prepare(&stream).map_err(broken)?;
     stream.readable().await.map_err(broken)?;
     progress.has_spoken.store(true, Ordering::Relaxed);
     let acceptor = TlsAcceptor::from(shared.identity().server());

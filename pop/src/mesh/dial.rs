@@ -80,7 +80,7 @@ async fn establish(
 ) -> Result<(Admission, TlsStream<TcpStream>), Failure> {
     let stream = connect(address).await.map_err(Failure::Unreachable)?;
     let broken = |error: io::Error| Refused::Fault(refusal_of(&error), expected.cloned());
-    stream.set_nodelay(true).map_err(broken)?;
+    super::prepare(&stream).map_err(broken)?;
     let connector = TlsConnector::from(shared.identity().client());
     let mut stream = connector.connect(server_name(expected), stream).await.map_err(broken)?;
     let (name, secret) = super::proof(stream.get_ref().1)?;

@@ -1,14 +1,15 @@
 //! One control connection from its two Hellos to its end: one future that reads, one that writes, ended together.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pop_relay::control::{self, Alive, CONTROL_LEN_MAX, ControlError, Hello, Message, Rekey};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::counters::Refusal;
@@ -22,6 +23,24 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Messages that wait for a peer, in bytes. One that is further behind starts anew and is told the state again.
 const QUEUE_LEN_MAX: usize = 1 << 20;
+
+/// Data messages that wait for a peer, in bytes. They have a queue of their own: a peer that is too slow for them keeps its link.
+const DATA_LEN_MAX: usize = 1 << 20;
+
+/// The same for one that has been too slow and gets what it missed all at once, that of several sessions together.
+const DATA_LEN_CATCHING_UP_MAX: usize = 4 << 20;
+
+/// How long the oldest of them waits.
+const DATA_AGE_MAX: Duration = Duration::from_secs(2);
+
+/// Behind so many bytes of data a lossy message does not wait.
+const LOSSY_LEN_MAX: usize = 64 << 10;
+
+/// Bytes of a peer's data messages that wait for rooms of this node: the link is read no further then.
+const DATA_IN_LEN_MAX: u32 = 1 << 20;
+
+/// What a message that waits costs beside its body, in bytes.
+const DATA_COST: usize = 256;
 
 /// How long one generation of keys is used.
 const REKEY_INTERVAL: Duration = Duration::from_secs(120);
@@ -84,6 +103,57 @@ pub(super) enum Item {
     Rekey,
 }
 
+/// Why a data message is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataRefused {
+    /// The node has no link.
+    Down,
+    /// It is a lossy one, and too much waits.
+    Full,
+    /// It is a reliable one, and too much waits, or for too long. All that waited is dropped.
+    Overflow {
+        /// So many messages.
+        dropped: usize,
+    },
+}
+
+/// Data messages that wait to be written.
+#[derive(Default)]
+struct DataQueue {
+    waiting: VecDeque<(Vec<u8>, Instant)>,
+    len: usize,
+    /// It has overflowed, and was not empty since.
+    is_catching_up: bool,
+}
+
+impl DataQueue {
+    fn push(&mut self, now: Instant, bytes: Vec<u8>, reliable: bool) -> Result<(), DataRefused> {
+        let len = self.len + bytes.len() + DATA_COST;
+        let is_late = self.waiting.front().is_some_and(|(_, queued_at)| now.duration_since(*queued_at) > DATA_AGE_MAX);
+        if !reliable && (len > LOSSY_LEN_MAX || is_late) {
+            return Err(DataRefused::Full);
+        }
+        let len_max = if self.is_catching_up { DATA_LEN_CATCHING_UP_MAX } else { DATA_LEN_MAX };
+        if len > len_max || is_late {
+            let dropped = self.waiting.len() + 1;
+            *self = DataQueue { is_catching_up: true, ..DataQueue::default() };
+            return Err(DataRefused::Overflow { dropped });
+        }
+        self.len = len;
+        self.waiting.push_back((bytes, now));
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        let Some((bytes, _)) = self.waiting.pop_front() else {
+            self.is_catching_up = false;
+            return None;
+        };
+        self.len -= bytes.len() + DATA_COST;
+        Some(bytes)
+    }
+}
+
 /// A link that is up, as everybody but its own task sees it.
 pub(super) struct Link {
     /// Tells the links of one node apart, one after the other.
@@ -95,6 +165,11 @@ pub(super) struct Link {
     items: mpsc::UnboundedSender<Item>,
     /// Bytes in `items`.
     queue_len: AtomicUsize,
+    data: Mutex<DataQueue>,
+    /// Something came into it.
+    data_queued: Notify,
+    /// For the peer's data messages until rooms have taken them.
+    data_places: Arc<Semaphore>,
     keys: Mutex<Generation>,
     ended: watch::Sender<Option<Ended>>,
 }
@@ -110,7 +185,19 @@ impl Link {
         let (items, receiver) = mpsc::unbounded_channel();
         let since = Instant::now();
         let keys = Mutex::new(Generation { number: 0, since });
-        let link = Link { id, peer, dialled, since, items, queue_len: AtomicUsize::new(0), keys, ended: watch::Sender::new(None) };
+        let link = Link {
+            id,
+            peer,
+            dialled,
+            since,
+            items,
+            queue_len: AtomicUsize::new(0),
+            data: Mutex::default(),
+            data_queued: Notify::new(),
+            data_places: Arc::new(Semaphore::new(DATA_IN_LEN_MAX as usize)),
+            keys,
+            ended: watch::Sender::new(None),
+        };
         (link, receiver)
     }
 
@@ -123,6 +210,35 @@ impl Link {
             return false;
         }
         self.items.send(Item::Message { bytes, queued_at: Instant::now() }).is_ok()
+    }
+
+    /// Queues a data message behind those before it; control messages go first.
+    pub(super) fn send_data(&self, message: &Message, reliable: bool) -> Result<(), DataRefused> {
+        let Ok(bytes) = control::encode(message, self.peer.version) else { return Err(DataRefused::Full) };
+        self.data().push(Instant::now(), bytes, reliable)?;
+        self.data_queued.notify_one();
+        Ok(())
+    }
+
+    fn data(&self) -> MutexGuard<'_, DataQueue> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next data message to be written; nothing is lost when this is dropped.
+    async fn next_data(&self) -> Vec<u8> {
+        loop {
+            let next = self.data().pop();
+            if let Some(bytes) = next {
+                return bytes;
+            }
+            self.data_queued.notified().await;
+        }
+    }
+
+    /// Waits until rooms have taken enough of the peer's data.
+    async fn data_place(&self, len: usize) -> OwnedSemaphorePermit {
+        let cost = u32::try_from(len + DATA_COST).unwrap_or(DATA_IN_LEN_MAX).min(DATA_IN_LEN_MAX);
+        Arc::clone(&self.data_places).acquire_many_owned(cost).await.expect("it is never closed")
     }
 
     /// Asks for the next generation of keys.
@@ -191,6 +307,10 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) 
                 rekeyed(shared, link, generation).await;
                 link.send(&Message::Rekey(Rekey { generation }));
             }
+            Ok(Message::Data(data)) => {
+                let place = link.data_place(bytes.len()).await;
+                shared.emit(link, MeshEvent::Data { node: link.peer.node, data: Box::new(data), place }).await;
+            }
             Ok(message) => shared.emit(link, MeshEvent::Message { node: link.peer.node, message }).await,
         }
     }
@@ -208,6 +328,14 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
             _ = alive.tick() => {
                 let now_us = u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
                 link.send(&Message::Alive(Alive { now_us }));
+                continue;
+            }
+            bytes = link.next_data() => {
+                match timeout(SILENCE_MAX, write_frame(&mut writer, &bytes)).await {
+                    Ok(Ok(())) => shared.counters.message_out(),
+                    Ok(Err(_)) => return Ended::Closed,
+                    Err(_) => return Ended::Slow,
+                }
                 continue;
             }
         };
@@ -266,7 +394,7 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin), bytes: &mut Vec<u8>) 
 }
 
 async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
-    let len = u32::try_from(bytes.len()).expect("encode() keeps to 64 KiB");
+    let len = u32::try_from(bytes.len()).expect("encode() keeps to CONTROL_LEN_MAX");
     // One write, so that length and message are one TLS record.
     let mut frame = Vec::with_capacity(4 + bytes.len());
     frame.extend_from_slice(&len.to_le_bytes());
@@ -292,4 +420,53 @@ pub(super) async fn read_hello(reader: &mut (impl AsyncRead + Unpin)) -> Result<
 pub(super) async fn write_hello(writer: &mut (impl AsyncWrite + Unpin), hello: Hello) -> Result<(), Refusal> {
     let bytes = control::encode(&Message::Hello(hello), control::VERSION).expect("our own names and workers keep to the limits");
     write_frame(writer, &bytes).await.map_err(|error| super::identity::refusal_of(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: usize = 1 << 10;
+
+    fn push(queue: &mut DataQueue, now: Instant, len: usize) -> Result<(), DataRefused> {
+        queue.push(now, vec![0; len - DATA_COST], true)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_too_slow_loses_what_waits_and_then_gets_all_that_it_missed_at_once() {
+        let (now, mut queue) = (Instant::now(), DataQueue::default());
+        for n in 0..16 {
+            assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()), "message {n}");
+        }
+        assert_eq!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { dropped: 17 }));
+        assert!(queue.waiting.is_empty() && queue.len == 0);
+        for n in 0..64 {
+            assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()), "message {n}");
+        }
+        assert_eq!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { dropped: 65 }));
+        // It has caught up when nothing waits.
+        assert_eq!(queue.pop(), None);
+        for _ in 0..16 {
+            assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()));
+        }
+        assert!(matches!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_for_two_seconds_loses_its_place() {
+        let (now, mut queue) = (Instant::now(), DataQueue::default());
+        assert_eq!(push(&mut queue, now, KIB), Ok(()));
+        assert_eq!(push(&mut queue, now + DATA_AGE_MAX, KIB), Ok(()));
+        assert_eq!(push(&mut queue, now + DATA_AGE_MAX + Duration::from_millis(1), KIB), Err(DataRefused::Overflow { dropped: 3 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lossy_message_waits_behind_little_and_never_costs_a_peer_its_place() {
+        let (now, mut queue) = (Instant::now(), DataQueue::default());
+        assert_eq!(queue.push(now, vec![1; 60 * KIB], false), Ok(()));
+        assert_eq!(queue.push(now, vec![2; 8 * KIB], false), Err(DataRefused::Full));
+        assert_eq!(push(&mut queue, now, 8 * KIB), Ok(()));
+        assert_eq!(queue.push(now + 2 * DATA_AGE_MAX, vec![3; KIB], false), Err(DataRefused::Full));
+        assert_eq!([queue.pop(), queue.pop()].map(|bytes| bytes.map(|bytes| bytes.len())), [Some(60 * KIB), Some(8 * KIB - DATA_COST)]);
+    }
 }

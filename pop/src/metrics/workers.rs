@@ -1,6 +1,8 @@
 //! The packet workers' counters in Prometheus' words: `_in` and `_out` become a direction, each worker a label.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pop_dataplane::WorkerSnapshot;
 use pop_proto::DropReason;
@@ -10,13 +12,39 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+/// With whom RTP is exchanged, beside clients: other nodes of this PoP, and those of others.
+const RELAYED_SCOPES: [&str; 2] = ["pop", "mesh"];
+
+/// Bytes of RTP packets that crossed links, by worker, whether the other node is of another PoP, and whether they left.
+#[derive(Debug)]
+pub struct RelayedBytes(Vec<[[AtomicU64; 2]; 2]>);
+
+impl RelayedBytes {
+    /// None yet, on so many workers.
+    pub fn new(workers: usize) -> RelayedBytes {
+        RelayedBytes((0..workers).map(|_| Default::default()).collect())
+    }
+
+    /// More came and left by `worker`.
+    pub fn add(&self, worker: usize, is_of_another_pop: bool, came: u64, left: u64) {
+        if let Some(scopes) = self.0.get(worker) {
+            let [bytes_in, bytes_out] = &scopes[usize::from(is_of_another_pop)];
+            bytes_in.fetch_add(came, Relaxed);
+            bytes_out.fetch_add(left, Relaxed);
+        }
+    }
+}
+
 /// Reads the workers' totals at each scrape.
-pub struct WorkerCollector<F>(F);
+pub struct WorkerCollector<F> {
+    read: F,
+    relayed: Arc<RelayedBytes>,
+}
 
 impl<F: Fn() -> Vec<WorkerSnapshot>> WorkerCollector<F> {
     /// `read` takes the totals.
-    pub fn new(read: F) -> Self {
-        Self(read)
+    pub fn new(read: F, relayed: Arc<RelayedBytes>) -> Self {
+        Self { read, relayed }
     }
 }
 
@@ -31,11 +59,35 @@ type Sample = (String, Option<&'static str>, u64);
 
 impl<F: Fn() -> Vec<WorkerSnapshot> + Send + Sync + 'static> Collector for WorkerCollector<F> {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let workers = (self.0)();
+        let workers = (self.read)();
+        encode_bytes(&mut encoder, &workers, &self.relayed)?;
         encode_counters(&mut encoder, &workers)?;
         encode_drops(&mut encoder, &workers)?;
         encode_gauges(&mut encoder, &workers)
     }
+}
+
+/// By with whom: clients, other nodes of this PoP, nodes of others.
+fn encode_bytes(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot], relayed: &RelayedBytes) -> Result<(), std::fmt::Error> {
+    let help = "RTP payload bytes exchanged with clients (scope local), bytes of RTP packets that crossed links to other nodes of this \
+                PoP (pop) and to nodes of others (mesh), as of the last second; repairs between nodes excluded";
+    let mut family = encoder.encode_descriptor("pop_rtp_bytes", help, None, MetricType::Counter)?;
+    let mut encode = |worker: &str, scope: &str, [came, left]: [u64; 2]| {
+        for (direction, value) in [("in", came), ("out", left)] {
+            let labels = [("direction", direction), ("scope", scope), ("worker", worker)];
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok::<(), std::fmt::Error>(())
+    };
+    for worker in workers {
+        let (index, counters) = (worker.worker.to_string(), &worker.counters);
+        encode(&index, "local", [counters.rtp_bytes_in, counters.rtp_bytes_out])?;
+        let Some(scopes) = relayed.0.get(worker.worker) else { continue };
+        for (scope, bytes) in RELAYED_SCOPES.iter().zip(scopes) {
+            encode(&index, scope, [bytes[0].load(Relaxed), bytes[1].load(Relaxed)])?;
+        }
+    }
+    Ok(())
 }
 
 fn encode_counters(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) -> Result<(), std::fmt::Error> {
@@ -43,8 +95,8 @@ fn encode_counters(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) 
     let mut metrics: BTreeMap<&'static str, (&'static str, Vec<Sample>)> = BTreeMap::new();
     for worker in workers {
         worker.counters.for_each(|name, help, value| {
-            // Told with the other kinds of probes, by `ProbeCollector`.
-            if name.starts_with("probe_") {
+            // Told with the other kinds of probes, by `ProbeCollector`, and by scope.
+            if name.starts_with("probe_") || name.starts_with("rtp_bytes_") {
                 return;
             }
             let (name, direction) = match (name.strip_suffix("_in"), name.strip_suffix("_out")) {
@@ -75,7 +127,6 @@ fn encode_counters(encoder: &mut DescriptorEncoder, workers: &[WorkerSnapshot]) 
 fn directed_help(name: &str) -> &'static str {
     match name {
         "rtp_packets" => "RTP packets received and authenticated (in), protected and handed to the kernel (out)",
-        "rtp_bytes" => "RTP payload bytes received and authenticated (in), protected and handed to the kernel (out)",
         "rtx_packets" => "Retransmissions on an RTX stream (RFC 4588) received and authenticated",
         "rtx_padding" => "RTX packets without an original packet: what a publisher probes the way with",
         "rtcp_packets" => "RTCP datagrams received and authenticated (in), sent (out)",
@@ -149,8 +200,26 @@ mod tests {
     }
 
     fn text() -> String {
-        Metrics::new("mmsg", &JoinSeconds::default(), vec![Box::new(WorkerCollector::new(|| vec![worker(0, 10), worker(1, 20)]))])
-            .encode(Exposition::OpenMetrics)
+        let relayed = RelayedBytes::new(2);
+        relayed.add(1, false, 300, 400);
+        relayed.add(1, true, 5, 6);
+        relayed.add(1, true, 5, 6);
+        let collector = WorkerCollector::new(|| vec![worker(0, 10), worker(1, 20)], Arc::new(relayed));
+        Metrics::new("mmsg", &JoinSeconds::default(), vec![Box::new(collector)]).encode(Exposition::OpenMetrics)
+    }
+
+    #[test]
+    fn bytes_are_told_by_with_whom_they_were_exchanged() {
+        let text = text();
+        for line in [
+            "pop_rtp_bytes_total{direction=\"out\",scope=\"local\",worker=\"0\"} 0",
+            "pop_rtp_bytes_total{direction=\"in\",scope=\"pop\",worker=\"1\"} 300",
+            "pop_rtp_bytes_total{direction=\"out\",scope=\"pop\",worker=\"1\"} 400",
+            "pop_rtp_bytes_total{direction=\"out\",scope=\"mesh\",worker=\"1\"} 12",
+            "pop_rtp_bytes_total{direction=\"in\",scope=\"mesh\",worker=\"0\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
     }
 
     #[test]

@@ -66,6 +66,9 @@ enum Request {
     Rooms {
         reply: oneshot::Sender<Vec<RoomSender>>,
     },
+    Load {
+        reply: oneshot::Sender<u16>,
+    },
     Emptied {
         reply: oneshot::Sender<()>,
     },
@@ -122,6 +125,13 @@ impl Directory {
         let (reply, answer) = oneshot::channel();
         // Only a runtime that is ending has no directory, and then there are no rooms.
         let _ = self.requests.send(Request::Rooms { reply });
+        answer.await.unwrap_or_default()
+    }
+
+    /// How much of the workers' plans is promised, in permille.
+    pub(super) async fn load(&self) -> u16 {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.requests.send(Request::Load { reply });
         answer.await.unwrap_or_default()
     }
 
@@ -184,6 +194,7 @@ impl State {
                 Request::Rooms { reply } => {
                     let _ = reply.send(self.rooms.values().map(|room| room.sender.clone()).collect());
                 }
+                Request::Load { reply } => drop(reply.send(placement::load_permille(&self.loads))),
                 Request::Emptied { reply } => self.waiting.push(reply),
             }
             if self.rooms.is_empty() {

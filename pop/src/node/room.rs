@@ -9,7 +9,7 @@ use pop_dataplane::limits::TRACKS_PER_TRANSPORT_MAX;
 use pop_proto::control::{DataMessage, ExtensionIds, OpenTrack, OpenTransport, PayloadTypeMap, SrtpProfile};
 use pop_proto::{Command, Event};
 use pop_schemas::{NodeId, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
-use pop_session::member::{Enter, MemberRequest, Notice, Offer, Resume};
+use pop_session::member::{ConnectionQuality, Enter, MemberRequest, Notice, Offer, Resume};
 use pop_session::placement::Claim;
 use pop_session::presence::Record;
 use pop_session::session::{Action, Audit};
@@ -136,6 +136,30 @@ pub(crate) enum RoomMessage {
         record: Box<Record>,
         /// In the bound of all that wait, until it is taken.
         _place: Option<OwnedSemaphorePermit>,
+    },
+    /// A participant of another node, or an operator there, says something.
+    RemoteData {
+        node: NodeId,
+        sender: Option<ParticipantId>,
+        message: Arc<DataMessage>,
+        /// Among what that node may have waiting.
+        place: OwnedSemaphorePermit,
+    },
+    /// How another node's participants are.
+    Heard {
+        node: NodeId,
+        speaking: Vec<(ParticipantId, u8)>,
+        connections: Vec<ConnectionQuality>,
+    },
+    /// Another node wants what ours say.
+    Followed {
+        node: NodeId,
+        age: Duration,
+        received: Vec<(ParticipantId, u32)>,
+    },
+    /// What that node's participants say is to be asked for.
+    Follow {
+        node: NodeId,
     },
     /// What became of another node.
     Node {
@@ -396,6 +420,16 @@ impl Room {
             RoomMessage::Connected { transport, profile } => self.session.handle_transport_connected(now, transport, profile),
             RoomMessage::Failed { transport, failure } => self.session.handle_transport_failed(now, transport, failure),
             RoomMessage::Record { record, _place } => drop(self.session.handle_record(now, *record)),
+            RoomMessage::RemoteData { node, sender, message, place: _place } => {
+                self.count_data(shared, |session| session.handle_remote_data(now, node.0, sender, message));
+            }
+            RoomMessage::Heard { node, speaking, connections } => self.session.handle_heard(now, node.0, &speaking, &connections),
+            RoomMessage::Followed { node, age, received } => self.session.handle_follow(now, node.0, age, &received),
+            RoomMessage::Follow { node } => {
+                if let Some(cluster) = shared.cluster.get() {
+                    cluster.follow(self.session.id(), node, self.session.received_of(node.0));
+                }
+            }
             RoomMessage::Node { node, fate } => match fate {
                 NodeFate::Away => self.session.handle_node_away(now, node.0),
                 NodeFate::Back => self.session.handle_node_back(now, node.0),
@@ -523,13 +557,19 @@ impl Room {
     }
 
     fn take_data(&mut self, shared: &Shared, transport: TransportId, message: Arc<DataMessage>) {
+        let now = shared.clock.now();
+        self.count_data(shared, |session| session.handle_event(now, Event::Data { transport, message }));
+    }
+
+    fn count_data(&mut self, shared: &Shared, hand: impl FnOnce(&mut Session)) {
         let before = self.session.data_drops();
-        self.session.handle_event(shared.clock.now(), Event::Data { transport, message });
+        hand(&mut self.session);
         let after = self.session.data_drops();
         for (reason, count) in [
             (DataDrop::NotAllowed, after.forbidden - before.forbidden),
             (DataDrop::Malformed, after.oversized - before.oversized),
             (DataDrop::Repeated, after.repeated - before.repeated),
+            (DataDrop::Foreign, after.foreign - before.foreign),
         ] {
             (0..count).for_each(|_| shared.data.count_drop(reason));
         }
@@ -595,6 +635,11 @@ impl Room {
                 Output::Put(record) => {
                     if let Some(cluster) = shared.cluster.get() {
                         cluster.put(self.session.id(), record);
+                    }
+                }
+                Output::Abroad { node, told } => {
+                    if let Some(cluster) = shared.cluster.get() {
+                        cluster.tell_abroad(self.session.id(), node.map(NodeId), told);
                     }
                 }
                 Output::Notice(participant, notice) => self.tell(shared, participant, notice),

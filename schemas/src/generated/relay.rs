@@ -11,12 +11,112 @@ pub mod relay {
 
 
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MIN_MESSAGE: u8 = 0;
+pub const ENUM_MIN_ACTION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_MESSAGE: u8 = 7;
+pub const ENUM_MAX_ACTION: u8 = 5;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_MESSAGE: [Message; 8] = [
+pub const ENUM_VALUES_ACTION: [Action; 6] = [
+  Action::Remove,
+  Action::Mute,
+  Action::Unmute,
+  Action::Subscribe,
+  Action::Unsubscribe,
+  Action::Delete,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Action(pub u8);
+#[allow(non_upper_case_globals)]
+impl Action {
+  pub const Remove: Self = Self(0);
+  pub const Mute: Self = Self(1);
+  pub const Unmute: Self = Self(2);
+  pub const Subscribe: Self = Self(3);
+  pub const Unsubscribe: Self = Self(4);
+  pub const Delete: Self = Self(5);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 5;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Remove,
+    Self::Mute,
+    Self::Unmute,
+    Self::Subscribe,
+    Self::Unsubscribe,
+    Self::Delete,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Remove => Some("Remove"),
+      Self::Mute => Some("Mute"),
+      Self::Unmute => Some("Unmute"),
+      Self::Subscribe => Some("Subscribe"),
+      Self::Unsubscribe => Some("Unsubscribe"),
+      Self::Delete => Some("Delete"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Action {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Action {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Action {
+    type Output = Action;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Action {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Action {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Action {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_MESSAGE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_MESSAGE: u8 = 14;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_MESSAGE: [Message; 15] = [
   Message::NONE,
   Message::Hello,
   Message::Want,
@@ -25,6 +125,13 @@ pub const ENUM_VALUES_MESSAGE: [Message; 8] = [
   Message::Refuse,
   Message::Rekey,
   Message::Alive,
+  Message::Follow,
+  Message::Unfollow,
+  Message::Data,
+  Message::Gap,
+  Message::Heard,
+  Message::Order,
+  Message::Done,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -40,9 +147,16 @@ impl Message {
   pub const Refuse: Self = Self(5);
   pub const Rekey: Self = Self(6);
   pub const Alive: Self = Self(7);
+  pub const Follow: Self = Self(8);
+  pub const Unfollow: Self = Self(9);
+  pub const Data: Self = Self(10);
+  pub const Gap: Self = Self(11);
+  pub const Heard: Self = Self(12);
+  pub const Order: Self = Self(13);
+  pub const Done: Self = Self(14);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 7;
+  pub const ENUM_MAX: u8 = 14;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -52,6 +166,13 @@ impl Message {
     Self::Refuse,
     Self::Rekey,
     Self::Alive,
+    Self::Follow,
+    Self::Unfollow,
+    Self::Data,
+    Self::Gap,
+    Self::Heard,
+    Self::Order,
+    Self::Done,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -64,6 +185,13 @@ impl Message {
       Self::Refuse => Some("Refuse"),
       Self::Rekey => Some("Rekey"),
       Self::Alive => Some("Alive"),
+      Self::Follow => Some("Follow"),
+      Self::Unfollow => Some("Unfollow"),
+      Self::Data => Some("Data"),
+      Self::Gap => Some("Gap"),
+      Self::Heard => Some("Heard"),
+      Self::Order => Some("Order"),
+      Self::Done => Some("Done"),
       _ => None,
     }
   }
@@ -537,6 +665,424 @@ impl<'a> CounterRange {
         &x_le as *const _ as *const u8,
         self.0[8..].as_mut_ptr(),
         ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+/// A sender and the last of its reliable messages that came.
+// struct Received, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Received(pub [u8; 16]);
+impl Default for Received { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for Received {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Received")
+      .field("participant", &self.participant())
+      .field("sequence", &self.sequence())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Received {}
+impl<'a> ::flatbuffers::Follow<'a> for Received {
+  type Inner = &'a Received;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Received>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Received {
+  type Inner = &'a Received;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Received>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Received {
+    type Output = Received;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Received as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Received {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Received {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    participant: u64,
+    sequence: u32,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_participant(participant);
+    s.set_sequence(sequence);
+    s
+  }
+
+  pub fn participant(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_participant(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn sequence(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_sequence(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+/// How loud somebody is, in tenths.
+// struct Speaking, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Speaking(pub [u8; 16]);
+impl Default for Speaking { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for Speaking {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Speaking")
+      .field("participant", &self.participant())
+      .field("level", &self.level())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Speaking {}
+impl<'a> ::flatbuffers::Follow<'a> for Speaking {
+  type Inner = &'a Speaking;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Speaking>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Speaking {
+  type Inner = &'a Speaking;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Speaking>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Speaking {
+    type Output = Speaking;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Speaking as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Speaking {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Speaking {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    participant: u64,
+    level: u8,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_participant(participant);
+    s.set_level(level);
+    s
+  }
+
+  pub fn participant(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_participant(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn level(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_level(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+/// How well somebody is connected.
+// struct Connection, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Connection(pub [u8; 16]);
+impl Default for Connection { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for Connection {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Connection")
+      .field("participant", &self.participant())
+      .field("score", &self.score())
+      .field("grade", &self.grade())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Connection {}
+impl<'a> ::flatbuffers::Follow<'a> for Connection {
+  type Inner = &'a Connection;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Connection>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Connection {
+  type Inner = &'a Connection;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Connection>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Connection {
+    type Output = Connection;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Connection as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Connection {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Connection {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    participant: u64,
+    score: u16,
+    grade: u8,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_participant(participant);
+    s.set_score(score);
+    s.set_grade(grade);
+    s
+  }
+
+  pub fn participant(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_participant(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Mean opinion score, in hundredths.
+  pub fn score(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_score(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// 0 poor, 1 good, 2 excellent, 3 lost.
+  pub fn grade(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[10..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_grade(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[10..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }
@@ -2324,6 +2870,920 @@ impl ::core::fmt::Debug for Alive<'_> {
       ds.finish()
   }
 }
+pub enum FollowOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// The writer has members in a session of the reader's: it wants to hear what they say. Said again after a `Gap` and when the link is
+/// up again, it asks for the reliable messages that it has missed.
+pub struct Follow<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Follow<'a> {
+  type Inner = Follow<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Follow<'a> {
+  pub const VT_SESSION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_AGE_MS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_RECEIVED: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Follow { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FollowArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Follow<'bldr>> {
+    let mut builder = FollowBuilder::new(_fbb);
+    if let Some(x) = args.received { builder.add_received(x); }
+    builder.add_age_ms(args.age_ms);
+    if let Some(x) = args.session { builder.add_session(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn session(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Follow::VT_SESSION, None).unwrap()}
+  }
+  /// For how long the writer has known members of the reader in it: it misses nothing older.
+  #[inline]
+  pub fn age_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Follow::VT_AGE_MS, Some(0)).unwrap()}
+  }
+  /// Of those, what it has.
+  #[inline]
+  pub fn received(&self) -> Option<::flatbuffers::Vector<'a, Received>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Received>>>(Follow::VT_RECEIVED, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Follow<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
+     .visit_field::<u32>("age_ms", Self::VT_AGE_MS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Received>>>("received", Self::VT_RECEIVED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FollowArgs<'a> {
+    pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub age_ms: u32,
+    pub received: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Received>>>,
+}
+impl<'a> Default for FollowArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    FollowArgs {
+      session: None, // required field
+      age_ms: 0,
+      received: None,
+    }
+  }
+}
+
+pub struct FollowBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FollowBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_session(&mut self, session: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Follow::VT_SESSION, session);
+  }
+  #[inline]
+  pub fn add_age_ms(&mut self, age_ms: u32) {
+    self.fbb_.push_slot::<u32>(Follow::VT_AGE_MS, age_ms, 0);
+  }
+  #[inline]
+  pub fn add_received(&mut self, received: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Received>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Follow::VT_RECEIVED, received);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FollowBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FollowBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Follow<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Follow::VT_SESSION,"session");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Follow<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Follow");
+      ds.field("session", &self.session());
+      ds.field("age_ms", &self.age_ms());
+      ds.field("received", &self.received());
+      ds.finish()
+  }
+}
+pub enum UnfollowOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// The writer has nobody in the session any longer.
+pub struct Unfollow<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Unfollow<'a> {
+  type Inner = Unfollow<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Unfollow<'a> {
+  pub const VT_SESSION: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Unfollow { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args UnfollowArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Unfollow<'bldr>> {
+    let mut builder = UnfollowBuilder::new(_fbb);
+    if let Some(x) = args.session { builder.add_session(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn session(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Unfollow::VT_SESSION, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Unfollow<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct UnfollowArgs<'a> {
+    pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for UnfollowArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    UnfollowArgs {
+      session: None, // required field
+    }
+  }
+}
+
+pub struct UnfollowBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnfollowBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_session(&mut self, session: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Unfollow::VT_SESSION, session);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnfollowBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    UnfollowBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Unfollow<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Unfollow::VT_SESSION,"session");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Unfollow<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Unfollow");
+      ds.field("session", &self.session());
+      ds.finish()
+  }
+}
+pub enum DataOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// A message of a participant of the writer.
+pub struct Data<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Data<'a> {
+  type Inner = Data<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Data<'a> {
+  pub const VT_SESSION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SENDER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_RELIABLE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SEQUENCE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_TO: ::flatbuffers::VOffsetT = 12;
+  pub const VT_BODY: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Data { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DataArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Data<'bldr>> {
+    let mut builder = DataBuilder::new(_fbb);
+    builder.add_sender(args.sender);
+    if let Some(x) = args.body { builder.add_body(x); }
+    if let Some(x) = args.to { builder.add_to(x); }
+    builder.add_sequence(args.sequence);
+    if let Some(x) = args.session { builder.add_session(x); }
+    builder.add_reliable(args.reliable);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn session(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Data::VT_SESSION, None).unwrap()}
+  }
+  /// 0: an operator's.
+  #[inline]
+  pub fn sender(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Data::VT_SENDER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn reliable(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Data::VT_RELIABLE, Some(false)).unwrap()}
+  }
+  /// The sender's number of a reliable message; 0: it has none.
+  #[inline]
+  pub fn sequence(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Data::VT_SEQUENCE, Some(0)).unwrap()}
+  }
+  /// To these of the reader's participants; empty: to all.
+  #[inline]
+  pub fn to(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Data::VT_TO, None)}
+  }
+  #[inline]
+  pub fn body(&self) -> ::flatbuffers::Vector<'a, u8> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Data::VT_BODY, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Data<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
+     .visit_field::<u64>("sender", Self::VT_SENDER, false)?
+     .visit_field::<bool>("reliable", Self::VT_RELIABLE, false)?
+     .visit_field::<u32>("sequence", Self::VT_SEQUENCE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("to", Self::VT_TO, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("body", Self::VT_BODY, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DataArgs<'a> {
+    pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub sender: u64,
+    pub reliable: bool,
+    pub sequence: u32,
+    pub to: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for DataArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DataArgs {
+      session: None, // required field
+      sender: 0,
+      reliable: false,
+      sequence: 0,
+      to: None,
+      body: None, // required field
+    }
+  }
+}
+
+pub struct DataBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DataBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_session(&mut self, session: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Data::VT_SESSION, session);
+  }
+  #[inline]
+  pub fn add_sender(&mut self, sender: u64) {
+    self.fbb_.push_slot::<u64>(Data::VT_SENDER, sender, 0);
+  }
+  #[inline]
+  pub fn add_reliable(&mut self, reliable: bool) {
+    self.fbb_.push_slot::<bool>(Data::VT_RELIABLE, reliable, false);
+  }
+  #[inline]
+  pub fn add_sequence(&mut self, sequence: u32) {
+    self.fbb_.push_slot::<u32>(Data::VT_SEQUENCE, sequence, 0);
+  }
+  #[inline]
+  pub fn add_to(&mut self, to: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Data::VT_TO, to);
+  }
+  #[inline]
+  pub fn add_body(&mut self, body: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Data::VT_BODY, body);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DataBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DataBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Data<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Data::VT_SESSION,"session");
+    self.fbb_.required(o, Data::VT_BODY,"body");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Data<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Data");
+      ds.field("session", &self.session());
+      ds.field("sender", &self.sender());
+      ds.field("reliable", &self.reliable());
+      ds.field("sequence", &self.sequence());
+      ds.field("to", &self.to());
+      ds.field("body", &self.body());
+      ds.finish()
+  }
+}
+pub enum GapOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// The reader was too slow: messages for it were dropped, and no more come before it says `Follow` again.
+pub struct Gap<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Gap<'a> {
+  type Inner = Gap<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Gap<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Gap { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args GapArgs
+  ) -> ::flatbuffers::WIPOffset<Gap<'bldr>> {
+    let mut builder = GapBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Gap<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GapArgs {
+}
+impl<'a> Default for GapArgs {
+  #[inline]
+  fn default() -> Self {
+    GapArgs {
+    }
+  }
+}
+
+pub struct GapBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GapBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GapBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GapBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Gap<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Gap<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Gap");
+      ds.finish()
+  }
+}
+pub enum HeardOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// Of the writer's participants in a session: who speaks now, and whose connection has changed.
+pub struct Heard<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Heard<'a> {
+  type Inner = Heard<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Heard<'a> {
+  pub const VT_SESSION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SPEAKING: ::flatbuffers::VOffsetT = 6;
+  pub const VT_CONNECTIONS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Heard { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args HeardArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Heard<'bldr>> {
+    let mut builder = HeardBuilder::new(_fbb);
+    if let Some(x) = args.connections { builder.add_connections(x); }
+    if let Some(x) = args.speaking { builder.add_speaking(x); }
+    if let Some(x) = args.session { builder.add_session(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn session(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Heard::VT_SESSION, None).unwrap()}
+  }
+  #[inline]
+  pub fn speaking(&self) -> Option<::flatbuffers::Vector<'a, Speaking>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Speaking>>>(Heard::VT_SPEAKING, None)}
+  }
+  #[inline]
+  pub fn connections(&self) -> Option<::flatbuffers::Vector<'a, Connection>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Connection>>>(Heard::VT_CONNECTIONS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Heard<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Speaking>>>("speaking", Self::VT_SPEAKING, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Connection>>>("connections", Self::VT_CONNECTIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HeardArgs<'a> {
+    pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub speaking: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Speaking>>>,
+    pub connections: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Connection>>>,
+}
+impl<'a> Default for HeardArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    HeardArgs {
+      session: None, // required field
+      speaking: None,
+      connections: None,
+    }
+  }
+}
+
+pub struct HeardBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HeardBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_session(&mut self, session: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Heard::VT_SESSION, session);
+  }
+  #[inline]
+  pub fn add_speaking(&mut self, speaking: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Speaking>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Heard::VT_SPEAKING, speaking);
+  }
+  #[inline]
+  pub fn add_connections(&mut self, connections: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Connection>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Heard::VT_CONNECTIONS, connections);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HeardBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HeardBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Heard<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Heard::VT_SESSION,"session");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Heard<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Heard");
+      ds.field("session", &self.session());
+      ds.field("speaking", &self.speaking());
+      ds.field("connections", &self.connections());
+      ds.finish()
+  }
+}
+pub enum OrderOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// An operator wants something of a room of the reader's. Whoever asked was allowed to where it asked.
+pub struct Order<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Order<'a> {
+  type Inner = Order<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Order<'a> {
+  pub const VT_NUMBER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SESSION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ACTION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_IDENTITY: ::flatbuffers::VOffsetT = 10;
+  pub const VT_TRACKS: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Order { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args OrderArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Order<'bldr>> {
+    let mut builder = OrderBuilder::new(_fbb);
+    builder.add_number(args.number);
+    if let Some(x) = args.tracks { builder.add_tracks(x); }
+    if let Some(x) = args.identity { builder.add_identity(x); }
+    if let Some(x) = args.session { builder.add_session(x); }
+    builder.add_action(args.action);
+    builder.finish()
+  }
+
+
+  /// Comes back in `Done`.
+  #[inline]
+  pub fn number(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Order::VT_NUMBER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn session(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Order::VT_SESSION, None).unwrap()}
+  }
+  #[inline]
+  pub fn action(&self) -> Action {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Action>(Order::VT_ACTION, Some(Action::Remove)).unwrap()}
+  }
+  /// Of whom; of all: none.
+  #[inline]
+  pub fn identity(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Order::VT_IDENTITY, None)}
+  }
+  #[inline]
+  pub fn tracks(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Order::VT_TRACKS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Order<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("number", Self::VT_NUMBER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
+     .visit_field::<Action>("action", Self::VT_ACTION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("identity", Self::VT_IDENTITY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("tracks", Self::VT_TRACKS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct OrderArgs<'a> {
+    pub number: u64,
+    pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub action: Action,
+    pub identity: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub tracks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+}
+impl<'a> Default for OrderArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    OrderArgs {
+      number: 0,
+      session: None, // required field
+      action: Action::Remove,
+      identity: None,
+      tracks: None,
+    }
+  }
+}
+
+pub struct OrderBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> OrderBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_number(&mut self, number: u64) {
+    self.fbb_.push_slot::<u64>(Order::VT_NUMBER, number, 0);
+  }
+  #[inline]
+  pub fn add_session(&mut self, session: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Order::VT_SESSION, session);
+  }
+  #[inline]
+  pub fn add_action(&mut self, action: Action) {
+    self.fbb_.push_slot::<Action>(Order::VT_ACTION, action, Action::Remove);
+  }
+  #[inline]
+  pub fn add_identity(&mut self, identity: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Order::VT_IDENTITY, identity);
+  }
+  #[inline]
+  pub fn add_tracks(&mut self, tracks: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Order::VT_TRACKS, tracks);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OrderBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    OrderBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Order<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Order::VT_SESSION,"session");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Order<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Order");
+      ds.field("number", &self.number());
+      ds.field("session", &self.session());
+      ds.field("action", &self.action());
+      ds.field("identity", &self.identity());
+      ds.field("tracks", &self.tracks());
+      ds.finish()
+  }
+}
+pub enum DoneOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// What became of an order.
+pub struct Done<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Done<'a> {
+  type Inner = Done<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Done<'a> {
+  pub const VT_NUMBER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_RESULT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Done { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DoneArgs
+  ) -> ::flatbuffers::WIPOffset<Done<'bldr>> {
+    let mut builder = DoneBuilder::new(_fbb);
+    builder.add_number(args.number);
+    builder.add_result(args.result);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn number(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Done::VT_NUMBER, Some(0)).unwrap()}
+  }
+  /// 0: it is done; 1: there is no such participant or room; 2: no such track.
+  #[inline]
+  pub fn result(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(Done::VT_RESULT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Done<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("number", Self::VT_NUMBER, false)?
+     .visit_field::<u8>("result", Self::VT_RESULT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DoneArgs {
+    pub number: u64,
+    pub result: u8,
+}
+impl<'a> Default for DoneArgs {
+  #[inline]
+  fn default() -> Self {
+    DoneArgs {
+      number: 0,
+      result: 0,
+    }
+  }
+}
+
+pub struct DoneBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DoneBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_number(&mut self, number: u64) {
+    self.fbb_.push_slot::<u64>(Done::VT_NUMBER, number, 0);
+  }
+  #[inline]
+  pub fn add_result(&mut self, result: u8) {
+    self.fbb_.push_slot::<u8>(Done::VT_RESULT, result, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DoneBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DoneBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Done<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Done<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Done");
+      ds.field("number", &self.number());
+      ds.field("result", &self.result());
+      ds.finish()
+  }
+}
 pub enum ControlOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -2472,6 +3932,104 @@ impl<'a> Control<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_follow(&self) -> Option<Follow<'a>> {
+    if self.message_type() == Message::Follow {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Follow::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_unfollow(&self) -> Option<Unfollow<'a>> {
+    if self.message_type() == Message::Unfollow {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Unfollow::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_data(&self) -> Option<Data<'a>> {
+    if self.message_type() == Message::Data {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Data::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_gap(&self) -> Option<Gap<'a>> {
+    if self.message_type() == Message::Gap {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Gap::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_heard(&self) -> Option<Heard<'a>> {
+    if self.message_type() == Message::Heard {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Heard::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_order(&self) -> Option<Order<'a>> {
+    if self.message_type() == Message::Order {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Order::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_done(&self) -> Option<Done<'a>> {
+    if self.message_type() == Message::Done {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Done::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Control<'_> {
@@ -2489,6 +4047,13 @@ impl ::flatbuffers::Verifiable for Control<'_> {
           Message::Refuse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Refuse>>("Message::Refuse", pos),
           Message::Rekey => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Rekey>>("Message::Rekey", pos),
           Message::Alive => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Alive>>("Message::Alive", pos),
+          Message::Follow => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Follow>>("Message::Follow", pos),
+          Message::Unfollow => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Unfollow>>("Message::Unfollow", pos),
+          Message::Data => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Data>>("Message::Data", pos),
+          Message::Gap => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Gap>>("Message::Gap", pos),
+          Message::Heard => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Heard>>("Message::Heard", pos),
+          Message::Order => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Order>>("Message::Order", pos),
+          Message::Done => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Done>>("Message::Done", pos),
           _ => Ok(()),
         }
      })?
@@ -2588,6 +4153,55 @@ impl ::core::fmt::Debug for Control<'_> {
         },
         Message::Alive => {
           if let Some(x) = self.message_as_alive() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Follow => {
+          if let Some(x) = self.message_as_follow() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Unfollow => {
+          if let Some(x) = self.message_as_unfollow() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Data => {
+          if let Some(x) = self.message_as_data() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Gap => {
+          if let Some(x) = self.message_as_gap() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Heard => {
+          if let Some(x) = self.message_as_heard() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Order => {
+          if let Some(x) = self.message_as_order() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Done => {
+          if let Some(x) = self.message_as_done() {
             ds.field("message", &x)
           } else {
             ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pop_proto::control::{Command, DATA_MESSAGE_LEN_MAX, DataMessage};
 use pop_schemas::{Identity, ParticipantId, Time, TransportId};
@@ -30,14 +31,17 @@ pub(crate) struct DataHistory {
 #[derive(Debug)]
 struct Kept {
     sender: ParticipantId,
+    /// It came from a client of this node.
+    is_ours: bool,
     at: Time,
     message: Arc<DataMessage>,
 }
 
 impl DataHistory {
-    fn push(&mut self, sender: ParticipantId, at: Time, message: Arc<DataMessage>) {
-        self.len += cost(&message);
-        self.kept.push_back(Kept { sender, at, message });
+    fn push(&mut self, kept: Kept) {
+        let at = kept.at;
+        self.len += cost(&kept.message);
+        self.kept.push_back(kept);
         self.prune(at);
     }
 
@@ -68,6 +72,8 @@ pub struct DataDrops {
     pub oversized: u64,
     /// It came before: the sender repeats what it does not know to have arrived.
     pub repeated: u64,
+    /// Another node says it for somebody who is not its own, or may not send data.
+    pub foreign: u64,
 }
 
 impl Session {
@@ -106,7 +112,7 @@ impl Session {
             self.data_drops.forbidden += 1;
             return true;
         };
-        if message.body.len() > DATA_MESSAGE_LEN_MAX || message.to.len() > DATA_RECEIVERS_MAX {
+        if !is_within_bounds(&message) {
             self.data_drops.oversized += 1;
             return true;
         }
@@ -120,22 +126,49 @@ impl Session {
         self.hand_out(&message, Some(id));
         // One without a number cannot be asked for.
         if message.reliable && message.sequence != 0 {
-            self.history.push(id, now, message);
+            self.history.push(Kept { sender: id, is_ours: true, at: now, message });
         }
         true
     }
 
+    /// A message of another node's participant, for those of ours who come back.
+    pub(super) fn keep_data(&mut self, now: Time, sender: ParticipantId, message: &Arc<DataMessage>) {
+        self.history.push(Kept { sender, is_ours: false, at: now, message: Arc::clone(message) });
+    }
+
+    /// What another node lacks of what ours have said since `age`: `received` is the last of each sender that it has.
+    pub(super) fn missed_abroad(
+        &mut self,
+        now: Time,
+        age: Duration,
+        received: &[(ParticipantId, u32)],
+    ) -> Vec<(ParticipantId, Arc<DataMessage>)> {
+        self.history.prune(now);
+        let received: BTreeMap<_, _> = received.iter().copied().collect();
+        let is_missing = |kept: &&Kept| {
+            let last = received.get(&kept.sender).copied().unwrap_or(0);
+            kept.is_ours && kept.at + age >= now && kept.message.sequence > last
+        };
+        self.history.kept.iter().filter(is_missing).map(|kept| (kept.sender, Arc::clone(&kept.message))).collect()
+    }
+
     /// Hands an operator's message to those who get it.
     pub(super) fn send_data(&mut self, message: &Arc<DataMessage>) -> Result<(), Refusal> {
-        if message.body.len() > DATA_MESSAGE_LEN_MAX || message.to.len() > DATA_RECEIVERS_MAX {
+        if !is_within_bounds(message) {
             return Err(Refusal::MessageTooLarge);
         }
         self.hand_out(message, None);
         Ok(())
     }
 
-    /// Hands a message to all whom it is for and who can be reached now, but not to its sender.
+    /// Hands a message of this node to all whom it is for, wherever they are.
     fn hand_out(&mut self, message: &Arc<DataMessage>, sender: Option<ParticipantId>) {
+        self.hand_out_here(message, sender);
+        self.hand_out_abroad(message, sender);
+    }
+
+    /// Hands a message to all of this node whom it is for and who can be reached now, but not to its sender.
+    pub(super) fn hand_out_here(&mut self, message: &Arc<DataMessage>, sender: Option<ParticipantId>) {
         // A message may name many, and a room may have many.
         let named: BTreeSet<&Identity> = message.to.iter().collect();
         let is_for = |participant: &LocalParticipant| named.is_empty() || named.contains(&participant.identity);
@@ -169,6 +202,10 @@ impl Session {
     pub(super) fn forget_old_data(&mut self, now: Time) {
         self.history.prune(now);
     }
+}
+
+pub(super) fn is_within_bounds(message: &DataMessage) -> bool {
+    message.body.len() <= DATA_MESSAGE_LEN_MAX && message.to.len() <= DATA_RECEIVERS_MAX
 }
 
 /// The message is for this participant: those who are hidden get it too.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pop_proto::control::{Codec, Command, MediaKind, SrtpProfile, TransportLoss};
 use pop_schemas::{Identity, ParticipantId, TrackId, TransportId};
 
+use super::abroad::Abroad;
 use super::request::{Refusal, Reply, RequestId};
 use crate::member::Notice;
 use crate::participant::{Kind, LocalParticipant};
@@ -157,6 +158,13 @@ pub enum Output {
     Audit(Audit),
     /// Tell other nodes, where there are any.
     Put(Box<LocalRecord>),
+    /// Tell another node; `None`: each that follows the session. Where there is none, nobody.
+    Abroad {
+        /// Which.
+        node: Option<u64>,
+        /// What.
+        told: Abroad,
+    },
     /// Tell a member. After [`Notice::Leave`] its socket ends.
     Notice(ParticipantId, Notice),
 }

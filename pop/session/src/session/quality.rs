@@ -78,19 +78,21 @@ impl Session {
         if self.quality_due.is_none_or(|due| due > now) {
             return;
         }
-        let has_members = self.members().next().is_some();
-        self.quality_due = has_members.then(|| now + QUALITY_INTERVAL);
+        let somebody_listens = self.members().next().is_some() || self.remotes.iter().next().is_some();
+        self.quality_due = somebody_listens.then(|| now + QUALITY_INTERVAL);
         let shown = self.participants.values().filter(|participant| participant.is_shown() || participant.member.is_some());
-        let judged: BTreeMap<_, _> = shown.map(|participant| (participant.id, self.judge_participant(participant))).collect();
+        let mut judged: BTreeMap<_, _> = shown.map(|participant| (participant.id, self.judge_participant(participant))).collect();
         for track in self.tracks.values_mut() {
             track.judged = Some(Judged { packets: track.stats.packets, lost: track.stats.lost });
         }
+        self.tell_grades_abroad(&judged);
+        judged.extend(self.news.grades.iter().map(|(id, quality)| (*id, *quality)));
         for id in self.members_here().collect::<Vec<_>>() {
             self.tell_quality(id, &judged);
         }
     }
 
-    fn tell_quality(&mut self, id: ParticipantId, judged: &BTreeMap<ParticipantId, ConnectionQuality>) {
+    pub(super) fn tell_quality(&mut self, id: ParticipantId, judged: &BTreeMap<ParticipantId, ConnectionQuality>) {
         let Some(participant) = self.participants.get(&id) else { return };
         let sources = participant.sections.iter().filter_map(|section| self.sections.get(section)?.source);
         let publishers = sources.filter_map(|track| Some(self.tracks.get(&track)?.owner));

@@ -191,6 +191,7 @@ impl Session {
 
     /// Brings what members and sections have of a remote participant up to its record.
     fn show_remote(&mut self, id: ParticipantId, before: Option<ParticipantInfo>) {
+        self.forget_news(id);
         let remote = self.remotes.find(id).filter(|remote| !remote.is_outdone);
         let is_shown = remote.is_some_and(RemoteParticipant::is_shown);
         let after = remote.map(describe_remote);

@@ -23,7 +23,8 @@ const ACTIVE_PERCENT_MIN: u8 = 40;
 const SMOOTHING: f32 = 2.0 / 3.0;
 
 /// Steps between silence and full level: who speaks on as before is not told again.
-const STEPS: f32 = 10.0;
+pub(super) const STEPS_MAX: u8 = 10;
+const STEPS: f32 = STEPS_MAX as f32;
 
 /// A level holds so long without another; the worker tells one a few times a second while there is sound.
 const STALE: Duration = Duration::from_secs(1);
@@ -42,7 +43,9 @@ pub(crate) struct Voice {
 pub(crate) struct Speakers {
     /// Tracks that were heard lately.
     voices: BTreeMap<TrackId, Voice>,
-    /// What was told: those who speak, in steps.
+    /// Participants of this node who speak, in steps.
+    pub(super) here: BTreeMap<ParticipantId, u8>,
+    /// What was told: those who speak, wherever they are.
     told: BTreeMap<ParticipantId, u8>,
     /// The next count.
     pub(super) due: Option<Time>,
@@ -84,10 +87,17 @@ impl Session {
         });
         let is_quiet = self.speakers.voices.is_empty() && speaking.is_empty();
         self.speakers.due = (!is_quiet).then(|| now + SPEAKERS_INTERVAL);
-        self.tell_speakers(speaking);
+        if speaking != self.speakers.here {
+            self.speakers.here = speaking;
+            self.tell_speaking_abroad();
+        }
+        self.tell_speakers();
     }
 
-    fn tell_speakers(&mut self, speaking: BTreeMap<ParticipantId, u8>) {
+    /// Tells members whose speaking has changed, here or on other nodes.
+    pub(super) fn tell_speakers(&mut self) {
+        let mut speaking = self.speakers.here.clone();
+        speaking.extend(self.news.speaking.iter().filter(|(id, _)| self.is_shown(**id)));
         let told = std::mem::replace(&mut self.speakers.told, speaking.clone());
         let mut news: Vec<_> = speaking.iter().filter(|(id, steps)| told.get(id) != Some(steps)).map(speaker).collect();
         news.sort_by(|a, b| b.level.total_cmp(&a.level));

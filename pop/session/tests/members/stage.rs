@@ -12,7 +12,7 @@ use pop_session::member::{
     SendingSection, Source, TrackInfo, TransportOffer,
 };
 use pop_session::presence::LocalRecord;
-use pop_session::session::{Action, Audit};
+use pop_session::session::{Abroad, Action, Audit};
 use pop_session::{
     CloseReason, Format, Join, Limits, Media, Opening, Output, PayloadFormat, Publication, Refusal, Reply, Request, RequestId, Section,
     Session,
@@ -30,6 +30,7 @@ pub(crate) struct Heard {
     pub closed: Vec<(TransportId, CloseReason)>,
     pub actions: Vec<(String, Action)>,
     pub records: Vec<LocalRecord>,
+    pub abroad: Vec<(Option<u64>, Abroad)>,
     pub notices: BTreeMap<ParticipantId, Vec<Notice>>,
 }
 
@@ -82,6 +83,7 @@ impl Stage {
                 Output::Closed { transport, reason } => self.heard.closed.push((transport, reason)),
                 Output::Audit(Audit { identity, action, .. }) => self.heard.actions.push((identity.to_string(), action)),
                 Output::Put(record) => self.heard.records.push(*record),
+                Output::Abroad { node, told } => self.heard.abroad.push((node, told)),
                 Output::Notice(to, notice) => self.heard.notices.entry(to).or_default().push(notice),
             }
         }

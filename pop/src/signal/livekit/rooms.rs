@@ -164,7 +164,9 @@ async fn mute_published_track(caller: Caller, asked: proto::MuteRoomTrackRequest
     let (identity, track) = (parse_identity(&asked.identity)?, parse_track(&asked.track_sid)?);
     caller.ask(&room, AdminRequest::Mute { identity: identity.clone(), track, muted: true }).await?;
     let tracks = caller.find(&room, &identity).await?.tracks;
-    Ok(proto::MuteRoomTrackResponse { track: tracks.iter().find(|info| info.track == track).map(response::track) })
+    // On another node it is muted before that is known here.
+    let muted = |info| proto::TrackInfo { muted: true, ..response::track(info) };
+    Ok(proto::MuteRoomTrackResponse { track: tracks.iter().find(|info| info.track == track).map(muted) })
 }
 
 async fn update_participant(caller: Caller, asked: proto::UpdateParticipantRequest) -> Result<proto::ParticipantInfo, Failure> {
