@@ -18,7 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
@@ -397,12 +397,13 @@ impl Bus {
             counters,
         });
         declare(&session, &shared).await.map_err(|error| format!("the bus cannot be entered: {error}"))?;
-        let threads = [("bus-out", send_all as fn(Arc<Shared>, Session)), ("bus-beat", beat_on)];
-        for (name, run) in threads {
-            let (shared, session) = (Arc::clone(&shared), session.clone());
-            let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(shared, session));
-            thread.map_err(|error| format!("no thread for the bus: {error}"))?;
-        }
+        let start = |name: &str, run: Box<dyn FnOnce() + std::marker::Send>| {
+            thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|error| format!("no thread for the bus: {error}"))
+        };
+        let (of_beat, session_of_beat) = (Arc::clone(&shared), session.clone());
+        let beat = start("bus-beat", Box::new(move || beat_on(of_beat, session_of_beat)))?;
+        let of_out = Arc::clone(&shared);
+        start("bus-out", Box::new(move || send_all(&of_out, session, beat)))?;
         let bus = Bus { _leave: Arc::new(Leave(Arc::clone(&shared))), shared: Arc::clone(&shared) };
         Ok((bus, BusEvents(shared)))
     }
@@ -472,8 +473,8 @@ async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
     Ok(())
 }
 
-/// The thread `bus-out`.
-fn send_all(shared: Arc<Shared>, session: Session) {
+/// The thread `bus-out`. It is the last of the two: who waits for it may end the process, in which zenoh must not be called any more.
+fn send_all(shared: &Arc<Shared>, session: Session, beat: JoinHandle<()>) {
     let token = session.liveliness().declare_token(shared.keys.of_start("live", shared.node, shared.incarnation)).wait();
     if let Err(error) = &token {
         tracing::error!(%error, "the bus: no liveliness token; others see the end of this node later");
@@ -491,11 +492,13 @@ fn send_all(shared: Arc<Shared>, session: Session) {
                     if let Err(error) = session.close().wait() {
                         tracing::debug!(%error, "the bus was left without a word");
                     }
+                    let _ = beat.join();
+                    drop(session);
                     shared.left.notify_waiters();
                     return;
                 }
                 let query = state.queries.pop_front().map(|query| {
-                    let answer = answer(&shared, &state.replica, &query);
+                    let answer = answer(shared, &state.replica, &query);
                     (query, answer)
                 });
                 let send = state.replica.poll_send(Instant::now());
@@ -510,7 +513,7 @@ fn send_all(shared: Arc<Shared>, session: Session) {
             log_failure("answer", query.reply(key, answer).wait());
         }
         if let Some(send) = send {
-            log_failure("send", perform(&shared, &session, &mut subscribers, send));
+            log_failure("send", perform(shared, &session, &mut subscribers, send));
         }
     }
 }

@@ -61,6 +61,17 @@ const CONSIDERED_MAX: usize = 4_096;
 /// further, and keeps what it has within its own bounds.
 const RECORDS_MAX: usize = 4_096;
 
+/// A node of which the bus says that it is gone, and that was heard on its link within this, lives: a connection of the bus does not
+/// survive what a link that loses 10 % does to it, and its tracks come all the same.
+const HEARD_WITHIN: Duration = Duration::from_millis(600);
+
+/// So long its people are believed to be as they were when the bus told of them last: on a link with 10 % loss the bus was away for up to
+/// 9 s.
+const UNTOLD_MAX: Duration = Duration::from_secs(15);
+
+/// How often that is looked at meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// A node that is gone for so long, and has no link, is forgotten: until the bus tells of it again.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
@@ -334,13 +345,15 @@ struct Known {
 /// A node that the bus told of.
 struct Node {
     record: NodeRecord,
-    /// Since when it is not there.
+    /// Since when the bus says that it is not there.
     gone_at: Option<Instant>,
+    /// The rooms were told.
+    is_away: bool,
 }
 
 impl Node {
     fn is_up(&self) -> bool {
-        self.gone_at.is_none()
+        !self.is_away
     }
 }
 
@@ -453,6 +466,8 @@ impl State {
         let mut forget = tokio::time::interval(FORGET_INTERVAL);
         let mut tell = interval(TELL_INTERVAL);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let gaps = self.links.values().filter_map(|link| link.gap_at);
             let again = self.wants.values().filter_map(|want| want.again).chain(gaps).min();
@@ -462,6 +477,7 @@ impl State {
                     None => std::future::pending().await,
                 }
             };
+            let is_held = self.nodes.values().any(|of| of.gone_at.is_some() && !of.is_away);
             tokio::select! {
                 request = requests.recv() => match request {
                     Some(request) => self.handle_request(request).await,
@@ -478,6 +494,7 @@ impl State {
                 () = deadline => self.ask_again(),
                 now = forget.tick() => self.forget_gone(now),
                 _ = tell.tick() => self.tell_node().await,
+                _ = look.tick(), if is_held => self.judge_gone(),
             }
         }
     }
@@ -602,10 +619,10 @@ impl State {
                 let (node, incarnation) = (record.node, record.incarnation);
                 tracing::info!(%node, name = %record.name, "a node of this PoP is here");
                 self.dial(&record);
-                match self.nodes.insert(node, Node { record, gone_at: None }) {
+                match self.nodes.insert(node, Node { record, gone_at: None, is_away: false }) {
                     // It died and began anew: whom it had is not there any longer, and nobody will say so.
                     Some(before) if before.record.incarnation != incarnation => self.tell_rooms(node, NodeFate::Restarted),
-                    Some(before) if !before.is_up() => self.tell_rooms(node, NodeFate::Back),
+                    Some(before) if before.is_away => self.tell_rooms(node, NodeFate::Back),
                     _ => {}
                 }
             }
@@ -616,11 +633,14 @@ impl State {
                 }
             }
             BusEvent::NodeGone { node, why } => {
-                tracing::warn!(%node, ?why, "a node of this PoP is gone; its people are away until it or another node has them");
+                tracing::warn!(%node, ?why, "the bus says that a node of this PoP is gone");
                 if let Some(of) = self.nodes.get_mut(&node) {
-                    of.gone_at = Some(Instant::now());
+                    (of.gone_at, of.is_away) = (Some(Instant::now()), why == Gone::Restarted);
                 }
-                self.tell_rooms(node, if why == Gone::Restarted { NodeFate::Restarted } else { NodeFate::Away });
+                match why {
+                    Gone::Restarted => self.tell_rooms(node, NodeFate::Restarted),
+                    Gone::Left | Gone::Silent => self.judge_gone(),
+                }
             }
             BusEvent::Duplicate { theirs, mesh } => self.handle_duplicate(theirs, mesh),
         }
@@ -656,6 +676,26 @@ impl State {
         std::process::exit(1);
     }
 
+    /// Whether a node is gone of which the bus says so.
+    fn judge_gone(&mut self) {
+        let (now, mesh, links) = (Instant::now(), &self.mesh, &self.links);
+        let is_heard = |of: &Node| {
+            let link = links.get(&of.record.node).filter(|link| link.peer.incarnation == of.record.incarnation);
+            link.and(mesh.as_ref()).is_some_and(|mesh| mesh.has_heard(of.record.node, HEARD_WITHIN))
+        };
+        let mut away = Vec::new();
+        for (node, of) in self.nodes.iter_mut().filter(|(_, of)| !of.is_away) {
+            if of.gone_at.is_some_and(|at| now.saturating_duration_since(at) >= UNTOLD_MAX || !is_heard(of)) {
+                of.is_away = true;
+                away.push(*node);
+            }
+        }
+        for node in away {
+            tracing::warn!(%node, "a node of this PoP is gone; its people are away until it or another node has them");
+            self.tell_rooms(node, NodeFate::Away);
+        }
+    }
+
     fn forget_gone(&mut self, now: Instant) {
         let (links, mesh) = (&self.links, &self.mesh);
         self.nodes.retain(|node, of| {
@@ -676,7 +716,10 @@ impl State {
     async fn handle_mesh(&mut self, event: MeshEvent) {
         match event {
             MeshEvent::LinkUp { peer, secret } => self.link_up(*peer, secret).await,
-            MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
+            MeshEvent::LinkDown { node, .. } => {
+                self.link_down(node).await;
+                self.judge_gone();
+            }
             MeshEvent::Rekeyed { node, generation } => {
                 let Some(shared) = self.shared.upgrade() else { return };
                 let Some(link) = self.links.get(&node) else { return };

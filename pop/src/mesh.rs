@@ -331,6 +331,11 @@ impl Mesh {
         self.0.shared.table().links.get(&node).ok_or(DataRefused::Down)?.send_data(message, reliable)
     }
 
+    /// Whether something came over a node's link within `time`.
+    pub fn has_heard(&self, node: NodeId, time: Duration) -> bool {
+        self.0.shared.table().links.get(&node).is_some_and(|link| link.silence() < time)
+    }
+
     /// Steps to the next generation of keys: they are used up. `false`: there is no link.
     pub fn rekey(&self, node: NodeId) -> bool {
         self.0.shared.table().links.get(&node).is_some_and(|link| link.rekey())

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::counters::Refusal;
 use super::{MeshEvent, Peer, Shared};
 
 /// Something is said so often.
-const ALIVE_INTERVAL: Duration = Duration::from_millis(500);
+const ALIVE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A peer that says nothing for so long, or takes nothing, has no link.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -44,6 +44,11 @@ const DATA_COST: usize = 256;
 
 /// How long one generation of keys is used.
 const REKEY_INTERVAL: Duration = Duration::from_secs(120);
+
+/// After a step to new keys no other one is made for so long. A datagram tells its generation by one bit: the second step would take away
+/// the keys of the first ones while they are still sealed under, and nothing would ever be opened again. Keys that are used up meanwhile
+/// are those of before.
+const REKEY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a link ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +170,8 @@ pub(super) struct Link {
     items: mpsc::UnboundedSender<Item>,
     /// Bytes in `items`.
     queue_len: AtomicUsize,
+    /// When something came, in milliseconds since the link began.
+    heard_ms: AtomicU64,
     data: Mutex<DataQueue>,
     /// Something came into it.
     data_queued: Notify,
@@ -192,6 +199,7 @@ impl Link {
             since,
             items,
             queue_len: AtomicUsize::new(0),
+            heard_ms: AtomicU64::new(0),
             data: Mutex::default(),
             data_queued: Notify::new(),
             data_places: Arc::new(Semaphore::new(DATA_IN_LEN_MAX as usize)),
@@ -254,6 +262,15 @@ impl Link {
         });
     }
 
+    /// How long ago something came.
+    pub(super) fn silence(&self) -> Duration {
+        self.since.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
+    }
+
+    fn hear(&self) {
+        self.heard_ms.store(u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
     pub(super) fn generation(&self) -> u32 {
         self.keys().number
     }
@@ -262,14 +279,14 @@ impl Link {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To generation `number`, when that is the next.
-    fn step_to(&self, number: u32) -> bool {
+    /// To generation `number`, when that is the next and the step before is at least `pause` ago.
+    fn step_to(&self, number: u32, pause: Duration) -> bool {
         let mut keys = self.keys();
-        let is_next = keys.number.checked_add(1) == Some(number);
-        if is_next {
+        let is_due = keys.number.checked_add(1) == Some(number) && (keys.number == 0 || keys.since.elapsed() >= pause);
+        if is_due {
             *keys = Generation { number, since: Instant::now() };
         }
-        is_next
+        is_due
     }
 }
 
@@ -293,7 +310,10 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) 
             Err(_) => return Ended::Silent,
             Ok(Err(FrameError::TooLarge)) => return Ended::TooLarge,
             Ok(Err(FrameError::Io(_))) => return Ended::Closed,
-            Ok(Ok(())) => shared.counters.message_in(),
+            Ok(Ok(())) => {
+                shared.counters.message_in();
+                link.hear();
+            }
         }
         match control::decode(&bytes) {
             // A later version's: whoever sends it can do without an answer.
@@ -301,8 +321,11 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) 
             Ok(Message::Hello(_)) | Err(_) => return Ended::Malformed,
             Ok(Message::Rekey(Rekey { generation })) if generation <= link.generation() => {}
             Ok(Message::Rekey(Rekey { generation })) => {
-                if !link.step_to(generation) {
-                    return Ended::Malformed;
+                // It has heard of the step before earlier than we, or later.
+                if !link.step_to(generation, REKEY_PAUSE / 2) {
+                    // A node of before steps twice when both ends step at once. With another link both begin anew.
+                    let is_early = link.generation().checked_add(1) == Some(generation);
+                    return if is_early { Ended::Renewed } else { Ended::Malformed };
                 }
                 rekeyed(shared, link, generation).await;
                 link.send(&Message::Rekey(Rekey { generation }));
@@ -323,7 +346,11 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
         let rekey_at = link.keys().since + REKEY_INTERVAL;
         let item = tokio::select! {
             biased;
-            () = sleep_until(rekey_at) => Some(Item::Rekey),
+            // The other end may have stepped since.
+            () = sleep_until(rekey_at) => match link.keys().since + REKEY_INTERVAL <= Instant::now() {
+                true => Some(Item::Rekey),
+                false => continue,
+            },
             item = items.recv() => item,
             _ = alive.tick() => {
                 let now_us = u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -348,7 +375,7 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
             }
             Some(Item::Rekey) => {
                 let generation = link.generation().saturating_add(1);
-                if link.step_to(generation) {
+                if link.step_to(generation, REKEY_PAUSE) {
                     // Here first: what the other end seals with it must be opened when it comes.
                     rekeyed(shared, link, generation).await;
                     link.send(&Message::Rekey(Rekey { generation }));
