@@ -255,7 +255,7 @@ class Client:
         for line in (self.answer or "").splitlines():
             if line.startswith("m="):
                 kind = line[2:].split()[0]
-            elif line.startswith("a=rtpmap:") and "/rtx" not in line.lower():
+            elif line.startswith("a=rtpmap:") and " rtx/" not in line.lower():
                 kinds[int(line[9:].split()[0])] = kind
         return kinds
 

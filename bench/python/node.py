@@ -37,7 +37,8 @@ def free_media_port(address):
 
 class Node:
     """Runs from construction until `stop`. `judged` is the capture's filter, before the ports, on `device`; media is on `address` alone;
-    `dataplane` is more of that table, `extra` more of the config; `under` are the words of a program that starts it."""
+    HTTP and the admin listener on `serves`; `media_port` is that of the first worker, where this host cannot tell which is free; `dataplane` is more of that table, `extra` more of the config; `under` are the words of a
+    program that starts it."""
 
     def __init__(
         self,
@@ -45,6 +46,8 @@ class Node:
         judged="udp portrange",
         device="lo",
         address="127.0.0.1",
+        serves="127.0.0.1",
+        media_port=None,
         backend="auto",
         consent="15s",
         dataplane="",
@@ -57,7 +60,7 @@ class Node:
         self.folder = tempfile.TemporaryDirectory(prefix="pop-e2e-")
         folder = pathlib.Path(self.folder.name)
         self.socket = folder / "pop.sock"
-        self.media_port = free_media_port(address)
+        self.media_port = media_port or free_media_port(address)
         self.keys = folder / "keys.toml"
         self.keys.write_text(f'e2e = "{SECRET}"\n')
         self.keys.chmod(0o600)
@@ -65,9 +68,9 @@ class Node:
         config.write_text(
             f"""
 [http]
-listen = "127.0.0.1:0"
+listen = "{serves}:0"
 [admin]
-listen = "127.0.0.1:0"
+listen = "{serves}:0"
 socket = "{self.socket}"
 [media]
 addresses = ["{address}"]
