@@ -385,7 +385,7 @@ for (const [what, cut, heal] of [
     await leave(bob);
     await pause(8);
     for (const words of heal) await pop.network.change(words);
-    const ms = await timeUntil("equal sets", () => isEqual("ann", "eve", "cat", "dan"), 2_000);
+    const ms = await timeUntil("equal sets", () => isEqual("ann", "eve", "cat", "dan"), 4_000);
     t.diagnostic(`equal ${ms} ms after the cut has healed`);
     // Media, too: who came meanwhile is heard on the other side.
     const sid = await dan.tone(0.4);
