@@ -120,7 +120,7 @@ async fn measure(args: &BusArgs) -> Result<Value, String> {
     let last = steps.iter().rev().find(|step| step.side == "pop");
     let figures = Figures {
         packets_per_second: last.map(|step| f64::from(step.rate) * step.heard as f64 / step.sent as f64),
-        loss: last.map(|step| step.lost as f64 / PARTICIPANTS as f64),
+        loss: last.map(|step| step.lost as f64 / (PARTICIPANTS * u64::from(args.repeats)) as f64),
         latency_us: promised.and_then(|step| step.latency_us),
         ..Figures::default()
     };
@@ -336,6 +336,7 @@ struct Bare {
     a: Session,
     _b: Session,
     heard: Arc<Mutex<Heard>>,
+    before: Mutex<u32>,
 }
 
 impl Bare {
@@ -353,7 +354,7 @@ impl Bare {
             }
         });
         hears.background().await.map_err(|error| error.to_string())?;
-        let bare = Bare { a, _b: b, heard };
+        let bare = Bare { a, _b: b, heard, before: Mutex::new(1) };
         // Until the subscription is known at the other end nothing is sent.
         let known = async {
             while lock(&bare.heard).latency.is_empty() {
@@ -376,12 +377,14 @@ impl Bare {
     async fn run(&self, rate: u32, duration: Duration, tally: &mut Tally) -> Result<(), String> {
         let len = encoded(1, 1)?.len();
         let begun = Instant::now() + 20 * TICK;
-        *lock(&self.heard) = Heard::new(begun, rate, 0);
+        let before = *lock(&self.before);
+        *lock(&self.heard) = Heard::new(begun, rate, before);
         let sent = make(begun, rate, duration, |n| {
             let (participant, change) = of(n);
-            self.put(participant, change, len);
+            self.put(participant, before + change, len);
         })
         .await;
+        *lock(&self.before) += of(sent).1;
         self.heard.settle(sent, tally).await
     }
 }

@@ -147,7 +147,7 @@ enum Request {
     },
     Locate {
         origin: u32,
-        reply: oneshot::Sender<Option<Elsewhere>>,
+        reply: oneshot::Sender<Option<(Mesh, Elsewhere)>>,
     },
     /// What others know of this node may have changed.
     TellNode,
@@ -180,8 +180,6 @@ enum Request {
 #[derive(Clone)]
 pub struct Cluster {
     requests: mpsc::UnboundedSender<Request>,
-    /// For clients' requests.
-    mesh: Option<Mesh>,
 }
 
 /// What is known of the other nodes.
@@ -206,7 +204,6 @@ impl Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
         let (mesh, mesh_events) = mesh.unzip();
-        let carrier = mesh.clone();
         let state = State {
             shared,
             record,
@@ -227,7 +224,7 @@ impl Cluster {
             obeying: Arc::new(Semaphore::new(ORDERS_MAX)),
         };
         tokio::spawn(state.run(received, bus_events, mesh_events));
-        Cluster { requests, mesh: carrier }
+        Cluster { requests }
     }
 
     fn tell(&self, request: Request) {
@@ -294,10 +291,9 @@ impl Cluster {
 
     /// The node of this PoP whose ids begin with `origin`, when it lives and takes links, and the way there.
     pub(crate) async fn locate(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
-        let mesh = self.mesh.clone()?;
         let (reply, answer) = oneshot::channel();
         self.tell(Request::Locate { origin, reply });
-        Some((mesh, answer.await.ok()??))
+        answer.await.ok()?
     }
 
     /// What others know of this node may have changed: they are told now. Else they are within a second.
@@ -1187,11 +1183,11 @@ impl State {
     }
 
     /// The upper half of a start's nonce begins all ids of that start.
-    fn locate(&self, origin: u32) -> Option<Elsewhere> {
+    fn locate(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
         let gave_out = |of: &&Node| of.is_up() && of.record.incarnation.nonce >> 32 == u64::from(origin);
         let record = &self.nodes.values().find(gave_out)?.record;
         let name = NodeName::new(&record.name, &record.pop).ok().filter(|name| name.id() == record.node)?;
-        Some(Elsewhere { name, address: record.mesh? })
+        Some((self.mesh.clone()?, Elsewhere { name, address: record.mesh? }))
     }
 
     fn describe(&self) -> Description {

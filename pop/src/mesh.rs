@@ -22,7 +22,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,7 +31,7 @@ use pop_relay::control::{self, Data, Hello, Message};
 use pop_schemas::{Incarnation, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -43,7 +43,7 @@ use crate::serve;
 use counters::Counters;
 use link::{Item, Link};
 
-pub use carry::{Carried, CarryError, Elsewhere};
+pub use carry::{Answering, CARRIED_MAX, Carried, CarryError, Elsewhere};
 pub use counters::{MeshCounters, Refusal};
 pub use identity::{MeshFiles, MeshIdentity};
 pub use link::{DataRefused, Ended};
@@ -246,7 +246,7 @@ impl Mesh {
             changed: watch::Sender::new(()),
             counters: Counters::default(),
             tasks: Mutex::default(),
-            answers: OnceLock::new(),
+            answers: Mutex::default(),
         });
         tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), "links to other nodes are taken");
         shared.spawn(accept::accept(Arc::clone(&shared), listener));
@@ -295,6 +295,7 @@ impl Mesh {
     /// Dials this node no longer, and ends its link.
     pub fn forget(&self, node: NodeId) {
         let mut table = self.0.shared.table();
+        table.handshakes.remove(&node);
         if let Some(dialer) = table.dialers.remove(&node) {
             dialer.task.abort();
         }
@@ -410,7 +411,7 @@ struct Shared {
     counters: Counters,
     tasks: Mutex<JoinSet<()>>,
     /// Of [`Mesh::answer_carried`].
-    answers: OnceLock<carry::Answers>,
+    answers: Mutex<Option<carry::Answers>>,
 }
 
 #[derive(Default)]
@@ -422,6 +423,8 @@ struct Table {
     claims: HashSet<NodeId>,
     /// Of [`Mesh::dial`].
     dialers: HashMap<NodeId, Dialer>,
+    /// Turns of connections that carry clients' requests, by where they go.
+    handshakes: HashMap<NodeId, Arc<Semaphore>>,
     next_link: u64,
 }
 
@@ -486,6 +489,10 @@ impl Shared {
 
     fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Option<carry::Answers>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn identity(&self) -> MeshIdentity {

@@ -337,6 +337,11 @@ impl Node {
         self.shared.origin
     }
 
+    /// Whether it is one of several.
+    pub(crate) fn has_others(&self) -> bool {
+        self.shared.cluster.get().is_some()
+    }
+
     /// The other node of the PoP that gave out ids with this upper half, when it lives, and the way there.
     pub(crate) async fn elsewhere(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
         self.shared.cluster.get()?.locate(origin).await

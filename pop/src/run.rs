@@ -147,9 +147,8 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         signalling::routes(node.clone(), config).merge(probe::routes(node.clone())).merge(demo::routes(node.clone())),
         metrics,
     );
-    if let Some(mesh) = &carrier {
-        mesh.answer_carried(public_router.clone(), public_stopped.clone());
-    }
+    // Until the end of this function: what answers holds the node.
+    let _answering = carrier.map(|mesh| mesh.answer_carried(public_router.clone(), public_stopped.clone()));
     let public = match &tls {
         Some(tls) => tokio::spawn(serve::serve(tls.listen(public), public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
         None => tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),

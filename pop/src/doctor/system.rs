@@ -4,12 +4,15 @@ use pop_uring::ClockState;
 
 use super::host::{Host, parse_list, show_list, sysctl_path};
 use super::{Finding, mib};
+use crate::http::CONNECTIONS_MAX;
+use crate::mesh::CARRIED_MAX;
 
 /// Oldest kernel that is served: Debian 12's.
 const KERNEL_MIN: (u32, u32) = (6, 1);
 
-/// File descriptors of a node that is full: HTTP connections, and some tens for sockets, rings and files.
-const OPEN_FILES_MIN: u64 = 4_096 + 256;
+/// File descriptors of a node that is full: connections of clients, each of which another node may have; those that this node has for
+/// others; and some for sockets, rings and files.
+const OPEN_FILES_MIN: u64 = (2 * CONNECTIONS_MAX + CARRIED_MAX) as u64 + 512;
 
 /// Locked memory that a worker's rings may need, in bytes.
 const LOCKED_MEMORY_MIN: u64 = 64 << 20;

@@ -13,7 +13,6 @@ use tokio_rustls::server::TlsStream;
 
 use super::counters::Refusal;
 use super::identity::refusal_of;
-use super::name::NodeName;
 use super::{Admission, PROOF_TIMEOUT, Refused, Shared, carry, link};
 
 /// Connections that have not proved themselves.
@@ -81,9 +80,9 @@ async fn admit(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, progr
             progress.is_proved.store(true, Ordering::Relaxed);
             shared.run(admission, stream).await;
         }
-        Ok(Ok(Established::Carrier(name, stream))) => {
+        Ok(Ok(Established::Carrier(stream))) => {
             progress.is_proved.store(true, Ordering::Relaxed);
-            carry::answer(&shared, stream, remote, &name).await;
+            carry::answer(&shared, stream).await;
         }
         Ok(Err(Refused::Fault(reason, name))) => shared.refuse(reason, &remote, name.as_ref()),
         Ok(Err(Refused::Redundant | Refused::Stopped)) => {}
@@ -95,7 +94,7 @@ async fn admit(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, progr
 enum Established {
     Link(Admission, Box<TlsStream<TcpStream>>),
     /// It carries requests of clients.
-    Carrier(NodeName, Box<TlsStream<TcpStream>>),
+    Carrier(Box<TlsStream<TcpStream>>),
 }
 
 async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progress: &Progress) -> Result<Established, Refused> {
@@ -107,7 +106,7 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
     let mut stream = acceptor.accept(stream).await.map_err(broken)?;
     let (name, secret) = super::proof(stream.get_ref().1)?;
     if stream.get_ref().1.alpn_protocol() == Some(carry::PROTOCOL) {
-        return Ok(Established::Carrier(name, Box::new(stream)));
+        return Ok(Established::Carrier(Box::new(stream)));
     }
     let hello = match link::read_hello(&mut stream).await {
         Ok(hello) => hello,

@@ -3,18 +3,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{ConnectInfo, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use http_body_util::Limited;
+use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
+use pop_schemas::NodeId;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -22,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream as ClientStream;
 use tokio_rustls::server::TlsStream;
 
-use super::counters::Refusal;
+use super::counters::Carry;
 use super::identity::server_name;
 use super::{Mesh, NodeName, PROOF_TIMEOUT, Shared};
 use crate::serve::{self, BODY_LEN_MAX, Place};
@@ -31,7 +33,19 @@ use crate::serve::{self, BODY_LEN_MAX, Place};
 pub(super) const PROTOCOL: &[u8] = b"pop-http/1";
 
 /// Connections that this node answers for others: each is a client's.
-pub(super) const CARRIED_MAX: usize = 4_096;
+pub const CARRIED_MAX: usize = 4_096;
+
+/// Handshakes with one node at once: it bears 16 of one address that have not proved themselves, and one may be the link's.
+const HANDSHAKES_MAX: usize = 8;
+
+/// Longest answer that is no change of protocol, in bytes.
+const ANSWER_LEN_MAX: usize = 1 << 20;
+
+/// A node says something on every socket more often than this; one that does not is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+
+/// How long what is left may take when one end has hung up.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who the client is, for the node that answers. What a client itself sends under this name is taken away.
 const CLIENT: HeaderName = HeaderName::from_static("pop-client");
@@ -52,15 +66,29 @@ pub struct Elsewhere {
 /// Why a request was not carried.
 #[derive(Debug, thiserror::Error)]
 pub enum CarryError {
+    /// The client's own body is longer than one may be, or did not come.
+    #[error("the body is longer than {BODY_LEN_MAX} bytes, or did not come")]
+    Body,
     /// It cannot be reached, or is not who it should be.
-    #[error("the node that has this cannot be reached")]
+    #[error("the node that has this cannot be reached: try again in 1 s")]
     Unreachable,
     /// It runs a release that answers its own clients alone.
     #[error("the node that has this answers its own clients alone: ask it itself")]
     Unsupported,
-    /// It went away before it answered.
-    #[error("the node that has this did not answer")]
+    /// It went away before it answered, or answers as many as it may.
+    #[error("the node that has this did not answer: try again in 1 s")]
     Unanswered,
+}
+
+impl CarryError {
+    fn counted_as(&self) -> Carry {
+        match self {
+            CarryError::Body => Carry::Body,
+            CarryError::Unreachable => Carry::Unreachable,
+            CarryError::Unsupported => Carry::Unsupported,
+            CarryError::Unanswered => Carry::Unanswered,
+        }
+    }
 }
 
 /// What a node answers carried requests with.
@@ -70,12 +98,22 @@ pub(super) struct Answers {
     places: Arc<Semaphore>,
 }
 
+/// Carried requests are answered as long as this lives.
+pub struct Answering(Arc<Shared>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        *self.0.answers() = None;
+    }
+}
+
 impl Mesh {
-    /// From now on requests that other nodes carry here are answered by `router`, until `stop` turns true.
-    pub fn answer_carried(&self, router: Router, stop: watch::Receiver<bool>) {
+    /// Requests that other nodes carry here are answered by `router`, until `stop` turns true or what this returns is dropped.
+    pub fn answer_carried(&self, router: Router, stop: watch::Receiver<bool>) -> Answering {
         let router = router.layer(middleware::from_fn(unpack));
-        // Said once, at the start.
-        let _ = self.0.shared.answers.set(Answers { router, stop, places: Arc::new(Semaphore::new(CARRIED_MAX)) });
+        let shared = &self.0.shared;
+        *shared.answers() = Some(Answers { router, stop, places: Arc::new(Semaphore::new(CARRIED_MAX)) });
+        Answering(Arc::clone(shared))
     }
 
     /// Carries a client's request to `there` and its answer back; after a change of protocol everything, both ways, to the end.
@@ -83,52 +121,92 @@ impl Mesh {
     /// # Errors
     ///
     /// [`CarryError`]; the client may try again.
-    pub async fn carry(&self, there: &Elsewhere, mut request: Request) -> Result<Response, CarryError> {
-        let shared = &self.0.shared;
-        let stream = timeout(PROOF_TIMEOUT, connect(shared, there)).await.map_err(|_| CarryError::Unreachable)??;
-        let (mut sender, connection) =
-            http1::handshake::<_, Limited<Body>>(TokioIo::new(stream)).await.map_err(|_| CarryError::Unreachable)?;
-        // It ends when the request is answered, or with what follows a change of protocol.
-        shared.spawn(async move { drop(connection.with_upgrades().await) });
-        let ours = request.extensions_mut().remove::<OnUpgrade>();
-        let place = request.extensions().get::<Arc<Place>>().cloned();
-        request.headers_mut().remove(CLIENT);
-        let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(client)| client.to_string());
-        if let Some(client) = client.and_then(|client| HeaderValue::try_from(client).ok()) {
-            request.headers_mut().insert(CLIENT, client);
-        }
-        let request = request.map(|body| Limited::new(body, BODY_LEN_MAX));
-        let mut response = sender.send_request(request).await.map_err(|_| CarryError::Unanswered)?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(ours) = ours
-        {
-            let theirs = hyper::upgrade::on(&mut response);
-            shared.spawn(async move {
-                if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
-                    join(ours, theirs).await;
-                }
-                // The client's place among the connections of its address is taken as long as it talks.
-                drop(place);
-            });
-        }
-        Ok(response.map(Body::new))
+    pub async fn carry(&self, there: &Elsewhere, request: Request) -> Result<Response, CarryError> {
+        let outcome = carry(&self.0.shared, there, request).await;
+        self.0.shared.counters.carry(outcome.as_ref().map_or_else(CarryError::counted_as, |_| Carry::Carried));
+        outcome
     }
 }
 
+async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request) -> Result<Response, CarryError> {
+    let ours = request.extensions_mut().remove::<OnUpgrade>();
+    let place = request.extensions().get::<Arc<Place>>().cloned();
+    request.headers_mut().remove(CLIENT);
+    let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(client)| client.to_string());
+    if let Some(client) = client.and_then(|client| HeaderValue::try_from(client).ok()) {
+        request.headers_mut().insert(CLIENT, client);
+    }
+    // A client that is slow with its body holds no place at the other node.
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, BODY_LEN_MAX).await.map_err(|_| CarryError::Body)?;
+    let stream = connect(shared, there).await?;
+    let handshake = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|_| CarryError::Unreachable)?;
+    // It ends when the request is answered, or hands over what follows a change of protocol.
+    shared.spawn(async move { drop(connection.with_upgrades().await) });
+    let request = Request::from_parts(head, Full::new(body));
+    let mut response = sender.send_request(request).await.map_err(|_| CarryError::Unanswered)?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let (ours, theirs) = (ours.ok_or(CarryError::Unanswered)?, hyper::upgrade::on(&mut response));
+        let (stop, shared_too) = (shared.answers().as_ref().map(|answers| answers.stop.clone()), Arc::clone(shared));
+        shared.spawn(async move {
+            if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
+                shared_too.counters.joined(1);
+                join(ours, theirs, stop).await;
+                shared_too.counters.joined(-1);
+            }
+            // The client's place among the connections of its address is taken as long as it talks.
+            drop(place);
+        });
+        return Ok(response.map(Body::new));
+    }
+    let (head, body) = response.into_parts();
+    let body = to_bytes(Body::new(body), ANSWER_LEN_MAX).await.map_err(|_| CarryError::Unanswered)?;
+    Ok(Response::from_parts(head, Body::from(body)))
+}
+
 async fn connect(shared: &Shared, there: &Elsewhere) -> Result<ClientStream<TcpStream>, CarryError> {
-    let stream = TcpStream::connect(there.address).await.map_err(|_| CarryError::Unreachable)?;
-    stream.set_nodelay(true).map_err(|_| CarryError::Unreachable)?;
-    let connector = TlsConnector::from(shared.identity().carrier());
-    let stream = connector.connect(server_name(Some(&there.name)), stream).await.map_err(|_| CarryError::Unreachable)?;
+    let turns = shared.handshakes(there.name.id());
+    let _turn = turns.acquire().await.map_err(|_| CarryError::Unreachable)?;
+    let connecting = async {
+        let stream = TcpStream::connect(there.address).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(shared.identity().carrier()).connect(server_name(Some(&there.name)), stream).await
+    };
+    let connected = timeout(PROOF_TIMEOUT, connecting).await.map_err(|_| CarryError::Unreachable)?;
+    let stream = connected.map_err(|_| CarryError::Unreachable)?;
     if stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
         return Err(CarryError::Unsupported);
     }
     Ok(stream)
 }
 
-async fn join(ours: Upgraded, theirs: Upgraded) {
-    // Either end hanging up ends both; nobody is left to be told of an error.
-    let _ = copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;
+/// Carries both ways until either end hangs up, the node says nothing any longer, or this one stops.
+async fn join(ours: Upgraded, theirs: Upgraded, stop: Option<watch::Receiver<bool>>) {
+    let (mut ours_in, mut ours_out) = split(TokioIo::new(ours));
+    let (mut theirs_in, mut theirs_out) = split(TokioIo::new(theirs));
+    let stopped = async {
+        match stop {
+            Some(mut stop) => drop(stop.wait_for(|stopped| *stopped).await),
+            None => std::future::pending().await,
+        }
+    };
+    // Nobody is left to be told of an error.
+    tokio::select! {
+        _ = copy(&mut ours_in, &mut theirs_out) => {}
+        () = copy_lively(&mut theirs_in, &mut ours_out) => {}
+        () = stopped => {}
+    }
+    let _ = timeout(CLOSE_TIMEOUT, async { tokio::join!(theirs_out.shutdown(), ours_out.shutdown()) }).await;
+}
+
+async fn copy_lively(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {
+    let mut bytes = vec![0; 8 << 10];
+    while let Ok(Ok(len @ 1..)) = timeout(SILENCE_MAX, from.read(&mut bytes)).await {
+        if to.write_all(&bytes[..len]).await.is_err() || to.flush().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Marks a carried request, and gives it the address of its client.
@@ -142,10 +220,22 @@ async fn unpack(mut request: Request, next: Next) -> Response {
 }
 
 /// Answers what a node carries over this connection, as long as it does.
-pub(super) async fn answer(shared: &Shared, stream: Box<TlsStream<TcpStream>>, remote: SocketAddr, name: &NodeName) {
-    let Some(answers) = shared.answers.get() else { return };
-    match Arc::clone(&answers.places).try_acquire_owned() {
-        Ok(place) => serve::answer_one(stream, answers.router.clone(), place, answers.stop.clone()).await,
-        Err(_) => shared.refuse(Refusal::Full, &remote, Some(name)),
+pub(super) async fn answer(shared: &Shared, stream: Box<TlsStream<TcpStream>>) {
+    let ready = shared.answers().as_ref().map(|answers| (answers.router.clone(), answers.stop.clone(), Arc::clone(&answers.places)));
+    let Some((router, stop, places)) = ready else { return };
+    match places.try_acquire_owned() {
+        Ok(place) => {
+            shared.counters.carry(Carry::Answered);
+            serve::answer_one(stream, router, place, stop).await;
+        }
+        Err(_) => shared.counters.carry(Carry::Full),
+    }
+}
+
+impl Shared {
+    /// Turns of those that connect to `node` for clients.
+    fn handshakes(&self, node: NodeId) -> Arc<Semaphore> {
+        let mut table = self.table();
+        Arc::clone(table.handshakes.entry(node).or_insert_with(|| Arc::new(Semaphore::new(HANDSHAKES_MAX))))
     }
 }

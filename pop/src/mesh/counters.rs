@@ -1,6 +1,6 @@
 //! What the mesh counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use rustls::CertificateError;
 
@@ -89,6 +89,44 @@ impl Refusal {
     }
 }
 
+/// What became of a client's request that another node has, or of one that this node has for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carry {
+    /// It was carried to the node that has it, and answered there.
+    Carried,
+    /// Its body is too long, or did not come.
+    Body,
+    /// The other node cannot be reached.
+    Unreachable,
+    /// The other node answers its own clients alone.
+    Unsupported,
+    /// The other node did not answer.
+    Unanswered,
+    /// Another node carried it here.
+    Answered,
+    /// Another node would have carried it here, and there was no place.
+    Full,
+}
+
+impl Carry {
+    /// All, in the order of their counters.
+    pub const ALL: [Carry; 7] =
+        [Carry::Carried, Carry::Body, Carry::Unreachable, Carry::Unsupported, Carry::Unanswered, Carry::Answered, Carry::Full];
+
+    /// As metrics say it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Carry::Carried => "carried",
+            Carry::Body => "body",
+            Carry::Unreachable => "unreachable",
+            Carry::Unsupported => "unsupported",
+            Carry::Unanswered => "unanswered",
+            Carry::Answered => "answered",
+            Carry::Full => "full",
+        }
+    }
+}
+
 /// Since the start of the node.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -96,6 +134,8 @@ pub(super) struct Counters {
     messages_in: AtomicU64,
     messages_out: AtomicU64,
     rekeys: AtomicU64,
+    carried: [AtomicU64; Carry::ALL.len()],
+    joined: AtomicI64,
 }
 
 /// What the mesh has done, and what is now.
@@ -111,6 +151,10 @@ pub struct MeshCounters {
     pub messages_out: u64,
     /// New generations of keys.
     pub rekeys: u64,
+    /// Requests of clients that this node carried elsewhere, or answered for another, by what became of them.
+    pub carried: [(Carry, u64); Carry::ALL.len()],
+    /// Sockets of clients that go through this node to another.
+    pub joined: i64,
     /// Until when this node's certificate is valid, in Unix seconds.
     pub expires_at_s: u64,
 }
@@ -139,6 +183,14 @@ impl Counters {
         self.rekeys.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn carry(&self, outcome: Carry) {
+        self.carried[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn joined(&self, change: i64) {
+        self.joined.fetch_add(change, Ordering::Relaxed);
+    }
+
     pub(super) fn read(&self, links: usize, expires_at_s: u64) -> MeshCounters {
         MeshCounters {
             links,
@@ -146,6 +198,8 @@ impl Counters {
             messages_in: self.messages_in.load(Ordering::Relaxed),
             messages_out: self.messages_out.load(Ordering::Relaxed),
             rekeys: self.rekeys.load(Ordering::Relaxed),
+            carried: Carry::ALL.map(|outcome| (outcome, self.carried[outcome as usize].load(Ordering::Relaxed))),
+            joined: self.joined.load(Ordering::Relaxed),
             expires_at_s,
         }
     }

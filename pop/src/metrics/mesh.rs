@@ -21,9 +21,14 @@ impl MeshCollector {
 
 impl Collector for MeshCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let MeshCounters { links, refused, messages_in, messages_out, rekeys, expires_at_s } = self.0.counters();
+        let MeshCounters { links, refused, messages_in, messages_out, rekeys, carried, joined, expires_at_s } = self.0.counters();
         let gauges = [
             ("pop_mesh_links", "Links to other nodes that are up", links as u64),
+            (
+                "pop_mesh_joined_sockets",
+                "Clients' sockets that go through this node to the one that has their transport",
+                joined.max(0) as u64,
+            ),
             ("pop_mesh_certificate_expiry_timestamp_seconds", "Until when mesh.cert is valid, in Unix seconds", expires_at_s),
         ];
         for (name, help, value) in gauges {
@@ -39,6 +44,12 @@ impl Collector for MeshCollector {
         let mut family = encoder.encode_descriptor("pop_mesh_messages", help, None, MetricType::Counter)?;
         for (direction, count) in [("in", messages_in), ("out", messages_out)] {
             ConstCounter::new(count).encode(family.encode_family(&[("direction", direction)])?)?;
+        }
+        let help =
+            "Requests of clients that belong to another node, by what became of them; answered and full are of those that came from others";
+        let mut family = encoder.encode_descriptor("pop_mesh_carried", help, None, MetricType::Counter)?;
+        for (outcome, count) in carried {
+            ConstCounter::new(count).encode(family.encode_family(&[("result", outcome.label())])?)?;
         }
         let help = "New generations of the keys of links";
         ConstCounter::new(rekeys).encode(encoder.encode_descriptor("pop_mesh_rekeys", help, None, MetricType::Counter)?)

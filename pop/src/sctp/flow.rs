@@ -2,10 +2,9 @@
 //!
 //! The crate goes through all parts of a message for each that comes, and a chunk of one byte costs it some hundred: so the number of
 //! chunks has a bound as well, and small parts have a rate. Who goes beyond has its packets dropped, as on a bad network, and sends
-//! them again: nobody is cut off for it. A repeat counts for nothing: Chromium sends all that is on its way again when three
-//! acknowledgements in a row come late.
+//! them again: nobody is cut off for it. What our last acknowledgement says has come is a repeat and does not wait: Chromium sends all
+//! that is on its way again when three acknowledgements in a row come late. Repeats have a rate, since each costs an acknowledgement.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,14 +24,20 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// fewer than 100 bytes in each packet. At once they cost 10 ms, and at this rate, with all the others waiting, 2 % of a core.
 const SMALL_MAX: u32 = 2_048;
 const SMALL_REFILL_LEN: usize = 100;
-const SMALL_REFILL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Packets that bring nothing new, at once and each millisecond.
+const REPEATS_MAX: u32 = 2_048;
+const REPEATS_REFILL: u32 = 2;
+
+const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 
 pub(super) struct Flow {
     /// Chunks that came and were not read. Those that never will be are in it until an acknowledgement says that nothing waits.
     waiting: u32,
-    /// All up to it have come, and of those beyond these.
-    acknowledged: Option<u32>,
-    came: HashSet<u32>,
+    /// What our last acknowledgement said.
+    told: Option<Announced>,
+    /// Packets without anything new that may come.
+    repeats: u32,
     probed_at: Instant,
     small: u32,
     refilled_at: Instant,
@@ -51,8 +56,8 @@ impl Flow {
     pub(super) fn new(now: Instant) -> Flow {
         Flow {
             waiting: 0,
-            acknowledged: None,
-            came: HashSet::new(),
+            told: None,
+            repeats: REPEATS_MAX,
             probed_at: now,
             small: SMALL_MAX,
             refilled_at: now,
@@ -68,34 +73,52 @@ impl Flow {
         if facts.data.is_empty() {
             return Ok(());
         }
-        let news: Vec<_> = facts.data.iter().filter(|chunk| self.is_new(chunk.tsn)).collect();
-        if self.waiting as usize + news.len() > CHUNKS_MAX as usize {
+        if facts.data.iter().any(|chunk| self.is_far(chunk.tsn)) {
+            return Err(DataDrop::SctpFlood);
+        }
+        self.refill(now, facts.data_len);
+        let (mut news, mut small) = (0, 0);
+        for chunk in facts.data.iter().filter(|chunk| self.is_new(chunk.tsn)) {
+            news += 1;
+            small += u32::from(chunk.is_small);
+        }
+        if news == 0 {
+            self.repeats = self.repeats.checked_sub(1).ok_or(DataDrop::SctpFlood)?;
+            return Ok(());
+        }
+        if self.waiting + news > CHUNKS_MAX {
             if now.saturating_duration_since(self.probed_at) < PROBE_INTERVAL {
                 return Err(DataDrop::SctpFlood);
             }
             self.probed_at = now;
         }
-        self.refill(now, facts.data_len);
-        let small = news.iter().filter(|chunk| chunk.is_small).count() as u32;
         self.small = self.small.checked_sub(small).ok_or(DataDrop::SctpFlood)?;
-        self.waiting = self.waiting.saturating_add(news.len() as u32);
-        self.came.extend(news.iter().map(|chunk| chunk.tsn));
+        self.waiting = self.waiting.saturating_add(news);
         Ok(())
     }
 
     fn is_new(&self, tsn: u32) -> bool {
-        self.acknowledged.is_none_or(|acknowledged| is_after(tsn, acknowledged)) && !self.came.contains(&tsn)
+        self.told.as_ref().is_none_or(|told| !told.has(tsn))
+    }
+
+    /// So far beyond what is missing that the crate would have to remember more than it may.
+    fn is_far(&self, tsn: u32) -> bool {
+        self.told.as_ref().is_some_and(|told| {
+            let ahead = tsn.wrapping_sub(told.cumulative_tsn);
+            (CHUNKS_MAX..1 << 31).contains(&ahead)
+        })
     }
 
     fn refill(&mut self, now: Instant, data_len: usize) {
         self.fill_len += data_len;
         let mut more = self.fill_len / SMALL_REFILL_LEN;
         self.fill_len %= SMALL_REFILL_LEN;
-        let steps = now.saturating_duration_since(self.refilled_at).as_nanos() / SMALL_REFILL_INTERVAL.as_nanos();
-        if steps > 0 {
-            self.refilled_at = now;
-            more += steps.min(u128::from(SMALL_MAX)) as usize;
-        }
+        let elapsed = now.saturating_duration_since(self.refilled_at);
+        let steps = (elapsed.as_nanos() / REFILL_INTERVAL.as_nanos()).min(u128::from(SMALL_MAX)) as u32;
+        // What is left of a step counts for the next.
+        self.refilled_at = if steps == SMALL_MAX { now } else { self.refilled_at + steps * REFILL_INTERVAL };
+        more += steps as usize;
+        self.repeats = self.repeats.saturating_add(REPEATS_REFILL * steps).min(REPEATS_MAX);
         self.small = self.small.saturating_add(more as u32).min(SMALL_MAX);
     }
 
@@ -110,10 +133,7 @@ impl Flow {
         if announced.window as usize >= WINDOW_LEN {
             self.waiting = 0;
         }
-        if self.acknowledged != Some(announced.cumulative_tsn) {
-            self.acknowledged = Some(announced.cumulative_tsn);
-            self.came.retain(|tsn| is_after(*tsn, announced.cumulative_tsn));
-        }
+        self.told = Some(announced);
     }
 
     /// A message was read. Returns a packet to be handled again when the peer believes that the window is closed and it is open
@@ -129,11 +149,6 @@ impl Flow {
     }
 }
 
-/// RFC 1982, as RFC 9260 section 1.6 has it.
-fn is_after(a: u32, b: u32) -> bool {
-    a != b && a.wrapping_sub(b) < 1 << 31
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -141,17 +156,23 @@ mod tests {
     use super::super::packet::DataFact;
     use super::*;
 
+    thread_local!(static NEXT: Cell<u32> = const { Cell::new(u32::MAX - 100) });
+
     /// A packet of chunks that have not come before.
     fn data(chunks: u32, len: usize, small: u32) -> Facts {
-        thread_local!(static NEXT: Cell<u32> = const { Cell::new(u32::MAX - 100) });
         let first = NEXT.get();
         NEXT.set(first.wrapping_add(chunks));
         let data = (0..chunks).map(|n| DataFact { tsn: first.wrapping_add(n), is_small: n < small }).collect();
         Facts { data, data_len: len, init: None }
     }
 
+    /// Of the newest chunk of [`data`].
+    fn last_tsn() -> u32 {
+        NEXT.get().wrapping_sub(1)
+    }
+
     fn announced(cumulative_tsn: u32, window: usize) -> Announced {
-        Announced { cumulative_tsn, window: window as u32 }
+        Announced { cumulative_tsn, window: window as u32, gaps: Vec::new() }
     }
 
     #[test]
@@ -167,7 +188,7 @@ mod tests {
         assert_eq!(flow.admit(now, &data(10, 100, 0)), Ok(()));
         assert_eq!(flow.admit(now + PROBE_INTERVAL, &data(1, 10, 0)), Ok(()), "one now and then");
         assert_eq!(flow.admit(now + PROBE_INTERVAL, &data(1, 10, 0)), Err(DataDrop::SctpFlood));
-        flow.note_announced(announced(0, WINDOW_LEN));
+        flow.note_announced(announced(last_tsn(), WINDOW_LEN));
         assert_eq!(flow.admit(now, &data(1, 10, 0)), Ok(()), "nothing waits");
     }
 
@@ -183,35 +204,61 @@ mod tests {
             flow.note_read(7, 1_050);
         }
         while flow.admit(now, &data(1, 1, 1)).is_ok() {}
-        assert_eq!(flow.admit(now + SMALL_REFILL_INTERVAL, &data(1, 1, 1)), Ok(()), "time brings more as well");
+        assert_eq!(flow.admit(now + REFILL_INTERVAL, &data(1, 1, 1)), Ok(()), "time brings more as well");
     }
 
     #[test]
     fn a_sender_whose_window_is_small_loses_nothing() {
-        // Chromium after a loss: a message of 170 bytes in three parts, 2,000 a second; each that is dropped keeps its window small.
-        let begin = Instant::now();
-        let mut flow = Flow::new(begin);
-        for packet in 0..20_000 {
-            let now = begin + packet * Duration::from_micros(500);
-            assert_eq!(flow.admit(now, &data(3, 170, 2)), Ok(()), "packet {packet}");
-            flow.note_read(3, 170);
+        // Chromium after a loss: a message of 170 bytes in three parts, 500 to 2,000 a second; each that is dropped keeps its window small.
+        for pace_us in [500, 1_900] {
+            let begin = Instant::now();
+            let mut flow = Flow::new(begin);
+            for packet in 0..20_000 {
+                let now = begin + packet * Duration::from_micros(pace_us);
+                assert_eq!(flow.admit(now, &data(3, 170, 2)), Ok(()), "packet {packet}, one each {pace_us} us");
+                flow.note_read(3, 170);
+            }
         }
     }
 
     #[test]
-    fn repeats_count_for_nothing() {
+    fn what_has_been_acknowledged_does_not_wait_again() {
         let now = Instant::now();
         let mut flow = Flow::new(now);
         let packets: Vec<_> = (0..100).map(|_| data(34, 620, 2)).collect();
+        for packet in &packets {
+            assert_eq!(flow.admit(now, packet), Ok(()));
+        }
+        // The first half by number, the other as a block behind a gap of one.
+        let cumulative_tsn = packets[50].data[0].tsn.wrapping_sub(2);
+        let gaps = vec![(2, 50 * 34 + 1)];
+        flow.note_announced(Announced { cumulative_tsn, window: 100_000, gaps });
+        let (waiting, small) = (flow.waiting, flow.small);
         for _ in 0..20 {
             for (n, packet) in packets.iter().enumerate() {
                 assert_eq!(flow.admit(now, packet), Ok(()), "packet {n}");
             }
-            // Of what is acknowledged nothing is kept, and it is known all the same.
-            flow.note_announced(announced(packets[50].data[33].tsn, 100_000));
         }
-        assert_eq!((flow.waiting, flow.came.len()), (3_400, 49 * 34));
-        assert!(flow.small >= SMALL_MAX - 200, "{}", flow.small);
+        assert_eq!(flow.waiting, waiting + 20, "the one that is missing is new each time");
+        assert!(flow.small >= small, "{} of {small}", flow.small);
+        // 2,048 at once and 2 a millisecond.
+        let more = (0..2 * REPEATS_MAX).take_while(|_| flow.admit(now, &packets[0]).is_ok()).count();
+        assert_eq!(more, REPEATS_MAX as usize - 20 * 99);
+        assert_eq!(flow.admit(now + REFILL_INTERVAL, &packets[0]), Ok(()));
+    }
+
+    #[test]
+    fn a_gap_that_never_closes_makes_nobody_remember_more() {
+        let now = Instant::now();
+        let mut flow = Flow::new(now);
+        let first = data(1, 100, 0);
+        let tsn = first.data[0].tsn;
+        assert_eq!(flow.admit(now, &first), Ok(()));
+        flow.note_announced(announced(tsn, WINDOW_LEN));
+        let at = |ahead: u32| Facts { data: vec![DataFact { tsn: tsn.wrapping_add(ahead), is_small: false }], data_len: 100, init: None };
+        assert_eq!(flow.admit(now, &at(CHUNKS_MAX - 1)), Ok(()));
+        assert_eq!(flow.admit(now, &at(CHUNKS_MAX)), Err(DataDrop::SctpFlood));
+        assert_eq!(flow.admit(now, &at(u32::MAX)), Ok(()), "an old one is acknowledged again");
     }
 
     #[test]

@@ -55,12 +55,27 @@ pub(super) struct DataFact {
 }
 
 /// What an acknowledgement of ours tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Announced {
     /// All up to it have come.
     pub(super) cumulative_tsn: u32,
     /// Bytes that may come.
     pub(super) window: u32,
+    /// First and last of each block that has come beyond it, counted from it, in order.
+    pub(super) gaps: Vec<(u16, u16)>,
+}
+
+impl Announced {
+    /// Whether it says that `tsn` has come.
+    pub(super) fn has(&self, tsn: u32) -> bool {
+        let ahead = tsn.wrapping_sub(self.cumulative_tsn);
+        if ahead == 0 || ahead >= 1 << 31 {
+            return true;
+        }
+        let Ok(ahead) = u16::try_from(ahead) else { return false };
+        let block = self.gaps.partition_point(|(_, last)| *last < ahead);
+        self.gaps.get(block).is_some_and(|(first, _)| *first <= ahead)
+    }
 }
 
 /// A packet that holds.
@@ -252,7 +267,10 @@ pub(super) fn announced(packet: &[u8]) -> Option<Announced> {
     while let Some((chunk, tail)) = split_chunk(rest) {
         if chunk[0] == SACK {
             let number = |at: usize| Some(u32::from_be_bytes(*chunk.get(at..)?.first_chunk()?));
-            return Some(Announced { cumulative_tsn: number(4)?, window: number(8)? });
+            let count = usize::from(u16::from_be_bytes(*chunk.get(12..)?.first_chunk()?));
+            let block = |block: &[u8]| (u16::from_be_bytes([block[0], block[1]]), u16::from_be_bytes([block[2], block[3]]));
+            let gaps = chunk.get(16..)?.chunks_exact(4).take(count).map(block).collect();
+            return Some(Announced { cumulative_tsn: number(4)?, window: number(8)?, gaps });
         }
         rest = tail;
     }
@@ -369,9 +387,12 @@ mod tests {
 
     #[test]
     fn what_an_acknowledgement_tells_is_found() {
-        let sack = chunk(SACK, 0, &[0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
-        let told = Announced { cumulative_tsn: 1, window: 0x1_0000 };
-        assert_eq!(announced(&packet(7, &[&data(3, 1, 9), &sack])), Some(told));
+        let sack = chunk(SACK, 0, &[0, 0, 0, 1, 0, 1, 0, 0, 0, 2, 0, 1, 0, 2, 0, 3, 0, 9, 0, 9, 0, 0, 0, 1]);
+        let told = Announced { cumulative_tsn: 1, window: 0x1_0000, gaps: vec![(2, 3), (9, 9)] };
+        assert_eq!(announced(&packet(7, &[&data(3, 1, 9), &sack])), Some(told.clone()));
+        let has: Vec<u32> = (1..12).filter(|tsn| told.has(*tsn)).collect();
+        assert_eq!(has, [1, 3, 4, 10]);
+        assert!(told.has(0) && told.has(u32::MAX) && !told.has(70_000));
         assert_eq!(announced(&packet(7, &[&data(3, 1, 9)])), None);
     }
 }

@@ -2,13 +2,13 @@
 //! one start of a node gives out begin with the same 32 bits.
 
 use axum::extract::{Request, State};
-use axum::http::header::ACCESS_CONTROL_ALLOW_ORIGIN;
+use axum::http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, RETRY_AFTER};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::livekit;
-use crate::mesh::Carried;
+use crate::mesh::{Carried, CarryError};
 use crate::node::Node;
 
 /// Digits of a resource's name that tell whose it is.
@@ -16,8 +16,11 @@ pub(super) const ORIGIN_DIGITS: usize = 8;
 
 /// Carries a request to the node that has what it names; answers it here when that is this node, or none that is known.
 pub(super) async fn carry(State(node): State<Node>, request: Request, next: Next) -> Response {
-    let is_carried = request.extensions().get::<Carried>().is_some();
-    let origin = origin_of(&request).filter(|origin| !is_carried && *origin != node.origin());
+    if !node.has_others() || request.extensions().get::<Carried>().is_some() {
+        return next.run(request).await;
+    }
+    let is_trusted = |token: &str| node.verify_token(token).is_ok();
+    let origin = origin_of(&request, is_trusted).filter(|origin| *origin != node.origin());
     let there = match origin {
         Some(origin) => node.elsewhere(origin).await,
         None => None,
@@ -26,14 +29,18 @@ pub(super) async fn carry(State(node): State<Node>, request: Request, next: Next
     match mesh.carry(&there, request).await {
         Ok(response) => response,
         Err(error) => {
-            tracing::info!(node = %there.name, %error, "a client's request was not carried");
-            (StatusCode::BAD_GATEWAY, [(ACCESS_CONTROL_ALLOW_ORIGIN, "*")], format!("{error}\n")).into_response()
+            let status = match error {
+                CarryError::Body => StatusCode::PAYLOAD_TOO_LARGE,
+                CarryError::Unsupported => StatusCode::BAD_GATEWAY,
+                CarryError::Unreachable | CarryError::Unanswered => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            (status, [(ACCESS_CONTROL_ALLOW_ORIGIN, "*"), (RETRY_AFTER, "1")], format!("{error}\n")).into_response()
         }
     }
 }
 
-/// Who gave out the id that a request names.
-fn origin_of(request: &Request) -> Option<u32> {
+/// Who gave out the id that a request names. What a client says of itself is looked at when its token is trusted.
+fn origin_of(request: &Request, is_trusted: impl FnOnce(&str) -> bool) -> Option<u32> {
     let mut segments = request.uri().path().strip_prefix('/')?.split('/');
     match (segments.next()?, segments.next()?, segments.next(), segments.next()) {
         // What may be asked of a resource is the same everywhere.
@@ -44,7 +51,7 @@ fn origin_of(request: &Request) -> Option<u32> {
             is_ours.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
         }
         ("rtc", "v1", None | Some("validate"), None) => {
-            livekit::resumes(request.uri().query()?).map(|participant| (participant.0 >> 32) as u32)
+            livekit::resumes(request.uri().query()?, request.headers(), is_trusted).map(|participant| (participant.0 >> 32) as u32)
         }
         _ => None,
     }
@@ -57,15 +64,15 @@ mod tests {
     use super::*;
 
     fn origin(method: &str, uri: &str) -> Option<u32> {
-        origin_of(&Request::builder().method(method).uri(uri).body(Body::empty()).expect("a request"))
+        origin_of(&Request::builder().method(method).uri(uri).body(Body::empty()).expect("a request"), |token| token == "good")
     }
 
     #[test]
     fn an_id_tells_whose_it_is() {
         assert_eq!(origin("PATCH", "/whip/room/0012abcd00ff"), Some(0x12_abcd));
         assert_eq!(origin("DELETE", "/whep/a%20room/7fffffff"), Some(0x7fff_ffff));
-        assert_eq!(origin("GET", "/rtc/v1?access_token=x&reconnect=1&sid=PA_0012abcd00000007"), Some(0x12_abcd));
-        assert_eq!(origin("GET", "/rtc/v1/validate?reconnect=true&sid=PA_0012abcd00000007"), Some(0x12_abcd));
+        assert_eq!(origin("GET", "/rtc/v1?access_token=good&reconnect=1&sid=PA_0012abcd00000007"), Some(0x12_abcd));
+        assert_eq!(origin("GET", "/rtc/v1/validate?access_token=good&reconnect=true&sid=PA_0012abcd00000007"), Some(0x12_abcd));
     }
 
     #[test]
@@ -78,10 +85,12 @@ mod tests {
             "/whip/room/0012ABCD",
             "/whip/room/%30012abcd",
             "/whip/room/0012abcd/more",
-            "/rtc/v1?reconnect=0&sid=PA_0012abcd00000007",
-            "/rtc/v1?sid=PA_0012abcd00000007",
-            "/rtc/v1?reconnect=1&sid=PA_12",
-            "/rtc/v1?join_request=%00",
+            "/rtc/v1?access_token=good&reconnect=0&sid=PA_0012abcd00000007",
+            "/rtc/v1?access_token=bad&reconnect=1&sid=PA_0012abcd00000007",
+            "/rtc/v1?reconnect=1&sid=PA_0012abcd00000007",
+            "/rtc/v1?access_token=good&sid=PA_0012abcd00000007",
+            "/rtc/v1?access_token=good&reconnect=1&sid=PA_12",
+            "/rtc/v1?access_token=good&join_request=%00",
             "/rtc/v1",
             "/demo",
             "/",

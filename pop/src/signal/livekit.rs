@@ -158,19 +158,24 @@ async fn connect(
         .on_upgrade(move |frames| socket::serve(context, frames, access, joined, place.map(|Extension(place)| place)))
 }
 
-/// Who a client that comes by `query` was before, when it says that it is back.
-pub(super) fn resumes(query: &str) -> Option<ParticipantId> {
-    let uri = format!("/?{query}").parse().ok()?;
-    let Query(query) = Query::<join::Query>::try_from_uri(&uri).ok()?;
-    query.resumes()
+/// Who a client that comes by `query` was before, when it says that it is back and its token is trusted.
+pub(super) fn resumes(query: &str, headers: &HeaderMap, is_trusted: impl FnOnce(&str) -> bool) -> Option<ParticipantId> {
+    let (query, token) = read_query(Some(query), headers).ok()?;
+    is_trusted(&token).then(|| query.resumes()).flatten()
 }
 
-/// Everything that can be said without the room.
-fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<(Access, join::Joined), Problem> {
+/// The query, and the token that it or a header brings.
+fn read_query(query: Option<&str>, headers: &HeaderMap) -> Result<(join::Query, String), Problem> {
     let uri = format!("/?{}", query.unwrap_or_default()).parse().map_err(|_| Problem::Query)?;
     let Query(mut query) = Query::<join::Query>::try_from_uri(&uri).map_err(|_| Problem::Query)?;
     let bearer = || Some(headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?.trim().to_owned());
     let token = query.access_token.take().filter(|token| !token.is_empty()).or_else(bearer).ok_or(Problem::NoToken)?;
+    Ok((query, token))
+}
+
+/// Everything that can be said without the room.
+fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<(Access, join::Joined), Problem> {
+    let (query, token) = read_query(query, headers)?;
     let access = context.node.verify_token(&token)?;
     let room = room_of(&access).ok_or(GrantError::OtherRoom)?;
     access.may_join(&room)?;
