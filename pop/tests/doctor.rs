@@ -91,7 +91,7 @@ fn the_doctor_finds_what_an_untuned_host_lacks_and_names_the_command() {
         ("warn socket options: net.core.optmem_max = 20480", "sysctl -w net.core.optmem_max=131072"),
         ("warn backlog: net.core.netdev_max_backlog = 1000", "sysctl -w net.core.netdev_max_backlog=16384"),
         ("ok reconnects: net.ipv4.tcp_syn_linear_timeouts cannot be read here", ""),
-        ("warn open files: 1024 at most", "ulimit -n 4352"),
+        ("warn open files: 1024 at most", "ulimit -n 20992"),
         ("warn locked memory: 8 MiB at most", "ulimit -l unlimited"),
         ("ok time: kept (/run/chrony/chronyd.pid)", ""),
         ("warn governor: powersave on cores 1-4", "cpupower frequency-set -g performance"),
