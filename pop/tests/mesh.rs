@@ -525,7 +525,7 @@ async fn a_request_is_carried_with_its_clients_address_and_no_other() {
         format!("{client:?} {claims} {uri} {}", String::from_utf8_lossy(&body))
     };
     let (_stop, stopped) = tokio::sync::watch::channel(false);
-    b.mesh.answer_carried(Router::new().route("/who", get(who)), stopped);
+    let _answering = b.mesh.answer_carried(Router::new().route("/who", get(who)), stopped);
     let answer = a.mesh.carry(&there(&b), ask("198.51.100.7:7")).await.expect("an answer");
     let body = to_bytes(answer.into_body(), 1_000).await.expect("it is short");
     // What the client itself said of its address is not believed.
@@ -538,7 +538,7 @@ async fn nothing_is_carried_to_a_node_that_is_not_who_it_should_be_or_does_not_a
     let (a, b) = pair(&ca).await;
     assert!(matches!(a.mesh.carry(&there(&b), ask("192.0.2.1:1")).await, Err(CarryError::Unanswered)), "it has nothing to answer with");
     let (_stop, stopped) = tokio::sync::watch::channel(false);
-    b.mesh.answer_carried(Router::new(), stopped);
+    let _answering = b.mesh.answer_carried(Router::new(), stopped);
     let other = Elsewhere { name: name("c"), address: b.mesh.address() };
     assert!(matches!(a.mesh.carry(&other, ask("192.0.2.1:1")).await, Err(CarryError::Unreachable)), "its certificate names another");
     let stranger = Node::start(&foreign, "x", 1, &[]).await;

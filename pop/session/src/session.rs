@@ -60,6 +60,7 @@ pub(crate) use wishes::Demand;
 use abroad::News;
 use data::DataHistory;
 use output::audit;
+use quality::QUALITY_INTERVAL;
 use remotes::Far;
 use speakers::Speakers;
 
@@ -428,6 +429,9 @@ impl Session {
     /// Lets a participant in.
     fn insert(&mut self, now: Time, participant: LocalParticipant) {
         let (id, identity) = (participant.id, participant.identity.clone());
+        if participant.member.is_some() || self.remotes.iter().next().is_some() {
+            self.quality_due.get_or_insert(now + QUALITY_INTERVAL);
+        }
         if participant.kind != Kind::Viewer {
             self.identities.entry(identity.clone()).or_default().insert(id);
         }

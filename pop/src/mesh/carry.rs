@@ -99,6 +99,7 @@ pub(super) struct Answers {
 }
 
 /// Carried requests are answered as long as this lives.
+#[must_use]
 pub struct Answering(Arc<Shared>);
 
 impl Drop for Answering {

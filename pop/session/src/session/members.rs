@@ -10,7 +10,6 @@ use super::negotiate::MemberSection;
 use super::output::{Action, CloseReason, Output, audit};
 use super::permissions::Takers;
 use super::publish::Announced;
-use super::quality::QUALITY_INTERVAL;
 use super::request::{Refusal, Reply};
 use super::subscriptions::{Asked, Patience, Subscription};
 use super::texts::TEXT_UPDATES_BURST;
@@ -152,7 +151,6 @@ impl Session {
         self.notify(id, Notice::Welcome(Box::new(welcome)));
         self.subscribe_to_all(id);
         self.repeat_speakers(id);
-        self.quality_due.get_or_insert(now + QUALITY_INTERVAL);
         Ok(Reply::Joined)
     }
 

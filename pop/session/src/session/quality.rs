@@ -78,7 +78,9 @@ impl Session {
         if self.quality_due.is_none_or(|due| due > now) {
             return;
         }
-        let somebody_listens = self.members().next().is_some() || self.remotes.iter().next().is_some();
+        // Members of other nodes listen as well; where nobody is here there is nobody to judge.
+        let has_listeners = self.members().next().is_some() || self.remotes.iter().next().is_some();
+        let somebody_listens = has_listeners && !self.participants.is_empty();
         self.quality_due = somebody_listens.then(|| now + QUALITY_INTERVAL);
         let shown = self.participants.values().filter(|participant| participant.is_shown() || participant.member.is_some());
         let mut judged: BTreeMap<_, _> = shown.map(|participant| (participant.id, self.judge_participant(participant))).collect();
