@@ -25,7 +25,6 @@ use crate::floors::parse_backend;
 use crate::machine::{Machine, Pinning};
 use crate::network::Network;
 use crate::result::{Figures, case_json};
-use crate::search;
 use crate::sink::{Sink, Tally};
 use crate::target::Target;
 use crate::trial::{Lane, Outcome};
@@ -35,14 +34,8 @@ use frame::Frames;
 use repair::Repair;
 use workers::{Spent, Workers};
 
-/// The first rate of the search, packets per second.
-const START_RATE: f64 = 20_000.0;
-/// Beyond any worker on any link.
-const RATE_MAX: f64 = 20_000_000.0;
-/// Length of a trial while the search narrows.
-const SHORT_TRIAL: Duration = Duration::from_secs(1);
-/// How close the bounds of the search get, as a share of the rate.
-const WIDTH: f64 = 0.05;
+/// Datagrams that a worker seals under one generation of keys. Nobody renews those of this link.
+const SEALED_MAX: f64 = (1_u32 << 23) as f64;
 /// Opus of 20 ms, beside the packets of `--size`: of small packets the head is a larger part.
 const AUDIO_LEN: usize = 100;
 
@@ -55,9 +48,9 @@ pub(crate) struct RelayArgs {
     /// Packets of the publisher's GSO trains, due together.
     #[arg(long, default_value_t = 8)]
     train: usize,
-    /// Send at this rate over the link: packets per second (200k) or bits (500Mbps); default: the highest without loss is searched.
-    #[arg(long)]
-    rate: Option<Rate>,
+    /// Send at this rate over the link: packets per second (200k) or bits (500Mbps).
+    #[arg(long, default_value = "150k")]
+    rate: Rate,
     /// How long the run over the link is that is reported, such as 5s or 500ms.
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
@@ -107,6 +100,9 @@ impl RelayArgs {
         if self.duration.is_zero() || self.talk.is_zero() || self.passes == 0 || self.seeds == 0 {
             return Err("--duration, --talk, --passes and --seeds must be above zero".to_owned());
         }
+        if self.rate.packets_per_second(self.size) * self.duration.as_secs_f64() > SEALED_MAX / 2.0 {
+            return Err("--rate for --duration must be at most 4,194,304 packets: the keys of this link are not renewed".to_owned());
+        }
         Ok(())
     }
 }
@@ -128,28 +124,13 @@ pub(crate) fn run(args: &RelayArgs) -> Result<(), String> {
     pin_to(args.load_core)?;
     let mut lane = Lane::new(Target::Other(workers.route), any_port, args.shape())?;
     lane.find_way(&mut sink)?;
-    let (rate, beware) = match args.rate {
-        Some(rate) => (rate.packets_per_second(args.size), Vec::new()),
-        None => {
-            let plan = search::Plan {
-                start: START_RATE,
-                max: RATE_MAX,
-                width: WIDTH,
-                first: SHORT_TRIAL.min(args.duration),
-                last: args.duration,
-                tries: 2,
-            };
-            let found = search::search_lane(&plan, &mut lane, &mut sink, 0.0, &mut Vec::new())?;
-            (found.rate, found.limit.sentence(found.rate))
-        }
-    };
     let before = workers.spent()?;
-    let outcome = lane.run(&mut sink, rate, args.duration)?;
+    let outcome = lane.run(&mut sink, args.rate.packets_per_second(args.size), args.duration)?;
     let spent = workers.spent()?.since(&before);
     let train = spent.train_mean();
     let floors = [false, true].map(|seals| floor(args, &network, seals, train));
     let [send, gcm] = floors;
-    let link = Crossed { outcome, spent, send: send?, gcm: gcm?, beware };
+    let link = Crossed { outcome, spent, send: send?, gcm: gcm? };
     link.summarize();
     let json = report(args, &network, &frames, &repairs, &link);
     write_json(args.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|e| e.to_string())?)
@@ -176,7 +157,6 @@ struct Crossed {
     spent: Spent,
     send: Floor,
     gcm: Floor,
-    beware: Vec<String>,
 }
 
 impl Crossed {
@@ -219,12 +199,12 @@ impl Crossed {
             self.spent.share_not_rtp(),
             self.outcome.arrived.checksum,
         );
-        self.beware.iter().chain(self.gcm.off().iter()).for_each(|sentence| eprintln!("beware    {sentence}"));
+        self.gcm.off().iter().for_each(|sentence| eprintln!("beware    {sentence}"));
     }
 }
 
 fn report(args: &RelayArgs, network: &Network, frames: &[Frames], repairs: &[Repair], link: &Crossed) -> Value {
-    let mut beware: Vec<String> = link.beware.iter().cloned().chain(link.gcm.off()).collect();
+    let mut beware: Vec<String> = link.gcm.off().into_iter().collect();
     let cores = vec![args.server_core, args.edge_core()];
     let oversubscribed = cores[0] == cores[1] || cores.contains(&args.load_core);
     if oversubscribed {
@@ -246,7 +226,7 @@ fn report(args: &RelayArgs, network: &Network, frames: &[Frames], repairs: &[Rep
         "repairs": link.spent.repairs,
     });
     let config = json!({
-        "size": args.size, "train": args.train, "duration_s": args.duration.as_secs_f64(), "searched": args.rate.is_none(),
+        "size": args.size, "train": args.train, "duration_s": args.duration.as_secs_f64(),
         "passes": args.passes, "seeds": args.seeds, "talk_s": args.talk.as_secs_f64(), "backend": args.backend.name(),
     });
     let detail = json!({
