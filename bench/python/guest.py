@@ -188,3 +188,39 @@ async def until_tone(track, hertz, seconds=15):
             return
         if asyncio.get_running_loop().time() > end:
             raise AssertionError(f"no tone of {hertz} Hz within {seconds} s: {heard} Hz is {share:.0%} of the power")
+
+
+class Wire:
+    """A TCP proxy to `node`, which may become another, that can be cut."""
+
+    def __init__(self, node):
+        self.node, self.pairs = node, []
+
+    async def start(self):
+        self.server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self.server.sockets[0].getsockname()[1]
+
+    async def _accept(self, reader, writer):
+        host, port = self.node.http.removeprefix("http://").rsplit(":", 1)
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        self.pairs += [writer, far_writer]
+        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+
+    @staticmethod
+    async def _pump(reader, writer):
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        writer.close()
+
+    def cut(self):
+        pairs, self.pairs = self.pairs, []
+        for writer in pairs:
+            writer.transport.abort()
+
+    def close(self):
+        self.cut()
+        self.server.close()

@@ -156,13 +156,7 @@ class Call:
 
 class Links(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self):
-        def is_whole():
-            return all(
-                [it["state"] for it in status["nodes"]] == ["up"] and [it["state"] for it in status["links"]] == ["up"]
-                for status in (node.status() for node in nodes.values())
-            )
-
-        await until("nodes that know each other", is_whole, 10)
+        await until("nodes that know each other", lambda: all(node.is_paired() for node in nodes.values()), 10)
 
     def link(self, name):
         (link,) = nodes[name].status()["links"]

@@ -142,6 +142,11 @@ keys_file = "keys.toml"
     def status(self):
         return self._ask("status")
 
+    def is_paired(self):
+        """The other node of a pair is up, and so is the link with it."""
+        status = self.status()
+        return [[it["state"] for it in status[what]] for what in ("nodes", "links")] == [["up"], ["up"]]
+
     def _ask(self, what):
         with urllib.request.urlopen(f"{self.admin}/api/v1/{what}", timeout=10) as answer:
             return json.load(answer)

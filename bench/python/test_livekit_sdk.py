@@ -5,7 +5,7 @@ import hashlib
 import unittest
 
 from client import until
-from guest import Guest, listen, sign, until_tone, watch
+from guest import Guest, Wire, listen, sign, until_tone, watch
 from livekit import rtc
 from node import SECRET, Node
 
@@ -276,45 +276,9 @@ class Identity(Room):
         self.assertEqual((other.room.remote_participants, other.events), ({}, []))
 
 
-class Wire:
-    """A TCP proxy to the node that can be cut."""
-
-    def __init__(self):
-        self.pairs = []
-
-    async def start(self):
-        self.server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return self.server.sockets[0].getsockname()[1]
-
-    async def _accept(self, reader, writer):
-        host, port = node.http.removeprefix("http://").rsplit(":", 1)
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        self.pairs += [writer, far_writer]
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-
-    @staticmethod
-    async def _pump(reader, writer):
-        try:
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        writer.close()
-
-    def cut(self):
-        pairs, self.pairs = self.pairs, []
-        for writer in pairs:
-            writer.transport.abort()
-
-    def close(self):
-        self.cut()
-        self.server.close()
-
-
 class Cut(Room):
     async def test_a_socket_that_is_cut_comes_back_to_the_same_tracks(self):
-        wire = Wire()
+        wire = Wire(node)
         port = await wire.start()
         self.addCleanup(wire.close)
         (ann,) = await self.join("ann")

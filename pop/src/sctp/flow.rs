@@ -21,8 +21,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Small parts at once; one more for each so many bytes, and so many a second. Chromium fills a packet to the end with the beginning
 /// of the next message, and what its window has left, however short: while the window is small that makes two or three parts of
-/// fewer than 100 bytes in each packet. At once they are two million of the crate's steps,
-/// and at this rate, with all the others waiting, eight million a second.
+/// fewer than 100 bytes in each packet. At once they are two million of the crate's steps, and at this rate, with all the others
+/// waiting, eight million a second.
 const SMALL_MAX: u32 = 2_048;
 const SMALL_REFILL_LEN: usize = 100;
 
@@ -35,7 +35,7 @@ const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) struct Flow {
     /// Chunks that came and were not read. Those that never will be are in it until an acknowledgement says that nothing waits.
     waiting: u32,
-    /// What our last acknowledgement said.
+    /// What our last acknowledgement said: what the peer knows of its window, too.
     told: Option<Announced>,
     /// Packets without anything new that may come.
     repeats: u32,
@@ -45,8 +45,6 @@ pub(super) struct Flow {
     /// Bytes on the way to the next small part.
     fill_len: usize,
 
-    /// The window as the peer knows it.
-    announced: u32,
     /// Read since.
     read_len: usize,
     /// The newest packet with data.
@@ -63,7 +61,6 @@ impl Flow {
             small: SMALL_MAX,
             refilled_at: now,
             fill_len: 0,
-            announced: WINDOW_LEN as u32,
             read_len: 0,
             newest: None,
         }
@@ -129,7 +126,6 @@ impl Flow {
 
     /// An acknowledgement goes out.
     pub(super) fn note_announced(&mut self, announced: Announced) {
-        self.announced = announced.window;
         self.read_len = 0;
         if announced.window as usize >= WINDOW_LEN {
             self.waiting = 0;
@@ -142,7 +138,8 @@ impl Flow {
     pub(super) fn note_read(&mut self, chunks: usize, len: usize) -> Option<Bytes> {
         self.waiting = self.waiting.saturating_sub(chunks as u32);
         self.read_len += len;
-        if (self.announced as usize) < WINDOW_LEN / 2 && self.read_len >= WINDOW_LEN / 4 {
+        let window = self.told.as_ref().map_or(WINDOW_LEN, |told| told.window as usize);
+        if window < WINDOW_LEN / 2 && self.read_len >= WINDOW_LEN / 4 {
             self.read_len = 0;
             return self.newest.as_ref().and_then(|packet| packet::first_data(packet)).map(Bytes::from);
         }
