@@ -166,6 +166,8 @@ pub struct RemoteParticipant {
     is_away: bool,
     /// When it is gone unless its node is back.
     until: Option<Time>,
+    /// Its node has begun anew and knows nothing of it: only a record brings it back.
+    is_orphan: bool,
     /// The same identity has come to another place later: nobody is shown, or fed, this one.
     pub(crate) is_outdone: bool,
 }
@@ -258,7 +260,7 @@ impl RemoteParticipants {
         if manifest.kind != Kind::Viewer {
             self.identities.entry(manifest.identity.clone()).or_default().insert(key.participant);
         }
-        let participant = RemoteParticipant { key, version, manifest, is_away: false, until, is_outdone: false };
+        let participant = RemoteParticipant { key, version, manifest, is_away: false, until, is_orphan: false, is_outdone: false };
         self.entries.insert(key.participant, Entry { node: key.node, version, state: State::Here(Box::new(participant)) });
         Applied::New
     }
@@ -300,13 +302,27 @@ impl RemoteParticipants {
     /// A node does not answer. Its participants.
     pub(crate) fn lose_node(&mut self, now: Time, grace: Duration, node: u64) -> Vec<ParticipantId> {
         self.away.insert(node);
+        self.lose_people(now, grace, node, false)
+    }
+
+    /// A node has begun anew: those that it had are kept for `grace` all the same, for another one may take them over. Those that were
+    /// here until now.
+    pub(crate) fn orphan_node(&mut self, now: Time, grace: Duration, node: u64) -> Vec<ParticipantId> {
+        self.away.remove(&node);
+        self.lose_people(now, grace, node, true)
+    }
+
+    fn lose_people(&mut self, now: Time, grace: Duration, node: u64, is_orphan: bool) -> Vec<ParticipantId> {
         let mut lost = Vec::new();
-        for participant in self.entries.values_mut().filter_map(Entry::here_mut).filter(|p| p.key.node == node && !p.is_away) {
+        for participant in self.entries.values_mut().filter_map(Entry::here_mut).filter(|p| p.key.node == node) {
+            participant.is_orphan |= is_orphan;
+            if std::mem::replace(&mut participant.is_away, true) {
+                continue;
+            }
             let id = participant.key.participant;
-            if let Some(until) = participant.until {
+            if let Some(until) = participant.until.replace(now + grace) {
                 self.waiting.remove(&(until, id));
             }
-            (participant.is_away, participant.until) = (true, Some(now + grace));
             self.waiting.insert((now + grace, id));
             lost.push(id);
         }
@@ -317,7 +333,7 @@ impl RemoteParticipants {
     pub(crate) fn find_node(&mut self, node: u64) -> Vec<ParticipantId> {
         self.away.remove(&node);
         let mut found = Vec::new();
-        for participant in self.entries.values_mut().filter_map(Entry::here_mut).filter(|p| p.key.node == node) {
+        for participant in self.entries.values_mut().filter_map(Entry::here_mut).filter(|p| p.key.node == node && !p.is_orphan) {
             let id = participant.key.participant;
             if let Some(until) = participant.until.take() {
                 self.waiting.remove(&(until, id));

@@ -390,21 +390,39 @@ fn a_word_of_a_node_that_is_away_ends_that_for_whom_it_is_about_but_not_for_ever
 }
 
 #[test]
-fn participants_of_a_node_that_begins_anew_are_gone_at_once() {
+fn participants_of_a_node_that_begins_anew_are_away_until_the_grace_is_over() {
     let (mut mesh, ..) = bob_is_fed();
     let old = all_of(A, &mesh.nodes[&A].session);
     mesh.node(B, |session, now| session.handle_node_restarted(now, A));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), [], "another node may take her over");
+    assert!(sources(&mesh.nodes[&B].heard.commands).iter().all(Option::is_none));
+    // Whoever is at the node now does not bring back whom it had before.
+    mesh.pass(Duration::from_secs(2));
+    mesh.node(B, |session, now| session.handle_node_away(now, A));
+    mesh.node(B, |session, now| session.handle_node_back(now, A));
+    mesh.pass(Duration::from_millis(2_990));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), []);
+    mesh.pass(Duration::from_millis(20));
     let told = mesh.on(B, |stage| stage.told("bob"));
     assert_eq!(seen(&told), [("ann".into(), MemberState::Disconnected, Some(LeaveReason::ConnectionTimeout))]);
-    assert!(sources(&mesh.nodes[&B].heard.commands).iter().all(Option::is_none));
     let mut older = old[0].clone();
     older.version.counter -= 1;
     mesh.node(B, |session, now| assert_eq!(session.handle_record(now, older), Applied::Stale));
+}
+
+#[test]
+fn who_comes_again_to_a_node_that_has_begun_anew_takes_the_place_of_who_was_there() {
+    let (mut mesh, ..) = bob_is_fed();
+    mesh.node(B, |session, now| session.handle_node_restarted(now, A));
     let mut anew = Stage::on_node(77);
+    anew.pass(Duration::from_secs(1));
     anew.enter("ann");
     let records = all_of(A, &anew.session);
     mesh.node(B, |session, now| assert_eq!(session.handle_record(now, records[0].clone()), Applied::New));
-    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), [("ann".into(), MemberState::Joining, None)]);
+    let told: Vec<_> = seen(&mesh.on(B, |stage| stage.told("bob"))).into_iter().map(|(name, state, _)| (name, state)).collect();
+    assert_eq!(told, [("ann".into(), MemberState::Disconnected), ("ann".into(), MemberState::Joining)]);
+    mesh.pass(Duration::from_secs(6));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), [], "she who was there before is out already");
 }
 
 #[test]

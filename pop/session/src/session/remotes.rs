@@ -53,26 +53,27 @@ impl Session {
 
     /// A node does not answer. Its participants are kept for [`super::Limits::grace`], and nobody is fed by them.
     pub fn handle_node_away(&mut self, now: Time, node: u64) {
-        for id in self.remotes.lose_node(now, self.limits.grace, node) {
-            self.refresh_remote(now, id, self.remotes.find(id).map(describe_remote));
-        }
-        self.feed_sections();
-        self.settle(now);
+        let lost = self.remotes.lose_node(now, self.limits.grace, node);
+        self.show_away(now, lost);
     }
 
     /// A node answers again as what it was. What it has to say comes by itself.
     pub fn handle_node_back(&mut self, now: Time, node: u64) {
-        for id in self.remotes.find_node(node) {
-            self.refresh_remote(now, id, self.remotes.find(id).map(describe_remote));
-        }
-        self.feed_sections();
-        self.settle(now);
+        let found = self.remotes.find_node(node);
+        self.show_away(now, found);
     }
 
-    /// A node has begun anew and knows nothing of what it was: its participants are gone. To be called before its new records come.
+    /// A node has begun anew and knows nothing of what it was. Its participants are kept for [`super::Limits::grace`], as those of a node
+    /// that is away: another one may take them over. To be called before its new records come.
     pub fn handle_node_restarted(&mut self, now: Time, node: u64) {
-        for id in self.remotes.find_node(node) {
-            self.end_remote(now, id);
+        let lost = self.remotes.orphan_node(now, self.limits.grace, node);
+        self.show_away(now, lost);
+    }
+
+    /// These are away, or not any longer.
+    fn show_away(&mut self, now: Time, changed: Vec<ParticipantId>) {
+        for id in changed {
+            self.refresh_remote(now, id, self.remotes.find(id).map(describe_remote));
         }
         self.feed_sections();
         self.settle(now);
