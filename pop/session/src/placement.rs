@@ -1,4 +1,33 @@
-//! Which worker takes a client. Pure: the owner tells the loads, the choice is the return value.
+//! Which node and which worker take a client. Pure: the owner tells what there is, the choice is the return value.
+
+use std::cmp::Reverse;
+
+use pop_schemas::{NodeId, SessionId};
+
+/// Nodes that watch a session though nobody of it need be there: the first of its [`rank`]. Clients go to the first two of them (one
+/// holds a client's socket, another its transport), so when one of these dies the next that takes its people knows them already.
+pub const KEEPERS: usize = 3;
+
+/// `nodes` in the order in which they take the people of `session`: by highest random weight, so that all nodes of a PoP agree without a
+/// word, sessions spread, and a node that comes or goes changes nobody else's place in the order.
+pub fn rank(session: &SessionId, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
+    let mut ranked: Vec<_> = nodes.into_iter().collect();
+    let seed = session.as_str().bytes().fold(FNV_OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME));
+    ranked.sort_by_key(|node| (Reverse(mix(seed ^ mix(node.0))), *node));
+    ranked.dedup();
+    ranked
+}
+
+// FNV-1a of 64 bits: all releases must agree on it.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+/// The finalizer of SplitMix64: each bit of the input changes half of the output's.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
 
 /// What a client takes of a worker's plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +136,32 @@ mod tests {
             used: Claim { transports, tracks: 0, subscriptions: 2 * transports },
             plan: Claim { transports: plan, tracks: 1, subscriptions },
         }
+    }
+
+    fn session(n: u32) -> SessionId {
+        SessionId::new(&format!("room {n}")).expect("a name")
+    }
+
+    #[test]
+    fn a_node_that_goes_moves_nobody_else() {
+        let nodes = || (1..=5).map(NodeId);
+        let mut firsts = [0; 5];
+        for n in 0..10_000 {
+            let all = rank(&session(n), nodes());
+            assert_eq!(rank(&session(n), nodes().rev()), all, "the order of what is asked does not matter");
+            firsts[all[0].0 as usize - 1] += 1;
+            let without = rank(&session(n), nodes().filter(|node| *node != all[1]));
+            assert_eq!(without, [all[0], all[2], all[3], all[4]]);
+        }
+        assert!(firsts.iter().all(|first| (1_850..2_150).contains(first)), "{firsts:?} of 10,000 sessions");
+    }
+
+    #[test]
+    fn all_releases_rank_alike() {
+        let ranked = |name: &str| {
+            rank(&SessionId::new(name).expect("a name"), (1..=4).map(NodeId)).into_iter().map(|node| node.0).collect::<Vec<_>>()
+        };
+        assert_eq!([ranked("demo"), ranked("studio 1"), ranked("Straße 7")], [[4, 3, 1, 2], [1, 4, 2, 3], [4, 3, 2, 1]]);
     }
 
     #[test]
