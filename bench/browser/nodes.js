@@ -46,6 +46,7 @@ state_dir = "${out}/state"
 listen = ["${address}:7447"]
 connect = ${JSON.stringify(others)}
 [mesh]
+split = false
 listen = "${address}:7890"
 ca = "${out}/ca.pem"
 cert = "${out}/node.pem"

@@ -57,6 +57,7 @@ state_dir = "{out}/state"
 listen = ["{address}:{BUS_PORT}"]
 connect = {others}
 [mesh]
+split = false
 listen = "{address}:{MESH_PORT}"
 ca = "{out}/ca.pem"
 cert = "{out}/node.pem"

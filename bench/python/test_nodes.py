@@ -58,6 +58,7 @@ state_dir = "{out}/state"
 listen = ["127.0.0.1:{bus[name]}"]
 connect = {others}
 [mesh]
+split = false
 listen = "127.0.0.1:{mesh[name]}"
 relay_port = 0
 ca = "{out}/ca.pem"

@@ -23,6 +23,7 @@ use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId, TransportId};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
+use pop_session::placement;
 use pop_session::presence::LocalRecord;
 use pop_session::session::Abroad;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -82,6 +83,9 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(30);
 const PROOF_TRIES: usize = 5;
 /// Between two of these.
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Permille of what it can do that a node does when it gets no more people of other nodes' clients.
+const FULL: u16 = 900;
 
 /// How long the last records of a node that stops may take to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -145,8 +149,9 @@ enum Request {
     LinkKeysUsed {
         link: LinkId,
     },
-    Locate {
-        origin: u32,
+    Way {
+        goal: Goal,
+        failed: Vec<NodeId>,
         reply: oneshot::Sender<Option<(Mesh, Elsewhere)>>,
     },
     /// What others know of this node may have changed.
@@ -176,6 +181,17 @@ enum Request {
     },
 }
 
+/// What a client wants of the PoP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// A transport in a session.
+    Join(SessionId),
+    /// Something with an id that begins so.
+    Origin(u32),
+    /// To be again who it was.
+    Member { session: SessionId, participant: ParticipantId },
+}
+
 /// The handle: cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
@@ -200,12 +216,14 @@ impl Cluster {
         record: NodeRecord,
         bus: Option<(Bus, BusEvents)>,
         mesh: Option<(Mesh, mpsc::Receiver<MeshEvent>)>,
+        splits: bool,
     ) -> Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
         let (mesh, mesh_events) = mesh.unzip();
         let state = State {
             shared,
+            splits,
             record,
             bus,
             mesh,
@@ -289,10 +307,10 @@ impl Cluster {
         let _ = tokio::time::timeout(LEAVE_TIMEOUT, answer).await;
     }
 
-    /// The node of this PoP whose ids begin with `origin`, when it lives and takes links, and the way there.
-    pub(crate) async fn locate(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
+    /// The other node that is to answer what a client wants here, and the way there; never one of `failed`. `None`: this one is.
+    pub(crate) async fn way(&self, goal: &Goal, failed: &[NodeId]) -> Option<(Mesh, Elsewhere)> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Request::Locate { origin, reply });
+        self.tell(Request::Way { goal: goal.clone(), failed: failed.to_vec(), reply });
         answer.await.ok()?
     }
 
@@ -391,6 +409,8 @@ struct Want {
 
 struct State {
     shared: Weak<Shared>,
+    /// Clients get their transports on another node than their sockets.
+    splits: bool,
     /// What others know of this node.
     record: NodeRecord,
     bus: Option<Bus>,
@@ -579,7 +599,7 @@ impl State {
             Request::Order { session, wish, reply } => self.give_order(session, wish, reply),
             Request::Obeyed { node, done } => self.send(node, Message::Done(done)),
             // Who asked may be gone.
-            Request::Locate { origin, reply } => drop(reply.send(self.locate(origin))),
+            Request::Way { goal, failed, reply } => drop(reply.send(self.way(&goal, &failed))),
             Request::Describe { reply } => drop(reply.send(self.describe())),
             Request::Proved { theirs, is_so } => {
                 self.is_proving = false;
@@ -1174,6 +1194,9 @@ impl State {
     }
 
     fn tell_rooms(&mut self, node: NodeId, fate: NodeFate) {
+        if let Some(mesh) = self.mesh.as_ref().filter(|_| fate != NodeFate::Back) {
+            mesh.lose(node);
+        }
         if fate == NodeFate::Restarted {
             self.rooms.values_mut().for_each(|watched| drop(watched.nodes.remove(&node)));
         }
@@ -1182,12 +1205,49 @@ impl State {
         }
     }
 
-    /// The upper half of a start's nonce begins all ids of that start.
-    fn locate(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
-        let gave_out = |of: &&Node| of.is_up() && of.record.incarnation.nonce >> 32 == u64::from(origin);
-        let record = &self.nodes.values().find(gave_out)?.record;
-        let name = NodeName::new(&record.name, &record.pop).ok().filter(|name| name.id() == record.node)?;
+    /// The nodes of this PoP that live, this one too, in the order in which they take the session's people.
+    fn rank(&self, session: &SessionId) -> Vec<NodeId> {
+        let up = self.nodes.values().filter(|of| of.is_up()).map(|of| of.record.node);
+        placement::rank(session, up.chain([self.record.node]))
+    }
+
+    fn way(&self, goal: &Goal, failed: &[NodeId]) -> Option<(Mesh, Elsewhere)> {
+        let node = match goal {
+            Goal::Join(session) if self.splits => self.host(session, failed)?,
+            Goal::Join(_) => return None,
+            Goal::Origin(origin) => self.origin(*origin)?,
+            Goal::Member { session, participant } => {
+                let owner = self.owner(session, *participant).or_else(|| self.origin((participant.0 >> 32) as u32));
+                owner.or_else(|| self.host(session, failed))?
+            }
+        };
+        let record = &self.nodes.get(&node)?.record;
+        let name = NodeName::new(&record.name, &record.pop).ok().filter(|name| name.id() == node)?;
         Some((self.mesh.clone()?, Elsewhere { name, address: record.mesh? }))
+    }
+
+    /// Where people of the session whose sockets are here get their transports: the first of its rank that has a place, but this one.
+    fn host(&self, session: &SessionId, failed: &[NodeId]) -> Option<NodeId> {
+        let has_place = |node: &NodeId| {
+            let fits = |of: &Node| !of.record.draining && of.record.load < FULL && of.record.mesh.is_some();
+            self.links.contains_key(node) && !failed.contains(node) && self.nodes.get(node).is_some_and(fits)
+        };
+        self.rank(session).into_iter().find(has_place)
+    }
+
+    /// Whose people it is among. Of two, one has taken it over from the other.
+    fn owner(&self, session: &SessionId, participant: ParticipantId) -> Option<NodeId> {
+        let known = &self.rooms.get(session)?.nodes;
+        let owners =
+            known.iter().filter(|(node, known)| known.people.contains(&participant) && self.nodes.get(node).is_some_and(Node::is_up));
+        let origin = self.origin((participant.0 >> 32) as u32);
+        owners.map(|(node, _)| *node).min_by_key(|node| Some(*node) == origin)
+    }
+
+    /// The upper half of a start's nonce begins all ids of that start.
+    fn origin(&self, origin: u32) -> Option<NodeId> {
+        let gave_out = |of: &&Node| of.is_up() && of.record.incarnation.nonce >> 32 == u64::from(origin);
+        Some(self.nodes.values().find(gave_out)?.record.node)
     }
 
     fn describe(&self) -> Description {

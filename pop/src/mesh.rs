@@ -14,6 +14,7 @@ mod accept;
 mod carry;
 mod counters;
 mod dial;
+mod frames;
 mod identity;
 mod link;
 mod name;
@@ -31,7 +32,7 @@ use pop_relay::control::{self, Data, Hello, Message};
 use pop_schemas::{Incarnation, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -295,7 +296,7 @@ impl Mesh {
     /// Dials this node no longer, and ends its link.
     pub fn forget(&self, node: NodeId) {
         let mut table = self.0.shared.table();
-        table.handshakes.remove(&node);
+        table.ways.remove(&node);
         if let Some(dialer) = table.dialers.remove(&node) {
             dialer.task.abort();
         }
@@ -423,8 +424,8 @@ struct Table {
     claims: HashSet<NodeId>,
     /// Of [`Mesh::dial`].
     dialers: HashMap<NodeId, Dialer>,
-    /// Turns of connections that carry clients' requests, by where they go.
-    handshakes: HashMap<NodeId, Arc<Semaphore>>,
+    /// Of connections that carry clients' requests.
+    ways: HashMap<NodeId, Arc<carry::Way>>,
     next_link: u64,
 }
 

@@ -30,7 +30,7 @@ use pop_proto::Command;
 use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
 use pop_relay::control::{Action, Order, Outcome};
-use pop_schemas::{Incarnation, NodeId, SessionId};
+use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::member::{AdminRequest, Enter, Resume, RoomInfo};
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError, VideoGrant};
@@ -48,7 +48,7 @@ pub(crate) use spread::RemoteTrack;
 
 use crate::backend::{self, Choice};
 use crate::bus::{Bus, BusCounters, BusSettings, NodeRecord};
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Goal};
 use crate::config::{Backend, Config};
 use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
@@ -302,7 +302,7 @@ impl Node {
         if let Some((bus, _)) = &bus {
             bus.put_node(record.clone());
         }
-        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh);
+        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.mesh.split);
         // A node joins once.
         let _ = shared.cluster.set(cluster);
         Ok(joined)
@@ -342,9 +342,20 @@ impl Node {
         self.shared.cluster.get().is_some()
     }
 
-    /// The other node of the PoP that gave out ids with this upper half, when it lives, and the way there.
-    pub(crate) async fn elsewhere(&self, origin: u32) -> Option<(Mesh, Elsewhere)> {
-        self.shared.cluster.get()?.locate(origin).await
+    /// The other node of the PoP that is to answer what a client wants, and the way there; never one of `failed`. `None`: this one is.
+    pub(crate) async fn way(&self, goal: &Goal, failed: &[NodeId]) -> Option<(Mesh, Elsewhere)> {
+        if let Goal::Member { session, participant } = goal
+            && self.has_member(session, *participant).await
+        {
+            return None;
+        }
+        self.shared.cluster.get()?.way(goal, failed).await
+    }
+
+    async fn has_member(&self, session: &SessionId, participant: ParticipantId) -> bool {
+        let Some(room) = self.shared.directory.find(session).await else { return false };
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::FindMember { participant, reply }).is_ok() && answer.await.is_ok_and(|found| found.is_some())
     }
 
     /// Random bytes for passwords and identifiers.

@@ -43,6 +43,8 @@ pub struct MeshConfig {
     pub cert: Option<PathBuf>,
     /// Its private key, PEM.
     pub key: Option<PathBuf>,
+    /// Clients get their transports on another node of the PoP than the one that holds their sockets.
+    pub split: bool,
     /// A packet that is later than this at the other node is not sent again.
     #[serde(deserialize_with = "value::duration::<_, 20, 2_000>")]
     pub playout: Duration,
@@ -50,7 +52,16 @@ pub struct MeshConfig {
 
 impl Default for MeshConfig {
     fn default() -> Self {
-        Self { listen: None, peers: Vec::new(), relay_port: 11_000, ca: None, cert: None, key: None, playout: Duration::from_millis(150) }
+        Self {
+            listen: None,
+            peers: Vec::new(),
+            relay_port: 11_000,
+            ca: None,
+            cert: None,
+            key: None,
+            split: true,
+            playout: Duration::from_millis(150),
+        }
     }
 }
 

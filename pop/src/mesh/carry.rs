@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{ConnectInfo, Request};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use http_body_util::Full;
@@ -25,9 +25,10 @@ use tokio_rustls::client::TlsStream as ClientStream;
 use tokio_rustls::server::TlsStream;
 
 use super::counters::Carry;
+use super::frames::Frames;
 use super::identity::server_name;
 use super::{Mesh, NodeName, PROOF_TIMEOUT, Shared};
-use crate::serve::{self, BODY_LEN_MAX, Place};
+use crate::serve::{self, Place};
 
 /// What such a connection speaks.
 pub(super) const PROTOCOL: &[u8] = b"pop-http/1";
@@ -40,6 +41,9 @@ const HANDSHAKES_MAX: usize = 8;
 
 /// Longest answer that is no change of protocol, in bytes.
 const ANSWER_LEN_MAX: usize = 1 << 20;
+
+/// Longest that a node may take for an answer, handshake apart.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A node says something on every socket more often than this; one that does not is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
@@ -63,12 +67,17 @@ pub struct Elsewhere {
     pub address: SocketAddr,
 }
 
+/// What connects this node's clients with another node.
+pub(super) struct Way {
+    /// Turns of those that connect.
+    turns: Semaphore,
+    /// Changes when the node is lost.
+    lost: watch::Sender<()>,
+}
+
 /// Why a request was not carried.
 #[derive(Debug, thiserror::Error)]
 pub enum CarryError {
-    /// The client's own body is longer than one may be, or did not come.
-    #[error("the body is longer than {BODY_LEN_MAX} bytes, or did not come")]
-    Body,
     /// It cannot be reached, or is not who it should be.
     #[error("the node that has this cannot be reached: try again in 1 s")]
     Unreachable,
@@ -83,7 +92,6 @@ pub enum CarryError {
 impl CarryError {
     fn counted_as(&self) -> Carry {
         match self {
-            CarryError::Body => Carry::Body,
             CarryError::Unreachable => Carry::Unreachable,
             CarryError::Unsupported => Carry::Unsupported,
             CarryError::Unanswered => Carry::Unanswered,
@@ -117,19 +125,32 @@ impl Mesh {
         Answering(Arc::clone(shared))
     }
 
-    /// Carries a client's request to `there` and its answer back; after a change of protocol everything, both ways, to the end.
+    /// Carries a client's request to `there` and its answer back; after a change of protocol everything, both ways, to the end. Where it is
+    /// the other node that ends, unasked, a client with a WebSocket is told `farewell`, a binary message, and that its socket ends.
     ///
     /// # Errors
     ///
     /// [`CarryError`]; the client may try again.
-    pub async fn carry(&self, there: &Elsewhere, request: Request) -> Result<Response, CarryError> {
-        let outcome = carry(&self.0.shared, there, request).await;
+    pub async fn carry(&self, there: &Elsewhere, request: Request<Bytes>, farewell: Bytes) -> Result<Response, CarryError> {
+        let shared = &self.0.shared;
+        let mut lost = shared.way(there.name.id()).lost.subscribe();
+        let outcome = tokio::select! {
+            outcome = carry(shared, there, request, farewell) => outcome,
+            _ = lost.changed() => Err(CarryError::Unreachable),
+        };
         self.0.shared.counters.carry(outcome.as_ref().map_or_else(CarryError::counted_as, |_| Carry::Carried));
         outcome
     }
+
+    /// `node` is dead: what it was asked for clients is asked no longer, and whose sockets go there hear of it.
+    pub fn lose(&self, node: NodeId) {
+        if let Some(way) = self.0.shared.table().ways.get(&node) {
+            way.lost.send_replace(());
+        }
+    }
 }
 
-async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request) -> Result<Response, CarryError> {
+async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request<Bytes>, farewell: Bytes) -> Result<Response, CarryError> {
     let ours = request.extensions_mut().remove::<OnUpgrade>();
     let place = request.extensions().get::<Arc<Place>>().cloned();
     request.headers_mut().remove(CLIENT);
@@ -137,23 +158,21 @@ async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request) ->
     if let Some(client) = client.and_then(|client| HeaderValue::try_from(client).ok()) {
         request.headers_mut().insert(CLIENT, client);
     }
-    // A client that is slow with its body holds no place at the other node.
-    let (head, body) = request.into_parts();
-    let body = to_bytes(body, BODY_LEN_MAX).await.map_err(|_| CarryError::Body)?;
+    let lost = shared.way(there.name.id()).lost.subscribe();
     let stream = connect(shared, there).await?;
     let handshake = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|_| CarryError::Unreachable)?;
     // It ends when the request is answered, or hands over what follows a change of protocol.
     shared.spawn(async move { drop(connection.with_upgrades().await) });
-    let request = Request::from_parts(head, Full::new(body));
-    let mut response = sender.send_request(request).await.map_err(|_| CarryError::Unanswered)?;
+    let answer = timeout(ANSWER_TIMEOUT, sender.send_request(request.map(Full::new))).await;
+    let mut response = answer.map_err(|_| CarryError::Unanswered)?.map_err(|_| CarryError::Unanswered)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (ours, theirs) = (ours.ok_or(CarryError::Unanswered)?, hyper::upgrade::on(&mut response));
         let (stop, shared_too) = (shared.answers().as_ref().map(|answers| answers.stop.clone()), Arc::clone(shared));
         shared.spawn(async move {
             if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
                 shared_too.counters.joined(1);
-                join(ours, theirs, stop).await;
+                join(ours, theirs, stop, lost, farewell).await;
                 shared_too.counters.joined(-1);
             }
             // The client's place among the connections of its address is taken as long as it talks.
@@ -167,8 +186,8 @@ async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request) ->
 }
 
 async fn connect(shared: &Shared, there: &Elsewhere) -> Result<ClientStream<TcpStream>, CarryError> {
-    let turns = shared.handshakes(there.name.id());
-    let _turn = turns.acquire().await.map_err(|_| CarryError::Unreachable)?;
+    let way = shared.way(there.name.id());
+    let _turn = way.turns.acquire().await.map_err(|_| CarryError::Unreachable)?;
     let connecting = async {
         let stream = TcpStream::connect(there.address).await?;
         stream.set_nodelay(true)?;
@@ -182,8 +201,8 @@ async fn connect(shared: &Shared, there: &Elsewhere) -> Result<ClientStream<TcpS
     Ok(stream)
 }
 
-/// Carries both ways until either end hangs up, the node says nothing any longer, or this one stops.
-async fn join(ours: Upgraded, theirs: Upgraded, stop: Option<watch::Receiver<bool>>) {
+/// Carries both ways until either end hangs up, the node says nothing any longer or is lost, or this one stops.
+async fn join(ours: Upgraded, theirs: Upgraded, stop: Option<watch::Receiver<bool>>, mut lost: watch::Receiver<()>, farewell: Bytes) {
     let (mut ours_in, mut ours_out) = split(TokioIo::new(ours));
     let (mut theirs_in, mut theirs_out) = split(TokioIo::new(theirs));
     let stopped = async {
@@ -192,26 +211,37 @@ async fn join(ours: Upgraded, theirs: Upgraded, stop: Option<watch::Receiver<boo
             None => std::future::pending().await,
         }
     };
+    let mut frames = Frames::default();
     // Nobody is left to be told of an error.
-    tokio::select! {
-        _ = copy(&mut ours_in, &mut theirs_out) => {}
-        () = copy_lively(&mut theirs_in, &mut ours_out) => {}
-        () = stopped => {}
-    }
-    let _ = timeout(CLOSE_TIMEOUT, async { tokio::join!(theirs_out.shutdown(), ours_out.shutdown()) }).await;
+    let has_hung_up = tokio::select! {
+        copied = copy(&mut ours_in, &mut theirs_out) => copied.is_ok(),
+        () = copy_lively(&mut theirs_in, &mut ours_out, &mut frames) => false,
+        _ = lost.changed() => false,
+        () = stopped => false,
+    };
+    let ending = async {
+        if let Some(end) = frames.end(&farewell).filter(|_| !has_hung_up) {
+            let _ = ours_out.write_all(&end).await;
+        }
+        tokio::join!(theirs_out.shutdown(), ours_out.shutdown())
+    };
+    let _ = timeout(CLOSE_TIMEOUT, ending).await;
 }
 
-async fn copy_lively(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {
+async fn copy_lively(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), frames: &mut Frames) {
     let mut bytes = vec![0; 8 << 10];
     while let Ok(Ok(len @ 1..)) = timeout(SILENCE_MAX, from.read(&mut bytes)).await {
+        // Whoever is cut off in between has an end of a frame to wait for that does not come.
+        frames.begin();
         if to.write_all(&bytes[..len]).await.is_err() || to.flush().await.is_err() {
             return;
         }
+        frames.pass(&bytes[..len]);
     }
 }
 
 /// Marks a carried request, and gives it the address of its client.
-async fn unpack(mut request: Request, next: Next) -> Response {
+async fn unpack(mut request: Request<Body>, next: Next) -> Response {
     let client = request.headers_mut().remove(CLIENT);
     if let Some(client) = client.and_then(|client| client.to_str().ok()?.parse::<SocketAddr>().ok()) {
         request.extensions_mut().insert(ConnectInfo(client));
@@ -234,9 +264,8 @@ pub(super) async fn answer(shared: &Shared, stream: Box<TlsStream<TcpStream>>) {
 }
 
 impl Shared {
-    /// Turns of those that connect to `node` for clients.
-    fn handshakes(&self, node: NodeId) -> Arc<Semaphore> {
-        let mut table = self.table();
-        Arc::clone(table.handshakes.entry(node).or_insert_with(|| Arc::new(Semaphore::new(HANDSHAKES_MAX))))
+    fn way(&self, node: NodeId) -> Arc<Way> {
+        let way = || Arc::new(Way { turns: Semaphore::new(HANDSHAKES_MAX), lost: watch::Sender::new(()) });
+        Arc::clone(self.table().ways.entry(node).or_insert_with(way))
     }
 }

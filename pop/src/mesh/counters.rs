@@ -94,8 +94,6 @@ impl Refusal {
 pub enum Carry {
     /// It was carried to the node that has it, and answered there.
     Carried,
-    /// Its body is too long, or did not come.
-    Body,
     /// The other node cannot be reached.
     Unreachable,
     /// The other node answers its own clients alone.
@@ -110,14 +108,12 @@ pub enum Carry {
 
 impl Carry {
     /// All, in the order of their counters.
-    pub const ALL: [Carry; 7] =
-        [Carry::Carried, Carry::Body, Carry::Unreachable, Carry::Unsupported, Carry::Unanswered, Carry::Answered, Carry::Full];
+    pub const ALL: [Carry; 6] = [Carry::Carried, Carry::Unreachable, Carry::Unsupported, Carry::Unanswered, Carry::Answered, Carry::Full];
 
     /// As metrics say it.
     pub const fn label(self) -> &'static str {
         match self {
             Carry::Carried => "carried",
-            Carry::Body => "body",
             Carry::Unreachable => "unreachable",
             Carry::Unsupported => "unsupported",
             Carry::Unanswered => "unanswered",

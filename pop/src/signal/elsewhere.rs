@@ -1,57 +1,98 @@
-//! Clients whose transport is on another node of the PoP: this node is their proxy (DESIGN 8). Which node it is, an id tells: all that
-//! one start of a node gives out begin with the same 32 bits.
+//! Clients whose transport is on another node of the PoP: this node is their proxy (DESIGN 8). Who comes newly gets its transport on
+//! another node than its socket, so that one of the two is there to act when the other dies. What names an id goes to the node that has it:
+//! all ids that one start of a node gives out begin with the same 32 bits, and who was taken over is where the room's records say.
 
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, RETRY_AFTER};
+use axum::http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, RETRY_AFTER};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use pop_session::token::Access;
+use tokio::time::{Instant, sleep};
 
 use super::livekit;
+use crate::cluster::Goal;
 use crate::mesh::{Carried, CarryError};
 use crate::node::Node;
+use crate::serve::BODY_LEN_MAX;
 
 /// Digits of a resource's name that tell whose it is.
 pub(super) const ORIGIN_DIGITS: usize = 8;
 
-/// Carries a request to the node that has what it names; answers it here when that is this node, or none that is known.
+/// How long a client whose node does not answer waits for the word that this is dead, before it is told to come again.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often the word is looked for.
+const VERDICT_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Carries a request to the node that is to answer it; answers it here when that is this node, or none that is known.
 pub(super) async fn carry(State(node): State<Node>, request: Request, next: Next) -> Response {
     if !node.has_others() || request.extensions().get::<Carried>().is_some() {
         return next.run(request).await;
     }
-    let is_trusted = |token: &str| node.verify_token(token).is_ok();
-    let origin = origin_of(&request, is_trusted).filter(|origin| *origin != node.origin());
-    let there = match origin {
-        Some(origin) => node.elsewhere(origin).await,
-        None => None,
+    let goal = goal_of(&request, |token| node.verify_token(token).ok());
+    let Some(goal) = goal else { return next.run(request).await };
+    let Some(mut way) = node.way(&goal, &[]).await else { return next.run(request).await };
+    // A client that is slow with its body holds no place at the other node.
+    let (head, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_LEN_MAX).await else {
+        let problem = format!("the body is longer than {BODY_LEN_MAX} bytes, or did not come\n");
+        return (StatusCode::PAYLOAD_TOO_LARGE, [(ACCESS_CONTROL_ALLOW_ORIGIN, "*")], problem).into_response();
     };
-    let Some((mesh, there)) = there else { return next.run(request).await };
-    match mesh.carry(&there, request).await {
-        Ok(response) => response,
-        Err(error) => {
-            let status = match error {
-                CarryError::Body => StatusCode::PAYLOAD_TOO_LARGE,
-                CarryError::Unsupported => StatusCode::BAD_GATEWAY,
-                CarryError::Unreachable | CarryError::Unanswered => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            (status, [(ACCESS_CONTROL_ALLOW_ORIGIN, "*"), (RETRY_AFTER, "1")], format!("{error}\n")).into_response()
+    let (deadline, mut failed) = (Instant::now() + VERDICT_TIMEOUT, Vec::new());
+    loop {
+        let (mesh, there) = way;
+        let error = match mesh.carry(&there, Request::from_parts(head.clone(), body.clone()), livekit::farewell()).await {
+            Ok(response) => return response,
+            Err(error) => error,
+        };
+        tracing::debug!(node = ?there.name, %error, "a client's request goes another way");
+        match goal {
+            // Any node will do.
+            Goal::Join(_) => failed.push(there.name.id()),
+            // Another one takes it over as soon as it is known that this one is dead.
+            Goal::Member { .. } if !matches!(error, CarryError::Unsupported) && Instant::now() < deadline => sleep(VERDICT_INTERVAL).await,
+            Goal::Member { .. } | Goal::Origin(_) => return refuse(&error),
+        }
+        match node.way(&goal, &failed).await {
+            Some(other) => way = other,
+            None => return next.run(Request::from_parts(head, Body::from(body))).await,
         }
     }
 }
 
-/// Who gave out the id that a request names. What a client says of itself is looked at when its token is trusted.
-fn origin_of(request: &Request, is_trusted: impl FnOnce(&str) -> bool) -> Option<u32> {
+fn refuse(error: &CarryError) -> Response {
+    let status = match error {
+        CarryError::Unsupported => StatusCode::BAD_GATEWAY,
+        CarryError::Unreachable | CarryError::Unanswered => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, [(ACCESS_CONTROL_ALLOW_ORIGIN, "*"), (RETRY_AFTER, "1")], format!("{error}\n")).into_response()
+}
+
+/// What a request wants that another node may have to answer. What a client says of itself is looked at when its token is trusted.
+fn goal_of(request: &Request, verify: impl FnOnce(&str) -> Option<Access>) -> Option<Goal> {
     let mut segments = request.uri().path().strip_prefix('/')?.split('/');
     match (segments.next()?, segments.next()?, segments.next(), segments.next()) {
+        ("whip" | "whep", _, None, None) | (_, "whip" | "whep", None, None) if request.method() == Method::POST => {
+            let token = request.headers().get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
+            livekit::room_of(&verify(token)?).map(Goal::Join)
+        }
         // What may be asked of a resource is the same everywhere.
         ("whip" | "whep", _, Some(_), None) if request.method() == Method::OPTIONS => None,
         ("whip" | "whep", _, Some(resource), None) => {
             let digits = resource.get(..ORIGIN_DIGITS)?;
             let is_ours = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            is_ours.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
+            is_ours.then(|| u32::from_str_radix(digits, 16).ok()).flatten().map(Goal::Origin)
         }
         ("rtc", "v1", None | Some("validate"), None) => {
-            livekit::resumes(request.uri().query()?, request.headers(), is_trusted).map(|participant| (participant.0 >> 32) as u32)
+            let (session, returning) = livekit::wants(request.uri().query()?, request.headers(), verify)?;
+            Some(match returning {
+                Some(participant) => Goal::Member { session, participant },
+                None => Goal::Join(session),
+            })
         }
         _ => None,
     }
@@ -59,20 +100,53 @@ fn origin_of(request: &Request, is_trusted: impl FnOnce(&str) -> bool) -> Option
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use pop_schemas::{ParticipantId, SessionId};
+    use pop_session::token::{Claims, VideoGrant, sign, verify};
 
     use super::*;
 
-    fn origin(method: &str, uri: &str) -> Option<u32> {
-        origin_of(&Request::builder().method(method).uri(uri).body(Body::empty()).expect("a request"), |token| token == "good")
+    const SECRET: &[u8] = b"a secret of thirty-two characters";
+
+    fn token() -> String {
+        let video = VideoGrant { room: Some("demo".to_owned()), room_join: true, ..VideoGrant::default() };
+        sign(&Claims { iss: "key".to_owned(), sub: "alice".to_owned(), exp: 10, video, ..Claims::default() }, SECRET).expect("a token")
+    }
+
+    /// What is wanted with that token in the place of `TOKEN`.
+    fn goal(method: &str, uri: &str, authorization: &str) -> Option<Goal> {
+        let request = Request::builder().method(method).uri(uri.replace("TOKEN", &token()));
+        let request = request.header(AUTHORIZATION, authorization.replace("TOKEN", &token())).body(Body::empty()).expect("a request");
+        goal_of(&request, |token| verify(token, 1, |_| Some(SECRET)).ok())
+    }
+
+    fn demo() -> SessionId {
+        SessionId::new("demo").expect("a name")
     }
 
     #[test]
     fn an_id_tells_whose_it_is() {
-        assert_eq!(origin("PATCH", "/whip/room/0012abcd00ff"), Some(0x12_abcd));
-        assert_eq!(origin("DELETE", "/whep/a%20room/7fffffff"), Some(0x7fff_ffff));
-        assert_eq!(origin("GET", "/rtc/v1?access_token=good&reconnect=1&sid=PA_0012abcd00000007"), Some(0x12_abcd));
-        assert_eq!(origin("GET", "/rtc/v1/validate?access_token=good&reconnect=true&sid=PA_0012abcd00000007"), Some(0x12_abcd));
+        assert_eq!(goal("PATCH", "/whip/room/0012abcd00ff", ""), Some(Goal::Origin(0x12_abcd)));
+        assert_eq!(goal("DELETE", "/whep/a%20room/7fffffff", ""), Some(Goal::Origin(0x7fff_ffff)));
+        let back = Some(Goal::Member { session: demo(), participant: ParticipantId(0x12_abcd_0000_0007) });
+        assert_eq!(goal("GET", "/rtc/v1?access_token=TOKEN&reconnect=1&sid=PA_0012abcd00000007", ""), back);
+        assert_eq!(goal("GET", "/rtc/v1/validate?reconnect=true&sid=PA_0012abcd00000007", "Bearer TOKEN"), back);
+    }
+
+    #[test]
+    fn who_comes_newly_wants_a_place_in_the_room_of_its_token() {
+        let join = Some(Goal::Join(demo()));
+        for path in ["/whip/demo", "/demo/whip", "/whep/demo", "/demo/whep"] {
+            assert_eq!(goal("POST", path, "Bearer TOKEN"), join, "{path}");
+            assert_eq!(goal("GET", path, "Bearer TOKEN"), None, "{path}");
+            assert_eq!(goal("POST", path, "Bearer of news"), None, "{path}");
+        }
+        for uri in [
+            "/rtc/v1?access_token=TOKEN",
+            "/rtc/v1?access_token=TOKEN&reconnect=0&sid=PA_0012abcd00000007",
+            "/rtc/v1?access_token=TOKEN&sid=PA_12",
+        ] {
+            assert_eq!(goal("GET", uri, ""), join, "{uri}");
+        }
     }
 
     #[test]
@@ -85,18 +159,15 @@ mod tests {
             "/whip/room/0012ABCD",
             "/whip/room/%30012abcd",
             "/whip/room/0012abcd/more",
-            "/rtc/v1?access_token=good&reconnect=0&sid=PA_0012abcd00000007",
             "/rtc/v1?access_token=bad&reconnect=1&sid=PA_0012abcd00000007",
             "/rtc/v1?reconnect=1&sid=PA_0012abcd00000007",
-            "/rtc/v1?access_token=good&sid=PA_0012abcd00000007",
-            "/rtc/v1?access_token=good&reconnect=1&sid=PA_12",
-            "/rtc/v1?access_token=good&join_request=%00",
+            "/rtc/v1?access_token=bad",
             "/rtc/v1",
             "/demo",
             "/",
         ] {
-            assert_eq!(origin("GET", uri), None, "{uri}");
+            assert_eq!(goal("GET", uri, ""), None, "{uri}");
         }
-        assert_eq!(origin("OPTIONS", "/whip/room/0012abcd00ff"), None);
+        assert_eq!(goal("OPTIONS", "/whip/room/0012abcd00ff", "Bearer TOKEN"), None);
     }
 }

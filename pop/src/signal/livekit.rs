@@ -24,6 +24,7 @@ mod wire;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Query, RawQuery, State, WebSocketUpgrade};
 use axum::http::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION};
 use axum::http::{HeaderMap, StatusCode};
@@ -31,10 +32,14 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, extract};
-use pop_schemas::ParticipantId;
+use livekit_protocol as proto;
+use pop_schemas::{ParticipantId, SessionId};
+use pop_session::member::{LeaveAction, LeaveReason};
 use pop_session::token::{Access, GrantError, TokenError};
+use prost::Message as _;
 
-use self::join::{JoinError, room_of};
+use self::join::JoinError;
+use self::response::leave;
 use self::socket::Context;
 use super::endpoint::open_to_all_origins;
 use super::sdp::Bounds;
@@ -44,6 +49,7 @@ use crate::serve::Place;
 
 pub use self::counters::{Refused, SignalCounters};
 pub use self::digest::{Digest, digest_join_request, digest_message, digest_offer};
+pub(super) use self::join::room_of;
 
 /// Longest message of a client, in bytes: an offer, and the offer and the answer that a resume brings.
 const MESSAGE_LEN_MAX: usize = 2 * Bounds::MEMBER.len;
@@ -158,10 +164,20 @@ async fn connect(
         .on_upgrade(move |frames| socket::serve(context, frames, access, joined, place.map(|Extension(place)| place)))
 }
 
-/// Who a client that comes by `query` was before, when it says that it is back and its token is trusted.
-pub(super) fn resumes(query: &str, headers: &HeaderMap, is_trusted: impl FnOnce(&str) -> bool) -> Option<ParticipantId> {
+/// The room that a client comes to by `query`, and who it was before when it says that it is back. Its token is trusted, or it wants nothing.
+pub(super) fn wants(
+    query: &str,
+    headers: &HeaderMap,
+    verify: impl FnOnce(&str) -> Option<Access>,
+) -> Option<(SessionId, Option<ParticipantId>)> {
     let (query, token) = read_query(Some(query), headers).ok()?;
-    is_trusted(&token).then(|| query.resumes()).flatten()
+    Some((room_of(&verify(&token)?)?, query.resumes()))
+}
+
+/// What a client is told by the proxy when the node behind it is gone: to come back with what it has.
+pub(super) fn farewell() -> Bytes {
+    let leave = leave(LeaveReason::ServerShutdown, LeaveAction::Resume);
+    proto::SignalResponse { message: Some(leave) }.encode_to_vec().into()
 }
 
 /// The query, and the token that it or a header brings.

@@ -200,6 +200,6 @@ fn describe_client(client: &proto::ClientInfo) -> String {
 }
 
 /// The room that a token is for.
-pub(super) fn room_of(access: &Access) -> Option<SessionId> {
+pub(in crate::signal) fn room_of(access: &Access) -> Option<SessionId> {
     access.claims().video.room.as_deref().and_then(|room| SessionId::new(room).ok())
 }
