@@ -105,6 +105,10 @@ pub struct Resume {
     pub identity: Identity,
     /// From the token: it must allow what the participant may, or what its first token did. Ids are no secret.
     pub permissions: Permissions,
+    /// Wall clock in milliseconds since 1970.
+    pub now_ms: u64,
+    /// For logs: SDK and its version.
+    pub client: Box<str>,
 }
 
 /// What a member says on its socket.
@@ -471,6 +475,8 @@ pub struct Sync {
     pub published: Vec<(Box<str>, TrackId)>,
     /// Of each sender, the last reliable message that came.
     pub received: Vec<(ParticipantId, u32)>,
+    /// By mid, what the last answer fed into each section. Only one who was taken over from another node needs it.
+    pub fed: Vec<(Box<str>, TrackId)>,
 }
 
 /// New name, metadata and attributes.

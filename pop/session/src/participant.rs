@@ -236,7 +236,8 @@ pub(crate) enum Origin {
     Here,
     /// On another node.
     There,
-    /// On another node that does not answer: sections keep it, and are silent.
+    /// On another node that does not answer, or of one that was taken over and has not offered it again, here or there: sections keep it,
+    /// and are silent.
     Away,
 }
 

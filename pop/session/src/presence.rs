@@ -73,6 +73,23 @@ pub struct Manifest {
     pub takers: SubscriptionPermission,
     /// What it publishes.
     pub tracks: Vec<RemoteTrack>,
+    /// How it takes the tracks of others.
+    pub taking: Taking,
+}
+
+/// What a member's client said, when it came, of how it takes tracks: whoever takes it over goes on so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taking {
+    /// See [`crate::member::Enter::auto_subscribe`].
+    pub everything: bool,
+    /// See [`crate::member::Enter::adaptive_stream`].
+    pub adaptive: bool,
+}
+
+impl Default for Taking {
+    fn default() -> Taking {
+        Taking { everything: true, adaptive: false }
+    }
 }
 
 /// A track in a manifest.
@@ -90,12 +107,14 @@ pub struct RemoteTrack {
     pub started: bool,
     /// Place in the order of age: about the microseconds since 1970 when it came.
     pub order: u64,
+    /// Its owner was taken over, and has not offered it again: nothing comes of it yet.
+    pub waits: bool,
 }
 
 impl RemoteTrack {
     /// One of which nothing has come yet.
     pub fn new(info: TrackInfo) -> RemoteTrack {
-        RemoteTrack { info, codec: None, formats: Vec::new(), rids: Vec::new(), started: false, order: 0 }
+        RemoteTrack { info, codec: None, formats: Vec::new(), rids: Vec::new(), started: false, order: 0, waits: false }
     }
 }
 
@@ -114,6 +133,7 @@ impl Manifest {
             permissions,
             takers: SubscriptionPermission { all: true, participants: Vec::new() },
             tracks: Vec::new(),
+            taking: Taking::default(),
         }
     }
 
@@ -193,6 +213,10 @@ impl RemoteParticipant {
         self.is_away
     }
 
+    pub(crate) fn into_manifest(self) -> Manifest {
+        self.manifest
+    }
+
     /// Members see it.
     pub(crate) fn is_shown(&self) -> bool {
         self.manifest.is_shown() && !self.is_outdone
@@ -269,6 +293,14 @@ impl RemoteParticipants {
     pub(crate) fn end(&mut self, now: Time, id: ParticipantId) {
         if let Some(Entry { node, version, .. }) = self.take_out(id) {
             self.bury(now, RemoteKey { node, participant: id }, version, true);
+        }
+    }
+
+    /// It is this node's from now on, and out of these books. What its former owner still says meets the local participant.
+    pub(crate) fn hand_over(&mut self, id: ParticipantId) -> Option<RemoteParticipant> {
+        match self.take_out(id)?.state {
+            State::Here(participant) => Some(*participant),
+            State::Gone { .. } => None,
         }
     }
 

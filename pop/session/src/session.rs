@@ -11,6 +11,7 @@
 
 mod abroad;
 mod admin;
+mod adopt;
 mod bucket;
 mod clients;
 mod data;
@@ -278,16 +279,21 @@ impl Session {
             return;
         };
         participant.connection = Connection::Connected { profile };
+        let mut adopted = None;
         if let Some(member) = &mut participant.member {
-            // There is nothing from before that it could have missed.
+            // There is nothing from before that it could have missed; except for one that was taken over.
             member.is_behind = false;
+            adopted = member.adopted.take();
         }
-        let id = participant.id;
+        let (id, joined) = (participant.id, participant.joined);
         self.connecting.remove(&(participant.opened + CONNECT_TIMEOUT, id));
         let action = Action::Connected { profile, address: participant.address, after: now.since(participant.opened) };
         let audit = audit(participant, action);
         self.outputs.push_back(Output::Audit(audit));
         self.touch(id);
+        if let Some(received) = adopted.and_then(|adopted| adopted.received) {
+            self.replay_data(now, id, joined, &received);
+        }
         self.settle(now);
     }
 

@@ -544,7 +544,7 @@ impl World {
         let before = client.here;
         client.here = true;
         let old = std::mem::replace(&mut client.new_socket, true);
-        if self.come(Request::Resume(Box::new(Resume { participant: id, identity, permissions }))).is_err() {
+        if self.come(Request::Resume(Box::new(Resume { participant: id, identity, permissions, now_ms: 0, client: "".into() }))).is_err() {
             let client = self.clients.get_mut(&id).unwrap();
             client.new_socket = old;
             client.here = before;

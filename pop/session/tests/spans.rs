@@ -4,17 +4,17 @@
 #[allow(dead_code)]
 mod stage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pop_proto::control::{Codec, Command, Event, LayerWish, MediaKind, PayloadTypeMap, TrackStats};
 use pop_schemas::{ParticipantId, SubscriptionId, TrackId};
 use pop_session::member::{
-    LeaveReason, MemberRequest, MemberState, Notice, OfferedSection, ParticipantInfo, PermissionSubject, Quality, SubscriptionPermission,
-    TrackSettings,
+    Answer, LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, OfferedSection, ParticipantInfo, PermissionSubject, Permissions,
+    Quality, Resume, SectionUse, SubscriptionPermission, Sync as MemberSync, TrackSettings,
 };
 use pop_session::presence::{Applied, LocalRecord, Manifest, Record, RemoteKey, Version};
-use pop_session::{CloseReason, Format, Kind, PayloadFormat, Reply, Request, Session};
+use pop_session::{CloseReason, Format, Kind, Participant, PayloadFormat, Refusal, Reply, Request, Session};
 use stage::{OPUS, Stage, VP8, camera, everything, first_offer, identity, microphone, participants, receives, sends};
 
 /// As a client of another browser numbers it.
@@ -567,4 +567,174 @@ fn a_track_whose_formats_come_later_is_fed_then() {
     manifest.tracks[0].formats = vec![PayloadFormat { number: 100, ..VP8 }];
     write(&mut mesh, &manifest);
     assert_eq!(fed(&mesh.nodes[&B].heard.commands).into_values().next(), Some((Some(track), vec![map(100, 120, Some(124))])));
+}
+
+/// Where each section of an answer gets its track from.
+fn feeds(answer: &Answer) -> BTreeMap<String, TrackId> {
+    let feed = |(mid, used): (&Box<str>, &SectionUse)| Some((mid.to_string(), used.feeds.as_ref()?.track));
+    answer.sections.iter().filter_map(feed).collect()
+}
+
+/// The node of `name` has died: its client is at `node` now, and says what it knows.
+fn come_back(stage: &mut Stage, name: &'static str, id: ParticipantId, sync: MemberSync, sections: Vec<OfferedSection>) -> Answer {
+    stage.members.insert(name, id);
+    assert_eq!(stage.resume(name), Ok(Reply::Joined));
+    stage.say(name, MemberRequest::Sync(Box::new(sync)));
+    let answer = stage.offer(name, sections);
+    stage.connect(name);
+    answer
+}
+
+fn offer_of_ann() -> Vec<OfferedSection> {
+    let mut sections = first_offer();
+    sections.extend([sends("8", "cam", &[VP8], &[]), sends("9", "mic", &[OPUS], &[])]);
+    sections
+}
+
+/// Ann of A and bob of B take each other's tracks. Her id, her tracks, his, and what her sections have.
+fn two_in_a_call() -> (Mesh, ParticipantId, [TrackId; 2], [TrackId; 2], BTreeMap<String, TrackId>) {
+    let (mut mesh, video, audio) = bob_is_fed();
+    let (of_bob, heard) = mesh.on(B, |stage| publish(stage, "bob", elsewhere(), &[]));
+    let answer = mesh.on(A, |stage| stage.offer("ann", offer_of_ann()));
+    let ann = mesh.nodes[&A].members["ann"];
+    for node in [A, B, C] {
+        mesh.on(node, Stage::forget);
+    }
+    (mesh, ann, [video, audio], [of_bob, heard], feeds(&answer))
+}
+
+#[test]
+fn one_whose_node_died_goes_on_at_another_and_nobody_sees_it_leave() {
+    let (mut mesh, ann, [video, audio], of_bob, fed_before) = two_in_a_call();
+    assert_eq!(fed_before.values().copied().collect::<BTreeSet<_>>(), of_bob.into());
+    mesh.on(A, |stage| stage.say("ann", MemberRequest::Mute { track: audio, muted: true }));
+    mesh.on(B, Stage::forget);
+    mesh.cut = Some(A);
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    assert_eq!(sources(&mesh.nodes[&B].heard.commands), [None, None], "silent, and kept");
+    mesh.on(B, Stage::forget);
+    let sync = MemberSync {
+        published: vec![("cam".into(), video), ("mic".into(), audio)],
+        fed: fed_before.iter().map(|(mid, track)| (mid.as_str().into(), *track)).collect(),
+        ..MemberSync::default()
+    };
+    let answer = mesh.on(C, |stage| come_back(stage, "ann", ann, sync, offer_of_ann()));
+    assert_eq!(feeds(&answer), fed_before, "each section means what it meant");
+    assert_eq!((answer.sections["8"].takes, answer.sections["9"].takes), (Some(video), Some(audio)));
+    let told = mesh.on(C, |stage| stage.told("ann"));
+    assert!(matches!(told.first(), Some(Notice::Resumed(_))), "{told:?}");
+    let unpublished = told.iter().any(|notice| matches!(notice, Notice::TrackUnpublished(_) | Notice::TrackPublished { .. }));
+    assert!(!unpublished && stage::asked(&told).is_empty(), "{told:?}");
+    // Bob has the tracks in the sections that had them, from another node, and has seen nothing.
+    let fed: BTreeSet<_> = sources(&mesh.nodes[&B].heard.commands).into_iter().collect();
+    assert_eq!(fed, [Some(video), Some(audio)].into());
+    let told = mesh.on(B, |stage| stage.told("bob"));
+    assert_eq!((seen(&told), stage::asked(&told)), (vec![], vec![]));
+    let key = RemoteKey { node: C, participant: ann };
+    assert_eq!(mesh.nodes[&B].session.remote_track(video), Some(key));
+    let of_ann = mesh.nodes[&B].session.participants().find(|participant| participant.id() == ann).unwrap();
+    let Participant::Remote(remote) = of_ann else { panic!("it is C's") };
+    assert!(remote.manifest().tracks.iter().any(|track| track.info.track == audio && track.info.muted && !track.waits));
+    // The old owner was only cut off: it ends without a word to others, and what it says late counts for nothing.
+    mesh.heal();
+    assert!(mesh.nodes[&A].heard.closed.iter().any(|(_, reason)| *reason == CloseReason::TakenOver));
+    assert_eq!(mesh.nodes[&B].session.remote_track(video), Some(key));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), []);
+    let owners = |stage: &Stage| stage.session.participants().filter(|p| matches!(p, Participant::Local(_)) && p.id() == ann).count();
+    assert_eq!(mesh.nodes.values().map(owners).sum::<usize>(), 1);
+}
+
+#[test]
+fn a_track_that_moves_from_node_to_node_is_wanted_of_its_new_owner() {
+    let (mut mesh, ann, [video, audio], ..) = two_in_a_call();
+    // B never hears that A is away.
+    mesh.cut = Some(A);
+    mesh.node(C, |session, now| session.handle_node_away(now, A));
+    let sync = MemberSync { published: vec![("cam".into(), video), ("mic".into(), audio)], ..MemberSync::default() };
+    mesh.on(C, |stage| come_back(stage, "ann", ann, sync, offer_of_ann()));
+    let last: BTreeSet<_> = sources(&mesh.nodes[&B].heard.commands).into_iter().collect();
+    assert_eq!(last, [Some(video), Some(audio)].into(), "forwarded anew");
+    assert_eq!(mesh.nodes[&B].session.remote_track(video).map(|key| key.node), Some(C));
+}
+
+#[test]
+fn what_a_client_no_longer_offers_has_ended_and_what_it_no_longer_takes_is_idle() {
+    let (mut mesh, ann, [video, audio], of_bob, fed_before) = two_in_a_call();
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    let sync = MemberSync {
+        tracks: vec![of_bob[0]],
+        published: vec![("mic".into(), audio)],
+        fed: fed_before.iter().map(|(mid, track)| (mid.as_str().into(), *track)).collect(),
+        ..MemberSync::default()
+    };
+    let answer = mesh.on(C, |stage| come_back(stage, "ann", ann, sync, offer_of_ann()));
+    assert_eq!(feeds(&answer).into_values().collect::<Vec<_>>(), [of_bob[1]], "the other one was declined");
+    assert_eq!(mesh.nodes[&B].session.remote_track(video), None, "it does not publish it any more");
+    assert!(mesh.nodes[&B].session.remote_track(audio).is_some());
+}
+
+#[test]
+fn only_who_it_was_takes_it_over_and_only_while_its_node_is_away() {
+    let (mut mesh, ann, ..) = two_in_a_call();
+    let come = |mesh: &mut Mesh, name: &str, permissions: Permissions| {
+        let resume = Resume { participant: ann, identity: identity(name), permissions, now_ms: 0, client: "".into() };
+        mesh.on(C, |stage| stage.request(Request::Resume(Box::new(resume))))
+    };
+    assert_eq!(come(&mut mesh, "ann", everything()), Err(Refusal::Elsewhere), "its owner lives");
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    let before = mesh.records.len();
+    assert_eq!(come(&mut mesh, "eve", everything()), Err(Refusal::UnknownParticipant));
+    assert_eq!(come(&mut mesh, "ann", Permissions { publish: false, ..everything() }), Err(Refusal::UnknownParticipant));
+    assert_eq!(mesh.records.len(), before, "nobody has heard of it");
+    assert_eq!(come(&mut mesh, "ann", everything()), Ok(Reply::Joined));
+    assert_eq!(come(&mut mesh, "eve", everything()), Err(Refusal::UnknownParticipant));
+    mesh.pass(Duration::from_secs(6));
+    assert!(mesh.nodes[&B].session.participants().any(|participant| participant.id() == ann), "it is nobody's ghost");
+    let mut late = Stage::on_node(9);
+    assert_eq!(
+        late.request(Request::Resume(Box::new(Resume {
+            participant: ann,
+            identity: identity("ann"),
+            permissions: everything(),
+            now_ms: 0,
+            client: "".into(),
+        }))),
+        Err(Refusal::UnknownParticipant),
+        "a node that never heard of it"
+    );
+}
+
+#[test]
+fn of_two_that_take_one_over_at_once_the_lower_node_has_it() {
+    let (mut mesh, ann, ..) = two_in_a_call();
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    mesh.cut = Some(C);
+    for node in [B, C] {
+        mesh.on(node, |stage| {
+            stage.members.insert("ann", ann);
+            assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
+        });
+    }
+    mesh.on(C, |stage| stage.offer("ann", offer_of_ann()));
+    mesh.on(C, Stage::forget);
+    mesh.on(B, Stage::forget);
+    mesh.heal();
+    let told = mesh.on(C, |stage| stage.told("ann"));
+    let resumes = |notice: &Notice| matches!(notice, Notice::Leave { action: LeaveAction::Resume, .. });
+    assert!(told.iter().any(resumes), "its client is told to come again: {told:?}");
+    assert!(!mesh.on(B, |stage| stage.told("ann")).iter().any(resumes));
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), []);
+    for (node, stage) in &mesh.nodes {
+        let here = stage.session.participants().filter(|participant| participant.id() == ann).collect::<Vec<_>>();
+        assert_eq!(here.len(), 1, "node {node}");
+        assert_eq!(matches!(here[0], Participant::Local(_)), *node == B, "node {node}");
+    }
 }

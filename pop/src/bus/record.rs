@@ -11,7 +11,7 @@ use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Track
 use pop_session::format::{Format, H264Profile, PayloadFormat};
 use pop_session::member::{MemberState, PermissionSubject, Permissions, Quality, Source, SubscriptionPermission, TrackInfo, VideoLayer};
 use pop_session::participant::Kind;
-use pop_session::presence::{LocalRecord, Manifest, Record, RemoteKey, RemoteTrack, Version};
+use pop_session::presence::{LocalRecord, Manifest, Record, RemoteKey, RemoteTrack, Taking, Version};
 
 /// Longest record of a participant in bytes: metadata and attributes of 64 KiB each are allowed to a member, and the rest fits the rest.
 pub const RECORD_LEN_MAX: usize = 192 << 10;
@@ -217,6 +217,8 @@ fn write_manifest<'a>(builder: &mut FlatBufferBuilder<'a>, manifest: &Manifest) 
         tracks: (!tracks.is_empty()).then(|| builder.create_vector(&tracks)),
         takers_all: manifest.takers.all,
         takers: (!takers.is_empty()).then(|| builder.create_vector(&takers)),
+        takes_everything: manifest.taking.everything,
+        takes_adaptive: manifest.taking.adaptive,
     };
     fb::Manifest::create(builder, &args)
 }
@@ -266,6 +268,7 @@ fn write_track<'a>(builder: &mut FlatBufferBuilder<'a>, track: &RemoteTrack) -> 
         rids: (!rids.is_empty()).then(|| builder.create_vector(&rids)),
         started: track.started,
         order: track.order,
+        waits: track.waits,
     };
     fb::Track::create(builder, &args)
 }
@@ -407,6 +410,7 @@ fn read_manifest(manifest: fb::Manifest<'_>) -> Result<Manifest, RecordError> {
             participants: takers.iter().map(read_taker).collect::<Result<_, _>>()?,
         },
         tracks: tracks.iter().map(read_track).collect::<Result<_, _>>()?,
+        taking: Taking { everything: manifest.takes_everything(), adaptive: manifest.takes_adaptive() },
     })
 }
 
@@ -462,6 +466,7 @@ fn read_track(track: fb::Track<'_>) -> Result<RemoteTrack, RecordError> {
         rids: rids.iter().map(|rid| read_text(Some(rid), TEXT_LEN_MAX)).collect::<Result<_, _>>()?,
         started: track.started(),
         order: track.order(),
+        waits: track.waits(),
     })
 }
 

@@ -1392,6 +1392,7 @@ impl<'a> Track<'a> {
   pub const VT_RIDS: ::flatbuffers::VOffsetT = 44;
   pub const VT_STARTED: ::flatbuffers::VOffsetT = 46;
   pub const VT_ORDER: ::flatbuffers::VOffsetT = 48;
+  pub const VT_WAITS: ::flatbuffers::VOffsetT = 50;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1417,6 +1418,7 @@ impl<'a> Track<'a> {
     builder.add_height(args.height);
     builder.add_width(args.width);
     if let Some(x) = args.name { builder.add_name(x); }
+    builder.add_waits(args.waits);
     builder.add_started(args.started);
     builder.add_codec(args.codec);
     builder.add_disable_dtx(args.disable_dtx);
@@ -1595,6 +1597,14 @@ impl<'a> Track<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Track::VT_ORDER, Some(0)).unwrap()}
   }
+  /// Its owner was taken over and has not offered it again: nothing comes of it yet.
+  #[inline]
+  pub fn waits(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Track::VT_WAITS, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Track<'_> {
@@ -1626,6 +1636,7 @@ impl ::flatbuffers::Verifiable for Track<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("rids", Self::VT_RIDS, false)?
      .visit_field::<bool>("started", Self::VT_STARTED, false)?
      .visit_field::<u64>("order", Self::VT_ORDER, false)?
+     .visit_field::<bool>("waits", Self::VT_WAITS, false)?
      .finish();
     Ok(())
   }
@@ -1654,6 +1665,7 @@ pub struct TrackArgs<'a> {
     pub rids: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
     pub started: bool,
     pub order: u64,
+    pub waits: bool,
 }
 impl<'a> Default for TrackArgs<'a> {
   #[inline]
@@ -1682,6 +1694,7 @@ impl<'a> Default for TrackArgs<'a> {
       rids: None,
       started: false,
       order: 0,
+      waits: false,
     }
   }
 }
@@ -1784,6 +1797,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TrackBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Track::VT_ORDER, order, 0);
   }
   #[inline]
+  pub fn add_waits(&mut self, waits: bool) {
+    self.fbb_.push_slot::<bool>(Track::VT_WAITS, waits, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TrackBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TrackBuilder {
@@ -1824,6 +1841,7 @@ impl ::core::fmt::Debug for Track<'_> {
       ds.field("rids", &self.rids());
       ds.field("started", &self.started());
       ds.field("order", &self.order());
+      ds.field("waits", &self.waits());
       ds.finish()
   }
 }
@@ -2006,6 +2024,8 @@ impl<'a> Manifest<'a> {
   pub const VT_TRACKS: ::flatbuffers::VOffsetT = 24;
   pub const VT_TAKERS_ALL: ::flatbuffers::VOffsetT = 26;
   pub const VT_TAKERS: ::flatbuffers::VOffsetT = 28;
+  pub const VT_TAKES_EVERYTHING: ::flatbuffers::VOffsetT = 30;
+  pub const VT_TAKES_ADAPTIVE: ::flatbuffers::VOffsetT = 32;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2026,6 +2046,8 @@ impl<'a> Manifest<'a> {
     if let Some(x) = args.metadata { builder.add_metadata(x); }
     if let Some(x) = args.name { builder.add_name(x); }
     if let Some(x) = args.identity { builder.add_identity(x); }
+    builder.add_takes_adaptive(args.takes_adaptive);
+    builder.add_takes_everything(args.takes_everything);
     builder.add_takers_all(args.takers_all);
     builder.add_state(args.state);
     builder.add_kind(args.kind);
@@ -2128,6 +2150,21 @@ impl<'a> Manifest<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Taker>>>>(Manifest::VT_TAKERS, None)}
   }
+  /// How a member takes tracks of others: all that come, and of a size that its client chooses.
+  #[inline]
+  pub fn takes_everything(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Manifest::VT_TAKES_EVERYTHING, Some(true)).unwrap()}
+  }
+  #[inline]
+  pub fn takes_adaptive(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Manifest::VT_TAKES_ADAPTIVE, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Manifest<'_> {
@@ -2149,6 +2186,8 @@ impl ::flatbuffers::Verifiable for Manifest<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Track>>>>("tracks", Self::VT_TRACKS, false)?
      .visit_field::<bool>("takers_all", Self::VT_TAKERS_ALL, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Taker>>>>("takers", Self::VT_TAKERS, false)?
+     .visit_field::<bool>("takes_everything", Self::VT_TAKES_EVERYTHING, false)?
+     .visit_field::<bool>("takes_adaptive", Self::VT_TAKES_ADAPTIVE, false)?
      .finish();
     Ok(())
   }
@@ -2167,6 +2206,8 @@ pub struct ManifestArgs<'a> {
     pub tracks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Track<'a>>>>>,
     pub takers_all: bool,
     pub takers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Taker<'a>>>>>,
+    pub takes_everything: bool,
+    pub takes_adaptive: bool,
 }
 impl<'a> Default for ManifestArgs<'a> {
   #[inline]
@@ -2185,6 +2226,8 @@ impl<'a> Default for ManifestArgs<'a> {
       tracks: None,
       takers_all: true,
       takers: None,
+      takes_everything: true,
+      takes_adaptive: false,
     }
   }
 }
@@ -2247,6 +2290,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ManifestBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Manifest::VT_TAKERS, takers);
   }
   #[inline]
+  pub fn add_takes_everything(&mut self, takes_everything: bool) {
+    self.fbb_.push_slot::<bool>(Manifest::VT_TAKES_EVERYTHING, takes_everything, true);
+  }
+  #[inline]
+  pub fn add_takes_adaptive(&mut self, takes_adaptive: bool) {
+    self.fbb_.push_slot::<bool>(Manifest::VT_TAKES_ADAPTIVE, takes_adaptive, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ManifestBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ManifestBuilder {
@@ -2279,6 +2330,8 @@ impl ::core::fmt::Debug for Manifest<'_> {
       ds.field("tracks", &self.tracks());
       ds.field("takers_all", &self.takers_all());
       ds.field("takers", &self.takers());
+      ds.field("takes_everything", &self.takes_everything());
+      ds.field("takes_adaptive", &self.takes_adaptive());
       ds.finish()
   }
 }

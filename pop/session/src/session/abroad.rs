@@ -188,6 +188,15 @@ impl Session {
         }
     }
 
+    /// A remote participant is ours now. The last reliable message that came of it; 0: none.
+    pub(super) fn forget_remote_news(&mut self, id: ParticipantId) -> u32 {
+        if self.news.speaking.remove(&id).is_some() {
+            self.speakers.due = Some(Time::ZERO);
+        }
+        self.news.grades.remove(&id);
+        self.news.received.remove(&id).unwrap_or(0)
+    }
+
     /// The participant is another node's.
     fn is_of(&self, node: u64, id: ParticipantId) -> bool {
         self.remotes.find(id).is_some_and(|remote| remote.key().node == node)

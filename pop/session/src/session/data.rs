@@ -179,8 +179,8 @@ impl Session {
         }
     }
 
-    /// Sends again what a receiver that is back has missed: `received` is the last of each sender that it has.
-    pub(super) fn replay_data(&mut self, now: Time, id: ParticipantId, received: &[(ParticipantId, u32)]) {
+    /// Sends again what a receiver that is back has missed since then: `received` is the last of each sender that it has.
+    pub(super) fn replay_data(&mut self, now: Time, id: ParticipantId, since: Time, received: &[(ParticipantId, u32)]) {
         self.history.prune(now);
         let Some(receiver) = self.participants.get(&id) else { return };
         let (Some(transport), Connection::Connected { .. }) = (receiver.transport, receiver.connection) else { return };
@@ -188,7 +188,7 @@ impl Session {
         let last = |sender: ParticipantId| received.get(&sender).copied().unwrap_or(0);
         let is_missing = |kept: &&Kept| {
             let is_later = kept.message.sequence > last(kept.sender);
-            kept.sender != id && kept.at >= receiver.opened && takes(receiver, &kept.message) && is_later
+            kept.sender != id && kept.at >= since && takes(receiver, &kept.message) && is_later
         };
         let missing: Vec<_> = self.history.kept.iter().filter(is_missing).map(|kept| kept.message.clone()).collect();
         for message in missing {

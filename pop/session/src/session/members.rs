@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pop_schemas::{ParticipantId, Time, TrackId};
 
+use super::adopt::Adopted;
 use super::bucket::Bucket;
 use super::negotiate::MemberSection;
 use super::output::{Action, CloseReason, Output, audit};
@@ -19,6 +20,7 @@ use crate::member::{
     ConnectionGrade, Enter, LeaveAction, LeaveReason, MemberRequest, Notice, Permissions, Resume, Resumed, Sync, TransportOffer, Welcome,
 };
 use crate::participant::{Connection, Kind, LocalParticipant, Texts};
+use crate::presence::Taking;
 use crate::view::SignalView;
 
 /// Characters of a client's description that are kept.
@@ -63,10 +65,12 @@ pub(crate) struct Member {
     pub(super) texts: Bucket,
     /// Who may take its tracks.
     pub(super) takers: Takers,
+    /// It was taken over, and its new transport is not connected yet.
+    pub(super) adopted: Option<Box<Adopted>>,
 }
 
 impl Member {
-    fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool, client: &str) -> Member {
+    pub(super) fn new(permissions: Permissions, auto_subscribe: bool, adaptive_stream: bool, client: &str) -> Member {
         Member {
             entered_with: permissions.clone(),
             permissions,
@@ -88,12 +92,18 @@ impl Member {
             is_behind: false,
             texts: Bucket::full(TEXT_UPDATES_BURST),
             takers: Takers::everybody(),
+            adopted: None,
         }
     }
 
     /// For the looking glass.
     pub(crate) fn signal(&self) -> SignalView {
         SignalView { client: self.client.to_string(), connected: self.socket_gone.is_none() }
+    }
+
+    /// For who may take it over.
+    pub(super) fn taking(&self) -> Taking {
+        Taking { everything: self.auto_subscribe, adaptive: self.adaptive_stream }
     }
 
     /// Sections that tracks can be sent into.
@@ -198,6 +208,9 @@ impl Session {
     /// Lets a member go on with a new socket. The old one, if it still seems to be there, is the owner's to close.
     pub(super) fn resume(&mut self, now: Time, resume: Resume) -> Result<Reply, Refusal> {
         let id = resume.participant;
+        if !self.participants.contains_key(&id) {
+            self.adopt(now, &resume)?;
+        }
         let known = self.participants.get_mut(&id).filter(|participant| participant.identity == resume.identity);
         let member = known.and_then(|participant| participant.member.as_deref_mut()).ok_or(Refusal::UnknownParticipant)?;
         if !resume.permissions.cover(&member.permissions) && !resume.permissions.cover(&member.entered_with) {
@@ -247,12 +260,15 @@ impl Session {
 
     /// A client that is back tells what it knows.
     fn sync(&mut self, now: Time, id: ParticipantId, sync: Sync) {
-        let Sync { tracks, subscribe, disabled, published, received } = sync;
+        let Sync { tracks, subscribe, disabled, published, received, fed } = sync;
+        self.note_sync(id, subscribe, &published, &received, fed);
         self.restore_choices(now, id, tracks, subscribe);
         self.disable_tracks(id, &disabled);
         self.repeat_published(id, &published);
         self.repeat_demand(id);
-        self.replay_data(now, id, &received);
+        if let Some(opened) = self.participants.get(&id).map(|participant| participant.opened) {
+            self.replay_data(now, id, opened, &received);
+        }
     }
 
     /// Its client may come back, and its media may flow all the while.
@@ -281,9 +297,9 @@ impl Session {
 pub(super) fn leave_of(reason: CloseReason) -> (LeaveReason, LeaveAction) {
     match reason {
         CloseReason::Left => (LeaveReason::ClientInitiated, LeaveAction::Disconnect),
-        CloseReason::Replaced | CloseReason::Displaced | CloseReason::TakenOver => {
-            (LeaveReason::DuplicateIdentity, LeaveAction::Disconnect)
-        }
+        CloseReason::Replaced | CloseReason::Displaced => (LeaveReason::DuplicateIdentity, LeaveAction::Disconnect),
+        // If this is where its client still is, it finds its new owner by coming again.
+        CloseReason::TakenOver => (LeaveReason::SignalClosed, LeaveAction::Resume),
         CloseReason::Removed => (LeaveReason::Removed, LeaveAction::Disconnect),
         CloseReason::RoomDeleted => (LeaveReason::RoomDeleted, LeaveAction::Disconnect),
         CloseReason::SocketLost => (LeaveReason::SignalClosed, LeaveAction::Disconnect),

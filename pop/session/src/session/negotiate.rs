@@ -65,7 +65,9 @@ impl Session {
             return self.remove(now, id, CloseReason::SsrcsExhausted);
         }
         let Some(ice) = self.take_ice(now, id, ice, transport) else { return };
+        self.expect_tracks(id, &sections);
         self.take_offered(now, id, &sections);
+        self.feed_as_before(id);
         self.feed_waiting(id);
         let Some(participant) = self.participants.get(&id) else { return };
         let cname = cname_of(participant.id);
@@ -244,7 +246,7 @@ impl Session {
         self.sections.get(&section.outgoing?.subscription)?.source
     }
 
-    fn feed_section(&mut self, id: ParticipantId, mid: &str, track: TrackId) {
+    pub(super) fn feed_section(&mut self, id: ParticipantId, mid: &str, track: TrackId) {
         let Some(subscription) = self.open_outgoing(id, mid) else { return };
         // Before the first packet, so that nobody gets a picture that is too large even for a moment.
         self.wish_for(id, track, subscription);

@@ -98,6 +98,11 @@ pub struct Audit {
 pub enum Action {
     /// A member was let in; its transport comes with its first offer.
     Entered,
+    /// A member of another node that does not answer is this node's from now on.
+    TakenOver {
+        /// Whose it was.
+        from: u64,
+    },
     /// It was let in; of a member: its transport is open.
     Joined {
         /// Its transport.

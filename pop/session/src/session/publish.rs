@@ -66,7 +66,8 @@ impl Session {
             Some((section.cid.clone(), track.info.clone()))
         });
         let all: Vec<_> = announced.chain(sent).collect();
-        let is_here = |track: TrackId| all.iter().any(|(_, info)| info.track == track);
+        let owns = |track: TrackId| self.tracks.get(&track).is_some_and(|track| track.owner == id);
+        let is_here = |track: TrackId| owns(track) || all.iter().any(|(_, info)| info.track == track);
         let over: Vec<_> = known.iter().map(|(_, track)| *track).filter(|track| !is_here(*track)).take(PUBLISHED_MAX).collect();
         for (cid, info) in all.into_iter().filter(|(_, info)| is_new(info.track)) {
             self.notify(id, Notice::TrackPublished { cid, track: Box::new(info) });
@@ -149,7 +150,8 @@ impl Session {
 
     /// The worker has a place for so many more streams of this publisher.
     fn has_room_for(&self, id: ParticipantId, layers: usize) -> bool {
-        let open: usize = self.tracks_of(id).map(|track| track.layers.len().max(1)).sum();
+        let open = self.tracks_of(id).filter(|track| !track.is_away());
+        let open: usize = open.map(|track| track.layers.len().max(1)).sum();
         open + layers.max(1) <= self.limits.streams_max
     }
 
@@ -202,15 +204,23 @@ impl Session {
     ) {
         let Some(participant) = self.participants.get_mut(&owner) else { return };
         let (id, kind, publisher) = (open.track, open.kind, participant.identity.clone());
-        participant.tracks.push(id);
+        if !participant.tracks.contains(&id) {
+            participant.tracks.push(id);
+        }
         open.payload_types = formats.iter().map(|format| format.payload_type()).collect();
         let layers = open.layers.clone();
         self.command(Command::OpenTrack(Box::new(open)));
-        let (started, takers, stats) = (false, Default::default(), Default::default());
-        let (demand, judged) = Default::default();
+        let (demand, judged, stats) = Default::default();
         let origin = Origin::Here;
+        // Of one that was taken over: whoever took it takes it still.
+        let before = self.tracks.remove(&id).map(|before| (before.started, before.takers, before.order));
+        let (started, takers, order) = before.unwrap_or((false, Default::default(), order));
+        let sections: Vec<_> = takers.iter().copied().collect();
         let track = Track { id, owner, origin, publisher, kind, formats, layers, order, started, info, takers, demand, judged, stats };
         self.tracks.insert(id, track);
+        for section in sections {
+            self.forward(section, Some(id));
+        }
         if let Some(tap) = self.taps[kind as usize] {
             self.command(Command::Tap { track: id, tap: Some(tap) });
         }

@@ -15,7 +15,9 @@ use super::output::{CloseReason, Output};
 use super::permissions::Takers;
 use crate::member::{LeaveReason, MemberState, ParticipantInfo};
 use crate::participant::{Choice, LocalParticipant, Origin, Track};
-use crate::presence::{Applied, LocalRecord, Manifest, REMOTE_TRACKS_MAX, Record, RemoteKey, RemoteParticipant, RemoteTrack, Version};
+use crate::presence::{
+    Applied, LocalRecord, Manifest, REMOTE_TRACKS_MAX, Record, RemoteKey, RemoteParticipant, RemoteTrack, Taking, Version,
+};
 
 /// Bits of [`ParticipantInfo::version`] that count the changes of one owner; those above are the epoch.
 const COUNTER_BITS: u32 = 24;
@@ -28,6 +30,8 @@ const COUNTER_MAX: u32 = (1 << COUNTER_BITS) - 1;
 pub(super) struct Far {
     /// Members see it.
     pub(super) is_shown: bool,
+    /// Its owner.
+    node: u64,
     /// Those that may be fed.
     tracks: BTreeSet<TrackId>,
     /// Who may take them.
@@ -200,9 +204,10 @@ impl Session {
         let takers = remote.map_or_else(Takers::everybody, |remote| Takers::new(remote.manifest().takers.clone()));
         let tracks = remote.map(|remote| remote.manifest().tracks.iter().take(REMOTE_TRACKS_MAX).cloned().collect::<Vec<_>>());
         let publisher = remote.map(|remote| remote.manifest().identity.clone());
-        let (was_shown, known, chose) = match self.far.remove(&id) {
-            Some(far) => (far.is_shown, far.tracks, far.takers),
-            None => (false, BTreeSet::new(), Takers::everybody()),
+        let node = remote.map_or(0, |remote| remote.key().node);
+        let (was_shown, known, chose, had) = match self.far.remove(&id) {
+            Some(far) => (far.is_shown, far.tracks, far.takers, far.node),
+            None => (false, BTreeSet::new(), Takers::everybody(), node),
         };
         match (was_shown, is_shown) {
             (true, false) => {
@@ -218,11 +223,12 @@ impl Session {
         }
         let (Some(tracks), Some(publisher)) = (tracks, publisher) else { return };
         let is_new_choice = chose != takers;
-        self.far.insert(id, Far { is_shown, tracks: BTreeSet::new(), takers });
+        self.far.insert(id, Far { is_shown, node, tracks: BTreeSet::new(), takers });
         let mut taken = BTreeSet::new();
         for track in tracks {
             let number = track.info.track;
-            if !self.take_remote_track(id, &publisher, origin, track) {
+            let origin = if track.waits { Origin::Away } else { origin };
+            if !self.take_remote_track(id, &publisher, (origin, node != had), track) {
                 self.unknown_events += 1;
                 continue;
             }
@@ -245,8 +251,14 @@ impl Session {
     }
 
     /// `false`: somebody else has a track of this id.
-    fn take_remote_track(&mut self, owner: ParticipantId, publisher: &Identity, origin: Origin, told: RemoteTrack) -> bool {
-        let RemoteTrack { info, codec, formats, rids: layers, started, order } = told;
+    fn take_remote_track(
+        &mut self,
+        owner: ParticipantId,
+        publisher: &Identity,
+        (origin, is_moved): (Origin, bool),
+        told: RemoteTrack,
+    ) -> bool {
+        let RemoteTrack { info, codec, formats, rids: layers, started, order, .. } = told;
         let (id, kind) = (info.track, info.kind);
         let known = self.tracks.get(&id).map(|known| (known.owner, known.kind, known.is_remote()));
         if known.is_some_and(|(of, _, is_remote)| of != owner || !is_remote) {
@@ -263,7 +275,7 @@ impl Session {
             self.tracks.insert(id, track);
             return true;
         };
-        let is_refed = track.formats != formats || track.origin != origin;
+        let is_refed = track.formats != formats || track.origin != origin || is_moved;
         let is_rewished = track.info.muted != info.muted || track.info.layers != info.layers;
         (track.formats, track.layers, track.order, track.started) = (formats, layers, order, started);
         (track.info, track.origin, track.stats) = (info, origin, stats);
@@ -346,7 +358,9 @@ impl Session {
             rids: track.layers.clone(),
             started: track.started,
             order: track.order,
+            waits: track.is_away(),
         });
+        let taking = participant.member.as_ref().map_or_else(Taking::default, |member| member.taking());
         let takers = participant.member.as_ref().map_or_else(|| Takers::everybody().told(), |member| member.takers.told());
         let manifest = Manifest {
             identity: info.identity,
@@ -360,6 +374,7 @@ impl Session {
             permissions: info.permissions,
             takers,
             tracks: tracks.collect(),
+            taking,
         };
         LocalRecord { participant: participant.id, version: version_of(participant), manifest: Some(manifest) }
     }

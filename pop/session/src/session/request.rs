@@ -195,6 +195,9 @@ pub enum Refusal {
     /// Longer than [`pop_proto::control::DATA_MESSAGE_LEN_MAX`], or to more receivers than may be.
     #[error("the message is too long, or names too many receivers")]
     MessageTooLarge,
+    /// Another node has the participant, and is not known to be away.
+    #[error("another node has this participant")]
+    Elsewhere,
     /// An RTP route of the operator has this identity.
     #[error("an RTP route of this room has this identity")]
     IdentityTaken,

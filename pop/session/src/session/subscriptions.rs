@@ -27,7 +27,7 @@ pub(crate) struct Subscription {
     /// The section that it is fed into.
     pub(super) section: Option<SubscriptionId>,
     /// Its client can decode none of the formats, or has no section for it.
-    failed: bool,
+    pub(super) failed: bool,
     /// Its publisher, or its own permissions, do not allow it.
     pub(super) denied: bool,
     /// It was so at some time.

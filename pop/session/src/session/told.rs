@@ -231,6 +231,8 @@ impl Session {
 
 fn state_of(participant: &LocalParticipant) -> MemberState {
     match participant.connection {
+        // Nobody need hear that one which was taken over comes once more.
+        Connection::Connecting if participant.member.as_ref().is_some_and(|member| member.adopted.is_some()) => MemberState::Active,
         Connection::Connecting if participant.transport.is_none() => MemberState::Joining,
         Connection::Connecting => MemberState::Joined,
         Connection::Connected { .. } => MemberState::Active,

@@ -225,7 +225,7 @@ impl Stage {
 
     pub(crate) fn resume_as(&mut self, name: &'static str, permissions: Permissions) -> Result<Reply, Refusal> {
         let participant = self.members[name];
-        self.request(Request::Resume(Box::new(Resume { participant, identity: identity(name), permissions })))
+        self.request(Request::Resume(Box::new(Resume { participant, identity: identity(name), permissions, now_ms: 0, client: "".into() })))
     }
 
     pub(crate) fn say(&mut self, name: &str, request: MemberRequest) {

@@ -76,6 +76,7 @@ fn member() -> Manifest {
                 rids: Vec::new(),
                 started: true,
                 order: u64::MAX,
+                waits: false,
             },
             RemoteTrack {
                 info: video,
@@ -92,8 +93,10 @@ fn member() -> Manifest {
                 rids: vec!["q".into(), "h".into(), "f".into()],
                 started: false,
                 order: 7,
+                waits: true,
             },
         ],
+        taking: Taking { everything: false, adaptive: true },
     }
 }
 
