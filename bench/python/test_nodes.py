@@ -1,29 +1,13 @@
 """Two nodes of one PoP: aiortc publishes at the one and watches at the other, and every payload arrives as it was sent. A client whose
 transport the one has may speak with the other."""
 
-import asyncio
-import pathlib
-import socket
 import statistics
-import subprocess
-import tempfile
 import unittest
 
+import nodes as nodes_of_one_pop
 from client import Client, assert_same_stream, until
 from guest import Guest, Wire, until_tone
 from livekit import rtc
-from node import PROGRAMS, Node
-
-NAMES = ("a", "b")
-
-
-def free_tcp_ports(count):
-    """All different, since they are held until all are found."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
 
 
 def made_at(report, sample, clock):
@@ -33,50 +17,17 @@ def made_at(report, sample, clock):
 
 
 def setUpModule():
-    global nodes, folder
-    nodes, folder = {}, tempfile.TemporaryDirectory(prefix="pop-ca-")
-    place = pathlib.Path(folder.name)
-    ca = ["--dir", place / "ca"]
-    subprocess.run([PROGRAMS / "pop", "ca", "init", *ca], check=True, stdout=subprocess.DEVNULL)
-    ports = free_tcp_ports(2 * len(NAMES))
-    bus = dict(zip(NAMES, ports))
-    mesh = dict(zip(NAMES, ports[len(NAMES) :]))
-    for name in NAMES:
-        out = place / name
-        words = ["--node", name, "--pop", "python", "--address", "127.0.0.1", "--out", out]
-        subprocess.run([PROGRAMS / "pop", "ca", "issue", *ca, *words], check=True, stdout=subprocess.DEVNULL)
-        others = [f"127.0.0.1:{bus[other]}" for other in NAMES if other != name]
-        nodes[name] = Node(
-            f"nodes-{name}",
-            dataplane="transports_max = 20",
-            extra=f"""
-[node]
-name = "{name}"
-pop = "python"
-state_dir = "{out}/state"
-[bus]
-listen = ["127.0.0.1:{bus[name]}"]
-connect = {others}
-[mesh]
-split = false
-listen = "127.0.0.1:{mesh[name]}"
-relay_port = 0
-ca = "{out}/ca.pem"
-cert = "{out}/node.pem"
-key = "{out}/node.key"
-""",
-        )
+    global nodes
+    nodes = nodes_of_one_pop.Nodes("nodes", ("a", "b"), split=False, dataplane="transports_max = 20")
 
 
 def tearDownModule():
-    for node in nodes.values():
-        node.stop()
-    folder.cleanup()
+    nodes.stop()
 
 
 class Nodes(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self):
-        await until("nodes that know each other", lambda: all(node.is_paired() for node in nodes.values()), 10)
+        await until("nodes that know each other", nodes.are_whole, 10)
 
     async def call(self, room, at, to):
         publisher, viewer = Client(), Client()
@@ -86,11 +37,15 @@ class Nodes(unittest.IsolatedAsyncioTestCase):
             await until("200 packets", lambda: min(len(p) for p in viewer.received.values()) >= 200, 30)
             for kind in ("audio", "video"):
                 assert_same_stream(self, list(publisher.sent[kind]), list(viewer.received[kind]), 200)
-            people = {it["identity"]: it["node"] for session in nodes[to].sessions()["sessions"] for it in session["participants"]}
-            self.assertEqual(sorted(people.values()), sorted([at, to]))
+            self.assertEqual(sorted(self.people(to, room).values()), sorted([at, to]))
         finally:
             await viewer.close()
             await publisher.close()
+
+    def people(self, at, room):
+        """At which node everybody is, as one node knows it."""
+        sessions = [it for it in nodes[at].sessions()["sessions"] if it["id"] == room]
+        return {it["identity"]: it["node"] for session in sessions for it in session["participants"]}
 
     async def test_every_payload_crosses_the_link_as_it_was_sent(self):
         await self.call("there", "a", "b")
@@ -176,10 +131,10 @@ class Nodes(unittest.IsolatedAsyncioTestCase):
             await bob.until_told("data_received")
             await until_tone(heard, 440)
             self.assertEqual(bob.told("track_unsubscribed"), [])
-            who = {it["identity"]: it["node"] for session in nodes["a"].sessions()["sessions"] for it in session["participants"]}
-            self.assertEqual(who, {"ann": "a", "bob": "a"})
-            # The other node has nothing of the room.
-            self.assertEqual([it["name"] for it in nodes["b"].sessions()["sessions"]], [])
+            who = {"ann": "a", "bob": "a"}
+            self.assertEqual(self.people("a", "way"), who)
+            # The other node knows who is in the room, and has nobody of it.
+            await until("b knows them", lambda: self.people("b", "way") == who, 5)
         finally:
             await bob.leave()
             await ann.leave()

@@ -173,8 +173,9 @@ impl Keys {
         format!("{}/session/{session}/participant/{node}/{:016x}", self.root, participant.0)
     }
 
-    fn session(&self, session: &SessionId) -> String {
-        format!("{}/session/{session}/**", self.root)
+    /// Of all nodes and participants.
+    fn participants(&self, session: &SessionId) -> String {
+        format!("{}/session/{session}/participant/**", self.root)
     }
 
     fn digest(&self, session: &SessionId, node: NodeId) -> String {
@@ -432,6 +433,11 @@ impl Bus {
         self.shared.change(|replica| replica.unwatch(session));
     }
 
+    /// A participant of ours has another owner, who tells of it.
+    pub fn withdraw(&self, session: &SessionId, participant: ParticipantId) {
+        self.shared.change(|replica| replica.withdraw_participant(session, participant));
+    }
+
     /// Leaves the bus when what was put before has been sent, or [`LEAVE_MAX`] is over; returns then.
     pub async fn leave(&self) {
         let left = self.shared.left.notified();
@@ -455,7 +461,7 @@ impl Bus {
 /// What is heard for the life of the session.
 async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
     let keys = &shared.keys;
-    for kind in ["node", "beat"] {
+    for kind in ["node", "beat", "session/*/digest"] {
         let handler = Arc::clone(shared);
         let key = format!("{}/{kind}/*", keys.root);
         let declared = session.declare_subscriber(key).allowed_origin(Locality::Remote);
@@ -554,7 +560,7 @@ fn perform(shared: &Arc<Shared>, session: &Session, subscribers: &mut Subscriber
         Send::Digest(of, bytes) => put(keys.digest(&of, shared.node), bytes.into()),
         Send::Watch(of, true) => {
             let handler = Arc::clone(shared);
-            let declared = session.declare_subscriber(keys.session(&of)).allowed_origin(Locality::Remote);
+            let declared = session.declare_subscriber(keys.participants(&of)).allowed_origin(Locality::Remote);
             let subscriber = declared.callback(move |sample| handler.handle_sample(&sample)).wait()?;
             subscribers.insert(of, subscriber);
             Ok(())

@@ -23,7 +23,7 @@ use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId, TransportId};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
-use pop_session::placement;
+use pop_session::placement::{self, KEEPERS, rank};
 use pop_session::presence::LocalRecord;
 use pop_session::session::Abroad;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -34,7 +34,7 @@ use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
 use crate::data::DataDrop;
 use crate::logging::AUDIT;
 use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Peer};
-use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Wish};
+use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
 use crate::view::{LinkView, NodeView};
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
@@ -73,6 +73,12 @@ const UNTOLD_MAX: Duration = Duration::from_secs(15);
 /// How often that is looked at meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Sessions that this node keeps although nobody of them is here: each is a room without a member, some kilobytes and its records.
+const KEPT_MAX: usize = 4_096;
+
+/// A room that is kept has so long to hear who is in it.
+const KEEP_MIN: Duration = Duration::from_secs(5);
+
 /// A node that is gone for so long, and has no link, is forgotten: until the bus tells of it again.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
@@ -106,6 +112,10 @@ enum Request {
     Put {
         session: SessionId,
         record: Box<LocalRecord>,
+    },
+    Withdraw {
+        session: SessionId,
+        participant: ParticipantId,
     },
     Want {
         session: SessionId,
@@ -229,6 +239,7 @@ impl Cluster {
             mesh,
             requests: requests.downgrade(),
             rooms: HashMap::new(),
+            kept: HashMap::new(),
             nodes: HashMap::new(),
             links: HashMap::new(),
             unplaced: HashMap::new(),
@@ -263,6 +274,11 @@ impl Cluster {
     /// Tells other nodes of a participant of ours.
     pub(crate) fn put(&self, session: &SessionId, record: Box<LocalRecord>) {
         self.tell(Request::Put { session: session.clone(), record });
+    }
+
+    /// A participant of ours has another owner, who tells of it.
+    pub(crate) fn withdraw(&self, session: &SessionId, participant: ParticipantId) {
+        self.tell(Request::Withdraw { session: session.clone(), participant });
     }
 
     /// Sections on `worker` want a track of node `owner`: asked once, until the room is told that it comes no longer.
@@ -407,6 +423,12 @@ struct Want {
     again: Option<Instant>,
 }
 
+/// A session that this node keeps.
+struct Keeping {
+    since: Instant,
+    _slot: Slot,
+}
+
 struct State {
     shared: Weak<Shared>,
     /// Clients get their transports on another node than their sockets.
@@ -418,6 +440,8 @@ struct State {
     /// For answers of rooms.
     requests: mpsc::WeakUnboundedSender<Request>,
     rooms: HashMap<SessionId, Watched>,
+    /// See [`KEEPERS`].
+    kept: HashMap<SessionId, Keeping>,
     nodes: HashMap<NodeId, Node>,
     links: HashMap<NodeId, Link>,
     /// Nodes whose link is up and whose workers, so many, found no place: they try again when another link goes.
@@ -500,6 +524,7 @@ impl State {
                     None => return,
                 },
                 (place, event) = next_of_bus(&mut bus_events, &places) => match event {
+                    Some(BusEvent::Keep(session)) => self.keep(session).await,
                     Some(event) => self.handle_bus(event, place),
                     None => bus_events = None,
                 },
@@ -509,7 +534,10 @@ impl State {
                 },
                 () = deadline => self.ask_again(),
                 now = forget.tick() => self.forget_gone(now),
-                _ = tell.tick() => self.tell_node().await,
+                _ = tell.tick() => {
+                    self.tell_node().await;
+                    self.end_keeping();
+                }
                 _ = look.tick(), if is_held => self.judge_gone(),
             }
         }
@@ -545,6 +573,11 @@ impl State {
                 // One that others would not take is counted there.
                 if let Some(Err(error)) = self.bus.as_ref().map(|bus| bus.put_participant(&session, &record)) {
                     tracing::debug!(%session, participant = %record.participant, ?error, "other nodes are not told of a participant");
+                }
+            }
+            Request::Withdraw { session, participant } => {
+                if let Some(bus) = &self.bus {
+                    bus.withdraw(&session, participant);
                 }
             }
             Request::Want { session, track, owner, worker } => {
@@ -659,7 +692,35 @@ impl State {
                 }
             }
             BusEvent::Duplicate { theirs, mesh } => self.handle_duplicate(theirs, mesh),
+            BusEvent::Keep(_) => unreachable!("it was taken before"),
         }
+    }
+
+    /// Somebody is in a session elsewhere, and this node is one of those that know of it in case that their node dies.
+    async fn keep(&mut self, session: SessionId) {
+        let Some(shared) = self.shared.upgrade().filter(|_| self.kept.len() < KEPT_MAX) else { return };
+        if !self.kept.contains_key(&session)
+            && let Some(slot) = shared.hold_room(&session).await
+        {
+            self.kept.insert(session, Keeping { since: Instant::now(), _slot: slot });
+        }
+    }
+
+    /// Lets go of sessions in which nobody is any more, and of those that other nodes keep now.
+    fn end_keeping(&mut self) {
+        let Some(grace) = self.shared.upgrade().map(|shared| shared.grace()) else { return };
+        let (rooms, nodes, own) = (&self.rooms, &self.nodes, self.record.node);
+        let now = Instant::now();
+        // Those of a node that is gone may be taken over until their grace is over.
+        let may_have_people = |node: &NodeId| {
+            nodes.get(node).is_some_and(|of| of.gone_at.is_none_or(|at| now.saturating_duration_since(at) < UNTOLD_MAX + grace))
+        };
+        let up: Vec<NodeId> = nodes.iter().filter(|(_, of)| of.is_up()).map(|(node, _)| *node).chain([own]).collect();
+        self.kept.retain(|session, keeping| {
+            let is_new = now.saturating_duration_since(keeping.since) < KEEP_MIN;
+            let has_people = rooms.get(session).is_some_and(|watched| watched.nodes.keys().any(may_have_people));
+            is_new || has_people && rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
+        });
     }
 
     /// Somebody says on the bus that it is this node. There the CA lets everybody speak in any name, so it has to prove it where only the

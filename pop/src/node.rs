@@ -21,8 +21,8 @@ mod spread;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::{Duration, Instant};
 
 use pop_dataplane::limits::{LINKS_MAX, TCP_CONNECTIONS_MAX, WorkerLimits};
 use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapshot};
@@ -39,9 +39,12 @@ use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
 use tokio::sync::oneshot;
 
 pub use capture::{CaptureError, CaptureId, CaptureRequest};
+pub(crate) use data::{LOSSY, RELIABLE};
 pub use directory::Placement;
+pub(crate) use directory::Slot;
 pub(crate) use elsewhere::Wish;
 pub use member::{EnterError, Line, Seat, TransportStart};
+use room::Found;
 pub(crate) use room::{Exported, NodeFate, RoomMessage};
 pub use route::{OpenRoute, RouteError, RouteSockets};
 pub(crate) use spread::RemoteTrack;
@@ -65,6 +68,11 @@ const HALF_OPEN_MAX: usize = 1_000;
 
 /// At shutdown, clients are told for at most this long.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A client whose node is silent is kept waiting for at most so long, until it is known that the node is gone; and how often that is
+/// looked at.
+const VERDICT_WAIT_MAX: Duration = Duration::from_secs(1);
+const VERDICT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A full worker queue is tried again after this: one worker turn is far shorter.
 const COMMAND_RETRY: Duration = Duration::from_millis(1);
@@ -453,22 +461,60 @@ impl Node {
         Ok(seat)
     }
 
-    /// Gives a member that is back a new seat. [`pop_session::member::Notice::Resumed`] is its first notice.
+    /// Gives a member that is back a new seat. [`pop_session::member::Notice::Resumed`] is its first notice. One whose node is gone is taken
+    /// over, when its client can make a new DTLS association on the connection that it has (`redoes_dtls`); while its node is silent and
+    /// not yet known to be gone, that is waited for.
     ///
     /// # Errors
     ///
-    /// [`Refusal::UnknownParticipant`]: it is not here, or somebody else.
-    pub async fn resume(&self, session: &SessionId, resume: Resume) -> Result<Seat, Refusal> {
-        let unknown = Refusal::UnknownParticipant;
+    /// [`Refusal::UnknownParticipant`]: it is not here, or somebody else. [`Refusal::Elsewhere`]: another node has it.
+    pub async fn resume(&self, session: &SessionId, resume: Resume, redoes_dtls: bool) -> Result<Seat, Refusal> {
+        let (unknown, deadline) = (Refusal::UnknownParticipant, Instant::now() + VERDICT_WAIT_MAX);
         let room = self.shared.directory.find(session).await.ok_or(unknown)?;
-        let participant = resume.participant;
-        let (reply, answer) = oneshot::channel();
-        room.send(RoomMessage::FindMember { participant, reply }).map_err(|_| unknown)?;
-        let (worker, line) = answer.await.ok().flatten().ok_or(unknown)?;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            room.send(RoomMessage::FindMember { participant: resume.participant, reply }).map_err(|_| unknown)?;
+            match answer.await.map_err(|_| unknown)? {
+                Found::Here(worker, line) => return self.resume_here(session, (worker, room), line, resume).await,
+                Found::Away | Found::There if !redoes_dtls || self.is_stopping() => return Err(Refusal::Elsewhere),
+                Found::Away => match self.adopt(session, resume.clone()).await {
+                    Err(Refusal::Elsewhere) if Instant::now() < deadline => {}
+                    done => return done,
+                },
+                Found::There if Instant::now() < deadline => {}
+                Found::There => return Err(Refusal::Elsewhere),
+                Found::Unknown => return Err(unknown),
+            }
+            tokio::time::sleep(VERDICT_INTERVAL).await;
+        }
+    }
+
+    async fn resume_here(
+        &self,
+        session: &SessionId,
+        (worker, room): (usize, directory::RoomSender),
+        line: Arc<Mutex<Line>>,
+        resume: Resume,
+    ) -> Result<Seat, Refusal> {
+        let unknown = Refusal::UnknownParticipant;
         let (_, hold) = self.shared.directory.hold(session).await.map_err(|Full| unknown)?;
-        let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), participant, line, hold);
+        let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), resume.participant, line, hold);
         let (reply, answer) = oneshot::channel();
         room.send(RoomMessage::Resume { resume: Box::new(resume), socket, reply }).map_err(|_| unknown)?;
+        answer.await.unwrap_or(Err(unknown))?;
+        Ok(seat)
+    }
+
+    /// The member of a node that is gone becomes one of ours.
+    async fn adopt(&self, session: &SessionId, resume: Resume) -> Result<Seat, Refusal> {
+        let unknown = Refusal::UnknownParticipant;
+        let claim = Claim { transports: 1, ..Claim::default() };
+        let Placement { worker, room, slot, .. } = self.shared.directory.place(session, claim).await.map_err(|Full| unknown)?;
+        let (_, hold) = self.shared.directory.hold(session).await.map_err(|Full| unknown)?;
+        let line = Arc::new(Mutex::new(Line::adopted()));
+        let (seat, socket) = member::new_seat(self, (session, worker, room.clone()), resume.participant, Arc::clone(&line), hold);
+        let (reply, answer) = oneshot::channel();
+        room.send(RoomMessage::Adopt { resume: Box::new(resume), socket, line, slot, reply }).map_err(|_| unknown)?;
         answer.await.unwrap_or(Err(unknown))?;
         Ok(seat)
     }
@@ -753,6 +799,16 @@ impl Shared {
     /// How much of what it can do this node does, in permille, and whether it lets its people go.
     pub(crate) async fn load(&self) -> (u16, bool) {
         (self.directory.load().await, self.stopping.load(Ordering::Relaxed))
+    }
+
+    /// Has the room here, although nobody may be in it, for as long as what comes back lives.
+    pub(crate) async fn hold_room(&self, session: &SessionId) -> Option<Slot> {
+        self.directory.hold(session).await.ok().map(|(_, slot)| slot)
+    }
+
+    /// How long people of a node that is gone are kept.
+    pub(crate) fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// Does what another node's operator asks of a room.

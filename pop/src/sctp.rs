@@ -71,6 +71,17 @@ pub enum Side {
     Begins,
 }
 
+/// A channel that both ends know from an association before this one: nobody opens it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptChannel {
+    /// Its number.
+    pub channel: u16,
+    /// Its name.
+    pub label: Box<str>,
+    /// What holds for its messages, both ways.
+    pub promise: Promise,
+}
+
 /// What happens to an association.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SctpEvent {
@@ -136,6 +147,8 @@ enum Stage {
 struct Channel {
     label: Box<str>,
     promise: Promise,
+    /// See [`KeptChannel`].
+    is_kept: bool,
 }
 
 /// The crate's part.
@@ -154,6 +167,8 @@ pub struct Sctp {
     init: Option<u32>,
     flow: Flow,
     channels: BTreeMap<u16, Channel>,
+    /// They are open as soon as the association is.
+    kept: Vec<KeptChannel>,
     /// Streams without a channel that have something to read.
     strange: BTreeSet<u16>,
     events: VecDeque<SctpEvent>,
@@ -180,6 +195,7 @@ impl Sctp {
             init: None,
             flow: Flow::new(now),
             channels: BTreeMap::new(),
+            kept: Vec::new(),
             strange: BTreeSet::new(),
             events: VecDeque::new(),
             transmits: VecDeque::new(),
@@ -196,6 +212,15 @@ impl Sctp {
                 machine.association = machine.endpoint.connect(config, somewhere()).ok();
             }
         });
+    }
+
+    /// The same towards a peer that has an association still, which begins anew (RFC 9260 section 5.2.4), with the channels that it has.
+    /// Beyond [`CHANNELS_MAX`] they are left out, and so are streams that are not agreed.
+    pub fn begin_again(&mut self, mut kept: Vec<KeptChannel>) {
+        kept.retain(|kept| kept.channel < STREAMS_MAX);
+        kept.truncate(CHANNELS_MAX);
+        self.kept = kept;
+        self.begin();
     }
 
     /// A packet of the peer.
@@ -270,7 +295,7 @@ impl Sctp {
             stream.write_sctp(&message, PayloadProtocolIdentifier::Dcep).ok()
         })
         .flatten()?;
-        self.channels.insert(id, Channel { label: label.into(), promise });
+        self.channels.insert(id, Channel { label: label.into(), promise, is_kept: false });
         Some(id)
     }
 
@@ -367,6 +392,7 @@ impl Sctp {
                 Event::Connected => {
                     self.stage = Stage::Connected;
                     self.events.push_back(SctpEvent::Connected);
+                    self.open_kept();
                 }
                 Event::HandshakeFailed { .. } | Event::AssociationLost { .. } => self.end(SctpEnd::Closed),
                 Event::Stream(StreamEvent::Readable { id }) if !self.channels.contains_key(&id) => drop(self.strange.insert(id)),
@@ -395,6 +421,20 @@ impl Sctp {
         }
     }
 
+    fn open_kept(&mut self) {
+        for KeptChannel { channel, label, promise } in std::mem::take(&mut self.kept) {
+            let open = self.drive(|machine| {
+                let association = &mut machine.association.as_mut()?.1;
+                association.open_stream(channel, PayloadProtocolIdentifier::Binary).ok().map(drop)
+            });
+            if open.flatten().is_some() && !self.channels.contains_key(&channel) {
+                self.keep_promise(channel, promise);
+                self.channels.insert(channel, Channel { label: label.clone(), promise, is_kept: true });
+                self.events.push_back(SctpEvent::Opened { channel, label, promise });
+            }
+        }
+    }
+
     fn read_stream(&mut self, now: Instant, id: u16) -> Option<(PayloadProtocolIdentifier, Message)> {
         use PayloadProtocolIdentifier::{Binary, BinaryEmpty, StringEmpty};
         let chunks = self.drive(|machine| machine.association.as_mut()?.1.stream(id).ok()?.read().ok()?).flatten()?;
@@ -417,6 +457,8 @@ impl Sctp {
             Some(Dcep::Open { label, promise }) if !self.channels.contains_key(&id) && self.channels.len() < CHANNELS_MAX => {
                 self.accept(id, label, promise);
             }
+            // Its OPEN had not arrived before.
+            Some(Dcep::Open { .. }) if self.channels.get(&id).is_some_and(|channel| channel.is_kept) => self.acknowledge(id),
             Some(Dcep::Ack) if self.channels.contains_key(&id) => {
                 let promise = self.channels[&id].promise;
                 self.keep_promise(id, promise);
@@ -432,12 +474,15 @@ impl Sctp {
     }
 
     fn accept(&mut self, id: u16, label: Box<str>, promise: Promise) {
-        let ack = Bytes::from_static(&dcep::ACK_MESSAGE);
         self.keep_promise(id, promise);
-        let dcep = PayloadProtocolIdentifier::Dcep;
-        self.drive(|machine| machine.association.as_mut()?.1.stream(id).ok()?.write_sctp(&ack, dcep).ok());
-        self.channels.insert(id, Channel { label: label.clone(), promise });
+        self.acknowledge(id);
+        self.channels.insert(id, Channel { label: label.clone(), promise, is_kept: false });
         self.events.push_back(SctpEvent::Opened { channel: id, label, promise });
+    }
+
+    fn acknowledge(&mut self, id: u16) {
+        let (ack, dcep) = (Bytes::from_static(&dcep::ACK_MESSAGE), PayloadProtocolIdentifier::Dcep);
+        self.drive(|machine| machine.association.as_mut()?.1.stream(id).ok()?.write_sctp(&ack, dcep).ok());
     }
 
     /// What the OPEN says holds for both directions.

@@ -97,7 +97,7 @@ pub struct Enter {
 }
 
 /// A client whose socket was cut and that comes back to its participant.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Resume {
     /// Who it was.
     pub participant: ParticipantId,

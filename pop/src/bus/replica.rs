@@ -11,13 +11,14 @@
 //! Versions alone are kept of others, so a session's own memory holds the records. What is dropped for want of place is not known
 //! either: the next digest differs, and it is asked for again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_session::placement::{KEEPERS, rank};
 use pop_session::presence::{LocalRecord, REMOTE_PARTICIPANTS_MAX, Record, RemoteKey, TOMBSTONE_LIFE, Version};
 
 use super::counters::{BusCounters, Ignored, count};
@@ -53,6 +54,9 @@ const EVENT_BYTES_MAX: usize = 16 << 20;
 /// Participants of others that are known in all sessions: 40 bytes each.
 const KNOWN_MAX: usize = 4 * REMOTE_PARTICIPANTS_MAX;
 
+/// Sessions that this node is told to keep at once; the others are by their next digests.
+const HEARD_OF_MAX: usize = 256;
+
 /// Incarnations of nodes that are gone are remembered for so long.
 const FENCE_LIFE: Duration = Duration::from_secs(60);
 
@@ -79,6 +83,9 @@ pub enum BusEvent {
     },
     /// A node is there; its participants follow.
     NodeUp(NodeRecord),
+    /// Somebody is in a session that is not watched here, and this node is one of its keepers ([`KEEPERS`]). Told again and again until it
+    /// is watched.
+    Keep(SessionId),
     /// What it tells of itself has changed.
     NodeChanged(NodeRecord),
     /// A node that was up is not; its participants are not told one by one.
@@ -199,6 +206,8 @@ pub(super) struct Replica {
     events: VecDeque<BusEvent>,
     record_events: usize,
     event_bytes: usize,
+    /// Sessions of which an event is among them.
+    heard_of: BTreeSet<SessionId>,
     /// The newest that says it is this node.
     lost_to: Option<Incarnation>,
     /// An event has told of it.
@@ -232,6 +241,7 @@ impl Replica {
             events: VecDeque::new(),
             record_events: 0,
             event_bytes: 0,
+            heard_of: BTreeSet::new(),
             lost_to: None,
             is_lost_told: false,
             ticked_at: None,
@@ -247,8 +257,8 @@ impl Replica {
                 return Err(error);
             }
         };
-        let own =
-            self.own.entry(session.clone()).or_insert_with(|| OwnSession { records: BTreeMap::new(), digest_at: now + DIGEST_INTERVAL });
+        // Its keepers hear of a session by its digest, so the first one does not wait.
+        let own = self.own.entry(session.clone()).or_insert_with(|| OwnSession { records: BTreeMap::new(), digest_at: now });
         let is_here = local.manifest.is_some();
         let is_unsent = own.records.get(&local.participant).is_some_and(|known| known.is_unsent);
         own.records.insert(local.participant, Own { version: local.version, bytes, is_here, is_unsent: true });
@@ -262,6 +272,15 @@ impl Replica {
             }
         }
         Ok(())
+    }
+
+    /// One of ours has another owner: nobody is told of it from here any more, and by the next digest those who still believe us learn that.
+    pub(super) fn withdraw_participant(&mut self, session: &SessionId, participant: ParticipantId) {
+        let Some(own) = self.own.get_mut(session) else { return };
+        own.records.remove(&participant);
+        if own.records.is_empty() {
+            self.own.remove(session);
+        }
     }
 
     fn forget_tombstone(&mut self) {
@@ -524,11 +543,17 @@ impl Replica {
         self.events.push_back(BusEvent::Record { session: session.clone(), record });
     }
 
+    /// Digests of all sessions come here: of one that is not watched, this node may be a keeper.
     pub(super) fn handle_digest(&mut self, session: &SessionId, node: NodeId, digest: Digest) {
-        let Some(nodes) = self.watched.get(session) else { return };
         if !self.peers.get(&node).is_some_and(|peer| peer.incarnation == digest.incarnation && peer.record.is_some()) {
             return;
         }
+        let Some(nodes) = self.watched.get(session) else {
+            if digest.sum != Sum::default() {
+                self.hear_of(session);
+            }
+            return;
+        };
         let mut sum = Sum::default();
         for (&participant, known) in nodes.get(&node).into_iter().flatten() {
             sum.add(participant, known.version);
@@ -536,6 +561,15 @@ impl Replica {
         if sum != digest.sum && !self.pulls.contains_key(&(session.clone(), node)) {
             count(&self.counters.repairs);
             self.pull(session, node);
+        }
+    }
+
+    /// Somebody is in a session that is not watched here.
+    fn hear_of(&mut self, session: &SessionId) {
+        let up = self.peers.iter().filter(|(_, peer)| peer.record.is_some()).map(|(&node, _)| node);
+        let is_keeper = rank(session, up.chain([self.node])).iter().take(KEEPERS).any(|node| *node == self.node);
+        if is_keeper && self.heard_of.len() < HEARD_OF_MAX && self.heard_of.insert(session.clone()) {
+            self.events.push_back(BusEvent::Keep(session.clone()));
         }
     }
 
@@ -690,6 +724,9 @@ impl Replica {
         if let Some(BusEvent::Record { record, .. }) = &event {
             self.record_events -= 1;
             self.event_bytes -= opaque_len(record);
+        }
+        if let Some(BusEvent::Keep(session)) = &event {
+            self.heard_of.remove(session);
         }
         event
     }

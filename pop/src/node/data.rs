@@ -25,12 +25,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::member::Order;
 use crate::data::{DataCounters, DataDrop, Direction};
-use crate::sctp::{Sctp, SctpEnd, SctpEvent, Side};
+use crate::sctp::{KeptChannel, Sctp, SctpEnd, SctpEvent, Side};
 use crate::signal::livekit::data::Sender;
 
 /// Channels of the room protocol.
-const RELIABLE: &str = "_reliable";
-const LOSSY: &str = "_lossy";
+pub(crate) const RELIABLE: &str = "_reliable";
+pub(crate) const LOSSY: &str = "_lossy";
 const DATA_TRACK: &str = "_data_track";
 
 /// Bytes of reliable messages that wait for one receiver. Half of what a room keeps, so that what was dropped is still there when its
@@ -220,6 +220,8 @@ fn names_cost(message: &DataMessage) -> usize {
 /// The task's part.
 pub(super) struct DataPath {
     sctp: Sctp,
+    /// Channels that are there as soon as DTLS is.
+    kept: Vec<KeptChannel>,
     sender: Sender,
     counters: Arc<DataCounters>,
 
@@ -248,16 +250,19 @@ pub(super) struct DataPath {
 }
 
 impl DataPath {
-    /// `generation` is of the receiver's [`Outbox`], `room_places` of [`new_room_places`].
+    /// `generation` is of the receiver's [`Outbox`], `room_places` of [`new_room_places`]. `kept`: channels of a client whose transport was
+    /// on another node.
     pub(super) fn new(
         now: Instant,
         sender: Sender,
+        kept: Vec<KeptChannel>,
         generation: Arc<AtomicU32>,
         room_places: Arc<Semaphore>,
         counters: Arc<DataCounters>,
     ) -> DataPath {
         DataPath {
-            sctp: Sctp::new(Side::Accepts, now),
+            sctp: Sctp::new(if kept.is_empty() { Side::Accepts } else { Side::Begins }, now),
+            kept,
             sender,
             counters,
             reliable: Vec::new(),
@@ -275,6 +280,14 @@ impl DataPath {
             overflowed: None,
             reported: None,
             has_ended: false,
+        }
+    }
+
+    /// DTLS is through. A client that came from another node knows nothing of this association: it is asked to begin anew.
+    pub(super) fn begin(&mut self) {
+        let kept = std::mem::take(&mut self.kept);
+        if !kept.is_empty() {
+            self.sctp.begin_again(kept);
         }
     }
 
@@ -601,7 +614,7 @@ mod tests {
             let (sender, orders) = mpsc::unbounded_channel();
             let outbox = Outbox::new(sender, Arc::clone(counters));
             let stamp = Sender::new(ParticipantId(7), Identity::new(name).unwrap(), Arc::default());
-            let path = DataPath::new(now, stamp, outbox.generation(), new_room_places(), Arc::clone(counters));
+            let path = DataPath::new(now, stamp, Vec::new(), outbox.generation(), new_room_places(), Arc::clone(counters));
             let mut client = Sctp::new(Side::Begins, now);
             client.begin();
             let (got, said, overflows) = (BTreeMap::new(), Vec::new(), Vec::new());

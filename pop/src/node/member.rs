@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pop_proto::control::ExtensionIds;
 use pop_schemas::{Identity, ParticipantId, SessionId};
 use pop_session::Refusal;
-use pop_session::member::{Enter, MemberRequest, Notice, Offer, ParticipantInfo, TransportOffer};
+use pop_session::member::{MemberRequest, Notice, Offer, ParticipantInfo, TransportOffer};
 use pop_session::placement::{Claim, Full};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -21,6 +21,7 @@ use super::directory::{RoomSender, Slot};
 use super::room::RoomMessage;
 use super::{Node, Shared};
 use crate::dtls::{Fingerprint, Role};
+use crate::sctp::KeptChannel;
 
 /// Requests of one socket that may wait for its room.
 const REQUESTS_MAX: usize = 16;
@@ -59,8 +60,19 @@ pub struct Line {
     pub fingerprints: Vec<Fingerprint>,
     /// Answers so far.
     pub answers: u64,
+    /// Its transport was on another node, and its first offer has not come here.
+    pub is_adopted: bool,
+    /// Then, the data channels that its client has.
+    pub channels: Vec<KeptChannel>,
     /// What is claimed of the worker's plan for it, beside its transport.
     claimed: Claim,
+}
+
+impl Line {
+    /// Of one whose transport was on another node.
+    pub(super) fn adopted() -> Line {
+        Line { is_adopted: true, ..Line::default() }
+    }
 }
 
 /// An offer with what its transport needs to begin.
@@ -214,8 +226,8 @@ pub(super) enum Order {
 }
 
 impl Member {
-    pub(super) fn new(socket: Socket, line: Arc<Mutex<Line>>, enter: &Enter, slot: Slot) -> Member {
-        let (identity, hidden) = (enter.identity.clone(), Arc::new(AtomicBool::new(enter.permissions.hidden)));
+    pub(super) fn new(socket: Socket, line: Arc<Mutex<Line>>, identity: Identity, hidden: bool, slot: Slot) -> Member {
+        let hidden = Arc::new(AtomicBool::new(hidden));
         Member { socket: Some(socket), line, identity, hidden, slots: vec![slot], transport: None }
     }
 

@@ -12,7 +12,7 @@ use pop_schemas::{NodeId, ParticipantId, SessionId, SubscriptionId, Time, TrackI
 use pop_session::member::{ConnectionQuality, Enter, MemberRequest, Notice, Offer, Resume};
 use pop_session::placement::Claim;
 use pop_session::presence::Record;
-use pop_session::session::{Action, Audit};
+use pop_session::session::{Action, Audit, CloseReason};
 use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::sleep_until;
@@ -66,10 +66,18 @@ pub(crate) enum RoomMessage {
         socket: Socket,
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
+    /// The client of a member of another node is here.
+    Adopt {
+        resume: Box<Resume>,
+        socket: Socket,
+        line: Arc<Mutex<Line>>,
+        slot: Slot,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
     /// What is remembered of a member.
     FindMember {
         participant: ParticipantId,
-        reply: oneshot::Sender<Option<(usize, Arc<Mutex<Line>>)>>,
+        reply: oneshot::Sender<Found>,
     },
     /// Which worker has the transport behind an HTTP resource.
     FindWorker {
@@ -184,6 +192,18 @@ pub(crate) enum RoomMessage {
     },
     /// The node stops: everybody leaves.
     Close,
+}
+
+/// Where a member is.
+pub(crate) enum Found {
+    /// Here, on this worker.
+    Here(usize, Arc<Mutex<Line>>),
+    /// On a node that does not answer.
+    Away,
+    /// On another node.
+    There,
+    /// Nowhere.
+    Unknown,
 }
 
 /// What became of a node.
@@ -371,14 +391,14 @@ impl Room {
             RoomMessage::Enter { enter, socket, line, slot, reply } => {
                 let participant = enter.participant;
                 self.people.insert(participant, Person { worker: slot.worker(), resource: None });
-                self.members.insert(participant, Member::new(socket, line, &enter, slot));
+                let (identity, hidden) = (enter.identity.clone(), enter.permissions.hidden);
+                self.members.insert(participant, Member::new(socket, line, identity, hidden, slot));
                 self.request(shared, Request::Enter(enter), Waiting::Enter(reply, participant));
             }
             RoomMessage::Resume { resume, socket, reply } => self.resume(shared, resume, socket, reply),
-            RoomMessage::FindMember { participant, reply } => {
-                let person = self.people.get(&participant).zip(self.members.get(&participant));
-                drop(reply.send(person.map(|(person, member)| (person.worker, Arc::clone(&member.line)))));
-            }
+            RoomMessage::Adopt { resume, socket, line, slot, reply } => self.adopt(shared, resume, (socket, line), slot, reply),
+            // Who asked may be gone.
+            RoomMessage::FindMember { participant, reply } => drop(reply.send(self.find_member(participant))),
             RoomMessage::FindWorker { resource, reply } => {
                 let person = self.people.values().find(|person| person.resource.as_deref() == Some(&*resource));
                 let _ = reply.send(person.map(|person| person.worker));
@@ -507,6 +527,35 @@ impl Room {
         self.request(shared, Request::Resume(resume), Waiting::Resume(reply, participant, old));
     }
 
+    fn find_member(&self, participant: ParticipantId) -> Found {
+        match (self.people.get(&participant).zip(self.members.get(&participant)), self.session.is_away(participant)) {
+            (Some((person, member)), _) => Found::Here(person.worker, Arc::clone(&member.line)),
+            (None, Some(true)) => Found::Away,
+            (None, Some(false)) => Found::There,
+            (None, None) => Found::Unknown,
+        }
+    }
+
+    fn adopt(
+        &mut self,
+        shared: &Shared,
+        resume: Box<Resume>,
+        (socket, line): (Socket, Arc<Mutex<Line>>),
+        slot: Slot,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    ) {
+        let participant = resume.participant;
+        if self.members.contains_key(&participant) {
+            // Another socket of it was faster: it is here now.
+            let _ = reply.send(Err(Refusal::Elsewhere));
+            return;
+        }
+        let hidden = self.session.participants().find(|of| of.id() == participant).is_some_and(|of| of.is_hidden());
+        self.people.insert(participant, Person { worker: slot.worker(), resource: None });
+        self.members.insert(participant, Member::new(socket, line, resume.identity.clone(), hidden, slot));
+        self.request(shared, Request::Resume(resume), Waiting::Enter(reply, participant));
+    }
+
     /// What comes on a socket that another one has replaced is late.
     fn is_current(&self, participant: ParticipantId, socket: u64) -> bool {
         let current = self.members.get(&participant).and_then(|member| member.socket.as_ref());
@@ -536,9 +585,11 @@ impl Room {
                     slots = std::mem::take(&mut member.slots);
                     let outbox = Outbox::new(orders.clone(), Arc::clone(&shared.data));
                     let sender = Sender::new(participant, member.identity.clone(), Arc::clone(&member.hidden));
+                    let kept = std::mem::take(&mut member.line.lock().expect("nothing panics while it is held").channels);
                     data = Some(Box::new(DataPath::new(
                         now(),
                         sender,
+                        kept,
                         outbox.generation(),
                         Arc::clone(&self.data_places),
                         Arc::clone(&shared.data),
@@ -626,9 +677,12 @@ impl Room {
                 Output::Reply(id, reply) => self.reply(shared, id, reply),
                 Output::Audit(audit) => {
                     self.audit(shared, &audit);
-                    if let Action::Left { .. } = audit.action {
+                    if let Action::Left { reason, .. } = audit.action {
                         self.people.remove(&audit.participant);
                         self.members.remove(&audit.participant);
+                        if let Some(cluster) = shared.cluster.get().filter(|_| reason == CloseReason::TakenOver) {
+                            cluster.withdraw(self.session.id(), audit.participant);
+                        }
                     }
                 }
                 // A node alone has nobody to tell.
@@ -668,6 +722,11 @@ impl Room {
         let feed =
             self.remotes.entry(id).or_insert_with(|| RemoteFeed { owner: NodeId(key.node), is_awaited: false, forwards: HashMap::new() });
         feed.forwards.insert(section, payload_types.clone());
+        if feed.owner.0 != key.node {
+            // Its owner was taken over: what the old one sends ends, and the new one is asked.
+            cluster.unwant(self.session.id(), id, std::mem::replace(&mut feed.owner, NodeId(key.node)));
+            self.lost.push(id);
+        }
         if !self.spread.has_track(id) {
             if let Some(worker) = worker.filter(|_| !std::mem::replace(&mut feed.is_awaited, true)) {
                 cluster.want(self.session.id(), id, feed.owner, worker);
@@ -842,6 +901,9 @@ impl Room {
         let participant = audit.participant;
         match audit.action {
             Action::Entered => tracing::info!(target: AUDIT, %room, %identity, role, %participant, "enter"),
+            Action::TakenOver { from } => {
+                tracing::info!(target: AUDIT, %room, %identity, role, %participant, from = %NodeId(from), "take over");
+            }
             Action::Joined { transport } => tracing::info!(target: AUDIT, %room, %identity, role, %participant, %transport, "join"),
             Action::Connected { profile, address, after } => {
                 shared.join_seconds.observe(after);
@@ -910,6 +972,10 @@ impl Transport {
                 DtlsEvent::Established { keys, .. } => {
                     let profile = keys.profile;
                     shared.command(self.worker, Command::InstallKeys { transport: self.id, keys }).await;
+                    if let Some(data) = &mut self.data {
+                        data.begin();
+                    }
+                    self.carry_data(&events).await;
                     RoomMessage::Connected { transport: self.id, profile }
                 }
                 DtlsEvent::Failed(error) => {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Query, RawQuery, State, WebSocketUpgrade};
-use axum::http::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION};
+use axum::http::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, USER_AGENT};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
@@ -200,6 +200,9 @@ fn admit(context: &Context, query: Option<&str>, headers: &HeaderMap) -> Result<
     }
     // Everybody in the room gets to know it; who may resume by it, the identity of the token says.
     let participant = ParticipantId(context.node.next_id());
-    let joined = query.read(token, &access, participant, crate::token::unix_now_ms())?;
+    let mut joined = query.read(token, &access, participant, crate::token::unix_now_ms())?;
+    // Who comes back does not always say what it is.
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+    joined.redoes_dtls &= !agent.is_some_and(|agent| agent.contains("Firefox/"));
     Ok((access, joined))
 }

@@ -18,7 +18,7 @@ use super::{CONNECT_TIMEOUT, MEMBER_SECTIONS_MAX, Session};
 use crate::format::map_payload_types;
 use crate::member::{OfferedSection, Resume};
 use crate::participant::{Connection, Kind, LocalParticipant, Origin, Texts};
-use crate::presence::Manifest;
+use crate::presence::{Manifest, RemoteParticipant};
 
 /// What is known of a member that was taken over, until its new transport is connected.
 #[derive(Debug, Default)]
@@ -34,6 +34,11 @@ pub(crate) struct Adopted {
 }
 
 impl Session {
+    /// Whether a participant of another node is one whose node does not answer; `None`: it is none that is here.
+    pub fn is_away(&self, id: ParticipantId) -> Option<bool> {
+        self.remotes.find(id).map(RemoteParticipant::is_away)
+    }
+
     /// Makes a member of another node, which does not answer, one of ours.
     pub(super) fn adopt(&mut self, now: Time, resume: &Resume) -> Result<(), Refusal> {
         let id = resume.participant;
@@ -92,7 +97,6 @@ impl Session {
         // One that never makes an offer must not keep a place for ever.
         self.connecting.insert((now + CONNECT_TIMEOUT, id));
         self.insert(now, participant);
-        self.subscribe_to_all(id);
         Ok(())
     }
 

@@ -208,7 +208,8 @@ impl Session {
     /// Lets a member go on with a new socket. The old one, if it still seems to be there, is the owner's to close.
     pub(super) fn resume(&mut self, now: Time, resume: Resume) -> Result<Reply, Refusal> {
         let id = resume.participant;
-        if !self.participants.contains_key(&id) {
+        let is_adopted = !self.participants.contains_key(&id);
+        if is_adopted {
             self.adopt(now, &resume)?;
         }
         let known = self.participants.get_mut(&id).filter(|participant| participant.identity == resume.identity);
@@ -226,6 +227,9 @@ impl Session {
         }
         self.fresh = Some(id);
         self.notify(id, Notice::Resumed(Box::new(Resumed { last_message })));
+        if is_adopted {
+            self.subscribe_to_all(id);
+        }
         let everybody = self.everybody(now, id);
         self.notify(id, Notice::Participants(Arc::new(everybody)));
         self.notify(id, Notice::Room(Arc::new(self.describe_room())));

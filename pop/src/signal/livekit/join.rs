@@ -76,6 +76,8 @@ pub(super) struct Joined {
     /// What a client that is back still knows, when it came at once.
     pub(super) sync: Option<proto::SyncState>,
     pub(super) streams: StreamNames,
+    /// Its peer connection can change to another certificate of ours. Firefox's keeps the association that it has.
+    pub(super) redoes_dtls: bool,
     /// What it came by.
     pub(super) token: String,
 }
@@ -90,7 +92,8 @@ impl Query {
         let proto::JoinRequest { publisher_offer, add_track_requests, sync_state, .. } = &request;
         let (offer, tracks, sync) = (publisher_offer.clone(), add_track_requests.clone(), sync_state.clone());
         let streams = request.client_info.as_ref().map_or(StreamNames::OfTracks, stream_names);
-        Ok(Joined { arrival: arrive(request, access, participant, now_ms), offer, tracks, sync, streams, token })
+        let redoes_dtls = !request.client_info.as_ref().is_some_and(is_firefox);
+        Ok(Joined { arrival: arrive(request, access, participant, now_ms), offer, tracks, sync, streams, redoes_dtls, token })
     }
 
     /// Who it was before, when it says that it is back.
@@ -127,8 +130,12 @@ impl Query {
 
 /// Clients know streams of several tracks from version 10 of the protocol on. Firefox names a track as it likes, and its stream must tell.
 fn stream_names(client: &proto::ClientInfo) -> StreamNames {
-    let knows = client.protocol >= 10 && !client.browser.eq_ignore_ascii_case("firefox");
+    let knows = client.protocol >= 10 && !is_firefox(client);
     if knows { StreamNames::OfSources } else { StreamNames::OfTracks }
+}
+
+fn is_firefox(client: &proto::ClientInfo) -> bool {
+    client.browser.eq_ignore_ascii_case("firefox")
 }
 
 /// A join request from the query's text.
@@ -164,7 +171,8 @@ fn arrive(request: proto::JoinRequest, access: &Access, participant: Participant
     if request.reconnect {
         let participant = parse_participant_sid(&request.participant_sid);
         let permissions = access.claims().video.permissions();
-        let resume = |participant| Arrival::Resume(Resume { participant, identity, permissions });
+        let client: Box<str> = request.client_info.as_ref().map(describe_client).unwrap_or_default().into();
+        let resume = |participant| Arrival::Resume(Resume { participant, identity, permissions, now_ms, client });
         return participant.map_or(Arrival::Stranger, resume);
     }
     let settings = request.connection_settings.unwrap_or(proto::ConnectionSettings { auto_subscribe: true, ..Default::default() });

@@ -7,14 +7,23 @@ use pop_session::member::{
     AddTrack, MemberRequest, MetadataUpdate, PermissionSubject, Quality, Source, SubscriptionPermission, Sync, TrackSettings, TrackUpdate,
     VideoLayer,
 };
+use pop_session::session::MEMBER_SECTIONS_MAX;
 use pop_session::sid::{parse_participant_sid, parse_track_sid};
 use proto::signal_request::Message;
 use proto::simulate_scenario::Scenario;
 
 use super::counters::Refused;
+use crate::node::{LOSSY, RELIABLE};
+use crate::sctp::{KeptChannel, Limit, Promise};
 
 /// Longest text that a client may name something by, in bytes.
 const NAME_LEN_MAX: usize = 256;
+
+/// Data channels of a client that is back: one of each kind each way.
+const CHANNELS_MAX: usize = 4;
+
+/// Lines of its last answer that are looked at: some 60 for each section.
+const ANSWER_LINES_MAX: usize = 100 * MEMBER_SECTIONS_MAX;
 
 /// Most layers of one announced track.
 const LAYERS_MAX: usize = 8;
@@ -24,6 +33,8 @@ const LAYERS_MAX: usize = 8;
 pub(super) enum Said {
     /// For the session.
     Request(MemberRequest),
+    /// What a client that is back knows, and the data channels that it has.
+    Sync(Box<Sync>, Vec<KeptChannel>),
     Offer(proto::SessionDescription),
     /// Answer it: when it was sent, and whether it is of the newer kind.
     Ping {
@@ -87,7 +98,7 @@ pub(super) fn read(message: Message) -> Said {
         Message::TrackSetting(settings) => Said::Request(MemberRequest::TrackSettings(track_settings(&settings))),
         Message::Leave(_) => Said::Request(MemberRequest::Leave),
         Message::SubscriptionPermission(permission) => subscription_permission(permission),
-        Message::SyncState(state) => Said::Request(sync(&state)),
+        Message::SyncState(state) => sync(&state),
         Message::Simulate(simulate) => simulation(simulate.scenario),
         Message::Ping(timestamp_ms) => Said::Ping { timestamp_ms, newer: false },
         Message::PingReq(ping) => Said::Ping { timestamp_ms: ping.timestamp, newer: true },
@@ -224,7 +235,7 @@ fn subscription_permission(permission: proto::SubscriptionPermission) -> Said {
 }
 
 /// What a client that is back knows.
-pub(super) fn sync(state: &proto::SyncState) -> MemberRequest {
+pub(super) fn sync(state: &proto::SyncState) -> Said {
     let subscription = state.subscription.clone().unwrap_or_default();
     let MemberRequest::Subscribe { tracks: named, subscribe } = subscribe(&subscription) else { unreachable!("it is what was made") };
     let published = state.publish_tracks.iter().filter_map(|published| {
@@ -232,13 +243,47 @@ pub(super) fn sync(state: &proto::SyncState) -> MemberRequest {
         Some((published.cid.as_str().into(), track))
     });
     let received = state.datachannel_receive_states.iter();
-    MemberRequest::Sync(Box::new(Sync {
+    let sync = Sync {
         tracks: named,
         subscribe,
         disabled: tracks(&state.track_sids_disabled),
         published: published.collect(),
         received: received.filter_map(|of| Some((parse_participant_sid(&of.publisher_sid)?, of.last_seq))).collect(),
-    }))
+        fed: state.answer.as_ref().map(|answer| fed(&answer.sdp)).unwrap_or_default(),
+    };
+    let mut channels: Vec<KeptChannel> = Vec::new();
+    for channel in state.data_channels.iter().filter_map(kept_channel).take(CHANNELS_MAX) {
+        if channels.iter().all(|known| known.channel != channel.channel) {
+            channels.push(channel);
+        }
+    }
+    Said::Sync(Box::new(sync), channels)
+}
+
+/// By mid, the track that an answer of ours fed into each section: the second word of `a=msid`. A line that is not ours names none.
+fn fed(answer: &str) -> Vec<(Box<str>, TrackId)> {
+    let mut fed = Vec::new();
+    let (mut mid, mut track) = (None, None);
+    for line in answer.lines().take(ANSWER_LINES_MAX).chain(["m="]) {
+        if line.starts_with("m=") {
+            fed.extend(mid.take().zip(track.take()));
+        } else if let Some(name) = line.strip_prefix("a=mid:") {
+            mid = Some(name.into());
+        } else if let Some(names) = line.strip_prefix("a=msid:") {
+            track = names.split(' ').nth(1).and_then(parse_track_sid);
+        }
+    }
+    fed.truncate(MEMBER_SECTIONS_MAX);
+    fed
+}
+
+fn kept_channel(info: &proto::DataChannelInfo) -> Option<KeptChannel> {
+    let promise = match &*info.label {
+        RELIABLE => Promise { ordered: true, limit: Limit::None },
+        LOSSY => Promise { ordered: false, limit: Limit::Repeats(0) },
+        _ => return None,
+    };
+    Some(KeptChannel { channel: u16::try_from(info.id).ok()?, label: info.label.as_str().into(), promise })
 }
 
 /// The protocol says "as it was" by an empty text.

@@ -20,6 +20,7 @@ use super::response::{About, OwnTracks, PING_INTERVAL_S, PING_TIMEOUT_S, kind_of
 use super::wire::{is_json_within_bounds, is_within_bounds};
 use crate::config::{DtlsRole, IceServer};
 use crate::node::{EnterError, Node, Seat};
+use crate::sctp::KeptChannel;
 use crate::serve::Place;
 use crate::token::{unix_now_ms, unix_now_s};
 
@@ -60,8 +61,8 @@ impl Context {
 /// Serves a client from its first notice to the end of its socket. `place` is its place among the listener's connections.
 pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: Access, joined: Joined, place: Option<Arc<Place>>) {
     let _open = context.counters().open();
-    let Joined { arrival, offer, tracks, sync, streams, token } = joined;
-    let seat = match take_seat(&context, &access, arrival).await {
+    let Joined { arrival, offer, tracks, sync, streams, redoes_dtls, token } = joined;
+    let seat = match take_seat(&context, &access, arrival, redoes_dtls).await {
         Ok(seat) => seat,
         Err((refused, reason, action)) => {
             context.counters().refuse(refused);
@@ -90,13 +91,19 @@ pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: 
     drop(place);
 }
 
-async fn take_seat(context: &Context, access: &Access, arrival: Arrival) -> Result<Seat, (Refused, LeaveReason, LeaveAction)> {
+async fn take_seat(
+    context: &Context,
+    access: &Access,
+    arrival: Arrival,
+    redoes_dtls: bool,
+) -> Result<Seat, (Refused, LeaveReason, LeaveAction)> {
     // The token was checked for a room before.
     let Some(room) = room_of(access) else { return Err((Refused::Token, LeaveReason::JoinFailure, LeaveAction::Disconnect)) };
     match arrival {
         Arrival::Enter(enter) => enter_room(context, &room, *enter).await,
         Arrival::Resume(resume) => {
-            context.node.resume(&room, resume).await.map_err(|_| (Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect))
+            let (refused, reason, action) = (Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect);
+            context.node.resume(&room, resume, redoes_dtls).await.map_err(|_| (refused, reason, action))
         }
         Arrival::Stranger => Err((Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect)),
     }
@@ -154,10 +161,8 @@ impl Socket<'_> {
         if self.tell(frames, first).await == Turn::End {
             return Turn::End;
         }
-        if let Some(state) = sync {
-            self.seat.say(request::sync(&state)).await;
-        }
-        for said in tracks.into_iter().map(request::add_track).chain(offer.map(Said::Offer)) {
+        let sync = sync.map(|state| request::sync(&state));
+        for said in sync.into_iter().chain(tracks.into_iter().map(request::add_track)).chain(offer.map(Said::Offer)) {
             if self.obey(frames, said).await == Turn::End {
                 return Turn::End;
             }
@@ -243,6 +248,11 @@ impl Socket<'_> {
                 self.seat.say(request).await;
                 if leaves { Turn::End } else { Turn::On }
             }
+            Said::Sync(sync, channels) => {
+                self.note_channels(channels);
+                self.seat.say(MemberRequest::Sync(sync)).await;
+                Turn::On
+            }
             Said::Offer(offer) => self.offer(frames, offer).await,
             Said::Ping { timestamp_ms, newer } => {
                 let pong = proto::Pong { last_ping_timestamp: timestamp_ms, timestamp: unix_now_ms() as i64 };
@@ -266,6 +276,14 @@ impl Socket<'_> {
             OfferError::Certificate => tracing::debug!(participant = %self.seat.participant(), "an offer brings another certificate"),
         }
         self.begin_anew(frames).await
+    }
+
+    /// The first transport here goes on with the channels that its client has from the one before, on another node.
+    fn note_channels(&self, channels: Vec<KeptChannel>) {
+        let mut line = self.seat.line();
+        if line.is_adopted && line.transport.is_none() {
+            line.channels = channels;
+        }
     }
 
     /// Media cannot go on with what the client has: it is told to come again with everything new.

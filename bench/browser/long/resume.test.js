@@ -1,0 +1,160 @@
+// A node dies, and the browser whose call it carried goes on at another with the peer connection that it has: no track comes or goes,
+// nobody sees anybody leave, and data goes on both ways. Firefox cannot, and begins anew at once.
+
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { connect, createServer } from "node:net";
+import { after, before, test } from "node:test";
+
+import { launchChromium, launchFirefox } from "../browsers.js";
+import { pause, until } from "../expect.js";
+import { openRoom, serveLiveKitPage } from "../livekit.js";
+import { addMailbox } from "../mailbox.js";
+import { startPop } from "../nodes.js";
+
+let pop, site, chromium, firefox;
+
+before(async () => {
+  [pop, site, chromium, firefox] = await Promise.all([startPop("resume", ["a", "b", "c"], { second: 76 }), serveLiveKitPage(), launchChromium(), launchFirefox()]);
+});
+
+after(async () => {
+  await Promise.allSettled([chromium?.close(), firefox?.close()]);
+  site?.close();
+  await pop?.stop();
+});
+
+/** The service address, which survives its node: connections go to the node `to`, which may change. */
+async function serveAddress(to) {
+  const pairs = new Set();
+  const server = createServer((near) => {
+    const { hostname, port } = new URL(pop.nodes[address.to].http);
+    const far = connect(Number(port), hostname);
+    for (const [one, other] of [[near, far], [far, near]]) {
+      pairs.add(one);
+      one.pipe(other);
+      one.on("error", () => other.destroy()).on("close", () => (other.destroy(), pairs.delete(one)));
+    }
+  });
+  const address = {
+    to,
+    cut: () => pairs.forEach((socket) => socket.resetAndDestroy()),
+    close: () => (address.cut(), server.close()),
+  };
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return Object.assign(address, { url: `ws://127.0.0.1:${server.address().port}` });
+}
+
+async function come(browser, url, room, identity) {
+  const person = await openRoom(browser, site);
+  Object.assign(person, await person.join(url, await pop.nodes.b.token(room, identity)));
+  await person.page.evaluate(`globalThis.popGaps = { at: {}, max: {}, watch() {
+    for (const element of document.querySelectorAll("video")) {
+      const sid = element.dataset.sid;
+      if (sid in this.at) continue;
+      this.at[sid] = [];
+      const frame = (now) => { this.at[sid].push(now); element.requestVideoFrameCallback(frame); };
+      element.requestVideoFrameCallback(frame);
+    }
+    return performance.now();
+  } }`);
+  return person;
+}
+
+/** The longest time between two frames of a track since `begin`, in ms. */
+const longestGap = (person, sid, begin) =>
+  person.page.evaluate(`(() => {
+    const at = globalThis.popGaps.at[${JSON.stringify(sid)}].filter((moment) => moment > ${begin} - 300);
+    return Math.round(Math.max(...at.slice(1).map((moment, i) => moment - at[i])));
+  })()`);
+
+const framesSince = (person, sid, begin) =>
+  person.page.evaluate(`globalThis.popGaps.at[${JSON.stringify(sid)}].filter((moment) => moment > ${begin}).length`);
+
+const TRACK_EVENTS = /^(Track|LocalTrack|Participant(Connected|Disconnected)|MediaDevices)/;
+
+test("Chromium goes on at another node when its node is killed", async (t) => {
+  const room = "call";
+  const service = await serveAddress("a");
+  const node = (name) => pop.nodes[name].http.replace("http", "ws");
+  const ann = await addMailbox(await come(chromium, service.url, room, "ann"));
+  const bob = await addMailbox(await come(chromium, node("b"), room, "bob"));
+  const sids = {};
+  for (const [name, person] of Object.entries({ ann, bob })) {
+    sids[name] = await person.camera(true, { resolution: { width: 640, height: 360, frameRate: 30 } });
+    await person.microphone(true);
+  }
+  await until("both see each other", async () => (await ann.received())[sids.bob]?.frames > 30 && (await bob.received())[sids.ann]?.frames > 30, 30);
+  await bob.send(10, 100, { reliable: true, topic: "before" });
+  await until("ann has what bob said", async () => (await ann.count("before")) === 10);
+  await ann.microphone(false);
+  await until("c keeps the room", async () => Object.keys(await pop.people("c", room)).length === 2);
+  await pause(2);
+  const [before, seen] = [await ann.received(), { ann: (await ann.names()).length, bob: (await bob.names()).length }];
+  const begin = { ann: await ann.page.evaluate("globalThis.popGaps.watch()"), bob: await bob.page.evaluate("globalThis.popGaps.watch()") };
+  await pause(1);
+
+  service.to = "c";
+  await pop.nodes.a.kill();
+  service.cut();
+  await pause(1);
+  const told = await bob.send(10, 100, { reliable: true, topic: "meanwhile" });
+  await until("both see again", async () => (await framesSince(ann, sids.bob, begin.ann + 2_000)) > 20 && (await framesSince(bob, sids.ann, begin.bob + 2_000)) > 20, 20);
+  await until("ann is back", async () => (await ann.names()).includes("Reconnected"), 20);
+  const gaps = { down: await longestGap(ann, sids.bob, begin.ann), up: await longestGap(bob, sids.ann, begin.bob) };
+  t.diagnostic(`without a picture for ${JSON.stringify(gaps)} ms`);
+  assert.ok(gaps.down < 3_000 && gaps.up < 3_000, JSON.stringify(gaps));
+  const people = await pop.people("b", room);
+  assert.deepEqual([people.ann.node, people.bob.node], ["c", "b"]);
+  for (const [name, person] of Object.entries({ ann, bob })) {
+    const names = (await person.names()).slice(seen[name]);
+    t.diagnostic(`${name}: ${names.filter((event, i) => names.indexOf(event) === i)}`);
+    assert.deepEqual(names.filter((event) => TRACK_EVENTS.test(event)), [], name);
+  }
+  const after = await ann.received();
+  for (const [sid, { mediaTrack }] of Object.entries(before)) assert.equal(after[sid].mediaTrack, mediaTrack, "the same track object");
+  assert.ok((await bob.remotes())[0].tracks.find(({ kind }) => kind === "audio").muted, "she is muted still");
+
+  await until("ann has what was said meanwhile", async () => (await ann.count("meanwhile")) === 10, 20);
+  assert.equal((await ann.report("meanwhile")).hash, told, "once, and in order");
+  const back = await ann.send(50, 2_000, { reliable: true, topic: "after" });
+  await until("bob has what ann said", async () => (await bob.count("after")) === 50, 20);
+  assert.equal((await bob.report("after")).hash, back);
+  await ann.microphone(true);
+  await until("she is heard", async () => Object.values(await bob.received()).some(({ kind, energy }) => kind === "audio" && energy > 0), 20);
+  for (const person of [ann, bob]) {
+    await person.leave();
+    await person.page.close();
+  }
+  service.close();
+  await pop.nodes.a.start();
+  await pop.untilWhole();
+});
+
+test("Firefox, whose connection keeps its certificate, begins anew at once", async (t) => {
+  const room = "anew";
+  const service = await serveAddress("a");
+  const bob = await come(chromium, pop.nodes.b.http.replace("http", "ws"), room, "bob");
+  const sid = await bob.camera(true, { resolution: { width: 640, height: 360, frameRate: 15 } });
+  const ann = await come(firefox, service.url, room, "ann");
+  await until("ann sees bob", async () => (await ann.received())[sid]?.frames > 10, 30);
+  await until("c keeps the room", async () => Object.keys(await pop.people("c", room)).length === 2);
+  service.to = "c";
+  const killed = performance.now();
+  await pop.nodes.a.kill();
+  service.cut();
+  await until("it joins anew", async () => (await ann.names()).includes("Restarting") || (await ann.names()).filter((name) => name === "Reconnected").length > 0, 20);
+  await until("ann sees bob again", async () => {
+    const [tracks] = [await ann.received()];
+    return tracks[sid]?.frames > 5 && (await pop.people("b", room)).ann?.node === "c";
+  }, 30);
+  t.diagnostic(`Firefox sees again ${Math.round(performance.now() - killed)} ms after the death`);
+  for (const person of [ann, bob]) {
+    await person.leave();
+    await person.page.close();
+  }
+  service.close();
+  await pop.nodes.a.start();
+  await pop.untilWhole();
+});
