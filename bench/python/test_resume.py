@@ -36,65 +36,89 @@ class Pictures:
 
 
 class Resume(unittest.IsolatedAsyncioTestCase):
-    def setUp(self):
-        self.nodes = nodes_of_one_pop.Nodes("resume", ("a", "b", "c"), split=False)
+    """`ALLOWED`: what clients may see of it."""
 
-    def tearDown(self):
-        self.nodes.stop()
+    ALLOWED = {"reconnecting", "reconnected", "data_received", "active_speakers_changed", "track_unmuted"}
+
+    async def start(self, split):
+        self.nodes = nodes_of_one_pop.Nodes("resume", ("a", "b", "c"), split=split)
+        self.addCleanup(self.nodes.stop)
+        await until("nodes that know each other", self.nodes.are_whole, 10)
+        return self.nodes
+
+    async def call(self, ann, bob):
+        """Both publish pictures, ann also a tone that she has muted. When each picture came at each, and her tone."""
+        await ann.join()
+        await bob.join()
+        await ann.publish_video(RED)
+        tone = await ann.publish_tone(440)
+        await bob.publish_video(BLUE)
+        tracks = {"bob": await bob.track("ann", rtc.TrackKind.KIND_VIDEO), "ann": await ann.track("bob", rtc.TrackKind.KIND_VIDEO)}
+        await until_tone(await bob.track("ann", rtc.TrackKind.KIND_AUDIO), 440)
+        await ann.me.publish_data(b"before", topic="before")
+        await bob.until_told("data_received")
+        tone.track.mute()
+        await bob.until_told("track_muted")
+        pictures = {who: Pictures(track) for who, track in tracks.items()}
+        await asyncio.sleep(1)
+        for guest in (ann, bob):
+            guest.events.clear()
+        return pictures, tone
+
+    async def goes_on(self, ann, bob, pictures, tone, died):
+        await until("pictures again", lambda: all(it.gap_over(died) for it in pictures.values()), 10)
+        gaps = {who: round(1_000 * it.gap_over(died)) for who, it in pictures.items()}
+        print(f"ms without a picture: {gaps}", flush=True)
+        self.assertLess(max(gaps.values()), 5_000)
+        await ann.until_told("reconnected")
+        await ann.me.publish_data(b"after", topic="after")
+        await bob.until_told("data_received")
+        await bob.me.publish_data(b"back", topic="back")
+        await ann.until_told("data_received")
+        self.assertTrue(tone.muted and bob.room.remote_participants["ann"].track_publications[tone.sid].muted)
+        tone.track.unmute()
+        await until_tone(await bob.track("ann", rtc.TrackKind.KIND_AUDIO), 440)
+        for guest in (ann, bob):
+            self.assertEqual({name for name, _ in guest.events} - self.ALLOWED, set(), guest.identity)
+        for it in pictures.values():
+            await it.close()
 
     async def test_who_was_at_a_node_that_died_goes_on_at_another(self):
-        nodes, room = self.nodes, "call"
-        await until("nodes that know each other", nodes.are_whole, 10)
+        nodes, room = await self.start(split=False), "call"
         wire = Wire(nodes["a"])
         ann, bob = Guest(nodes["a"], room, "ann"), Guest(nodes["b"], room, "bob")
         ann.url = f"ws://127.0.0.1:{await wire.start()}"
         try:
-            await ann.join()
-            await bob.join()
-            await ann.publish_video(RED)
-            tone = await ann.publish_tone(440)
-            await bob.publish_video(BLUE)
-            here = await bob.track("ann", rtc.TrackKind.KIND_VIDEO)
-            there = await ann.track("bob", rtc.TrackKind.KIND_VIDEO)
-            await until_tone(await bob.track("ann", rtc.TrackKind.KIND_AUDIO), 440)
-            await ann.me.publish_data(b"before", topic="before")
-            await bob.until_told("data_received")
-            tone.track.mute()
-            await bob.until_told("track_muted")
+            pictures, tone = await self.call(ann, bob)
+            sid = ann.me.sid
             # Nobody of the room is at c, and it knows who is.
             await until("c keeps the room", lambda: self.people("c", room) == {"ann": "a", "bob": "b"}, 5)
-            pictures = {"up": Pictures(here), "down": Pictures(there)}
-            await asyncio.sleep(1)
-            sid = ann.me.sid
-            ann.events.clear()
-            bob.events.clear()
             wire.node = nodes["c"]
             nodes["a"].kill()
             wire.cut()
-            died = time.monotonic()
-            await until("pictures again", lambda: all(it.gap_over(died) for it in pictures.values()), 10)
-            print({way: round(1_000 * it.gap_over(died)) for way, it in pictures.items()}, "ms without a picture", flush=True)
+            await self.goes_on(ann, bob, pictures, tone, time.monotonic())
             self.assertEqual(self.people("b", room), {"ann": "c", "bob": "b"})
-            await ann.until_told("reconnected")
             self.assertEqual(ann.me.sid, sid)
-            # Data goes both ways again.
-            await ann.me.publish_data(b"after", topic="after")
-            await bob.until_told("data_received")
-            await bob.me.publish_data(b"back", topic="back")
-            await ann.until_told("data_received")
-            self.assertTrue(tone.muted and bob.room.remote_participants["ann"].track_publications[tone.sid].muted)
-            tone.track.unmute()
-            await until_tone(await bob.track("ann", rtc.TrackKind.KIND_AUDIO), 440)
-            allowed = {"reconnecting", "reconnected", "data_received", "active_speakers_changed", "track_unmuted"}
-            self.assertEqual({name for name, _ in ann.events} - allowed, set())
-            self.assertEqual({name for name, _ in bob.events} - allowed, set())
-            for it in pictures.values():
-                await it.close()
+            self.assertEqual(bob.told("reconnecting"), [])
         finally:
-            print([name for name, _ in ann.events], [name for name, _ in bob.events])
             await bob.leave()
             await ann.leave()
             wire.close()
+
+    async def test_two_whose_node_died_behind_the_proxy_of_another_go_on(self):
+        nodes, room = await self.start(split=True), "both"
+        ann, bob = Guest(nodes["a"], room, "ann"), Guest(nodes["a"], room, "bob")
+        try:
+            pictures, tone = await self.call(ann, bob)
+            (at,) = set(self.people("a", room).values())
+            self.assertNotEqual(at, "a", "their transports are elsewhere than their sockets")
+            nodes[at].kill()
+            await self.goes_on(ann, bob, pictures, tone, time.monotonic())
+            (now,) = set(self.people("a", room).values())
+            self.assertNotIn(now, ("a", at))
+        finally:
+            await bob.leave()
+            await ann.leave()
 
     def people(self, at, room):
         sessions = [it for it in self.nodes[at].sessions()["sessions"] if it["id"] == room]

@@ -23,7 +23,7 @@ use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId, TransportId};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
-use pop_session::placement::{self, KEEPERS, rank};
+use pop_session::placement::{self, KEEPERS};
 use pop_session::presence::LocalRecord;
 use pop_session::session::Abroad;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -719,7 +719,7 @@ impl State {
         self.kept.retain(|session, keeping| {
             let is_new = now.saturating_duration_since(keeping.since) < KEEP_MIN;
             let has_people = rooms.get(session).is_some_and(|watched| watched.nodes.keys().any(may_have_people));
-            is_new || has_people && rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
+            is_new || has_people && placement::rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
         });
     }
 

@@ -363,7 +363,7 @@ impl Node {
     async fn has_member(&self, session: &SessionId, participant: ParticipantId) -> bool {
         let Some(room) = self.shared.directory.find(session).await else { return false };
         let (reply, answer) = oneshot::channel();
-        room.send(RoomMessage::FindMember { participant, reply }).is_ok() && answer.await.is_ok_and(|found| found.is_some())
+        room.send(RoomMessage::FindMember { participant, reply }).is_ok() && matches!(answer.await, Ok(Found::Here(..)))
     }
 
     /// Random bytes for passwords and identifiers.
