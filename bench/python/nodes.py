@@ -54,6 +54,7 @@ key = "{out}/node.key"
 """,
                 **options,
             )
+            self[name].may_be_idle = len(names) > 2
 
     def are_whole(self):
         """Each node that lives knows all others that do, and has a link with each."""
@@ -67,6 +68,12 @@ key = "{out}/node.key"
         return all(is_whole(node) for node in alive)
 
     def stop(self):
+        errors = []
         for node in self.values():
-            node.stop()
+            try:
+                node.stop()
+            except AssertionError as error:
+                errors.append(error)
         self.folder.cleanup()
+        if errors:
+            raise errors[0]

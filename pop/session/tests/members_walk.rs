@@ -510,6 +510,7 @@ impl World {
                 disabled: vec![track],
                 published: Vec::new(),
                 received: Vec::new(),
+                fed: vec![("3".into(), track)],
             })),
         };
         self.say(id, request);

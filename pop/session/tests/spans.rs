@@ -11,9 +11,10 @@ use pop_proto::control::{Codec, Command, Event, LayerWish, MediaKind, PayloadTyp
 use pop_schemas::{ParticipantId, SubscriptionId, TrackId};
 use pop_session::member::{
     Answer, LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, OfferedSection, ParticipantInfo, PermissionSubject, Permissions,
-    Quality, Resume, SectionUse, SubscriptionPermission, Sync as MemberSync, TrackSettings,
+    Quality, Resume, SubscriptionPermission, Sync as MemberSync, TrackSettings,
 };
 use pop_session::presence::{Applied, LocalRecord, Manifest, Record, RemoteKey, Version};
+use pop_session::session::Action;
 use pop_session::{CloseReason, Format, Kind, Participant, PayloadFormat, Refusal, Reply, Request, Session};
 use stage::{OPUS, Stage, VP8, camera, everything, first_offer, identity, microphone, participants, receives, sends};
 
@@ -571,8 +572,7 @@ fn a_track_whose_formats_come_later_is_fed_then() {
 
 /// Where each section of an answer gets its track from.
 fn feeds(answer: &Answer) -> BTreeMap<String, TrackId> {
-    let feed = |(mid, used): (&Box<str>, &SectionUse)| Some((mid.to_string(), used.feeds.as_ref()?.track));
-    answer.sections.iter().filter_map(feed).collect()
+    answer.sections.iter().filter_map(|(mid, used)| Some((mid.to_string(), used.feeds.as_ref()?.track))).collect()
 }
 
 /// The node of `name` has died: its client is at `node` now, and says what it knows.
@@ -737,4 +737,101 @@ fn of_two_that_take_one_over_at_once_the_lower_node_has_it() {
         assert_eq!(here.len(), 1, "node {node}");
         assert_eq!(matches!(here[0], Participant::Local(_)), *node == B, "node {node}");
     }
+}
+
+/// Numbers of a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len() as u64) as usize]
+    }
+}
+
+/// One node is cut off, and both sides notice.
+fn cut(mesh: &mut Mesh, node: u64) {
+    mesh.cut = Some(node);
+    for other in [A, B, C].into_iter().filter(|other| *other != node) {
+        mesh.node(other, |session, now| session.handle_node_away(now, node));
+        mesh.node(node, |session, now| session.handle_node_away(now, other));
+    }
+}
+
+fn heal(mesh: &mut Mesh) {
+    for node in [A, B, C] {
+        for other in [A, B, C].into_iter().filter(|other| *other != node) {
+            mesh.node(node, |session, now| session.handle_node_back(now, other));
+        }
+    }
+    mesh.heal();
+}
+
+/// Who is where, as a node sees it.
+fn owners(node: u64, session: &Session) -> BTreeMap<ParticipantId, u64> {
+    let owner = |participant: &Participant<'_>| match participant {
+        Participant::Local(_) => node,
+        Participant::Remote(remote) => remote.key().node,
+    };
+    session.participants().map(|participant| (participant.id(), owner(&participant))).collect()
+}
+
+#[test]
+fn whoever_is_cut_off_and_comes_back_wherever_each_has_one_owner_in_the_end() {
+    let people = [("ann", A), ("bob", B), ("cid", C)];
+    let mut moves = 0;
+    for seed in 1..400 {
+        let mut dice = Dice(seed);
+        let (mut mesh, ..) = call();
+        let ids: BTreeMap<_, _> = people.map(|(name, node)| (name, mesh.nodes[&node].members[name])).into();
+        for _ in 0..40 {
+            match dice.below(5) {
+                0 => match mesh.cut {
+                    None => cut(&mut mesh, dice.one_of(&[A, B, C])),
+                    Some(_) => heal(&mut mesh),
+                },
+                1 | 2 => {
+                    // Its client may know less than the others, and may try where it is refused.
+                    let (name, node) = (dice.one_of(&people).0, dice.one_of(&[A, B, C]));
+                    let sections = if name == "ann" { offer_of_ann() } else { first_offer() };
+                    mesh.on(node, |stage| {
+                        stage.members.insert(name, ids[name]);
+                        let before = stage.heard.actions.len();
+                        if stage.resume(name).is_ok() {
+                            moves += stage.heard.actions[before..]
+                                .iter()
+                                .filter(|(_, action)| matches!(action, Action::TakenOver { .. }))
+                                .count();
+                            stage.offer(name, sections);
+                            stage.connect(name);
+                        }
+                    });
+                }
+                3 => {
+                    let node = dice.one_of(&[A, B, C]);
+                    mesh.on(node, |stage| {
+                        let track =
+                            stage.session.participants().find(|p| p.identity().as_str() == "ann").and_then(|p| p.tracks().first().copied());
+                        if let Some((track, _)) = track.zip(stage.members.get("ann")) {
+                            stage.say("ann", MemberRequest::Mute { track, muted: true });
+                        }
+                    });
+                }
+                _ => mesh.pass(Duration::from_millis(dice.below(2_500))),
+            }
+        }
+        heal(&mut mesh);
+        mesh.pass(Duration::from_secs(1));
+        heal(&mut mesh);
+        let seen: BTreeMap<_, _> = mesh.nodes.iter().map(|(node, stage)| (*node, owners(*node, &stage.session))).collect();
+        assert!(seen[&A] == seen[&B] && seen[&B] == seen[&C], "seed {seed}: {seen:?}");
+        assert_eq!(seen[&A].keys().copied().collect::<BTreeSet<_>>(), ids.values().copied().collect(), "seed {seed}: nobody is lost");
+        let locals = mesh.nodes.values().flat_map(|stage| stage.session.local_records()).map(|record| record.participant);
+        assert_eq!(locals.collect::<Vec<_>>().len(), 3, "seed {seed}: one owner each");
+    }
+    assert!(moves > 400, "{moves} times one was taken over");
 }
