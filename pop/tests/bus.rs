@@ -106,7 +106,7 @@ impl Node {
                 self.gone.push((node, why));
             }
             BusEvent::Duplicate { theirs, .. } => self.duplicates.push(theirs),
-            BusEvent::Keep(session) => panic!("{session} is not watched"),
+            BusEvent::Keep(_) => {}
         }
     }
 

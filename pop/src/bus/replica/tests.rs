@@ -324,3 +324,44 @@ fn sets_are_equal_after_lost_messages_and_partitions_of_any_order() {
         }
     }
 }
+
+#[test]
+fn keepers_alone_hear_of_a_session_that_they_do_not_watch() {
+    let mut net = Net::new(&[("a", 1), ("b", 1), ("c", 1), ("d", 1), ("e", 1)]);
+    for node in &mut net.nodes[1..] {
+        node.unwatch(&room());
+    }
+    net.run(200);
+    net.put(0, 1, 1, true);
+    net.run(200);
+    let heard = |net: &Net, i: usize| net.events[i].iter().filter(|event| matches!(event, BusEvent::Keep(_))).count();
+    let ranked = rank(&room(), net.nodes.iter().map(|node| node.node));
+    for i in 1..5 {
+        let is_keeper = ranked[..KEEPERS].contains(&net.nodes[i].node);
+        assert_eq!(heard(&net, i), usize::from(is_keeper), "node {i}, at once");
+        net.nodes[i].watch(&room());
+    }
+    net.run(3_000);
+    assert!((1..5).all(|i| heard(&net, i) <= 1 && net.ids(i) == [1]), "what is watched is not told of");
+    // Of one that has gone nobody is told.
+    for node in &mut net.nodes[1..] {
+        node.unwatch(&room());
+    }
+    net.put(0, 1, 2, false);
+    net.run(3_000);
+    assert!((1..5).all(|i| heard(&net, i) <= 1));
+}
+
+#[test]
+fn one_that_has_another_owner_is_told_of_no_longer() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.put(0, 1, 1, true);
+    net.put(0, 2, 1, true);
+    net.run(200);
+    assert_eq!(net.ids(1), [1, 2]);
+    net.nodes[0].withdraw_participant(&room(), ParticipantId(1));
+    net.run(200);
+    assert_eq!(net.ids(1), [1, 2], "others hear its new owner first");
+    net.run(1_600);
+    assert_eq!(net.ids(1), [2]);
+}
