@@ -739,6 +739,22 @@ fn of_two_that_take_one_over_at_once_the_lower_node_has_it() {
     }
 }
 
+#[test]
+fn one_that_sends_layers_is_not_taken_over_because_nobody_would_know_them() {
+    let mut mesh = Mesh::new(&[A, B]);
+    let ann = mesh.on(A, |stage| {
+        connect(stage, "ann");
+        publish(stage, "ann", first_offer(), &["q", "h", "f"]);
+        stage.members["ann"]
+    });
+    mesh.node(B, |session, now| session.handle_node_away(now, A));
+    mesh.on(B, |stage| {
+        stage.members.insert("ann", ann);
+        assert_eq!(stage.resume("ann"), Err(Refusal::UnknownParticipant));
+    });
+    assert!(mesh.nodes[&B].session.participants().any(|participant| participant.id() == ann), "it is away still");
+}
+
 /// Numbers of a seed.
 struct Dice(u64);
 

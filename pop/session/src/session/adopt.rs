@@ -51,6 +51,11 @@ impl Session {
         if !remote.is_away() {
             return Err(Refusal::Elsewhere);
         }
+        // Which SSRC is which layer a client's packets say only until the first report about them, and that was on the other node: what it
+        // sends would be silent here.
+        if manifest.tracks.iter().any(|track| !track.rids.is_empty()) {
+            return Err(Refusal::UnknownParticipant);
+        }
         let participants_max = self.participants_max();
         if self.participants.len() >= participants_max {
             return Err(Refusal::Full(participants_max));
