@@ -86,19 +86,28 @@ keys_file = "keys.toml"
 """
         )
         self.log = []
-        self.is_killed = False
         # Whether it had to carry media is not known before.
         self.may_be_idle = False
-        self.process = subprocess.Popen(
-            [*under, PROGRAMS / "pop", "run", "--json", "--config", config],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.words = [*under, PROGRAMS / "pop", "run", "--json", "--config", config]
+        self.start()
+        self.await_ready()
+        self._start_capture()
+
+    def start(self):
+        """Again, when it has ended."""
+        if hasattr(self, "process"):
+            self.reader.join()
+            self.process.stdout.close()
+            self.process.stderr.close()
+        self.is_killed = False
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = process = subprocess.Popen(self.words, text=True, **pipes)
         # Nobody else reads the pipe: a full one would stop the node.
-        self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self.reader = threading.Thread(target=lambda: self.log.extend(process.stderr), daemon=True)
         self.reader.start()
+
+    def await_ready(self):
+        """Its addresses; a node that begins anew in its process tells them again."""
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
@@ -107,7 +116,6 @@ keys_file = "keys.toml"
         self.ready = json.loads(line)
         self.http = self.ready["http"]
         self.admin = self.ready["admin"]
-        self._start_capture()
 
     def _start_capture(self):
         ARTIFACTS.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ pub use clock::Clock;
 pub use counters::{Counters, Drops, Gauges, WorkerSnapshot};
 pub use handover::Crossing;
 pub use service::{CaptureEnd, Service};
-pub use worker::{ProbeConfig, Worker, WorkerConfig};
+pub use worker::{ProbeConfig, STOOD_STILL, Worker, WorkerConfig};
 
 /// The cores that this process may use, ascending.
 pub fn available_cores() -> Vec<usize> {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -52,6 +52,10 @@ const COMMANDS_PER_TURN: usize = 256;
 
 /// A full event queue is tried again after this: spinning would take the core that the control plane may need.
 const EVENT_RETRY: Duration = Duration::from_millis(1);
+
+/// A worker with links turns every 10 ms. One that did not for so long has stood still, and other nodes may hold this one for dead: they do
+/// after a quarter of a second, and were told last up to 50 ms before.
+pub const STOOD_STILL: Duration = Duration::from_millis(215);
 
 /// Counters are copied out this often.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
@@ -107,6 +111,12 @@ struct Shared {
     orders: ArrayQueue<Order>,
     events: ArrayQueue<Event>,
     counters: SharedCounters,
+    /// When it turned last, in nanoseconds of the clock.
+    turned: AtomicU64,
+    /// When something came of each node, by its number, likewise.
+    heard: Box<[AtomicU64]>,
+    /// Nothing leaves, and what came is not looked at.
+    held: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -154,6 +164,9 @@ impl Worker {
             orders: ArrayQueue::new(COMMANDS_MAX),
             events: ArrayQueue::new(EVENTS_MAX),
             counters: SharedCounters::new(),
+            turned: AtomicU64::new(0),
+            heard: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
+            held: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
         let (index, limits) = (config.index, config.limits);
@@ -240,6 +253,34 @@ impl Worker {
 
     /// Makes it turn now, with nothing to do: its counter of turns tells whether it lives.
     pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// When it turned last: what had come until then was looked at.
+    pub fn turned_at(&self) -> Time {
+        Time::from_nanos(self.shared.turned.load(Ordering::Acquire))
+    }
+
+    /// When something authentic came over a link of the node with this number; [`Time::ZERO`]: never.
+    pub fn heard_at(&self, node: u8) -> Time {
+        Time::from_nanos(self.shared.heard[usize::from(node)].load(Ordering::Relaxed))
+    }
+
+    /// Whether it found that it stood still for [`STOOD_STILL`] or more while it had links: since then nothing leaves, and what comes is
+    /// dropped, until [`Self::release`].
+    pub fn is_held(&self) -> bool {
+        self.shared.held.load(Ordering::Relaxed)
+    }
+
+    /// Nothing leaves from the next turn on.
+    pub fn hold(&self) {
+        self.shared.held.store(true, Ordering::Relaxed);
+        self.waker.wake();
+    }
+
+    /// It goes on.
+    pub fn release(&self) {
+        self.shared.held.store(false, Ordering::Relaxed);
         self.waker.wake();
     }
 
@@ -410,6 +451,7 @@ impl Seed {
             busy_poll: config.busy_poll,
             busy: Time::ZERO,
             index: config.index,
+            is_held: false,
             told: Told::default(),
         };
         if let Err(error) = turning.run() {
@@ -456,6 +498,8 @@ struct Turning<B> {
     /// When a datagram or a command came last; the time until then plus `busy_poll` is spent awake.
     busy: Time,
     index: usize,
+    /// As [`Worker::is_held`] said at the begin of this turn.
+    is_held: bool,
     told: Told,
 }
 
@@ -499,10 +543,25 @@ impl<B: Backend> Turning<B> {
             if wait == Wait::UntilWoken {
                 self.publish(now);
             }
+            let before = now;
             self.io.turn(wait)?;
             self.core.counters_mut().turns += 1;
             now = self.clock.now();
+            if now.since(before) >= STOOD_STILL && self.core.has_links() {
+                tracing::warn!(
+                    worker = self.index,
+                    stood_ms = now.since(before).as_millis(),
+                    "stood still: nothing leaves until other nodes were asked"
+                );
+                self.shared.held.store(true, Ordering::Relaxed);
+            }
+            self.is_held = self.shared.held.load(Ordering::Relaxed);
             self.turn(now)?;
+            while let Some(node) = self.core.poll_heard() {
+                self.shared.heard[usize::from(node)].store(now.as_nanos(), Ordering::Relaxed);
+            }
+            // After what was heard: who sees this turn sees that.
+            self.shared.turned.store(now.as_nanos(), Ordering::Release);
             if now.since(self.published) >= PUBLISH_INTERVAL {
                 self.publish(now);
             }
@@ -570,16 +629,24 @@ impl<B: Backend> Turning<B> {
                 self.drain(now)?;
             }
         }
+        let mut stale = 0;
         for _ in 0..RECEIVES_PER_TURN {
             let Some(mut received) = self.io.receive() else { break };
             self.busy = now;
+            if self.is_held {
+                stale += received.datagrams().count() as u64;
+                continue;
+            }
             let path = Path { socket: received.socket, remote: received.from };
             self.core.handle_datagrams(now, path, received.datagrams());
             if self.core.must_drain() {
                 self.drain(now)?;
             }
         }
-        self.receive_streams(now)?;
+        self.core.count_drops(DropReason::Stale, stale);
+        if !self.is_held {
+            self.receive_streams(now)?;
+        }
         self.core.handle_timeout(now);
         self.drain(now)?;
         self.tick_streams(now);
@@ -650,6 +717,11 @@ impl<B: Backend> Turning<B> {
                 self.io.release(id);
                 return Ok(());
             };
+            if self.is_held {
+                self.io.release(id);
+                self.core.count_drops(DropReason::Stale, transmit.datagrams());
+                continue;
+            }
             let Path { socket, remote } = transmit.path;
             if let (true, Some(streams)) = (transmit.path.is_tcp(), &mut self.streams) {
                 streams.send(socket - TCP_SOCKET_BASE, remote, &self.io.train(&id)[..transmit.len], transmit.segment);

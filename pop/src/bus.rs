@@ -17,11 +17,14 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use pop_dataplane::STOOD_STILL;
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_session::life::BEAT_INTERVAL;
 use pop_session::presence::{LocalRecord, RemoteKey};
 use serde_json::json;
 use tokio::sync::Notify;
@@ -248,6 +251,10 @@ struct Shared {
     node: NodeId,
     incarnation: Incarnation,
     counters: Arc<BusCounters>,
+    /// Somebody calls [`Bus::go_on`].
+    is_minded: AtomicBool,
+    /// See [`Bus::is_hung`].
+    is_hung: AtomicBool,
 }
 
 impl Shared {
@@ -396,6 +403,8 @@ impl Bus {
             node,
             incarnation,
             counters,
+            is_minded: AtomicBool::new(false),
+            is_hung: AtomicBool::new(false),
         });
         declare(&session, &shared).await.map_err(|error| format!("the bus cannot be entered: {error}"))?;
         let start = |name: &str, run: Box<dyn FnOnce() + std::marker::Send>| {
@@ -450,6 +459,23 @@ impl Bus {
         }
         self.shared.to_send.notify_one();
         left.await;
+    }
+
+    /// How long ago the last beat came of a node that is up on the bus; `None`: none has.
+    pub fn silence(&self, node: NodeId) -> Option<Duration> {
+        self.shared.lock().replica.beat_at(node).map(|at| at.elapsed())
+    }
+
+    /// Whether it found that this process stood still for [`STOOD_STILL`] or more. Since then it does not say that this node lives,
+    /// until [`Self::go_on`]; this is looked for from the first call on.
+    pub fn is_hung(&self) -> bool {
+        self.shared.is_minded.store(true, Ordering::Relaxed);
+        self.shared.is_hung.load(Ordering::Relaxed)
+    }
+
+    /// It lives, and others are told so.
+    pub fn go_on(&self) {
+        self.shared.is_hung.store(false, Ordering::Relaxed);
     }
 
     /// For the metrics.
@@ -602,11 +628,11 @@ fn ask(
 ) -> zenoh::Result<()> {
     struct Asked<F: Fn(Option<&[u8]>)> {
         then: F,
-        is_answered: std::sync::atomic::AtomicBool,
+        is_answered: AtomicBool,
     }
     impl<F: Fn(Option<&[u8]>)> Asked<F> {
         fn finish(&self, bytes: Option<&[u8]>) {
-            if !self.is_answered.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            if !self.is_answered.swap(true, Ordering::Relaxed) {
                 (self.then)(bytes);
             }
         }
@@ -636,15 +662,19 @@ fn beat_on(shared: Arc<Shared>, session: Session) {
     let key = shared.keys.of_node("beat", shared.node);
     let (mut tick_at, mut beat_at) = (Instant::now(), Instant::now());
     loop {
-        tick_at = (tick_at + replica::TICK).max(Instant::now());
-        thread::sleep(tick_at.saturating_duration_since(Instant::now()));
+        let before = Instant::now();
+        tick_at = (tick_at + replica::TICK).max(before);
+        thread::sleep(tick_at.saturating_duration_since(before));
         if shared.lock().is_closed {
             return;
         }
         let now = Instant::now();
+        if now.saturating_duration_since(before) >= STOOD_STILL && shared.is_minded.load(Ordering::Relaxed) {
+            shared.is_hung.store(true, Ordering::Relaxed);
+        }
         shared.change(|replica| replica.handle_timeout(now));
-        if now >= beat_at {
-            beat_at = now + replica::BEAT_INTERVAL - replica::TICK / 2;
+        if now >= beat_at && !shared.is_hung.load(Ordering::Relaxed) {
+            beat_at = now + BEAT_INTERVAL - replica::TICK / 2;
             let bytes = shared.lock().replica.beat();
             // Rather none than one that waits.
             let put = session.put(&key, bytes).congestion_control(CongestionControl::Drop).priority(Priority::RealTime);

@@ -21,7 +21,8 @@ use pop_proto::control::{
 };
 use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
-use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId, TransportId};
+use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId, TransportId};
+use pop_session::life::{Fate, Life, Way};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
 use pop_session::placement::{self, KEEPERS};
 use pop_session::presence::LocalRecord;
@@ -34,7 +35,9 @@ use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
 use crate::data::DataDrop;
 use crate::logging::AUDIT;
 use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Peer};
+use crate::metrics::Deaths;
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
+use crate::rejoin;
 use crate::view::{LinkView, NodeView};
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
@@ -62,16 +65,18 @@ const CONSIDERED_MAX: usize = 4_096;
 /// further, and keeps what it has within its own bounds.
 const RECORDS_MAX: usize = 4_096;
 
-/// A node of which the bus says that it is gone, and that was heard on its link within this, lives: a connection of the bus does not
-/// survive what a link that loses 10 % does to it, and its tracks come all the same.
-const HEARD_WITHIN: Duration = Duration::from_millis(600);
-
-/// So long its people are believed to be as they were when the bus told of them last: on a link with 10 % loss the bus was away for up to
-/// 9 s.
+/// So long the people of a node that lives, and is not on the bus, are believed to be as they were when the bus told of them last: on a
+/// link with 10 % loss the bus was away for up to 9 s.
 const UNTOLD_MAX: Duration = Duration::from_secs(15);
 
-/// How often that is looked at meanwhile.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is looked at whether this node stood still.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// So long others may take to say whether they hold this node for dead. Then nobody is there who does.
+const VERDICT_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// How long after a node stood still it believes who holds it for dead.
+const HANG_REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Sessions that this node keeps although nobody of them is here: each is a room without a member, some kilobytes and its records.
 const KEPT_MAX: usize = 4_096;
@@ -206,6 +211,7 @@ pub(crate) enum Goal {
 #[derive(Clone)]
 pub struct Cluster {
     requests: mpsc::UnboundedSender<Request>,
+    deaths: Arc<Deaths>,
 }
 
 /// What is known of the other nodes.
@@ -251,9 +257,13 @@ impl Cluster {
             orders: HashMap::new(),
             next_order: 0,
             obeying: Arc::new(Semaphore::new(ORDERS_MAX)),
+            hang: None,
+            hung_at: None,
+            deaths: Arc::default(),
         };
+        let deaths = Arc::clone(&state.deaths);
         tokio::spawn(state.run(received, bus_events, mesh_events));
-        Cluster { requests }
+        Cluster { requests, deaths }
     }
 
     fn tell(&self, request: Request) {
@@ -345,6 +355,11 @@ impl Cluster {
         }
     }
 
+    /// For the metrics.
+    pub fn deaths(&self) -> Arc<Deaths> {
+        Arc::clone(&self.deaths)
+    }
+
     /// The other nodes and the links to them, now.
     pub async fn describe(&self) -> Description {
         let (reply, answer) = oneshot::channel();
@@ -375,8 +390,10 @@ struct Known {
 /// A node that the bus told of.
 struct Node {
     record: NodeRecord,
-    /// Since when the bus says that it is not there.
+    /// Since when it is not on the bus.
     gone_at: Option<Instant>,
+    /// What is heard of it.
+    life: Life,
     /// The rooms were told.
     is_away: bool,
 }
@@ -387,9 +404,18 @@ impl Node {
     }
 }
 
+/// This node stood still, and asks the others whether they hold it for dead.
+struct Hang {
+    since: Instant,
+    /// Of [`Mesh::ask_verdicts`].
+    since_us: u64,
+}
+
 /// A link that is up.
 struct Link {
     peer: Peer,
+    /// Of the workers' clock.
+    opened_at: Time,
     secret: LinkSecret,
     exports: HashMap<TrackId, Export>,
     /// Sessions whose data goes to the node: its people are in them, and it has asked.
@@ -461,6 +487,10 @@ struct State {
     next_order: u64,
     /// Places for orders of other nodes.
     obeying: Arc<Semaphore>,
+    hang: Option<Hang>,
+    /// When this node was last found to have stood still.
+    hung_at: Option<Instant>,
+    deaths: Arc<Deaths>,
 }
 
 /// An order that some nodes were given.
@@ -506,8 +536,6 @@ impl State {
         let mut forget = tokio::time::interval(FORGET_INTERVAL);
         let mut tell = interval(TELL_INTERVAL);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let gaps = self.links.values().filter_map(|link| link.gap_at);
             let again = self.wants.values().filter_map(|want| want.again).chain(gaps).min();
@@ -517,7 +545,7 @@ impl State {
                     None => std::future::pending().await,
                 }
             };
-            let is_held = self.nodes.values().any(|of| of.gone_at.is_some() && !of.is_away);
+            let look_at = self.look_at();
             tokio::select! {
                 request = requests.recv() => match request {
                     Some(request) => self.handle_request(request).await,
@@ -538,7 +566,7 @@ impl State {
                     self.tell_node().await;
                     self.end_keeping();
                 }
-                _ = look.tick(), if is_held => self.judge_gone(),
+                () = tokio::time::sleep_until(look_at) => self.look(),
             }
         }
     }
@@ -668,11 +696,18 @@ impl State {
                 let (node, incarnation) = (record.node, record.incarnation);
                 tracing::info!(%node, name = %record.name, "a node of this PoP is here");
                 self.dial(&record);
-                match self.nodes.insert(node, Node { record, gone_at: None, is_away: false }) {
-                    // It died and began anew: whom it had is not there any longer, and nobody will say so.
-                    Some(before) if before.record.incarnation != incarnation => self.tell_rooms(node, NodeFate::Restarted),
-                    Some(before) if before.is_away => self.tell_rooms(node, NodeFate::Back),
-                    _ => {}
+                match self.nodes.get_mut(&node) {
+                    // What it says from now on brings it back, when it was away.
+                    Some(of) if of.record.incarnation == incarnation => (of.record, of.gone_at) = (record, None),
+                    before => {
+                        let has_begun_anew = before.is_some();
+                        self.nodes.insert(node, Node { record, gone_at: None, life: Life::default(), is_away: false });
+                        if has_begun_anew {
+                            self.hold_dead(node, None);
+                            // Whom it had is not there any longer, and nobody will say so.
+                            self.tell_rooms(node, NodeFate::Restarted);
+                        }
+                    }
                 }
             }
             BusEvent::NodeChanged(record) => {
@@ -684,11 +719,11 @@ impl State {
             BusEvent::NodeGone { node, why } => {
                 tracing::warn!(%node, ?why, "the bus says that a node of this PoP is gone");
                 if let Some(of) = self.nodes.get_mut(&node) {
-                    (of.gone_at, of.is_away) = (Some(Instant::now()), why == Gone::Restarted);
+                    of.gone_at.get_or_insert(Instant::now());
+                    of.is_away |= why == Gone::Restarted;
                 }
-                match why {
-                    Gone::Restarted => self.tell_rooms(node, NodeFate::Restarted),
-                    Gone::Left | Gone::Silent => self.judge_gone(),
+                if why == Gone::Restarted {
+                    self.tell_rooms(node, NodeFate::Restarted);
                 }
             }
             BusEvent::Duplicate { theirs, mesh } => self.handle_duplicate(theirs, mesh),
@@ -753,23 +788,118 @@ impl State {
         std::process::exit(1);
     }
 
-    /// Whether a node is gone of which the bus says so.
-    fn judge_gone(&mut self) {
-        let (now, mesh, links) = (Instant::now(), &self.mesh, &self.links);
-        let is_heard = |of: &Node| {
-            let link = links.get(&of.record.node).filter(|link| link.peer.incarnation == of.record.incarnation);
-            link.and(mesh.as_ref()).is_some_and(|mesh| mesh.has_heard(of.record.node, HEARD_WITHIN))
-        };
-        let mut away = Vec::new();
-        for (node, of) in self.nodes.iter_mut().filter(|(_, of)| !of.is_away) {
-            if of.gone_at.is_some_and(|at| now.saturating_duration_since(at) >= UNTOLD_MAX || !is_heard(of)) {
-                of.is_away = true;
-                away.push(*node);
+    /// When [`Self::look`] has something to see.
+    fn look_at(&self) -> Instant {
+        let Some(shared) = self.shared.upgrade() else { return Instant::now() + LOOK_INTERVAL };
+        let now = shared.now();
+        let lives = self.nodes.values().map(|of| of.life.look_at().since(now));
+        Instant::now() + lives.min().unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL)
+    }
+
+    /// Whether this node stood still, and whether the others live.
+    fn look(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let is_hung = self.bus.as_ref().is_some_and(Bus::is_hung) | self.mesh.as_ref().is_some_and(Mesh::is_hung) | shared.is_held();
+        if is_hung || self.hang.is_some() {
+            return self.ask_whether_dead(&shared);
+        }
+        let is_remembered = self.hung_at.is_some_and(|at| at.elapsed() < HANG_REMEMBERED);
+        if is_remembered && self.mesh.as_ref().is_some_and(|mesh| mesh.verdicts(0).into_iter().any(|(_, dead)| dead)) {
+            return self.rejoin(&shared);
+        }
+        self.judge_lives(&shared);
+    }
+
+    /// After this node stood still nothing leaves it before the others have said what they hold it for: they may have given its people to
+    /// another one.
+    fn ask_whether_dead(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        let hang = self.hang.get_or_insert_with(|| {
+            tracing::warn!("this node stood still: it asks the others whether they hold it for dead");
+            Hang { since: now, since_us: self.mesh.as_ref().map_or(0, Mesh::ask_verdicts) }
+        });
+        self.hung_at = Some(now);
+        let verdicts = self.mesh.as_ref().map_or_else(Vec::new, |mesh| mesh.verdicts(hang.since_us));
+        if verdicts.iter().any(|(node, dead)| *dead && self.nodes.contains_key(node)) {
+            return self.rejoin(shared);
+        }
+        let may_answer = |of: &Node| of.is_up() && of.record.mesh.is_some();
+        let have_answered = |node: &NodeId| verdicts.iter().any(|(of, _)| of == node);
+        let all = self.nodes.iter().filter(|(_, of)| may_answer(of)).all(|(node, _)| have_answered(node));
+        let nobody_does = self.mesh.is_none() || now.saturating_duration_since(hang.since) >= VERDICT_WAIT_MAX;
+        if !all && !nobody_does {
+            return;
+        }
+        tracing::warn!(after_ms = now.saturating_duration_since(hang.since).as_millis(), "nobody holds this node for dead: it goes on");
+        self.hang = None;
+        if let Some(bus) = &self.bus {
+            bus.go_on();
+        }
+        if let Some(mesh) = &self.mesh {
+            mesh.go_on();
+        }
+        shared.release();
+        self.nodes.values_mut().for_each(|of| of.life.excuse(shared.now()));
+    }
+
+    /// Others hold this node for dead, and it did stand still: its people are theirs.
+    fn rejoin(&self, shared: &Shared) {
+        tracing::error!(target: AUDIT, node = %self.record.name, "others hold this node for dead, and it stood still: it begins anew");
+        shared.hold();
+        rejoin::begin_anew();
+    }
+
+    fn hold_dead(&self, node: NodeId, start: Option<Incarnation>) {
+        if let Some(mesh) = &self.mesh {
+            mesh.hold_dead(node, start);
+        }
+    }
+
+    /// Who lives, by what is heard.
+    fn judge_lives(&mut self, shared: &Shared) {
+        let (now, listened) = (shared.now(), shared.listened_at());
+        let mut changed = Vec::new();
+        for (node, of) in &mut self.nodes {
+            let link = self.links.get(node).filter(|link| link.peer.incarnation == of.record.incarnation);
+            let on_bus = self.bus.as_ref().filter(|_| of.gone_at.is_none()).and_then(|bus| bus.silence(*node));
+            let on_link = link.and(self.mesh.as_ref()).and_then(|mesh| mesh.silence(*node));
+            for (way, silence) in [(Way::Bus, on_bus), (Way::Link, on_link)] {
+                match silence {
+                    Some(silence) => of.life.hear(way, now - silence),
+                    None => of.life.end(way),
+                }
+            }
+            match link.map(|link| (shared.heard_at(link.peer.number), link.opened_at)) {
+                Some((at, opened_at)) if at > opened_at => of.life.hear(Way::Packets, at),
+                Some(_) => {}
+                None => of.life.end(Way::Packets),
+            }
+            let before = of.life.fate();
+            let silence = of.life.heard_at().map(|at| now.since(at)).unwrap_or_default();
+            let fate = of.life.judge(now, listened);
+            match fate {
+                Some(Fate::Dead) => self.deaths.count(silence),
+                Some(_) if before == Fate::Dead => self.deaths.count_false(),
+                _ => {}
+            }
+            let is_untold = of.gone_at.is_some_and(|at| at.elapsed() >= UNTOLD_MAX);
+            let is_away = of.life.fate() != Fate::Alive || is_untold || of.is_away && of.gone_at.is_some();
+            if is_away != of.is_away || fate.is_some() {
+                changed.push((*node, of.life.fate(), silence, std::mem::replace(&mut of.is_away, is_away), is_away));
             }
         }
-        for node in away {
-            tracing::warn!(%node, "a node of this PoP is gone; its people are away until it or another node has them");
-            self.tell_rooms(node, NodeFate::Away);
+        for (node, fate, silence, was_away, is_away) in changed {
+            let silent_ms = silence.as_millis();
+            let start = self.nodes.get(&node).map(|of| of.record.incarnation);
+            self.hold_dead(node, start.filter(|_| fate == Fate::Dead));
+            if is_away {
+                tracing::warn!(target: AUDIT, %node, ?fate, silent_ms, "node away: its people are kept until it or another node has them");
+            } else {
+                tracing::info!(target: AUDIT, %node, "node back");
+            }
+            if was_away != is_away {
+                self.tell_rooms(node, if is_away { NodeFate::Away } else { NodeFate::Back });
+            }
         }
     }
 
@@ -793,10 +923,7 @@ impl State {
     async fn handle_mesh(&mut self, event: MeshEvent) {
         match event {
             MeshEvent::LinkUp { peer, secret } => self.link_up(*peer, secret).await,
-            MeshEvent::LinkDown { node, .. } => {
-                self.link_down(node).await;
-                self.judge_gone();
-            }
+            MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
             MeshEvent::Rekeyed { node, generation } => {
                 let Some(shared) = self.shared.upgrade() else { return };
                 let Some(link) = self.links.get(&node) else { return };
@@ -851,7 +978,8 @@ impl State {
         }
         let node = peer.node;
         let (exports, followed, asked, stats) = Default::default();
-        self.links.insert(node, Link { peer, secret, exports, followed, asked, gap_at: None, stats });
+        let opened_at = shared.now();
+        self.links.insert(node, Link { peer, opened_at, secret, exports, followed, asked, gap_at: None, stats });
         let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
         self.follow_all(node);

@@ -22,6 +22,7 @@ pub mod node;
 pub mod notify;
 pub mod panic;
 pub mod probe;
+mod rejoin;
 pub mod reload;
 pub mod rtp;
 pub mod run;

@@ -23,10 +23,12 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pop_dataplane::STOOD_STILL;
 use pop_proto::control::LinkKeys;
 use pop_relay::control::{self, Data, Hello, Message};
 use pop_schemas::{Incarnation, NodeId};
@@ -58,6 +60,9 @@ const EXPORTER_LABEL: &[u8] = b"EXPORTER-pop-relay";
 
 /// Events that wait for the node. When they are so many, links are read no further.
 const EVENTS_MAX: usize = 1_024;
+
+/// See [`keep_ticking`].
+const TICK: Duration = Duration::from_millis(25);
 
 /// Bytes of a link that wait in the kernel until they can be sent.
 const UNSENT_LEN_MAX: u32 = 64 << 10;
@@ -241,6 +246,8 @@ impl Mesh {
             workers,
             playout,
             started: Instant::now(),
+            ticked_us: AtomicU64::new(0),
+            is_hung: AtomicBool::new(false),
             identity: RwLock::new(identity),
             events,
             table: Mutex::default(),
@@ -251,6 +258,7 @@ impl Mesh {
         });
         tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), "links to other nodes are taken");
         shared.spawn(accept::accept(Arc::clone(&shared), listener));
+        shared.spawn(keep_ticking(Arc::clone(&shared)));
         for peer in peers.into_iter().take(PEERS_MAX).filter(|peer| *peer != address) {
             shared.spawn(dial::keep_linked(Arc::clone(&shared), peer, None));
         }
@@ -333,9 +341,45 @@ impl Mesh {
         self.0.shared.table().links.get(&node).ok_or(DataRefused::Down)?.send_data(message, reliable)
     }
 
-    /// Whether something came over a node's link within `time`.
-    pub fn has_heard(&self, node: NodeId, time: Duration) -> bool {
-        self.0.shared.table().links.get(&node).is_some_and(|link| link.silence() < time)
+    /// How long ago a node's link brought a sign of life; `None`: there is no link.
+    pub fn silence(&self, node: NodeId) -> Option<Duration> {
+        self.0.shared.table().links.get(&node).map(|link| link.silence())
+    }
+
+    /// Holds a start of a node for dead, or no longer any of it: the node is told so.
+    pub fn hold_dead(&self, node: NodeId, start: Option<Incarnation>) {
+        let mut table = self.0.shared.table();
+        match start {
+            Some(start) => drop(table.dead.insert(node, start)),
+            None => drop(table.dead.remove(&node)),
+        }
+    }
+
+    /// Whether it found that this process stood still for [`STOOD_STILL`] or more. Since then it does not say that this node lives,
+    /// until [`Self::go_on`].
+    pub fn is_hung(&self) -> bool {
+        self.0.shared.is_hung()
+    }
+
+    /// It lives, and others are told so.
+    pub fn go_on(&self) {
+        self.0.shared.is_hung.store(false, Ordering::Relaxed);
+    }
+
+    /// Asks all others whether they hold this node for dead. Returns what [`Self::verdicts`] is to be called with.
+    pub fn ask_verdicts(&self) -> u64 {
+        let shared = &self.0.shared;
+        shared.is_hung.store(true, Ordering::Relaxed);
+        let links: Vec<_> = shared.table().links.values().cloned().collect();
+        let since_us = shared.now_us();
+        links.iter().for_each(|link| link.tell_alive(shared));
+        since_us
+    }
+
+    /// Who has answered that question, and whether they hold this node for dead.
+    pub fn verdicts(&self, since_us: u64) -> Vec<(NodeId, bool)> {
+        let table = self.0.shared.table();
+        table.links.iter().filter_map(|(node, link)| Some((*node, link.verdict(since_us)?))).collect()
     }
 
     /// Steps to the next generation of keys: they are used up. `false`: there is no link.
@@ -404,6 +448,10 @@ struct Shared {
     workers: Vec<SocketAddr>,
     playout: Duration,
     started: Instant,
+    /// Of [`Shared::now_us`], at the last [`TICK`].
+    ticked_us: AtomicU64,
+    /// See [`Mesh::is_hung`].
+    is_hung: AtomicBool,
     identity: RwLock<MeshIdentity>,
     events: mpsc::Sender<MeshEvent>,
     table: Mutex<Table>,
@@ -427,6 +475,8 @@ struct Table {
     /// Of connections that carry clients' requests.
     ways: HashMap<NodeId, Arc<carry::Way>>,
     next_link: u64,
+    /// Starts of nodes that are held for dead.
+    dead: HashMap<NodeId, Incarnation>,
 }
 
 struct Dialer {
@@ -498,6 +548,24 @@ impl Shared {
 
     fn identity(&self) -> MeshIdentity {
         self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The clock of [`control::Alive`]: never 0.
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Whoever asks first after the process has stood still finds it.
+    fn is_hung(&self) -> bool {
+        let still_us = self.now_us().saturating_sub(self.ticked_us.load(Ordering::Relaxed));
+        if Duration::from_micros(still_us) >= STOOD_STILL + TICK {
+            self.is_hung.store(true, Ordering::Relaxed);
+        }
+        self.is_hung.load(Ordering::Relaxed)
+    }
+
+    fn holds_dead(&self, peer: &Peer) -> bool {
+        self.table().dead.get(&peer.node) == Some(&peer.incarnation)
     }
 
     /// Runs a task that ends with the mesh.
@@ -653,6 +721,16 @@ impl Shared {
 impl Link {
     fn state(&self) -> LinkState {
         LinkState { peer: self.peer.clone(), dialled: self.dialled, generation: self.generation(), age: self.since.elapsed() }
+    }
+}
+
+/// Its ticks are what tells that the process runs.
+async fn keep_ticking(shared: Arc<Shared>) {
+    loop {
+        // What was missed meanwhile is found first.
+        shared.is_hung();
+        shared.ticked_us.store(shared.now_us(), Ordering::Relaxed);
+        tokio::time::sleep(TICK).await;
     }
 }
 

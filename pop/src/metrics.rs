@@ -2,6 +2,7 @@
 
 mod bus;
 mod data;
+mod deaths;
 mod dtls;
 mod http;
 mod mesh;
@@ -29,6 +30,7 @@ use prometheus_client::registry::Registry;
 
 pub use bus::BusCollector;
 pub use data::DataCollector;
+pub use deaths::{DeathCollector, Deaths};
 pub use dtls::DtlsCollector;
 pub use http::HttpCollector;
 pub use mesh::MeshCollector;

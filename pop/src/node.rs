@@ -30,7 +30,7 @@ use pop_proto::Command;
 use pop_proto::control::IceCredentials;
 use pop_proto::probe::ProbeRates;
 use pop_relay::control::{Action, Order, Outcome};
-use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId, Time};
 use pop_session::member::{AdminRequest, Enter, Resume, RoomInfo};
 use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError, VideoGrant};
@@ -57,7 +57,7 @@ use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
 use crate::mesh::{Elsewhere, Mesh, MeshSettings};
-use crate::metrics::{JoinSeconds, RelayedBytes};
+use crate::metrics::{Deaths, JoinSeconds, RelayedBytes};
 use crate::probe::Probe;
 use crate::signal::SignalCounters;
 use crate::token::unix_now_s;
@@ -322,6 +322,11 @@ impl Node {
             Some(cluster) => cluster.describe().await,
             None => Default::default(),
         }
+    }
+
+    /// Deaths of other nodes, for the metrics; a node alone sees none.
+    pub fn deaths(&self) -> Option<Arc<Deaths>> {
+        self.shared.cluster.get().map(Cluster::deaths)
     }
 
     /// The node's name.
@@ -832,6 +837,36 @@ impl Shared {
             self.kept.end(&session);
         }
         outcome
+    }
+
+    /// The workers' clock.
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// Until when workers have looked at what came over links.
+    pub(crate) fn listened_at(&self) -> Time {
+        self.workers.iter().map(Worker::turned_at).max().unwrap_or(Time::ZERO)
+    }
+
+    /// When something of the node that has this number came over a link last.
+    pub(crate) fn heard_at(&self, node: u8) -> Time {
+        self.workers.iter().map(|worker| worker.heard_at(node)).max().unwrap_or(Time::ZERO)
+    }
+
+    /// Whether a worker has stood still, and waits to be let go on.
+    pub(crate) fn is_held(&self) -> bool {
+        self.workers.iter().any(Worker::is_held)
+    }
+
+    /// Nothing leaves any more.
+    pub(crate) fn hold(&self) {
+        self.workers.iter().for_each(Worker::hold);
+    }
+
+    /// Workers that have stood still go on.
+    pub(crate) fn release(&self) {
+        self.workers.iter().for_each(Worker::release);
     }
 
     /// How many workers there are.

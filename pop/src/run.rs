@@ -17,8 +17,8 @@ use crate::keys::ApiKeys;
 use crate::logging::LogControl;
 use crate::mesh::MeshApplier;
 use crate::metrics::{
-    BusCollector, Collector, DataCollector, DtlsCollector, HttpCollector, MeshCollector, Metrics, ProbeCollector, SignalCollector,
-    WorkerCollector,
+    BusCollector, Collector, DataCollector, DeathCollector, DtlsCollector, HttpCollector, MeshCollector, Metrics, ProbeCollector,
+    SignalCollector, WorkerCollector,
 };
 use crate::node::{Joined, Node};
 use crate::notify::Notifier;
@@ -28,7 +28,7 @@ use crate::rtp::{OwnPort, RouteApplier, Routes};
 use crate::serve::{self, SocketFile, SourceLimits, Sources};
 use crate::tls::{Tls, TlsApplier, TlsIdentity};
 use crate::token::{TokenRequest, unix_now_s};
-use crate::{bus, demo, http, liveness, logging, node, panic, probe, signal as signalling, state};
+use crate::{bus, demo, http, liveness, logging, node, panic, probe, rejoin, signal as signalling, state};
 
 /// Room of the demo URL.
 const DEMO_ROOM: &str = "demo";
@@ -107,7 +107,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let socket = SocketFile::bind(&config.admin.socket_path()).map_err(Failure::Other)?;
     let public = serve::bind("http.listen", config.http.listen).await.map_err(Failure::Other)?;
     let operator = serve::bind("admin.listen", config.admin.listen).await.map_err(Failure::Other)?;
-    let node = Node::start(config, keys).map_err(Failure::Other)?;
+    let node = rejoin::bind_own(|| Node::start(config, keys.clone())).map_err(Failure::Other)?;
     let mut drawn = [0; 4];
     node.random(&mut drawn);
     let incarnation = Incarnation { start: number, nonce: u64::from(node.origin()) << 32 | u64::from(u32::from_ne_bytes(drawn)) };
@@ -263,6 +263,7 @@ fn metrics_of(node: &Node, joined: &Joined, http: HttpCollector) -> Arc<Metrics>
     let mut collectors: Vec<Box<dyn Collector>> =
         vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http), Box::new(signal)];
     collectors.extend(joined.bus.clone().map(|counters| Box::new(BusCollector::new(counters)) as Box<dyn Collector>));
+    collectors.extend(node.deaths().map(|deaths| Box::new(DeathCollector(deaths)) as Box<dyn Collector>));
     collectors.extend(joined.mesh.clone().map(|mesh| Box::new(MeshCollector::new(mesh)) as Box<dyn Collector>));
     Metrics::new(backend, node.join_seconds(), collectors)
 }

@@ -130,11 +130,17 @@ pub struct Rekey {
     pub generation: u32,
 }
 
-/// Nothing to say: the link lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The writer lives, and what it has heard of the reader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Alive {
-    /// The sender's clock in microseconds.
+    /// The writer's clock in microseconds.
     pub now_us: u64,
+    /// The reader's clock in the last one that came of it; 0: none has.
+    pub echo_us: u64,
+    /// The writer holds this start of the reader for dead.
+    pub dead: bool,
+    /// The writer has not run for a while, and does not know yet whether others hold it for dead: this is no sign of life.
+    pub hung: bool,
 }
 
 /// The writer has members in a session of the reader's and wants to hear what they say.
@@ -396,7 +402,8 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
             (schema::Message::Rekey, schema::Rekey::create(&mut builder, &args).as_union_value())
         }
         Message::Alive(alive) => {
-            let args = schema::AliveArgs { now_us: alive.now_us };
+            let Alive { now_us, echo_us, dead, hung } = *alive;
+            let args = schema::AliveArgs { now_us, echo_us, dead, hung };
             (schema::Message::Alive, schema::Alive::create(&mut builder, &args).as_union_value())
         }
         Message::Follow(follow) => (schema::Message::Follow, write_follow(&mut builder, follow)?),
@@ -545,7 +552,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
     } else if let Some(rekey) = control.message_as_rekey() {
         Ok(Message::Rekey(Rekey { generation: rekey.generation() }))
     } else if let Some(alive) = control.message_as_alive() {
-        Ok(Message::Alive(Alive { now_us: alive.now_us() }))
+        let (now_us, echo_us, dead, hung) = (alive.now_us(), alive.echo_us(), alive.dead(), alive.hung());
+        Ok(Message::Alive(Alive { now_us, echo_us, dead, hung }))
     } else if let Some(follow) = control.message_as_follow() {
         read_follow(&follow).map(Message::Follow)
     } else if let Some(unfollow) = control.message_as_unfollow() {

@@ -48,9 +48,10 @@ pub const FRAME_LEN_MAX: usize = 2 * (LADDER[0] - OVERHEAD - REPAIR_LEN);
 /// What `out` has to hold beyond the packet.
 pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
 
-/// Feedback is the heartbeat too: so often while media flows, and while none does.
-const HEARTBEAT_ACTIVE: Duration = Duration::from_millis(100);
-const HEARTBEAT_IDLE: Duration = Duration::from_secs(1);
+/// Feedback is the heartbeat too: so often while media flows, and while none does. A node that is not heard for a quarter of a second may
+/// be dead.
+const HEARTBEAT_ACTIVE: Duration = Duration::from_millis(50);
+const HEARTBEAT_IDLE: Duration = Duration::from_millis(100);
 /// Media flows until so long after the last packet.
 const ACTIVE: Duration = Duration::from_secs(1);
 /// Two feedbacks are at least so far apart: what goes missing meanwhile is asked for together.

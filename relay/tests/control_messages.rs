@@ -57,7 +57,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("offer", Message::Offer(offer())),
         ("refuse", Message::Refuse(Refuse { track: TrackId(5), reason: "full".to_owned() })),
         ("rekey", Message::Rekey(Rekey { generation: 2 })),
-        ("alive", Message::Alive(Alive { now_us: 1 << 40 })),
+        ("alive", Message::Alive(Alive { now_us: 1 << 40, ..Alive::default() })),
     ]
 }
 

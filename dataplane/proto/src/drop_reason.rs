@@ -132,6 +132,8 @@ drop_reasons! {
     RelayCongested = "relay_congested",
     /// To a link whose keys have sealed as much as they may: it waits for the next.
     RelayKeysUsed = "relay_keys_used",
+    /// It waited, or was to leave, while this node did not run, or does not know yet whether others hold it for dead.
+    Stale = "stale",
     /// A tap's queue to the service thread is full.
     TapQueueFull = "tap_queue_full",
 }

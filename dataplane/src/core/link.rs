@@ -174,6 +174,8 @@ pub(super) struct Links {
     first_socket: u16,
     /// Links that may have something to say besides media.
     urgent: VecDeque<usize>,
+    /// Nodes that were heard since that was asked: a bit for each number.
+    heard: [u64; 4],
     /// Links that get packets of this turn.
     dirty: Vec<usize>,
     cursor: Cursor,
@@ -187,6 +189,7 @@ impl Links {
             sockets: Vec::new(),
             first_socket: 0,
             urgent: VecDeque::with_capacity(links),
+            heard: [0; 4],
             dirty: Vec::with_capacity(links),
             cursor: Cursor::default(),
         }
@@ -301,6 +304,19 @@ impl Core {
         self.links.mark_urgent(index);
     }
 
+    /// Whether it has links: then it turns every 10 ms.
+    pub fn has_links(&self) -> bool {
+        self.links.len() > 0
+    }
+
+    /// The number of a node of which something authentic came since the last call that named it.
+    pub fn poll_heard(&mut self) -> Option<u8> {
+        let word = self.links.heard.iter().position(|bits| *bits != 0)?;
+        let bit = self.links.heard[word].trailing_zeros();
+        self.links.heard[word] &= !(1 << bit);
+        Some((64 * word as u32 + bit) as u8)
+    }
+
     /// What came over the link ends, what went over it stops.
     pub(super) fn close_link(&mut self, id: LinkId) {
         let Some(index) = self.links.ids.remove(&id) else { return };
@@ -388,6 +404,8 @@ impl Core {
         let incoming = link.open(now, datagram).map_err(reason_of)?;
         self.counters.relay_datagrams_in += 1;
         self.counters.relay_bytes_in += len;
+        let node = self.links.slab[index].id.node();
+        self.links.heard[usize::from(node / 64)] |= 1 << (node % 64);
         // It may have brought something to answer: a hole, or what the other end misses.
         self.links.mark_urgent(index);
         match incoming {

@@ -30,7 +30,7 @@ pub struct Transmit {
 
 impl Transmit {
     /// How many datagrams it is.
-    pub(super) fn datagrams(&self) -> u64 {
+    pub fn datagrams(&self) -> u64 {
         self.segment.map_or(1, |segment| self.len.div_ceil(usize::from(segment)) as u64)
     }
 }

@@ -5,6 +5,7 @@
 
 mod draw;
 pub mod format;
+pub mod life;
 pub mod member;
 pub mod participant;
 pub mod placement;

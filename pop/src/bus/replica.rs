@@ -25,13 +25,11 @@ use super::counters::{BusCounters, Ignored, count};
 use super::record::{self, Beat, Digest, NodeRecord, Page, RecordError, Sum, Written};
 use crate::config::PEERS_MAX;
 
-/// A node says this often that it lives.
-pub(super) const BEAT_INTERVAL: Duration = Duration::from_millis(100);
-
 /// [`Replica::handle_timeout`] is called this often.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(25);
 
-/// A node that says nothing for so long is gone: with a tick, half a second.
+/// A node that says nothing for so long is not on the bus, and its participants are read anew when it is. Whether it lives is
+/// [`pop_session::life`]'s to say.
 const SILENCE_MAX: Duration = Duration::from_millis(450);
 
 /// A session's digest is written this often.
@@ -147,6 +145,8 @@ struct OwnSession {
 struct Peer {
     incarnation: Incarnation,
     heard_at: Instant,
+    /// When its last beat came: a node that stood still does not beat before it knows what others hold it for.
+    beat_at: Option<Instant>,
     /// It is up when this is known; with how new it is.
     record: Option<(NodeRecord, u32)>,
     asked_at: Option<Instant>,
@@ -346,7 +346,12 @@ impl Replica {
         }
     }
 
-    /// That it lives, every [`BEAT_INTERVAL`].
+    /// When the last beat of a node that is up came.
+    pub(super) fn beat_at(&self, node: NodeId) -> Option<Instant> {
+        self.peers.get(&node).filter(|peer| peer.record.is_some())?.beat_at
+    }
+
+    /// That it lives, every [`pop_session::life::BEAT_INTERVAL`].
     pub(super) fn beat(&self) -> Vec<u8> {
         record::encode_beat(Beat { incarnation: self.incarnation, counter: self.own_counter })
     }
@@ -356,6 +361,7 @@ impl Replica {
             return;
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.beat_at = Some(now);
         let is_known = peer.record.as_ref().is_some_and(|(_, counter)| *counter == beat.counter);
         let is_asked = peer.asked_at.is_some_and(|at| now.saturating_duration_since(at) < ASK_AGAIN);
         if beat.counter != 0 && !is_known && !is_asked {
@@ -398,7 +404,7 @@ impl Replica {
             self.counters.ignore(Ignored::Full);
             return false;
         }
-        self.peers.insert(node, Peer { incarnation, heard_at: now, record: None, asked_at: None });
+        self.peers.insert(node, Peer { incarnation, heard_at: now, beat_at: None, record: None, asked_at: None });
         true
     }
 

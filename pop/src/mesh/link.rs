@@ -15,8 +15,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use super::counters::Refusal;
 use super::{MeshEvent, Peer, Shared};
 
-/// Something is said so often.
-const ALIVE_INTERVAL: Duration = Duration::from_millis(200);
+/// That this node lives is said so often.
+const ALIVE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A peer that says nothing for so long, or takes nothing, has no link.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -170,8 +170,12 @@ pub(super) struct Link {
     items: mpsc::UnboundedSender<Item>,
     /// Bytes in `items`.
     queue_len: AtomicUsize,
-    /// When something came, in milliseconds since the link began.
+    /// When its last sign of life came, in milliseconds since the link began.
     heard_ms: AtomicU64,
+    /// The peer's clock in the last [`Alive`] that came.
+    their_us: AtomicU64,
+    /// Our clock in it, and whether the peer holds this node for dead.
+    answer: Mutex<(u64, bool)>,
     data: Mutex<DataQueue>,
     /// Something came into it.
     data_queued: Notify,
@@ -200,6 +204,8 @@ impl Link {
             items,
             queue_len: AtomicUsize::new(0),
             heard_ms: AtomicU64::new(0),
+            their_us: AtomicU64::new(0),
+            answer: Mutex::default(),
             data: Mutex::default(),
             data_queued: Notify::new(),
             data_places: Arc::new(Semaphore::new(DATA_IN_LEN_MAX as usize)),
@@ -262,7 +268,31 @@ impl Link {
         });
     }
 
-    /// How long ago something came.
+    /// Says that this node lives.
+    pub(super) fn tell_alive(&self, shared: &Shared) {
+        let (dead, hung) = (shared.holds_dead(&self.peer), shared.is_hung());
+        let alive = Alive { now_us: shared.now_us(), echo_us: self.their_us.load(Ordering::Relaxed), dead, hung };
+        self.send(&Message::Alive(alive));
+    }
+
+    fn take_alive(&self, shared: &Shared, alive: Alive) {
+        self.their_us.store(alive.now_us, Ordering::Relaxed);
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = (alive.echo_us, alive.dead);
+        if alive.hung {
+            // It waits for the answer.
+            self.tell_alive(shared);
+        } else {
+            self.hear();
+        }
+    }
+
+    /// Whether the peer holds this node for dead, as it has said since our clock showed `since_us`; `None`: it has not said.
+    pub(super) fn verdict(&self, since_us: u64) -> Option<bool> {
+        let (echo_us, dead) = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        (echo_us >= since_us).then_some(dead)
+    }
+
+    /// How long ago its last sign of life came.
     pub(super) fn silence(&self) -> Duration {
         self.since.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
     }
@@ -310,14 +340,12 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) 
             Err(_) => return Ended::Silent,
             Ok(Err(FrameError::TooLarge)) => return Ended::TooLarge,
             Ok(Err(FrameError::Io(_))) => return Ended::Closed,
-            Ok(Ok(())) => {
-                shared.counters.message_in();
-                link.hear();
-            }
+            Ok(Ok(())) => shared.counters.message_in(),
         }
         match control::decode(&bytes) {
+            Ok(Message::Alive(alive)) => link.take_alive(shared, alive),
             // A later version's: whoever sends it can do without an answer.
-            Ok(Message::Alive(_)) | Err(ControlError::Unknown) => {}
+            Err(ControlError::Unknown) => {}
             Ok(Message::Hello(_)) | Err(_) => return Ended::Malformed,
             Ok(Message::Rekey(Rekey { generation })) if generation <= link.generation() => {}
             Ok(Message::Rekey(Rekey { generation })) => {
@@ -353,8 +381,7 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
             },
             item = items.recv() => item,
             _ = alive.tick() => {
-                let now_us = u64::try_from(shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-                link.send(&Message::Alive(Alive { now_us }));
+                link.tell_alive(shared);
                 continue;
             }
             bytes = link.next_data() => {

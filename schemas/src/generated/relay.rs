@@ -2776,7 +2776,7 @@ impl ::core::fmt::Debug for Rekey<'_> {
 pub enum AliveOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// Nothing to say: the link lives.
+/// The writer lives, and what it has heard of the reader.
 pub struct Alive<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
@@ -2791,6 +2791,9 @@ impl<'a> ::flatbuffers::Follow<'a> for Alive<'a> {
 
 impl<'a> Alive<'a> {
   pub const VT_NOW_US: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ECHO_US: ::flatbuffers::VOffsetT = 6;
+  pub const VT_DEAD: ::flatbuffers::VOffsetT = 8;
+  pub const VT_HUNG: ::flatbuffers::VOffsetT = 10;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2802,7 +2805,10 @@ impl<'a> Alive<'a> {
     args: &'args AliveArgs
   ) -> ::flatbuffers::WIPOffset<Alive<'bldr>> {
     let mut builder = AliveBuilder::new(_fbb);
+    builder.add_echo_us(args.echo_us);
     builder.add_now_us(args.now_us);
+    builder.add_hung(args.hung);
+    builder.add_dead(args.dead);
     builder.finish()
   }
 
@@ -2814,6 +2820,30 @@ impl<'a> Alive<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Alive::VT_NOW_US, Some(0)).unwrap()}
   }
+  /// The reader's clock in the last one that came of it.
+  #[inline]
+  pub fn echo_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Alive::VT_ECHO_US, Some(0)).unwrap()}
+  }
+  /// The writer holds this start of the reader for dead.
+  #[inline]
+  pub fn dead(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Alive::VT_DEAD, Some(false)).unwrap()}
+  }
+  /// The writer has not run for a while, and does not know yet whether others hold it for dead: this is no sign of life.
+  #[inline]
+  pub fn hung(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Alive::VT_HUNG, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Alive<'_> {
@@ -2823,18 +2853,27 @@ impl ::flatbuffers::Verifiable for Alive<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<u64>("now_us", Self::VT_NOW_US, false)?
+     .visit_field::<u64>("echo_us", Self::VT_ECHO_US, false)?
+     .visit_field::<bool>("dead", Self::VT_DEAD, false)?
+     .visit_field::<bool>("hung", Self::VT_HUNG, false)?
      .finish();
     Ok(())
   }
 }
 pub struct AliveArgs {
     pub now_us: u64,
+    pub echo_us: u64,
+    pub dead: bool,
+    pub hung: bool,
 }
 impl<'a> Default for AliveArgs {
   #[inline]
   fn default() -> Self {
     AliveArgs {
       now_us: 0,
+      echo_us: 0,
+      dead: false,
+      hung: false,
     }
   }
 }
@@ -2847,6 +2886,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AliveBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_now_us(&mut self, now_us: u64) {
     self.fbb_.push_slot::<u64>(Alive::VT_NOW_US, now_us, 0);
+  }
+  #[inline]
+  pub fn add_echo_us(&mut self, echo_us: u64) {
+    self.fbb_.push_slot::<u64>(Alive::VT_ECHO_US, echo_us, 0);
+  }
+  #[inline]
+  pub fn add_dead(&mut self, dead: bool) {
+    self.fbb_.push_slot::<bool>(Alive::VT_DEAD, dead, false);
+  }
+  #[inline]
+  pub fn add_hung(&mut self, hung: bool) {
+    self.fbb_.push_slot::<bool>(Alive::VT_HUNG, hung, false);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AliveBuilder<'a, 'b, A> {
@@ -2867,6 +2918,9 @@ impl ::core::fmt::Debug for Alive<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("Alive");
       ds.field("now_us", &self.now_us());
+      ds.field("echo_us", &self.echo_us());
+      ds.field("dead", &self.dead());
+      ds.field("hung", &self.hung());
       ds.finish()
   }
 }
