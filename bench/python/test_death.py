@@ -60,6 +60,7 @@ listen = "{address}:{MESH_PORT}"
 ca = "{out}/ca.pem"
 cert = "{out}/node.pem"
 key = "{out}/node.key"
+split = false
 """,
         )
     Client.addresses, aioice.ice.get_host_addresses = aioice.ice.get_host_addresses, lambda use_ipv4, use_ipv6: [PEOPLE]

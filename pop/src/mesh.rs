@@ -341,9 +341,9 @@ impl Mesh {
         self.0.shared.table().links.get(&node).ok_or(DataRefused::Down)?.send_data(message, reliable)
     }
 
-    /// How long ago a node's link brought a sign of life; `None`: there is no link.
+    /// How long ago a node's link brought a sign of life; `None`: there is no link, or it has brought none.
     pub fn silence(&self, node: NodeId) -> Option<Duration> {
-        self.0.shared.table().links.get(&node).map(|link| link.silence())
+        self.0.shared.table().links.get(&node)?.silence()
     }
 
     /// Holds a start of a node for dead, or no longer any of it: the node is told so.

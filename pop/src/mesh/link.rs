@@ -170,7 +170,7 @@ pub(super) struct Link {
     items: mpsc::UnboundedSender<Item>,
     /// Bytes in `items`.
     queue_len: AtomicUsize,
-    /// When its last sign of life came, in milliseconds since the link began.
+    /// When its last sign of life came, in milliseconds since the link began; 0: none has.
     heard_ms: AtomicU64,
     /// The peer's clock in the last [`Alive`] that came.
     their_us: AtomicU64,
@@ -292,13 +292,15 @@ impl Link {
         (echo_us >= since_us).then_some(dead)
     }
 
-    /// How long ago its last sign of life came.
-    pub(super) fn silence(&self) -> Duration {
-        self.since.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
+    /// How long ago its last sign of life came; `None`: none has. That there is a link is none.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        let heard_ms = self.heard_ms.load(Ordering::Relaxed);
+        (heard_ms > 0).then(|| self.since.elapsed().saturating_sub(Duration::from_millis(heard_ms)))
     }
 
     fn hear(&self) {
-        self.heard_ms.store(u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let now_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard_ms.store(now_ms.max(1), Ordering::Relaxed);
     }
 
     pub(super) fn generation(&self) -> u32 {
