@@ -392,6 +392,8 @@ struct Node {
     record: NodeRecord,
     /// Since when it is not on the bus.
     gone_at: Option<Instant>,
+    /// When it began anew: whom it had before may be taken over until their grace is over.
+    anew_at: Option<Instant>,
     /// What is heard of it.
     life: Life,
     /// The rooms were told.
@@ -700,9 +702,9 @@ impl State {
                     // What it says from now on brings it back, when it was away.
                     Some(of) if of.record.incarnation == incarnation => (of.record, of.gone_at) = (record, None),
                     before => {
-                        let has_begun_anew = before.is_some();
-                        self.nodes.insert(node, Node { record, gone_at: None, life: Life::default(), is_away: false });
-                        if has_begun_anew {
+                        let anew_at = before.map(|_| Instant::now());
+                        self.nodes.insert(node, Node { record, gone_at: None, anew_at, life: Life::default(), is_away: false });
+                        if anew_at.is_some() {
                             self.hold_dead(node, None);
                             // Whom it had is not there any longer, and nobody will say so.
                             self.tell_rooms(node, NodeFate::Restarted);
@@ -720,7 +722,9 @@ impl State {
                 tracing::warn!(%node, ?why, "the bus says that a node of this PoP is gone");
                 if let Some(of) = self.nodes.get_mut(&node) {
                     of.gone_at.get_or_insert(Instant::now());
-                    of.is_away |= why == Gone::Restarted;
+                    if why == Gone::Restarted {
+                        (of.is_away, of.anew_at) = (true, Some(Instant::now()));
+                    }
                 }
                 if why == Gone::Restarted {
                     self.tell_rooms(node, NodeFate::Restarted);
@@ -746,6 +750,10 @@ impl State {
         let Some(grace) = self.shared.upgrade().map(|shared| shared.grace()) else { return };
         let (rooms, nodes, own) = (&self.rooms, &self.nodes, self.record.node);
         let now = Instant::now();
+        if nodes.values().any(|of| of.anew_at.is_some_and(|at| now.saturating_duration_since(at) < grace)) {
+            // Of whom a node had before it began anew nothing is known here: they may be in any of these.
+            return;
+        }
         // Those of a node that is gone may be taken over until their grace is over.
         let may_have_people = |node: &NodeId| {
             nodes.get(node).is_some_and(|of| of.gone_at.is_none_or(|at| now.saturating_duration_since(at) < UNTOLD_MAX + grace))
