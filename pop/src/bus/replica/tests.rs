@@ -67,7 +67,7 @@ impl Net {
 
     /// `ms` in ticks, each node's beats and timers, and all messages until nobody has one.
     fn run(&mut self, ms: u64) {
-        for _ in 0..ms / 50 {
+        for _ in 0..ms / TICK.as_millis() as u64 {
             self.now += TICK;
             let now = self.now;
             let beats: Vec<_> = self.nodes.iter().map(|node| (node.node, node.beat())).collect();
