@@ -527,7 +527,7 @@ async fn a_request_is_carried_with_its_clients_address_and_no_other() {
     };
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let _answering = b.mesh.answer_carried(Router::new().route("/who", get(who)), stopped);
-    let answer = a.mesh.carry(&there(&b), ask("198.51.100.7:7"), Bytes::new()).await.expect("an answer");
+    let answer = a.mesh.carry(&there(&b), ask("198.51.100.7:7")).await.expect("an answer");
     let body = to_bytes(answer.into_body(), 1_000).await.expect("it is short");
     // What the client itself said of its address is not believed.
     assert_eq!(String::from_utf8_lossy(&body), "Some(\"198.51.100.7:7\") false /who?is=it a body");
@@ -537,22 +537,16 @@ async fn a_request_is_carried_with_its_clients_address_and_no_other() {
 async fn nothing_is_carried_to_a_node_that_is_not_who_it_should_be_or_does_not_answer() {
     let (ca, foreign) = (Ca::new("carrier"), Ca::new("foreign-carrier"));
     let (a, b) = pair(&ca).await;
-    assert!(
-        matches!(a.mesh.carry(&there(&b), ask("192.0.2.1:1"), Bytes::new()).await, Err(CarryError::Unanswered)),
-        "it has nothing to answer with"
-    );
+    assert!(matches!(a.mesh.carry(&there(&b), ask("192.0.2.1:1")).await, Err(CarryError::Unanswered)), "it has nothing to answer with");
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let _answering = b.mesh.answer_carried(Router::new(), stopped);
     let other = Elsewhere { name: name("c"), address: b.mesh.address() };
-    assert!(
-        matches!(a.mesh.carry(&other, ask("192.0.2.1:1"), Bytes::new()).await, Err(CarryError::Unreachable)),
-        "its certificate names another"
-    );
+    assert!(matches!(a.mesh.carry(&other, ask("192.0.2.1:1")).await, Err(CarryError::Unreachable)), "its certificate names another");
     let stranger = Node::start(&foreign, "x", 1, &[]).await;
-    let refused = stranger.mesh.carry(&there(&b), ask("192.0.2.1:1"), Bytes::new()).await;
+    let refused = stranger.mesh.carry(&there(&b), ask("192.0.2.1:1")).await;
     assert!(matches!(refused, Err(CarryError::Unreachable | CarryError::Unanswered)), "of another CA: {refused:?}");
     // And who should be answered is.
-    let answer = a.mesh.carry(&there(&b), ask("192.0.2.1:1"), Bytes::new()).await.expect("an answer");
+    let answer = a.mesh.carry(&there(&b), ask("192.0.2.1:1")).await.expect("an answer");
     assert_eq!(answer.status(), 404);
 }
 

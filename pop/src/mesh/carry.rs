@@ -126,16 +126,16 @@ impl Mesh {
     }
 
     /// Carries a client's request to `there` and its answer back; after a change of protocol everything, both ways, to the end. Where it is
-    /// the other node that ends, unasked, a client with a WebSocket is told `farewell`, a binary message, and that its socket ends.
+    /// the other node that ends, unasked, a client with a WebSocket is told at once that its socket ends, and comes back.
     ///
     /// # Errors
     ///
     /// [`CarryError`]; the client may try again.
-    pub async fn carry(&self, there: &Elsewhere, request: Request<Bytes>, farewell: Bytes) -> Result<Response, CarryError> {
+    pub async fn carry(&self, there: &Elsewhere, request: Request<Bytes>) -> Result<Response, CarryError> {
         let shared = &self.0.shared;
         let mut lost = shared.way(there.name.id()).lost.subscribe();
         let outcome = tokio::select! {
-            outcome = carry(shared, there, request, farewell) => outcome,
+            outcome = carry(shared, there, request) => outcome,
             _ = lost.changed() => Err(CarryError::Unreachable),
         };
         self.0.shared.counters.carry(outcome.as_ref().map_or_else(CarryError::counted_as, |_| Carry::Carried));
@@ -150,7 +150,7 @@ impl Mesh {
     }
 }
 
-async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request<Bytes>, farewell: Bytes) -> Result<Response, CarryError> {
+async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request<Bytes>) -> Result<Response, CarryError> {
     let ours = request.extensions_mut().remove::<OnUpgrade>();
     let place = request.extensions().get::<Arc<Place>>().cloned();
     request.headers_mut().remove(CLIENT);
@@ -172,7 +172,7 @@ async fn carry(shared: &Arc<Shared>, there: &Elsewhere, mut request: Request<Byt
         shared.spawn(async move {
             if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
                 shared_too.counters.joined(1);
-                join(ours, theirs, stop, lost, farewell).await;
+                join(ours, theirs, stop, lost).await;
                 shared_too.counters.joined(-1);
             }
             // The client's place among the connections of its address is taken as long as it talks.
@@ -202,7 +202,7 @@ async fn connect(shared: &Shared, there: &Elsewhere) -> Result<ClientStream<TcpS
 }
 
 /// Carries both ways until either end hangs up, the node says nothing any longer or is lost, or this one stops.
-async fn join(ours: Upgraded, theirs: Upgraded, stop: Option<watch::Receiver<bool>>, mut lost: watch::Receiver<()>, farewell: Bytes) {
+async fn join(ours: Upgraded, theirs: Upgraded, stop: Option<watch::Receiver<bool>>, mut lost: watch::Receiver<()>) {
     let (mut ours_in, mut ours_out) = split(TokioIo::new(ours));
     let (mut theirs_in, mut theirs_out) = split(TokioIo::new(theirs));
     let stopped = async {
@@ -220,7 +220,7 @@ async fn join(ours: Upgraded, theirs: Upgraded, stop: Option<watch::Receiver<boo
         () = stopped => false,
     };
     let ending = async {
-        if let Some(end) = frames.end(&farewell).filter(|_| !has_hung_up) {
+        if let Some(end) = frames.end().filter(|_| !has_hung_up) {
             let _ = ours_out.write_all(&end).await;
         }
         tokio::join!(theirs_out.shutdown(), ours_out.shutdown())

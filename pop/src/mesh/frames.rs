@@ -1,11 +1,8 @@
-//! Where in a server's WebSocket frames (RFC 6455) the bytes are that a proxy passes on, so that it can say a last word of its own.
-
-use axum::body::Bytes;
+//! Where in a server's WebSocket frames (RFC 6455) the bytes are that a proxy passes on, so that it can close in the server's place.
 
 /// Longest head of a frame that is not masked: two bytes, and eight of length.
 const HEAD_LEN_MAX: usize = 10;
 
-const OPCODE_BINARY: u8 = 2;
 const OPCODE_CLOSE: u8 = 8;
 const FINAL: u8 = 0x80;
 
@@ -69,15 +66,11 @@ impl Frames {
         self.is_over |= masked;
     }
 
-    /// The bytes that tell the client `farewell` and that its socket ends, where they may stand.
-    pub(super) fn end(&self, farewell: &Bytes) -> Option<Vec<u8>> {
+    /// The frame that tells the client that its socket ends, where one may stand.
+    pub(super) fn end(&self) -> Option<[u8; 4]> {
         let is_between = self.head_len == 0 && self.left == 0 && !self.is_within_message && !self.is_passing && !self.is_over;
-        let len = u8::try_from(farewell.len()).ok().filter(|len| *len <= 125 && is_between)?;
-        let mut end = vec![FINAL | OPCODE_BINARY, len];
-        end.extend_from_slice(farewell);
-        end.extend_from_slice(&[FINAL | OPCODE_CLOSE, 2]);
-        end.extend_from_slice(&RESTART.to_be_bytes());
-        Some(end)
+        let [high, low] = RESTART.to_be_bytes();
+        is_between.then_some([FINAL | OPCODE_CLOSE, 2, high, low])
     }
 }
 
@@ -85,8 +78,7 @@ impl Frames {
 mod tests {
     use super::*;
 
-    const WORD: Bytes = Bytes::from_static(b"word");
-    const END: [u8; 10] = [0x82, 4, b'w', b'o', b'r', b'd', 0x88, 2, 0x03, 0xf4];
+    const END: [u8; 4] = [0x88, 2, 0x03, 0xf4];
 
     fn frame(first: u8, len: usize) -> Vec<u8> {
         let mut frame = vec![first];
@@ -99,15 +91,15 @@ mod tests {
         frame
     }
 
-    /// After how many bytes of `bytes`, passed on in parts of `step`, a word may follow.
+    /// After how many bytes of `bytes`, passed on in parts of `step`, an end may follow.
     fn between(bytes: &[u8], step: usize) -> Vec<usize> {
         let (mut frames, mut found, mut passed) = (Frames::default(), Vec::new(), 0);
         for part in bytes.chunks(step) {
             frames.begin();
-            assert_eq!(frames.end(&WORD), None, "nobody knows what has left");
+            assert_eq!(frames.end(), None, "nobody knows what has left");
             frames.pass(part);
             passed += part.len();
-            if let Some(end) = frames.end(&WORD) {
+            if let Some(end) = frames.end() {
                 assert_eq!(end, END);
                 found.push(passed);
             }
@@ -116,8 +108,8 @@ mod tests {
     }
 
     #[test]
-    fn a_word_stands_between_frames_alone() {
-        assert_eq!(Frames::default().end(&WORD).expect("nothing was said yet"), END);
+    fn an_end_stands_between_frames_alone() {
+        assert_eq!(Frames::default().end().expect("nothing was said yet"), END);
         for len in [0, 1, 125, 126, 127, 65_535, 65_536, 70_000] {
             let bytes = [frame(0x82, len), frame(0x89, 3), frame(0x81, 2)].concat();
             let ends = [bytes.len() - 9, bytes.len() - 4, bytes.len()];
@@ -127,13 +119,10 @@ mod tests {
     }
 
     #[test]
-    fn a_word_breaks_into_no_message_and_follows_no_end() {
+    fn an_end_breaks_into_no_message_and_follows_no_other() {
         let parts = [frame(0x02, 3), frame(0x89, 0), frame(0x00, 3), frame(0x80, 3)].concat();
         assert_eq!(between(&parts, 1), [parts.len()], "a message of three frames, with a ping in it");
         assert_eq!(between(&[frame(0x82, 1), frame(0x88, 2)].concat(), 1), [3], "it was closed");
         assert_eq!(between(&[0x82, 0x81, 1, 2, 3, 4, 5], 1), [0_usize; 0], "a server masks nothing");
-        let mut frames = Frames::default();
-        frames.pass(&frame(0x82, 1));
-        assert_eq!(frames.end(&Bytes::from(vec![0; 126])), None, "a word is short");
     }
 }

@@ -45,7 +45,7 @@ pub(super) async fn carry(State(node): State<Node>, request: Request, next: Next
     let (deadline, mut failed) = (Instant::now() + VERDICT_TIMEOUT, Vec::new());
     loop {
         let (mesh, there) = way;
-        let error = match mesh.carry(&there, Request::from_parts(head.clone(), body.clone()), livekit::farewell()).await {
+        let error = match mesh.carry(&there, Request::from_parts(head.clone(), body.clone())).await {
             Ok(response) => return response,
             Err(error) => error,
         };

@@ -24,7 +24,6 @@ mod wire;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::{Query, RawQuery, State, WebSocketUpgrade};
 use axum::http::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, USER_AGENT};
 use axum::http::{HeaderMap, StatusCode};
@@ -32,14 +31,10 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, extract};
-use livekit_protocol as proto;
 use pop_schemas::{ParticipantId, SessionId};
-use pop_session::member::{LeaveAction, LeaveReason};
 use pop_session::token::{Access, GrantError, TokenError};
-use prost::Message as _;
 
 use self::join::JoinError;
-use self::response::leave;
 use self::socket::Context;
 use super::endpoint::open_to_all_origins;
 use super::sdp::Bounds;
@@ -172,12 +167,6 @@ pub(super) fn wants(
 ) -> Option<(SessionId, Option<ParticipantId>)> {
     let (query, token) = read_query(Some(query), headers).ok()?;
     Some((room_of(&verify(&token)?)?, query.resumes()))
-}
-
-/// What a client is told by the proxy when the node behind it is gone: to come back with what it has.
-pub(super) fn farewell() -> Bytes {
-    let leave = leave(LeaveReason::ServerShutdown, LeaveAction::Resume);
-    proto::SignalResponse { message: Some(leave) }.encode_to_vec().into()
 }
 
 /// The query, and the token that it or a header brings.
