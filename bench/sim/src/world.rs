@@ -22,7 +22,7 @@ const TROUBLE: Duration = Duration::from_secs(25);
 /// After this much calm on each side of a cut nothing that was lost there is missing: a digest, its repair, and what came late.
 const CALM: Duration = Duration::from_millis(2_300);
 
-/// So long the people of a dead node are away, and a little more.
+/// So long the people of a node that died are away, and a little more.
 const CALM_WITH_DEAD: Duration = Duration::from_millis(6_000);
 
 /// The promise: sets are equal so soon after a cut has ended.
@@ -73,6 +73,8 @@ pub struct World {
     nodes: BTreeMap<u64, Node>,
     /// How often each node has started; those that are dead too.
     starts: BTreeMap<u64, u64>,
+    /// When a node began anew the last time: whom it had is away for as long as if it were dead.
+    restarted: Option<Time>,
     ticked: Time,
     figures: Figures,
 }
@@ -85,7 +87,17 @@ impl World {
         let starts: BTreeMap<_, _> = (1..=2 + dice.below(4) as u64).map(|node| (node, 1)).collect();
         let now = Time::from_millis(1_000);
         let nodes = starts.keys().map(|id| (*id, Node::new(now, *id, 1, seed))).collect();
-        World { seed, dice, now, network: Network::new(lost_percent), nodes, starts, ticked: now, figures: Figures::default() }
+        World {
+            seed,
+            dice,
+            now,
+            network: Network::new(lost_percent),
+            nodes,
+            starts,
+            restarted: None,
+            ticked: now,
+            figures: Figures::default(),
+        }
     }
 
     /// The whole run. Panics where
@@ -102,8 +114,8 @@ impl World {
             self.step();
         }
         self.network.is_calm = true;
-        let is_all_alive = self.nodes.len() == self.starts.len();
-        self.rest(if is_all_alive { CALM } else { CALM_WITH_DEAD });
+        let has_dead = self.nodes.len() < self.starts.len() || self.restarted.is_some_and(|at| self.now.since(at) < CALM_WITH_DEAD);
+        self.rest(if has_dead { CALM_WITH_DEAD } else { CALM });
         self.network.mend();
         self.rest(HEAL);
         self.check();
@@ -203,6 +215,7 @@ impl World {
     fn restart(&mut self, id: u64) {
         let start = self.starts.get_mut(&id).expect("it was there");
         *start += 1;
+        self.restarted = Some(self.now);
         self.nodes.insert(id, Node::new(self.now, id, *start, self.seed));
     }
 
