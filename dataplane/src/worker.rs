@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -40,6 +40,10 @@ const STREAM_DATAGRAMS_PER_TURN: usize = 256;
 
 /// Tries to find a port that is free for UDP and TCP, when any will do.
 const PORT_TRIES: usize = 16;
+
+/// How often a port that was in use is tried again, and after which pause.
+const FREED_TRIES: usize = 50;
+const FREED_RETRY: Duration = Duration::from_millis(10);
 
 /// Batches of other workers that one turn takes.
 const HANDOVERS_PER_TURN: usize = 8;
@@ -152,11 +156,11 @@ impl Worker {
     /// An address that cannot be bound, or no back end that the kernel gives.
     pub fn start(config: WorkerConfig, clock: Clock, taps: TapSender) -> io::Result<(Worker, WakeReceiver)> {
         let tcp = config.limits.tcp_connections > 0;
-        let bound = config.addresses.iter().map(|address| bind_media(*address, tcp)).collect::<io::Result<Vec<_>>>()?;
+        let bound = config.addresses.iter().map(|address| bind_freed(|| bind_media(*address, tcp))).collect::<io::Result<Vec<_>>>()?;
         let (mut sockets, listeners): (Vec<_>, Vec<_>) = bound.into_iter().unzip();
         let listeners = listeners.into_iter().flatten().collect();
         let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
-        let relay = config.relay.iter().map(|address| bind_relay(*address)).collect::<io::Result<Vec<_>>>()?;
+        let relay = config.relay.iter().map(|address| bind_freed(|| bind_relay(*address))).collect::<io::Result<Vec<_>>>()?;
         let relay_addresses = relay.iter().map(UdpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
         sockets.extend(relay);
         let (events, event_wake) = wake_pair()?;
@@ -294,6 +298,18 @@ impl Worker {
         let (counters, drops, gauges) = self.shared.counters.load();
         WorkerSnapshot { worker: self.index, core: self.core, backend: self.backend.name(), counters, drops, gauges }
     }
+}
+
+/// Binds; again for half a second where somebody has the port, who may have been killed just now: the kernel closes what a ring held only
+/// some time after its process has ended.
+fn bind_freed<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..FREED_TRIES {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => thread::sleep(FREED_RETRY),
+            bound => return bound,
+        }
+    }
+    bind()
 }
 
 /// A media socket, and a listener on the same port when `tcp` asks for one.
