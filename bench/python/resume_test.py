@@ -1,5 +1,5 @@
-"""A call whose one half was at a node that died, and goes on at the node where the other half is. Not in the default run: of nine runs in a
-row one had no picture again within 10 s in one direction, and why is not known. `scripts/test --long nodes` runs it."""
+"""A call whose one half was at a node that died, and goes on at the node where the other half is. Not in the default run: of four runs
+one had no picture again within 10 s in one direction, and why is not known. `scripts/test --long nodes` runs it."""
 
 import time
 import unittest
