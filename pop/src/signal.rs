@@ -4,7 +4,8 @@
 //! POST offer -> endpoint: room, token, type, size -> sdp::parse -> answer::negotiate -> Node::place -> whip | whep: ids, keys
 //!            <- 201, Location, answer             <- Node::join <------------------------------------------+
 //! ```
-//! What names an id of another node goes there, and nothing of it is looked at here ([`elsewhere`]).
+//! What names an id of another node goes there, and who comes newly goes to the node that is to have its transport; of both no more than
+//! the token and the id are looked at here ([`elsewhere`]).
 //! Everything that can fail on the client's account fails before a worker is asked, so a refused client costs nothing.
 
 pub mod answer;
