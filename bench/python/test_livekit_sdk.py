@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import signal
+import sys
 import unittest
 
 from client import until
@@ -150,6 +152,44 @@ class Data(Room):
         got = [packet for (packet,) in bob.told("data_received")]
         self.assertEqual([packet.data for packet in got], sent)
         self.assertEqual({(p.topic, p.kind, p.participant.identity) for p in got}, {("numbers", rtc.DataPacketKind.KIND_RELIABLE, "ann")})
+
+    async def test_a_receiver_that_stood_still_gets_all_that_it_missed_once_and_stays_who_it_is(self):
+        (ann,) = await self.join("ann")
+        command = [sys.executable, "guest.py", node.http, self.name, "bob"]
+        bob = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        heard = []
+
+        async def hear():
+            async for line in bob.stdout:
+                heard.append(line.decode().split())
+
+        hearing = asyncio.create_task(hear())
+        try:
+            await ann.until_told("participant_connected")
+            sid = ann.room.remote_participants["bob"].sid
+            while ["data_received", "begin"] not in heard:
+                await ann.me.publish_data(b"begin")
+                await asyncio.sleep(0.1)
+            for number in range(100):
+                if number == 10:
+                    await until("the first", lambda: ["data_received", "5"] in heard)
+                    bob.send_signal(signal.SIGSTOP)
+                if number == 90:
+                    await asyncio.sleep(1)
+                    bob.send_signal(signal.SIGCONT)
+                await ann.me.publish_data(b"%d" % number + bytes(10_000))
+                await asyncio.sleep(0.03)
+            await until("the last", lambda: ["data_received", "99"] in heard)
+            numbers = [words[1] for words in heard if words[0] == "data_received" and words[1] != "begin"]
+            self.assertEqual(numbers, [str(number) for number in range(100)])
+            await until("it is back", lambda: ["reconnected"] in heard)
+            self.assertEqual(ann.room.remote_participants["bob"].sid, sid)
+            self.assertEqual(ann.told("participant_disconnected"), [])
+        finally:
+            bob.send_signal(signal.SIGCONT)
+            bob.terminate()
+            await bob.wait()
+            await hearing
 
     async def test_lossy_messages_arrive_as_they_were_or_not_at_all(self):
         ann, bob = await self.join("ann", "bob")

@@ -68,7 +68,7 @@ pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: 
             context.counters().refuse(refused);
             let mut socket = Writer { context: &context, as_text: false };
             let _ = socket.send(&mut frames, leave(reason, action)).await;
-            return close(frames).await;
+            return close(frames, close_code::NORMAL).await;
         }
     };
     let mut socket = Socket {
@@ -82,12 +82,13 @@ pub(super) async fn serve(context: Arc<Context>, mut frames: WebSocket, access: 
         own: OwnTracks::default(),
         budget: Budget::new(Instant::now()),
     };
-    if socket.begin(&mut frames, sync, tracks, offer).await == Turn::On {
-        socket.run(&mut frames).await;
+    let mut turn = socket.begin(&mut frames, sync, tracks, offer).await;
+    if turn == Turn::On {
+        turn = socket.run(&mut frames).await;
     }
     // The room hears of the end before the client does.
     drop(socket);
-    close(frames).await;
+    close(frames, if turn == Turn::Resume { close_code::RESTART } else { close_code::NORMAL }).await;
     drop(place);
 }
 
@@ -118,8 +119,8 @@ async fn enter_room(context: &Context, room: &pop_schemas::SessionId, enter: Ent
 
 /// The end, said in the WebSocket's own words. What the client is still sending is read and dropped until its own end comes: a
 /// connection that is closed with bytes unread is reset, and then the client may never see what it was told.
-async fn close(mut frames: WebSocket) {
-    let end = Frame::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }));
+async fn close(mut frames: WebSocket, code: u16) {
+    let end = Frame::Close(Some(CloseFrame { code, reason: "".into() }));
     let closing = async {
         if frames.send(end).await.is_ok() {
             while let Some(Ok(_)) = frames.recv().await {}
@@ -133,6 +134,8 @@ async fn close(mut frames: WebSocket) {
 enum Turn {
     On,
     End,
+    /// The socket ends, and its client is to come back with another.
+    Resume,
 }
 
 struct Socket<'c> {
@@ -158,19 +161,21 @@ impl Socket<'_> {
         offer: Option<proto::SessionDescription>,
     ) -> Turn {
         let Some(first) = self.seat.next().await else { return Turn::End };
-        if self.tell(frames, first).await == Turn::End {
-            return Turn::End;
+        let turn = self.tell(frames, first).await;
+        if turn != Turn::On {
+            return turn;
         }
         let sync = sync.map(|state| request::sync(&state));
         for said in sync.into_iter().chain(tracks.into_iter().map(request::add_track)).chain(offer.map(Said::Offer)) {
-            if self.obey(frames, said).await == Turn::End {
-                return Turn::End;
+            let turn = self.obey(frames, said).await;
+            if turn != Turn::On {
+                return turn;
             }
         }
         Turn::On
     }
 
-    async fn run(&mut self, frames: &mut WebSocket) {
+    async fn run(&mut self, frames: &mut WebSocket) -> Turn {
         let now = Instant::now();
         let mut pings = tokio::time::interval(Duration::from_secs(PING_INTERVAL_S.into()));
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -205,8 +210,8 @@ impl Socket<'_> {
                 },
                 _ = refresh.tick() => self.refresh_token(frames).await,
             };
-            if turn == Turn::End {
-                return;
+            if turn != Turn::On {
+                return turn;
             }
         }
     }
@@ -318,6 +323,8 @@ impl Socket<'_> {
                 claims.video.set_permissions(&grants.permissions);
                 self.refresh_token(frames).await
             }
+            // LiveKit's Rust SDK, and what is built on it, begins anew at every `Leave`; a socket that ends is what makes all clients resume.
+            Notice::Leave { action: LeaveAction::Resume, .. } => Turn::Resume,
             notice => {
                 let is_last = matches!(notice, Notice::Leave { .. });
                 let Some(message) = self.own.write(&self.context.about(), self.seat.participant(), notice) else { return Turn::On };
