@@ -26,7 +26,7 @@ use pop_proto::allocation::{Demand, Grant};
 use pop_proto::audio_level::{AudioLevels, Loudness};
 use pop_proto::control::{
     Command, Datagram, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path,
-    PayloadTypeMap, SrtpKeys, SubscriptionStats, TCP_SOCKET_BASE, TrackStats, TransportLoss,
+    PayloadTypeMap, SrtpKeys, SubscriptionStats, TCP_SOCKET_BASE, TrackSsrcs, TrackStats, TransportLoss,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
@@ -354,6 +354,8 @@ struct Track {
     /// How loud it is: audio alone.
     levels: Option<AudioLevels>,
     packets_reported: u64,
+    /// Layers have other SSRCs than were told.
+    is_bound_anew: bool,
 }
 
 impl Track {
@@ -983,6 +985,42 @@ impl Core {
             }
         }
         self.transports[index].streams.push(stream);
+        let track = &mut self.tracks[stream.track];
+        track.is_bound_anew |= !track.layers[stream.layer].rid.is_empty();
+    }
+
+    /// Presets what the first packets of simulcast layers would have told.
+    fn bind_layers(&mut self, id: TrackId, ssrcs: &TrackSsrcs) {
+        let Some(&track) = self.track_ids.get(&id) else { return };
+        let Source::Transport(transport) = self.tracks[track].source else { return };
+        let layers = self.tracks[track].layers.len();
+        for (layer, of_layer) in ssrcs.iter().enumerate().take(layers) {
+            for (ssrc, is_rtx) in [(of_layer.media, false), (of_layer.rtx, true)] {
+                let Some(ssrc) = ssrc else { continue };
+                let is_taken = |s: &Stream| s.ssrc == ssrc || (s.track == track && s.layer == layer && s.is_rtx == is_rtx);
+                if !self.transports[transport].streams.iter().any(is_taken) {
+                    self.bind(transport, Stream { ssrc, track, layer, is_rtx });
+                }
+            }
+        }
+    }
+
+    /// Tells the SSRCs of layers when that is new.
+    fn tell_layers(&mut self) {
+        let Core { tracks, transports, events, .. } = self;
+        for (index, track) in tracks {
+            let Source::Transport(transport) = track.source else { continue };
+            if !track.is_bound_anew || !has_room(events) {
+                continue;
+            }
+            track.is_bound_anew = false;
+            let mut ssrcs = TrackSsrcs::default();
+            for stream in transports[transport].streams.iter().filter(|stream| stream.track == index) {
+                let of_layer = &mut ssrcs[stream.layer];
+                *(if stream.is_rtx { &mut of_layer.rtx } else { &mut of_layer.media }) = Some(stream.ssrc);
+            }
+            events.push_back(Event::LayersBound { track: track.id, ssrcs });
+        }
     }
 
     /// A layer's numbers begin anew.
@@ -1017,6 +1055,7 @@ impl Core {
             Command::SendDtls { transport, datagram } => self.send_dtls(transport, datagram),
             Command::InstallKeys { transport, keys } => self.install_keys(transport, &keys),
             Command::OpenTrack(open) => self.open_track(&open),
+            Command::BindLayers { track, ssrcs } => self.bind_layers(track, &ssrcs),
             Command::OpenMirror { open, home } => self.open_mirror(&open, home),
             Command::Export { track, to, on } => self.export(track, to, on),
             Command::CloseTrack { track } => self.close_track(track),
@@ -1181,6 +1220,7 @@ impl Core {
             tap: None,
             levels: (open.kind == MediaKind::Audio && matches!(source, Source::Transport(_))).then(AudioLevels::new),
             packets_reported: 0,
+            is_bound_anew: false,
         });
         self.track_ids.insert(open.track, index);
         index
@@ -1358,6 +1398,7 @@ impl Core {
                 }
             }
         }
+        self.tell_layers();
         for at in 0..self.crossing.len() {
             self.tell_ends(now, self.crossing[at]);
         }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use common::{Client, Packet, Rig, Sent, media_to, protect, rtcp_to, vp8};
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, PayloadType, PayloadTypeMap,
+    Codec, Extension, ExtensionIds, LayerSsrcs, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, PayloadType,
+    PayloadTypeMap,
 };
 use pop_proto::wire::rtcp::{FirEntry, RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::wire::rtp::RtpView;
@@ -560,6 +561,37 @@ fn the_top_layer_reaches_everybody_and_the_switch_shows_in_no_number() {
     assert!(last.0 >= call.rig.now.as_millis() - 100, "and it goes on");
     assert_eq!(call.rig.drops(DropReason::UnknownStream), 0);
     assert_eq!(call.rig.core.gauges().tracks, 1);
+}
+
+#[test]
+fn layers_that_named_themselves_to_another_node_are_known_by_what_it_wrote_down() {
+    // Past the packets that carry a RID.
+    let late = || Simulcast { next: [1_000, 41_000, 9_000], ..Simulcast::new() };
+    let mut call = late();
+    call.run(Duration::from_secs(1));
+    assert!(call.got.is_empty() && call.rig.drops(DropReason::UnknownStream) > 60, "nobody knows them");
+
+    let mut call = late();
+    let known = |media, rtx| LayerSsrcs { media: Some(media), rtx };
+    let ssrcs = [known(500, None), known(501, Some(601)), known(502, None), LayerSsrcs::default()];
+    call.rig.command(Command::BindLayers { track: TrackId(1), ssrcs });
+    // What one layer has no other takes, and a layer that has one keeps it.
+    let wrong = [known(777, Some(501)), LayerSsrcs::default(), known(500, Some(501)), known(888, None)];
+    call.rig.command(Command::BindLayers { track: TrackId(1), ssrcs: wrong });
+    call.run(Duration::from_secs(4));
+    assert_eq!(call.got.last().map(|(_, layer, ..)| *layer), Some(1), "the best one");
+    call.assert_continuous();
+    assert_eq!(call.rig.drops(DropReason::UnknownStream), 0);
+    let told: Vec<_> = call.rig.events().into_iter().filter(|event| matches!(event, Event::LayersBound { .. })).collect();
+    assert!(matches!(&told[..], [Event::LayersBound { track: TrackId(1), ssrcs: told }] if *told == ssrcs), "{told:?}");
+    // A retransmission is known, too.
+    call.next[1] += 1;
+    let lost = call.next[1] - 1;
+    call.send_frame(1);
+    let payload = [&(lost as u16).to_be_bytes()[..], &[0x80, 0xc0, 0x80, 1, 9, 1, 1, 1]].concat();
+    let packet = Packet { ssrc: 601, payload_type: 97, index: 5, timestamp: 0, elements: &[], payload: &payload };
+    call.rig.exchange(call.publisher.path, protect(&call.publisher, &packet));
+    assert_eq!(call.rig.core.counters().rtx_packets_in, 1);
 }
 
 #[test]

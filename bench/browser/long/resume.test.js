@@ -83,7 +83,7 @@ test("Chromium goes on at another node when its node is killed", async (t) => {
   const bob = await addMailbox(await come(chromium, node("b"), room, "bob"));
   const sids = {};
   for (const [name, person] of Object.entries({ ann, bob })) {
-    sids[name] = await person.camera(true, { resolution: { width: 640, height: 360, frameRate: 30 } }, { simulcast: false });
+    sids[name] = await person.camera(true, { resolution: { width: 640, height: 360, frameRate: 30 } });
     await person.microphone(true);
   }
   await until("both see each other", async () => (await ann.received())[sids.bob]?.frames > 30 && (await bob.received())[sids.ann]?.frames > 30, 30);

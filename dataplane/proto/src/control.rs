@@ -398,6 +398,18 @@ pub struct OpenTrack {
     pub fir: bool,
 }
 
+/// The SSRCs of a track's layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerSsrcs {
+    /// Of its packets.
+    pub media: Option<u32>,
+    /// Of their retransmissions.
+    pub rtx: Option<u32>,
+}
+
+/// By place in [`OpenTrack::layers`].
+pub type TrackSsrcs = [LayerSsrcs; LAYERS_MAX];
+
 /// A subscriber's media section: one outgoing SSRC that tracks are forwarded into, one at a time.
 #[derive(Clone, Debug)]
 pub struct OpenSubscription {
@@ -588,6 +600,14 @@ pub enum Command {
     },
     /// Take a published stream.
     OpenTrack(Box<OpenTrack>),
+    /// What SSRCs a track's layers had on another node: a client says which is which until the first report about them alone. What
+    /// its packets say is truer.
+    BindLayers {
+        /// Which; it was opened just before.
+        track: TrackId,
+        /// What is known.
+        ssrcs: TrackSsrcs,
+    },
     /// Forget a published stream; its subscriptions stay and wait for another source.
     CloseTrack {
         /// Which.
@@ -789,6 +809,13 @@ pub enum Event {
     TrackStarted {
         /// Which.
         track: TrackId,
+    },
+    /// Which SSRCs the simulcast layers of a track have: each 10 ms in which one was learnt.
+    LayersBound {
+        /// Which.
+        track: TrackId,
+        /// All that is known.
+        ssrcs: TrackSsrcs,
     },
     /// How loud a track was (RFC 6464), each 400 ms while it is not silent, and once when it falls silent.
     AudioLevel {

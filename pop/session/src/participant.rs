@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use pop_proto::control::{IceCredentials, LayerWish, MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackStats};
+use pop_proto::control::{IceCredentials, LayerWish, MediaKind, RtpPeerStats, SrtpProfile, SubscriptionStats, TrackSsrcs, TrackStats};
 use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::format::PayloadFormat;
@@ -201,6 +201,8 @@ pub(crate) struct Track {
     pub(crate) formats: Vec<PayloadFormat>,
     /// RIDs of its simulcast layers; empty when it has one stream.
     pub(crate) layers: Vec<Box<str>>,
+    /// What they have, as far as is known.
+    pub(crate) ssrcs: TrackSsrcs,
     /// Place in the room's order of publishers, about the microseconds since 1970 when it came; a publisher that restarts keeps its
     /// place.
     pub(crate) order: u64,

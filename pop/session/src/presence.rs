@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pop_proto::control::Codec;
+use pop_proto::control::{Codec, TrackSsrcs};
 use pop_schemas::{Identity, ParticipantId, Time};
 
 use crate::format::PayloadFormat;
@@ -103,6 +103,8 @@ pub struct RemoteTrack {
     pub formats: Vec<PayloadFormat>,
     /// RIDs of its simulcast layers; empty when it has one stream.
     pub rids: Vec<Box<str>>,
+    /// Their SSRCs, as far as the owner knows.
+    pub ssrcs: TrackSsrcs,
     /// Its first packet came, or it replaces a track whose first packet had come.
     pub started: bool,
     /// Place in the order of age: about the microseconds since 1970 when it came.
@@ -114,7 +116,16 @@ pub struct RemoteTrack {
 impl RemoteTrack {
     /// One of which nothing has come yet.
     pub fn new(info: TrackInfo) -> RemoteTrack {
-        RemoteTrack { info, codec: None, formats: Vec::new(), rids: Vec::new(), started: false, order: 0, waits: false }
+        RemoteTrack {
+            info,
+            codec: None,
+            formats: Vec::new(),
+            rids: Vec::new(),
+            ssrcs: TrackSsrcs::default(),
+            started: false,
+            order: 0,
+            waits: false,
+        }
     }
 }
 

@@ -255,6 +255,7 @@ impl Session {
             Event::TransportLost { transport, loss } => self.close_transport(now, transport, CloseReason::Lost(loss)),
             Event::RtpPeerStats { transport, stats } => self.note_peer_stats(transport, stats),
             Event::TrackStarted { track } => self.start_track(track),
+            Event::LayersBound { track, ssrcs } => self.note_layers(track, ssrcs),
             Event::TrackStats { track, stats } => self.note_track_stats(track, stats),
             Event::SubscriptionStats { subscription, stats } => self.note_subscription_stats(subscription, stats),
             Event::AudioLevel { track, level, active_percent } => self.note_level(now, track, level, active_percent),

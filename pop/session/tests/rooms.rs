@@ -59,6 +59,7 @@ impl Outcome {
             Command::CloseTransport { .. } => "close transport",
             Command::RestartIce { .. } => "restart ice",
             Command::OpenTrack(_) => "open track",
+            Command::BindLayers { .. } => "bind layers",
             Command::CloseTrack { .. } => "close track",
             Command::OpenSubscription(_) => "open subscription",
             Command::CloseSubscription { .. } => "close subscription",

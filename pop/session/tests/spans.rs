@@ -7,7 +7,7 @@ mod stage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pop_proto::control::{Codec, Command, Event, LayerWish, MediaKind, PayloadTypeMap, TrackStats};
+use pop_proto::control::{Codec, Command, Event, LayerSsrcs, LayerWish, MediaKind, PayloadTypeMap, TrackStats};
 use pop_schemas::{ParticipantId, SubscriptionId, TrackId};
 use pop_session::member::{
     Answer, LeaveAction, LeaveReason, MemberRequest, MemberState, Notice, OfferedSection, ParticipantInfo, PermissionSubject, Permissions,
@@ -740,19 +740,50 @@ fn of_two_that_take_one_over_at_once_the_lower_node_has_it() {
 }
 
 #[test]
-fn one_that_sends_layers_is_not_taken_over_because_nobody_would_know_them() {
+fn layers_of_one_that_is_taken_over_are_known_by_what_its_owner_wrote_of_them() {
     let mut mesh = Mesh::new(&[A, B]);
-    let ann = mesh.on(A, |stage| {
+    let (ann, video) = mesh.on(A, |stage| {
         connect(stage, "ann");
-        publish(stage, "ann", first_offer(), &["q", "h", "f"]);
-        stage.members["ann"]
+        let (video, _) = publish(stage, "ann", first_offer(), &["q", "h", "f"]);
+        stage.event(Event::TrackStarted { track: video });
+        (stage.members["ann"], video)
     });
     mesh.node(B, |session, now| session.handle_node_away(now, A));
     mesh.on(B, |stage| {
         stage.members.insert("ann", ann);
-        assert_eq!(stage.resume("ann"), Err(Refusal::UnknownParticipant));
+        assert_eq!(stage.resume("ann"), Err(Refusal::UnknownParticipant), "nobody would know them");
     });
     assert!(mesh.nodes[&B].session.participants().any(|participant| participant.id() == ann), "it is away still");
+
+    mesh.node(B, |session, now| session.handle_node_back(now, A));
+    let of_layer = |media, rtx| LayerSsrcs { media: Some(media), rtx };
+    let ssrcs = [of_layer(10, Some(11)), of_layer(20, None), of_layer(30, Some(31)), LayerSsrcs::default()];
+    let before = mesh.records.len();
+    for _ in 0..5 {
+        mesh.on(A, |stage| stage.event(Event::LayersBound { track: video, ssrcs }));
+    }
+    assert_eq!(mesh.records.len(), before + 1, "once");
+    mesh.node(B, |session, now| session.handle_node_away(now, A));
+    let published = vec![("cam".into(), video)];
+    let sync = MemberSync { published, ..MemberSync::default() };
+    let mut sections = first_offer();
+    // The client may call them in another order.
+    sections.extend([sends("8", "cam", &[VP8], &["f", "h", "q"]), sends("9", "mic", &[OPUS], &[])]);
+    mesh.on(B, |stage| {
+        stage.forget();
+        come_back(stage, "ann", ann, sync, sections);
+    });
+    let bound = mesh.nodes[&B].heard.commands.iter().filter_map(|command| match command {
+        Command::OpenTrack(open) => Some((open.track, None)),
+        Command::BindLayers { track, ssrcs } => Some((*track, Some(*ssrcs))),
+        _ => None,
+    });
+    let bound: Vec<_> = bound.filter(|(track, _)| *track == video).map(|(_, ssrcs)| ssrcs).collect();
+    let turned = [ssrcs[2], ssrcs[1], ssrcs[0], LayerSsrcs::default()];
+    assert_eq!(bound, [None, Some(turned)], "the track, then its layers by what they are called now");
+    let (_, last) = mesh.records.last().unwrap();
+    let track = last.manifest.as_ref().unwrap().tracks.iter().find(|track| track.info.track == video).unwrap();
+    assert_eq!((&*track.rids[0], track.ssrcs), ("f", turned), "for the next one that takes it over");
 }
 
 /// Numbers of a seed.

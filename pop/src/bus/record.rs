@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use flatbuffers::{FlatBufferBuilder, Follow, Verifiable, WIPOffset};
-use pop_proto::control::{Codec, MediaKind};
+use pop_proto::control::{Codec, LAYERS_MAX as RIDS_MAX, MediaKind, TrackSsrcs};
 use pop_schemas::generated::{bus as fb, verifier};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId};
 use pop_session::format::{Format, H264Profile, PayloadFormat};
@@ -269,8 +269,14 @@ fn write_track<'a>(builder: &mut FlatBufferBuilder<'a>, track: &RemoteTrack) -> 
         started: track.started,
         order: track.order,
         waits: track.waits,
+        ssrcs: write_ssrcs(builder, track),
     };
     fb::Track::create(builder, &args)
+}
+
+fn write_ssrcs<'a>(builder: &mut FlatBufferBuilder<'a>, track: &RemoteTrack) -> Option<WIPOffset<flatbuffers::Vector<'a, u32>>> {
+    let ssrcs = || track.ssrcs.iter().take(track.rids.len()).flat_map(|of_layer| [of_layer.media, of_layer.rtx]);
+    ssrcs().any(|ssrc| ssrc.is_some()).then(|| builder.create_vector(&ssrcs().map(Option::unwrap_or_default).collect::<Vec<_>>()))
 }
 
 fn write_layer<'a>(builder: &mut FlatBufferBuilder<'a>, layer: &VideoLayer) -> WIPOffset<fb::Layer<'a>> {
@@ -434,8 +440,15 @@ fn read_text(text: Option<&str>, len_max: usize) -> Result<Box<str>, RecordError
 fn read_track(track: fb::Track<'_>) -> Result<RemoteTrack, RecordError> {
     let (layers, features) = (track.layers().unwrap_or_default(), track.audio_features().unwrap_or_default());
     let (formats, rids) = (track.formats().unwrap_or_default(), track.rids().unwrap_or_default());
-    if [layers.len(), features.len(), rids.len()].iter().any(|&len| len > LAYERS_MAX) || formats.len() > FORMATS_MAX {
+    let of_layers = track.ssrcs().unwrap_or_default();
+    let is_bounded = [layers.len(), features.len(), rids.len()].iter().all(|&len| len <= LAYERS_MAX);
+    if !is_bounded || formats.len() > FORMATS_MAX || of_layers.len() > 2 * RIDS_MAX {
         return Err(RecordError::TooLarge);
+    }
+    let mut ssrcs = TrackSsrcs::default();
+    for (place, ssrc) in of_layers.iter().enumerate().filter(|(_, ssrc)| *ssrc != 0) {
+        let of_layer = &mut ssrcs[place / 2];
+        *(if place % 2 == 0 { &mut of_layer.media } else { &mut of_layer.rtx }) = Some(ssrc);
     }
     let codec = match track.codec() {
         fb::Codec::None => None,
@@ -464,6 +477,7 @@ fn read_track(track: fb::Track<'_>) -> Result<RemoteTrack, RecordError> {
         codec,
         formats: formats.iter().map(read_format).collect::<Result<_, _>>()?,
         rids: rids.iter().map(|rid| read_text(Some(rid), TEXT_LEN_MAX)).collect::<Result<_, _>>()?,
+        ssrcs,
         started: track.started(),
         order: track.order(),
         waits: track.waits(),

@@ -150,7 +150,10 @@ impl Pump {
             | Event::TransportLost { transport, .. }
             | Event::RtpPeerStats { transport, .. }
             | Event::Data { transport, .. } => Some(transport),
-            Event::TrackStarted { track } | Event::TrackStats { track, .. } | Event::AudioLevel { track, .. } => self.tracks.get(track),
+            Event::TrackStarted { track }
+            | Event::LayersBound { track, .. }
+            | Event::TrackStats { track, .. }
+            | Event::AudioLevel { track, .. } => self.tracks.get(track),
             Event::SubscriptionStats { subscription, .. } => self.subscriptions.get(subscription),
             Event::LinkStats { .. } | Event::LinkKeysUsed { .. } => {
                 if let Some(cluster) = shared.cluster.get() {

@@ -1393,6 +1393,7 @@ impl<'a> Track<'a> {
   pub const VT_STARTED: ::flatbuffers::VOffsetT = 46;
   pub const VT_ORDER: ::flatbuffers::VOffsetT = 48;
   pub const VT_WAITS: ::flatbuffers::VOffsetT = 50;
+  pub const VT_SSRCS: ::flatbuffers::VOffsetT = 52;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1406,6 +1407,7 @@ impl<'a> Track<'a> {
     let mut builder = TrackBuilder::new(_fbb);
     builder.add_order(args.order);
     builder.add_track(args.track);
+    if let Some(x) = args.ssrcs { builder.add_ssrcs(x); }
     if let Some(x) = args.rids { builder.add_rids(x); }
     if let Some(x) = args.formats { builder.add_formats(x); }
     builder.add_clock_rate(args.clock_rate);
@@ -1605,6 +1607,14 @@ impl<'a> Track<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Track::VT_WAITS, Some(false)).unwrap()}
   }
+  /// Of each of `rids` its SSRC and that of its retransmissions, 0: not known. A client names them by RID until the first report alone.
+  #[inline]
+  pub fn ssrcs(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Track::VT_SSRCS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Track<'_> {
@@ -1637,6 +1647,7 @@ impl ::flatbuffers::Verifiable for Track<'_> {
      .visit_field::<bool>("started", Self::VT_STARTED, false)?
      .visit_field::<u64>("order", Self::VT_ORDER, false)?
      .visit_field::<bool>("waits", Self::VT_WAITS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("ssrcs", Self::VT_SSRCS, false)?
      .finish();
     Ok(())
   }
@@ -1666,6 +1677,7 @@ pub struct TrackArgs<'a> {
     pub started: bool,
     pub order: u64,
     pub waits: bool,
+    pub ssrcs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
 }
 impl<'a> Default for TrackArgs<'a> {
   #[inline]
@@ -1695,6 +1707,7 @@ impl<'a> Default for TrackArgs<'a> {
       started: false,
       order: 0,
       waits: false,
+      ssrcs: None,
     }
   }
 }
@@ -1801,6 +1814,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TrackBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Track::VT_WAITS, waits, false);
   }
   #[inline]
+  pub fn add_ssrcs(&mut self, ssrcs: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Track::VT_SSRCS, ssrcs);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TrackBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TrackBuilder {
@@ -1842,6 +1859,7 @@ impl ::core::fmt::Debug for Track<'_> {
       ds.field("started", &self.started());
       ds.field("order", &self.order());
       ds.field("waits", &self.waits());
+      ds.field("ssrcs", &self.ssrcs());
       ds.finish()
   }
 }

@@ -18,7 +18,7 @@ use super::{CONNECT_TIMEOUT, MEMBER_SECTIONS_MAX, Session};
 use crate::format::map_payload_types;
 use crate::member::{OfferedSection, Resume};
 use crate::participant::{Connection, Kind, LocalParticipant, Origin, Texts};
-use crate::presence::{Manifest, RemoteParticipant};
+use crate::presence::{Manifest, RemoteParticipant, RemoteTrack};
 
 /// What is known of a member that was taken over, until its new transport is connected.
 #[derive(Debug, Default)]
@@ -51,9 +51,10 @@ impl Session {
         if !remote.is_away() {
             return Err(Refusal::Elsewhere);
         }
-        // Which SSRC is which layer a client's packets say only until the first report about them, and that was on the other node: what it
-        // sends would be silent here.
-        if manifest.tracks.iter().any(|track| !track.rids.is_empty()) {
+        // Which SSRC is which layer a client's packets say only until the first report about them, and that was on the other node: of
+        // layers that nobody wrote down nothing would come here.
+        let known = |track: &RemoteTrack| track.ssrcs.iter().any(|of_layer| of_layer.media.is_some());
+        if manifest.tracks.iter().any(|track| track.started && !track.rids.is_empty() && !known(track)) {
             return Err(Refusal::UnknownParticipant);
         }
         let participants_max = self.participants_max();

@@ -1,7 +1,7 @@
 //! Tracks of members: announced, opened when their media section comes, changed, closed. `open_track` and `close_track` serve
 //! every publisher.
 
-use pop_proto::control::{Codec, Command, MediaKind, OpenTrack};
+use pop_proto::control::{Codec, Command, LAYERS_MAX, MediaKind, OpenTrack, TrackSsrcs};
 use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId};
 
 use super::Session;
@@ -213,10 +213,22 @@ impl Session {
         let (demand, judged, stats) = Default::default();
         let origin = Origin::Here;
         // Of one that was taken over: whoever took it takes it still.
-        let before = self.tracks.remove(&id).map(|before| (before.started, before.takers, before.order));
+        let mut ssrcs = TrackSsrcs::default();
+        let before = self.tracks.remove(&id).map(|before| {
+            for (rid, of_layer) in before.layers.iter().zip(before.ssrcs) {
+                if let Some(place) = layers.iter().position(|layer| layer == rid).filter(|place| *place < LAYERS_MAX) {
+                    ssrcs[place] = of_layer;
+                }
+            }
+            (before.started, before.takers, before.order)
+        });
+        if ssrcs != TrackSsrcs::default() {
+            self.command(Command::BindLayers { track: id, ssrcs });
+        }
         let (started, takers, order) = before.unwrap_or((false, Default::default(), order));
         let sections: Vec<_> = takers.iter().copied().collect();
-        let track = Track { id, owner, origin, publisher, kind, formats, layers, order, started, info, takers, demand, judged, stats };
+        let track =
+            Track { id, owner, origin, publisher, kind, formats, layers, ssrcs, order, started, info, takers, demand, judged, stats };
         self.tracks.insert(id, track);
         for section in sections {
             self.forward(section, Some(id));
@@ -227,6 +239,17 @@ impl Session {
         self.touch(owner);
         self.offer_track(id);
         self.rated.insert(id);
+    }
+
+    /// Takes which SSRCs a track's layers have: whoever takes its publisher over must know.
+    pub(super) fn note_layers(&mut self, id: TrackId, ssrcs: TrackSsrcs) -> bool {
+        let Some(track) = self.tracks.get_mut(&id) else { return false };
+        if !track.is_remote() && track.ssrcs != ssrcs {
+            track.ssrcs = ssrcs;
+            let owner = track.owner;
+            self.restate(owner);
+        }
+        true
     }
 
     /// Ends a track while its owner stays.

@@ -258,7 +258,7 @@ impl Session {
         (origin, is_moved): (Origin, bool),
         told: RemoteTrack,
     ) -> bool {
-        let RemoteTrack { info, codec, formats, rids: layers, started, order, .. } = told;
+        let RemoteTrack { info, codec, formats, rids: layers, ssrcs, started, order, .. } = told;
         let (id, kind) = (info.track, info.kind);
         let known = self.tracks.get(&id).map(|known| (known.owner, known.kind, known.is_remote()));
         if known.is_some_and(|(of, _, is_remote)| of != owner || !is_remote) {
@@ -271,13 +271,14 @@ impl Session {
         let Some(track) = self.tracks.get_mut(&id) else {
             let publisher = publisher.clone();
             let (takers, demand, judged) = Default::default();
-            let track = Track { id, owner, origin, publisher, kind, formats, layers, order, started, info, takers, demand, judged, stats };
+            let track =
+                Track { id, owner, origin, publisher, kind, formats, layers, ssrcs, order, started, info, takers, demand, judged, stats };
             self.tracks.insert(id, track);
             return true;
         };
         let is_refed = track.formats != formats || track.origin != origin || is_moved;
         let is_rewished = track.info.muted != info.muted || track.info.layers != info.layers;
-        (track.formats, track.layers, track.order, track.started) = (formats, layers, order, started);
+        (track.formats, track.layers, track.ssrcs, track.order, track.started) = (formats, layers, ssrcs, order, started);
         (track.info, track.origin, track.stats) = (info, origin, stats);
         if is_refed {
             self.feed_anew(id);
@@ -356,6 +357,7 @@ impl Session {
             codec: track.stats.codec,
             formats: track.formats.clone(),
             rids: track.layers.clone(),
+            ssrcs: track.ssrcs,
             started: track.started,
             order: track.order,
             waits: track.is_away(),

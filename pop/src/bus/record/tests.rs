@@ -1,3 +1,5 @@
+use pop_proto::control::LayerSsrcs;
+
 use super::*;
 
 const ME: (NodeId, Incarnation) = (NodeId(0x1234_5678_9abc_def0), Incarnation { start: 1_790_000_000_000, nonce: 0xfeed_face_cafe_beef });
@@ -74,6 +76,7 @@ fn member() -> Manifest {
                 codec: Some(Codec::Opus),
                 formats: vec![format(111, Format::Opus, None), format(63, Format::Red { block: 111 }, None)],
                 rids: Vec::new(),
+                ssrcs: Default::default(),
                 started: true,
                 order: u64::MAX,
                 waits: false,
@@ -91,6 +94,8 @@ fn member() -> Manifest {
                     format(255, Format::Raw { clock_rate: 90_000 }, None),
                 ],
                 rids: vec!["q".into(), "h".into(), "f".into()],
+                ssrcs: [(Some(1), None), (None, None), (Some(u32::MAX), Some(7)), (None, None)]
+                    .map(|(media, rtx)| LayerSsrcs { media, rtx }),
                 started: false,
                 order: 7,
                 waits: true,
