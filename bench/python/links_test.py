@@ -20,6 +20,7 @@ from client import Client, until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from guest import Guest
 from network import Network
 from node import PROGRAMS, Node
 
@@ -268,6 +269,36 @@ class Links(unittest.IsolatedAsyncioTestCase):
             self.assertEqual((await call.deliver(3)), {"audio": 1.0, "video": 1.0})
             self.assertGreaterEqual(total("a", "pop_mesh_rekeys_total"), 1)
             self.assertEqual(nodes["b"].drops()["relay_key_unknown"], 0)
+
+    async def test_4_a_node_behind_a_slow_link_gets_all_data_in_order_and_nobody_waits_for_it(self):
+        network.change("a-b clear")
+        ann, carl, bob = (Guest(nodes[node], "slow", who) for node, who in (("a", "ann"), ("a", "carl"), ("b", "bob")))
+        try:
+            for guest in (ann, carl, bob):
+                await guest.join()
+            await ann.me.publish_data(b"first")
+            await bob.until_told("data_received")
+            await carl.until_told("data_received")
+            network.change("a>b delay 10ms rate 1M queue 30")
+            said = [b"%03d" % n + os.urandom(9_000) for n in range(100)]
+            begin = asyncio.get_running_loop().time()
+            for message in said:
+                await ann.me.publish_data(message)
+            await carl.until_told("data_received", 101, 10)
+            took = asyncio.get_running_loop().time() - begin
+            await bob.until_told("data_received", 101, 60)
+            print(f"carl has all after {took:.1f} s, bob after {asyncio.get_running_loop().time() - begin:.1f} s", flush=True)
+            await asyncio.sleep(1)
+            for guest in (carl, bob):
+                heard = [bytes(packet.data) for (packet,) in guest.told("data_received")]
+                self.assertEqual([message[:3] for message in heard[1:]], [message[:3] for message in said], guest.identity)
+                self.assertEqual(heard[1:], said)
+            self.assertLess(took, 5)
+            self.assertEqual(bob.told("reconnecting"), [], "its clients need not come back")
+        finally:
+            network.change("a-b clear")
+            for guest in (bob, carl, ann):
+                await guest.leave()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ mod feedback;
 mod layers;
 mod link;
 mod mirror;
+mod pacer;
 mod route;
 mod transmit;
 
@@ -1411,6 +1412,7 @@ impl Core {
             }
         }
         self.share_bandwidth(now);
+        self.fit_links(now);
         self.report_stats();
         self.report_links();
     }

@@ -414,7 +414,7 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     })));
     edge.forward(20, Some(20));
     let mut datagrams = Vec::new();
-    for index in 0..4_000u64 {
+    for index in 0..6_000u64 {
         datagrams.push((true, publisher.path, publisher.packet(1, index, &vp8(index % 300 == 0, 1_000))));
         if index % 10 == 0 {
             datagrams.push((true, speaker.path, speaker.packet(20, index / 10, &[7; 60])));
@@ -431,7 +431,7 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     }
     let mut crossing = vec![0; 65_535];
     let mut carried = 0;
-    let mut run = |rigs: [&mut Rig; 2], datagrams: &mut [(bool, Path, Vec<u8>)]| {
+    let mut run = |rigs: [&mut Rig; 2], datagrams: &mut [(bool, Path, Vec<u8>)], lost_of_20: usize| {
         let [origin, edge] = rigs;
         for (is_origin, path, datagram) in datagrams {
             let rig = if *is_origin { &mut *origin } else { &mut *edge };
@@ -452,7 +452,7 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
                         is_quiet = false;
                         for datagram in crossing[..sent.len].chunks_mut(sent.segment.map_or(sent.len, usize::from)) {
                             carried += 1;
-                            if carried % 20 != 7 {
+                            if carried % 20 >= lost_of_20 {
                                 other.core.handle_datagram(other.now, Path { socket: RELAY, remote: address(from) }, datagram);
                             }
                         }
@@ -462,16 +462,22 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
             }
         }
     };
-    let half = datagrams.len() / 2;
-    run([&mut origin, &mut edge], &mut datagrams[..half]);
+    let third = datagrams.len() / 3;
+    run([&mut origin, &mut edge], &mut datagrams[..third], 1);
     let before = (thread_allocations(), *origin.core.counters(), *edge.core.counters());
-    run([&mut origin, &mut edge], &mut datagrams[half..]);
+    run([&mut origin, &mut edge], &mut datagrams[third..2 * third], 1);
     assert_eq!(thread_allocations() - before.0, 0);
     let (of_origin, of_edge) = (origin.core.counters(), edge.core.counters());
     assert!(of_edge.relay_packets_in - before.2.relay_packets_in > 2_100, "{of_edge:?}");
     assert!(of_origin.relay_repairs_out - before.1.relay_repairs_out > 50, "{of_origin:?}");
     assert!(of_origin.rtcp_pli_out > before.1.rtcp_pli_out && of_edge.relay_datagrams_out > before.2.relay_datagrams_out, "{of_origin:?}");
     assert!(edge.drops(DropReason::RelayUnknownLink) > 10);
+    // It does not carry all: what is left waits for its turn.
+    assert_eq!(origin.drops(DropReason::RelayCongested), 0);
+    let before = thread_allocations();
+    run([&mut origin, &mut edge], &mut datagrams[2 * third..], 8);
+    assert_eq!(thread_allocations() - before, 0);
+    assert!(origin.drops(DropReason::RelayCongested) > 100);
 }
 
 #[test]

@@ -32,9 +32,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::admin;
 use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
-use crate::data::DataDrop;
+use crate::data::{DataDrop, SenderPlace};
 use crate::logging::AUDIT;
-use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Peer};
+use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Outgoing, Peer};
 use crate::metrics::Deaths;
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
 use crate::rejoin;
@@ -155,6 +155,8 @@ enum Request {
         session: SessionId,
         node: Option<NodeId>,
         told: Abroad,
+        /// Of data: its place among what its sender may have waiting.
+        hold: Option<SenderPlace>,
     },
     LinkStats {
         worker: usize,
@@ -248,7 +250,6 @@ impl Cluster {
             kept: HashMap::new(),
             nodes: HashMap::new(),
             links: HashMap::new(),
-            unplaced: HashMap::new(),
             wants: HashMap::new(),
             next_alias: first_alias(),
             considered: 0,
@@ -312,8 +313,8 @@ impl Cluster {
     }
 
     /// Tells one node, or each that follows the session.
-    pub(crate) fn tell_abroad(&self, session: &SessionId, node: Option<NodeId>, told: Abroad) {
-        self.tell(Request::Abroad { session: session.clone(), node, told });
+    pub(crate) fn tell_abroad(&self, session: &SessionId, node: Option<NodeId>, told: Abroad, hold: Option<SenderPlace>) {
+        self.tell(Request::Abroad { session: session.clone(), node, told, hold });
     }
 
     /// What a worker says of its links.
@@ -419,6 +420,8 @@ struct Link {
     /// Of the workers' clock.
     opened_at: Time,
     secret: LinkSecret,
+    /// Its workers have links with ours. Without a place for them no media is exchanged; all else is.
+    is_placed: bool,
     exports: HashMap<TrackId, Export>,
     /// Sessions whose data goes to the node: its people are in them, and it has asked.
     followed: HashSet<SessionId>,
@@ -472,8 +475,6 @@ struct State {
     kept: HashMap<SessionId, Keeping>,
     nodes: HashMap<NodeId, Node>,
     links: HashMap<NodeId, Link>,
-    /// Nodes whose link is up and whose workers, so many, found no place: they try again when another link goes.
-    unplaced: HashMap<NodeId, usize>,
     wants: HashMap<TrackId, Want>,
     /// The next track's name on any link. It goes on from link to link, so that what was told of a track on the link before means no other
     /// one on the link that took its place.
@@ -641,10 +642,13 @@ impl State {
                     self.send(node, Message::Follow(Follow { session, age: since.elapsed(), received }));
                 }
             }
-            Request::Abroad { session, node, told } => self.tell_abroad(session, node, told),
+            Request::Abroad { session, node, told, hold } => self.tell_abroad(session, node, told, hold),
             Request::LinkStats { worker, link, stats } => {
                 if let Some(of) = self.links.values_mut().find(|of| of.peer.number == link.node()) {
                     let before = of.stats.insert((worker, link), stats).unwrap_or_default();
+                    if let Some(mesh) = &self.mesh {
+                        mesh.note_figures(of.peer.node, total(of.stats.values()));
+                    }
                     if let Some(shared) = self.shared.upgrade() {
                         let came = stats.media_bytes_in.saturating_sub(before.media_bytes_in);
                         let left = stats.media_bytes_out.saturating_sub(before.media_bytes_out);
@@ -934,7 +938,7 @@ impl State {
             MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
             MeshEvent::Rekeyed { node, generation } => {
                 let Some(shared) = self.shared.upgrade() else { return };
-                let Some(link) = self.links.get(&node) else { return };
+                let Some(link) = self.links.get(&node).filter(|link| link.is_placed) else { return };
                 for (worker, id) in pairs(&shared, &link.peer) {
                     let keys = Box::new(link.secret.keys(generation, worker as u8, id.worker()));
                     shared.command(worker, Command::RekeyLink { link: id, generation, keys }).await;
@@ -967,13 +971,11 @@ impl State {
     async fn link_up(&mut self, peer: Peer, secret: LinkSecret) {
         let Some(shared) = self.shared.upgrade() else { return };
         self.close_link(peer.node).await;
-        self.unplaced.remove(&peer.node);
-        if peer.workers.len() > self.free_places() {
+        let is_placed = peer.workers.len() <= self.free_places();
+        if !is_placed {
             tracing::warn!(node = %peer.node, "no media is exchanged with a node until another one goes: the workers of all others are {LINKS_MAX} already");
-            self.unplaced.insert(peer.node, peer.workers.len());
-            return;
         }
-        for (worker, link) in pairs(&shared, &peer) {
+        for (worker, link) in pairs(&shared, &peer).into_iter().filter(|_| is_placed) {
             let open = OpenLink {
                 link,
                 remote: peer.workers[usize::from(link.worker())],
@@ -987,33 +989,30 @@ impl State {
         let node = peer.node;
         let (exports, followed, asked, stats) = Default::default();
         let opened_at = shared.now();
-        self.links.insert(node, Link { peer, opened_at, secret, exports, followed, asked, gap_at: None, stats });
+        self.links.insert(node, Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, stats });
         let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
         self.follow_all(node);
     }
 
     async fn link_down(&mut self, node: NodeId) {
-        self.unplaced.remove(&node);
         if !self.close_link(node).await {
             return;
         }
         // There may be a place now. A link that has stepped on from generation 0 meanwhile cannot be opened any more, so it is made anew.
+        let Some(mesh) = &self.mesh else { return };
         let mut free = self.free_places();
-        let mesh = &self.mesh;
-        self.unplaced.retain(|node, workers| {
-            let fits = *workers <= free;
-            if let Some(mesh) = mesh.as_ref().filter(|_| fits) {
-                free -= *workers;
-                mesh.renew(*node);
+        for link in self.links.values().filter(|link| !link.is_placed) {
+            if let Some(left) = free.checked_sub(link.peer.workers.len()) {
+                free = left;
+                mesh.renew(link.peer.node);
             }
-            !fits
-        });
+        }
     }
 
     /// How many more workers of other nodes this node's workers can have links with.
     fn free_places(&self) -> usize {
-        let taken: usize = self.links.values().map(|link| link.peer.workers.len()).sum();
+        let taken: usize = self.links.values().filter(|link| link.is_placed).map(|link| link.peer.workers.len()).sum();
         usize::from(LINKS_MAX).saturating_sub(taken)
     }
 
@@ -1025,7 +1024,7 @@ impl State {
         for number in self.orders.keys().copied().collect::<Vec<_>>() {
             self.take_answer(node, Done { number, outcome: Outcome::UnknownParticipant });
         }
-        for (worker, id) in pairs(&shared, &link.peer) {
+        for (worker, id) in pairs(&shared, &link.peer).into_iter().filter(|_| link.is_placed) {
             shared.command(worker, Command::CloseLink { link: id }).await;
         }
         for (track, export) in link.exports {
@@ -1052,6 +1051,10 @@ impl State {
         let Some(want) = self.wants.get_mut(&track) else { return };
         want.again = None;
         let (owner, session, worker) = (want.owner, want.session.clone(), want.worker as u16);
+        // It is asked for when the link has a place.
+        if self.links.get(&owner).is_some_and(|link| !link.is_placed) {
+            return;
+        }
         self.send(owner, Message::Want(control::Want { session, track, worker }));
     }
 
@@ -1174,7 +1177,7 @@ impl State {
         }
     }
 
-    fn tell_abroad(&mut self, session: SessionId, node: Option<NodeId>, told: Abroad) {
+    fn tell_abroad(&mut self, session: SessionId, node: Option<NodeId>, told: Abroad, hold: Option<SenderPlace>) {
         if told == Abroad::Followed {
             // An answer to what was asked over the link before this one is late.
             if let Some(link) = node.and_then(|node| self.links.get_mut(&node))
@@ -1184,10 +1187,14 @@ impl State {
             }
             return;
         }
-        // A node that has nobody in the session is not followed; its operator is heard all the same.
-        let by_operator = matches!(told, Abroad::Data { sender: None, .. });
+        // A node that has nobody in the session is not followed; its operator is heard all the same. What nobody can ask for later, as it
+        // has no number, is heard at once.
+        let at_once = match &told {
+            Abroad::Data { sender, message } => sender.is_none() || message.reliable && message.sequence == 0,
+            _ => false,
+        };
         let has_people = |other: &NodeId| self.rooms.get(&session).is_some_and(|watched| watched.nodes.contains_key(other));
-        let hears = |other: &NodeId, link: &Link| link.followed.contains(&session) || by_operator && has_people(other);
+        let hears = |other: &NodeId, link: &Link| link.followed.contains(&session) || at_once && has_people(other);
         let follows = |(other, link): &(&NodeId, &Link)| node.is_none_or(|node| node == **other) && hears(other, link);
         let to: Vec<NodeId> = self.links.iter().filter(follows).map(|(node, _)| *node).collect();
         match told {
@@ -1196,8 +1203,10 @@ impl State {
                 let DataMessage { reliable, to: names, sequence, body } = &*message;
                 let (reliable, sequence, sender) = (*reliable, *sequence, sender.unwrap_or(ParticipantId(0)));
                 let data = Data { session, sender, reliable, sequence, to: names.clone(), body: Arc::clone(body) };
-                let message = Message::Data(data);
-                to.into_iter().for_each(|node| self.send_data(node, &message, reliable));
+                let (message, numbered) = (Message::Data(data), sequence != 0);
+                for node in to {
+                    self.send_data(node, Outgoing { message: message.clone(), reliable, numbered, hold: hold.clone() });
+                }
             }
             Abroad::Heard { speaking, connections } => {
                 let connection = |quality: &ConnectionQuality| Connection {
@@ -1212,9 +1221,9 @@ impl State {
     }
 
     /// A node that is too slow loses its place: it hears nothing more before it asks for what it has missed. Nobody else waits.
-    fn send_data(&mut self, node: NodeId, message: &Message, reliable: bool) {
+    fn send_data(&mut self, node: NodeId, outgoing: Outgoing) {
         let (Some(shared), Some(mesh)) = (self.shared.upgrade(), &self.mesh) else { return };
-        match mesh.send_data(node, message, reliable) {
+        match mesh.send_data(node, outgoing) {
             Ok(()) => {}
             Err(DataRefused::Down) => shared.data.count_drop(DataDrop::NotConnected),
             Err(DataRefused::Full) => shared.data.count_drop(DataDrop::LossyQueueFull),
@@ -1265,8 +1274,10 @@ impl State {
     /// Another node's subscribers want a track: its room knows whether it is ours.
     fn consider(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16) {
         // Sessions do not span PoPs yet.
-        let is_sound =
-            self.links.get(&node).is_some_and(|link| self.nodes.contains_key(&node) && usize::from(worker) < link.peer.workers.len());
+        let is_sound = self
+            .links
+            .get(&node)
+            .is_some_and(|link| link.is_placed && self.nodes.contains_key(&node) && usize::from(worker) < link.peer.workers.len());
         let room = self.room(&session).filter(|_| is_sound);
         let (Some(room), Some(requests)) = (room, self.requests.upgrade()) else {
             return self.refuse(node, track, "this node has no such room");
@@ -1349,7 +1360,7 @@ impl State {
     }
 
     fn take_offer(&mut self, node: NodeId, offer: &Offer) {
-        let Some(link) = self.links.get(&node) else { return };
+        let Some(link) = self.links.get(&node).filter(|link| link.is_placed) else { return };
         let track = offer.track;
         // Of what was not asked for, or was asked of somebody else, nothing is taken.
         if self.wants.get(&track).is_none_or(|want| want.owner != node) {
@@ -1478,7 +1489,7 @@ impl State {
 
     fn describe_link(&self, state: &LinkState, link: &Link) -> LinkView {
         let peer = &link.peer;
-        let stats = total(link.stats.values());
+        let stats = &state.figures;
         LinkView {
             node: peer.name.clone(),
             id: peer.node.to_string(),
@@ -1499,6 +1510,8 @@ impl State {
             lost: stats.lost,
             repaired: stats.repaired,
             dropped: stats.refused,
+            limit_kbps: (stats.limit > 0).then_some(stats.limit / 1_000),
+            congested: stats.congested,
         }
     }
 }
@@ -1525,6 +1538,8 @@ fn total<'a>(all: impl Iterator<Item = &'a LinkStats>) -> LinkStats {
         sum.repaired += stats.repaired;
         sum.repairs_out += stats.repairs_out;
         sum.refused += stats.refused;
+        sum.limit += stats.limit;
+        sum.congested += stats.congested;
         sum.rtt_us = sum.rtt_us.max(stats.rtt_us);
         sum.jitter_us = sum.jitter_us.max(stats.jitter_us);
         sum.mtu = if sum.mtu == 0 { stats.mtu } else { sum.mtu.min(stats.mtu) };

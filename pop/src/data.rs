@@ -1,6 +1,12 @@
 //! Data messages of rooms, counted: how many came and went, and why some ended here.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+/// A message's place among what its sender may have waiting: all who have to receive it hold it, and the last of them frees it.
+pub(crate) type SenderPlace = Arc<OwnedSemaphorePermit>;
 
 macro_rules! data_drops {
     ($($(#[$doc:meta])* $variant:ident = $label:literal,)*) => {

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pop_dataplane::STOOD_STILL;
-use pop_proto::control::LinkKeys;
+use pop_proto::control::{LinkKeys, LinkStats};
 use pop_relay::control::{self, Data, Hello, Message};
 use pop_schemas::{Incarnation, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -49,6 +49,7 @@ use link::{Item, Link};
 pub use carry::{Answering, CARRIED_MAX, Carried, CarryError, Elsewhere};
 pub use counters::{MeshCounters, Refusal};
 pub use identity::{MeshFiles, MeshIdentity};
+pub(crate) use link::Outgoing;
 pub use link::{DataRefused, Ended};
 pub use name::NodeName;
 
@@ -202,6 +203,8 @@ pub struct LinkState {
     pub generation: u32,
     /// How long it has been up.
     pub age: Duration,
+    /// What the workers have done on it, together, as of the last second.
+    pub figures: LinkStats,
 }
 
 /// The links of this node. Cheap to clone; with the last clone all links end.
@@ -337,8 +340,8 @@ impl Mesh {
     /// # Errors
     ///
     /// See [`DataRefused`]: what becomes of the message.
-    pub fn send_data(&self, node: NodeId, message: &Message, reliable: bool) -> Result<(), DataRefused> {
-        self.0.shared.table().links.get(&node).ok_or(DataRefused::Down)?.send_data(message, reliable)
+    pub(crate) fn send_data(&self, node: NodeId, outgoing: Outgoing) -> Result<(), DataRefused> {
+        self.0.shared.table().links.get(&node).ok_or(DataRefused::Down)?.send_data(outgoing)
     }
 
     /// How long ago a node's link brought a sign of life; `None`: there is no link, or it has brought none.
@@ -385,6 +388,13 @@ impl Mesh {
     /// Steps to the next generation of keys: they are used up. `false`: there is no link.
     pub fn rekey(&self, node: NodeId) -> bool {
         self.0.shared.table().links.get(&node).is_some_and(|link| link.rekey())
+    }
+
+    /// Takes what the workers have done on a node's link, together.
+    pub fn note_figures(&self, node: NodeId, figures: LinkStats) {
+        if let Some(link) = self.0.shared.table().links.get(&node) {
+            *link.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+        }
     }
 
     /// The links that are up, by the id of the other node.
@@ -720,7 +730,8 @@ impl Shared {
 
 impl Link {
     fn state(&self) -> LinkState {
-        LinkState { peer: self.peer.clone(), dialled: self.dialled, generation: self.generation(), age: self.since.elapsed() }
+        let figures = *self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        LinkState { peer: self.peer.clone(), dialled: self.dialled, generation: self.generation(), age: self.since.elapsed(), figures }
     }
 }
 

@@ -70,4 +70,8 @@ pub struct LinkView {
     pub repaired: u64,
     /// Datagrams that came and were refused.
     pub dropped: u64,
+    /// What it carries, in kbit/s, where that is less than what is to be sent; absent while no limit is known.
+    pub limit_kbps: Option<u64>,
+    /// Packets of video that were not sent because it does not carry them.
+    pub congested: u64,
 }

@@ -7,6 +7,7 @@ mod bundle;
 mod missing;
 mod parts;
 mod path;
+mod rate;
 mod sent;
 mod table;
 mod window;
@@ -25,6 +26,7 @@ use self::{
     missing::{MissingList, Repaired},
     parts::{Parts, part_header, part_len, part_range},
     path::{LADDER, Path},
+    rate::{Least, Rate},
     sent::Sent,
     table::{Feedback, RANGES_MAX, Range, Tables, read_ask, read_clock, read_feedback},
     window::{WINDOW_LEN, Window},
@@ -63,8 +65,12 @@ const RTT_MAX: Duration = Duration::from_secs(10);
 /// How long a datagram may be overtaken by others before it counts as missing: a sixteenth of the round trip within these. With an eighth
 /// the second repair of 20 ms audio is 2 ms late at a round trip of 60 ms and the default playout.
 const TOLERANCE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(10));
-/// Datagrams of the other end's count over which a share of loss is measured.
-const LOSS_WINDOW: u64 = 50;
+/// So many bytes in and out are worth a feedback before its time, of which it is less than a hundredth, ...
+const FEEDBACK_BYTES: u64 = 16_384;
+/// ... but not sooner than so: what the way carries shows in them, and a queue fills in a tenth of a second.
+const FEEDBACK_BUSY: Duration = Duration::from_millis(20);
+/// A datagram that waited so long on its way, in microseconds, is answered at once.
+const QUEUE_TOLD_US: u64 = 30_000;
 
 /// What a link needs to know. The keys are wiped when it goes.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -189,6 +195,7 @@ struct Clocks {
     /// The other end's clock in its last feedback, in microseconds, and when that came.
     remote_us: u64,
     remote_at: Time,
+    least: Least,
 }
 
 impl Clocks {
@@ -212,14 +219,15 @@ impl Clocks {
         });
     }
 
-    /// A feedback that was written at `remote_us` came now.
-    fn heard(&mut self, now: Time, remote_us: u64) {
+    /// A feedback that was written at `remote_us` came now; returns how long it waited on its way, in microseconds.
+    fn heard(&mut self, now: Time, remote_us: u64) -> u64 {
         if self.remote_us != 0 {
             let there = Duration::from_micros(remote_us - self.remote_us);
             let transit = now.since(self.remote_at).abs_diff(there).min(RTT_MAX);
             self.jitter = (self.jitter * 15 + transit) / 16;
         }
         (self.remote_us, self.remote_at) = (remote_us, now);
+        self.least.above(now, remote_us, now.as_micros())
     }
 }
 
@@ -242,14 +250,13 @@ pub struct Link {
     tables: Tables,
     path: Path,
     clocks: Clocks,
-    /// `next` and `received` of the other end's feedback at which the share of loss was last measured, and that share.
-    loss_at: (u64, u64),
-    loss_out_permille: u16,
-    loss_windows: u64,
+    rate: Rate,
     /// Counter of the last probe of the other end.
     probe: u64,
     feedback_at: Time,
     fed_back_at: Time,
+    /// In and out until then.
+    fed_back_bytes: u64,
     media_at: Option<Time>,
     heard_at: Option<Time>,
     stats: LinkStats,
@@ -285,12 +292,11 @@ impl Link {
             tables: Tables::new(),
             path: Path::new(now),
             clocks: Clocks::default(),
-            loss_at: (0, 0),
-            loss_out_permille: 0,
-            loss_windows: 0,
+            rate: Rate::new(),
             probe: u64::MAX,
             feedback_at: now,
             fed_back_at: Time::ZERO,
+            fed_back_bytes: 0,
             media_at: None,
             heard_at: None,
             stats: LinkStats::default(),
@@ -335,10 +341,17 @@ impl Link {
         len
     }
 
+    /// In and out.
+    fn bytes(&self) -> u64 {
+        self.stats.bytes_out + self.stats.bytes_in
+    }
+
     /// Media went in or out.
     fn active(&mut self, now: Time) {
         self.media_at = Some(now);
-        self.feedback_at = self.feedback_at.min(now + HEARTBEAT_ACTIVE);
+        let is_busy = self.bytes() - self.fed_back_bytes >= FEEDBACK_BYTES;
+        let due = if is_busy { self.fed_back_at + FEEDBACK_BUSY } else { now + HEARTBEAT_ACTIVE };
+        self.feedback_at = self.feedback_at.min(due);
     }
 
     /// Writes a packet: in one datagram, or in two halves when the path is too narrow. `out` has [`Self::media_len`] bytes or more.
@@ -468,7 +481,7 @@ impl Link {
         }
         let is_active = self.media_at.is_some_and(|at| now.since(at) < ACTIVE);
         self.feedback_at = now + if is_active { HEARTBEAT_ACTIVE } else { HEARTBEAT_IDLE };
-        self.fed_back_at = now;
+        (self.fed_back_at, self.fed_back_bytes) = (now, self.bytes());
         let held = now.since(self.clocks.remote_at);
         let feedback = Feedback {
             next: self.window.next(),
@@ -651,18 +664,10 @@ impl Link {
                 self.clocks.measured(Duration::from_micros(rtt));
             }
         }
-        self.clocks.heard(now, feedback.now_us);
-        let (next, received) = self.loss_at;
-        let (sent, came) = (feedback.next.saturating_sub(next), feedback.received.saturating_sub(received));
-        if sent >= LOSS_WINDOW {
-            self.loss_at = (feedback.next, feedback.received);
-            // The first window begins with what was sent before anybody listened.
-            if next > 0 {
-                let permille = (sent.saturating_sub(came).min(sent) as u128 * 1_000 / u128::from(sent)) as u16;
-                self.loss_out_permille = (self.loss_out_permille * 3 + permille) / 4;
-                self.loss_windows += 1;
-            }
+        if self.clocks.heard(now, feedback.now_us) > QUEUE_TOLD_US {
+            self.feedback_at = now;
         }
+        self.rate.handle_feedback(now, feedback, self.stats.bytes_out, self.stats.datagrams_out);
     }
 
     /// What it has done.
@@ -694,12 +699,17 @@ impl Link {
 
     /// How many of 1,000 datagrams of ours do not come to the other end, smoothed.
     pub fn loss_out_permille(&self) -> u16 {
-        self.loss_out_permille
+        self.rate.loss_permille()
     }
 
-    /// How often that was measured: once it stands still, so little is sent that it tells nothing of now.
-    pub fn loss_windows(&self) -> u64 {
-        self.loss_windows
+    /// What the way to the other end carries, in bit/s of datagrams; `None`: all of what is sent, as far as is known.
+    pub fn limit(&self) -> Option<u64> {
+        self.rate.limit()
+    }
+
+    /// How fast datagrams may leave while there is a limit, in bit/s.
+    pub fn pace(&self) -> Option<u64> {
+        self.rate.pace()
     }
 }
 

@@ -50,6 +50,22 @@ fn audio_comes_in_time_over_a_wire_that_loses_doubles_reorders_and_corrupts() {
 }
 
 #[test]
+fn a_machine_that_has_no_time_is_no_bottleneck() {
+    for (turn_ms_max, seeds) in [(20, 0..3), (60, 3..10), (90, 10..20)] {
+        for seed in seeds {
+            let mut net = Net::new(seed, Wire::GOOD, [1, 1]);
+            net.turn_ms_max = turn_ms_max;
+            for second in 0..60 {
+                // 0.3 Mb/s.
+                net.talk(SECOND, 150);
+                let limits = [0, 1].map(|end| net.ends[end].link.limit());
+                assert_eq!(limits, [None; 2], "seed {seed}, second {second}, a turn each {turn_ms_max} ms at most");
+            }
+        }
+    }
+}
+
+#[test]
 fn without_loss_everything_comes_once_and_nothing_is_repaired() {
     let mut net = Net::new(7, Wire::GOOD, [1, 1]);
     net.talk(5 * SECOND, 1_100);

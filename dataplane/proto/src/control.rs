@@ -551,6 +551,10 @@ pub struct LinkStats {
     pub jitter_us: u32,
     /// Largest UDP payload that passes.
     pub mtu: u16,
+    /// What it carries, in bit/s, as it paces what it sends; 0: no limit is known.
+    pub limit: u64,
+    /// Packets of video that were not sent because it does not carry them.
+    pub congested: u64,
 }
 
 /// From the control plane to one worker.

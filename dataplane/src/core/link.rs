@@ -20,13 +20,14 @@ use pop_proto::wire::rtp;
 use pop_proto::{DropReason, Event};
 use pop_relay::RelayDrop;
 use pop_relay::frame::{OVERHEAD, association_of};
-use pop_relay::link::{Ask, Clock, FrameRef, Incoming, Link, LinkConfig, Media};
+use pop_relay::link::{Ask, Clock, FrameRef, Incoming, Link, LinkConfig, Media, Written};
 use pop_schemas::{Time, TrackId};
 use slab::Slab;
 
 use super::mirror::elsewhere;
+use super::pacer::{PACER_LEN, Pacer};
 use super::transmit::{Train, Transmit};
-use super::{Core, Fresh, Source, Stream, TICKS_PER_ROUND, has_room};
+use super::{Core, Fresh, Source, Stream, TICKS_PER_ROUND, Track, has_room};
 use crate::limits::FRESH_MAX;
 
 /// A layer of which nothing came for so long was not wanted meanwhile, and its numbers went on: the next one is ahead, however far. No
@@ -36,20 +37,13 @@ const SILENCE: std::time::Duration = std::time::Duration::from_secs(2);
 /// What waits to be told over one link at most. It is told again within a second.
 const TOLD_MAX: usize = 1_024;
 
-/// A link that loses more of 1,000 datagrams than this carries less video, a layer less each [`RELIEF_SECONDS`]: so much is not chance, and its
-/// repairs are part of what does not fit.
-const LOSS_MAX_PERMILLE: u16 = 150;
-
-/// A link that loses less of 1,000 than this may carry a layer more, when it has been so for [`CALM_SECONDS`].
-const LOSS_CALM_PERMILLE: u16 = 30;
-/// See [`LOSS_CALM_PERMILLE`].
-const CALM_SECONDS: u8 = 8;
-
-/// Seconds until a layer less shows in the loss.
-const RELIEF_SECONDS: u8 = 3;
+/// Of what a link carries so much is shared by audio and layers of video, in percent: the rest is for repairs, heads and what is told.
+const SHARED_PERCENT: u64 = 90;
+/// A layer that does not cross comes back when there is room for this much of it, in percent: bitrates vary with the picture.
+const BACK_PERCENT: u64 = 115;
 
 /// Bytes of one link's state, for the memory plan.
-pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + TOLD_MAX * size_of::<LinkTold>();
+pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + PACER_LEN + TOLD_MAX * size_of::<LinkTold>();
 /// Bytes of one track on one link, for the memory plan: its places in the lists of both.
 pub const LINK_TRACK_LEN: usize = 2 * (size_of::<LinkEnd>() + size_of::<(u16, usize)>() + size_of::<usize>());
 
@@ -62,11 +56,18 @@ pub(super) struct LinkEnd {
     alias: u16,
     /// The layers that are wanted, as was told last.
     pub(super) wanted: u8,
+    /// Layers of this rank, counted from the lowest quality, and above do not fit on the link.
+    fits: u8,
+    /// The same while that is chosen.
+    next_fits: u8,
     /// Something came of the track in this second.
     pub(super) came: bool,
     /// In its link's `dirty`.
     is_dirty: bool,
 }
+
+/// See [`LinkEnd::fits`].
+const ALL: u8 = LAYERS_MAX as u8;
 
 /// What of a track is to be told to its other end.
 #[derive(Clone, Copy)]
@@ -98,34 +99,14 @@ struct LinkState {
     dirty: [Vec<usize>; 2],
     is_dirty: bool,
     is_urgent: bool,
-    /// Video of this rank, counted from the lowest quality, and of those above it does not fit.
-    video_max: u8,
-    /// Seconds since that changed, or since the loss was too much for more.
-    calm: u8,
-    /// How often the loss had been measured a second ago.
-    loss_windows: u64,
+    pacer: Pacer,
+    /// What it carries, as the layers that cross were chosen by; `None`: all of them.
+    limit: Option<u64>,
+    /// Packets that did not leave for that.
+    congested: u64,
 }
 
 impl LinkState {
-    /// Follows the loss, once a second; true when another part of the video fits.
-    fn follow_loss(&mut self) -> bool {
-        let (loss, windows, before) = (self.link().loss_out_permille(), self.link().loss_windows(), self.video_max);
-        let is_new = std::mem::replace(&mut self.loss_windows, windows) != windows;
-        self.calm = self.calm.saturating_add(1);
-        // A link that carries too little to be judged is judged by nothing: what it lost when it carried more must not keep it so.
-        let loss = if is_new { loss } else { 0 };
-        if loss > LOSS_MAX_PERMILLE {
-            if self.calm >= RELIEF_SECONDS {
-                (self.video_max, self.calm) = (before.saturating_sub(1), 0);
-            }
-        } else if loss > LOSS_CALM_PERMILLE {
-            self.calm = self.calm.min(RELIEF_SECONDS);
-        } else if self.calm >= CALM_SECONDS {
-            (self.video_max, self.calm) = ((before + 1).min(LAYERS_MAX as u8), 0);
-        }
-        self.video_max != before
-    }
-
     fn link(&mut self) -> &mut Link {
         self.link.as_mut().expect("it is out only while a datagram of it is read")
     }
@@ -179,6 +160,8 @@ pub(super) struct Links {
     /// Links that get packets of this turn.
     dirty: Vec<usize>,
     cursor: Cursor,
+    /// A link has a pacer that is armed.
+    is_paced: bool,
 }
 
 impl Links {
@@ -192,6 +175,7 @@ impl Links {
             heard: [0; 4],
             dirty: Vec::with_capacity(links),
             cursor: Cursor::default(),
+            is_paced: false,
         }
     }
 
@@ -207,7 +191,9 @@ impl Links {
 
     /// The next thing that time brings.
     pub(super) fn poll_timeout(&self) -> Option<Time> {
-        self.slab.iter().filter_map(|(_, state)| state.link.as_ref().map(|link| link.poll_timeout())).min()
+        let due =
+            |state: &LinkState| state.link.as_ref().map(|link| link.poll_timeout()).into_iter().chain(state.pacer.poll_timeout()).min();
+        self.slab.iter().filter_map(|(_, state)| due(state)).min()
     }
 
     /// Lets a link tell the other end.
@@ -290,9 +276,9 @@ impl Core {
             dirty: [Vec::new(), Vec::new()],
             is_dirty: false,
             is_urgent: false,
-            video_max: LAYERS_MAX as u8,
-            calm: 0,
-            loss_windows: 0,
+            pacer: Pacer::new(),
+            limit: None,
+            congested: 0,
         });
         self.links.ids.insert(open.link, index);
         self.links.mark_urgent(index);
@@ -342,7 +328,7 @@ impl Core {
             let id = self.tracks[before].id;
             self.forget_track(id, before);
         }
-        let end = LinkEnd { link, alias, wanted: 0, came: false, is_dirty: false };
+        let end = LinkEnd { link, alias, wanted: 0, fits: ALL, next_fits: ALL, came: false, is_dirty: false };
         let index = self.insert_track(&elsewhere(open), Source::Link(end, extensions));
         // Nothing is wanted before there is a subscriber.
         self.tracks[index].layers.iter_mut().for_each(|layer| layer.inbound.set_wanted(false));
@@ -375,7 +361,15 @@ impl Core {
             }
             self.links.slab[at].make_room();
             // Nothing, until the other end asks.
-            self.tracks[index].exports.push(LinkEnd { link: at, alias, wanted: 0, came: false, is_dirty: false });
+            self.tracks[index].exports.push(LinkEnd {
+                link: at,
+                alias,
+                wanted: 0,
+                fits: ALL,
+                next_fits: ALL,
+                came: false,
+                is_dirty: false,
+            });
         }
         self.look_at_ends(index);
         self.review_layers(index);
@@ -409,7 +403,12 @@ impl Core {
         // It may have brought something to answer: a hole, or what the other end misses.
         self.links.mark_urgent(index);
         match incoming {
-            Incoming::Nothing => Ok(()),
+            Incoming::Nothing => {
+                let pacer = &mut self.links.slab[index].pacer;
+                pacer.follow(link.pace());
+                self.links.is_paced |= pacer.is_armed();
+                Ok(())
+            }
             Incoming::Media(media) => self.take_relayed(now, index, media),
             Incoming::Bundle(bundle) => {
                 for media in bundle {
@@ -480,7 +479,12 @@ impl Core {
         let index = find(&self.links.slab[link].outgoing, ask.alias).ok_or(DropReason::UnknownStream)?;
         let track = &mut self.tracks[index];
         let Some(export) = track.exports.iter_mut().find(|export| export.link == link) else { return Err(DropReason::UnknownStream) };
-        if std::mem::replace(&mut export.wanted, ask.wanted) == 0 {
+        let before = std::mem::replace(&mut export.wanted, ask.wanted);
+        if before != ask.wanted {
+            // Where not all fits it is chosen anew.
+            self.links.slab[link].limit = None;
+        }
+        if before == 0 {
             track.layers.iter_mut().for_each(super::Layer::forget_told);
         }
         track.hear(ask.wanted, ask.keyframes);
@@ -533,18 +537,25 @@ impl Core {
         for index in (self.tick..self.links.slab.capacity()).step_by(TICKS_PER_ROUND) {
             let Some(state) = self.links.slab.get_mut(index) else { continue };
             let link = state.id;
-            if state.follow_loss() {
-                // The other end is told of layers that do not come any more, or come again.
-                for (_, track) in &state.outgoing {
-                    self.tracks[*track].layers.iter_mut().for_each(super::Layer::forget_told);
-                }
-            }
             if state.link().keys_used() {
                 self.events.push_back(Event::LinkKeysUsed { link });
             }
             if has_room(&self.events) {
-                let stats = stats_of(state.link());
+                let stats = LinkStats { congested: state.congested, ..stats_of(state.link()) };
                 self.events.push_back(Event::LinkStats { link, stats });
+            }
+        }
+    }
+
+    /// Chooses the layers that cross each link which does not carry all of them: when that changes, and once a second.
+    pub(super) fn fit_links(&mut self, now: Time) {
+        let Core { tracks, links, tick, .. } = self;
+        links.is_paced = links.slab.iter().any(|(_, state)| state.pacer.is_armed());
+        for (index, state) in &mut links.slab {
+            let limit = state.link().limit();
+            if limit != state.limit || limit.is_some() && index % TICKS_PER_ROUND == *tick {
+                state.limit = limit;
+                fit(now, tracks, state, index);
             }
         }
     }
@@ -587,7 +598,7 @@ impl Core {
                         rtp_timestamp: clock.map_or(0, |clock| clock.rtp_timestamp),
                         age: clock.map_or_else(Default::default, |clock| now.since(clock.at)),
                         ended: of_track.is_ended(),
-                        paused: !comes || rank >= state.video_max,
+                        paused: !comes || rank >= export.fits,
                         rank,
                         rate_kbps: u32::try_from(rate / 1_000).unwrap_or(u32::MAX),
                     };
@@ -602,13 +613,18 @@ impl Core {
         while let Some(frame) = link.next_repair() {
             let layer = find(&state.outgoing, frame.alias).and_then(|track| tracks[track].layers.get(usize::from(frame.layer)));
             let held = layer.filter(|layer| layer.epoch as u8 == frame.epoch);
+            let waits = state.pacer.is_armed() && held.is_some_and(|layer| layer.inbound.kind() == MediaKind::Video);
             let written = match held.map(|layer| layer.inbound.history().lookup(pool, frame.sequence)) {
+                // It has its turn before what is new of video.
+                Some(Lookup::Held(stored)) if waits && state.pacer.push(frame, stored.packet.len(), true) => continue,
+                Some(Lookup::Held(_)) if waits => Err(DropReason::RelayCongested),
                 Some(Lookup::Held(stored)) => link.write_repair(now, &frame, stored.packet, out).map_err(reason_of),
                 _ => Err(DropReason::RepairMissing),
             };
             match written {
                 Ok(len) => {
                     counters.relay_repairs_out += 1;
+                    state.pacer.spend(len);
                     return Some(len);
                 }
                 Err(reason) => drops[reason as usize] += 1,
@@ -635,8 +651,9 @@ impl Core {
                         continue;
                     }
                     // Where not all fits, video gives way to audio.
-                    if !is_audio && track.ranks.rank_of(layer) >= state.video_max {
+                    if !is_audio && track.ranks.rank_of(layer) >= export.fits {
                         drops[DropReason::RelayCongested as usize] += 1;
+                        state.congested += 1;
                         cursor.fresh += 1;
                         continue;
                     }
@@ -649,6 +666,14 @@ impl Core {
                         continue;
                     };
                     let len = stored.packet.len();
+                    if !is_audio && state.pacer.is_armed() {
+                        if !state.pacer.push(frame, len, false) {
+                            drops[DropReason::RelayCongested as usize] += 1;
+                            state.congested += 1;
+                        }
+                        cursor.fresh += 1;
+                        continue;
+                    }
                     // What the path does not carry whole leaves as two halves, a train of their own.
                     let sealed = link.media_len(len);
                     if !is_audio && !train.takes_relayed(sealed, sealed == len + OVERHEAD) {
@@ -670,6 +695,7 @@ impl Core {
                     }
                     // A full bundle is a datagram of its own length.
                     if is_audio && let Some(transmit) = sent_over(&train, state.path, counters) {
+                        state.pacer.spend(transmit.len);
                         return Some(transmit);
                     }
                 }
@@ -681,6 +707,7 @@ impl Core {
                 // The bundle that is not full.
                 if let Some(len) = link.poll_transmit(now, train.rest()) {
                     train.add(len);
+                    state.pacer.spend(len);
                     return sent_over(&train, state.path, counters);
                 }
                 *cursor = Cursor { link: cursor.link, kind: 1, ..Cursor::default() };
@@ -695,6 +722,67 @@ impl Core {
         }
         dirty.clear();
         *cursor = Cursor::default();
+        None
+    }
+
+    /// What waited for its turn on links that do not carry all at once: a train of each.
+    pub(super) fn poll_paced(&mut self, now: Time, out: &mut [u8]) -> Option<Transmit> {
+        let Core { tracks, links, pool, counters, drops, .. } = self;
+        if !links.is_paced {
+            return None;
+        }
+        for (index, state) in &mut links.slab {
+            let link = state.link.as_mut().expect("it is out only while a datagram of it is read");
+            let mut train = Train::new(&mut *out);
+            while let Some((frame, is_repair)) = state.pacer.next(now) {
+                let track = find(&state.outgoing, frame.alias).map(|track| &tracks[track]);
+                let layer = track.and_then(|track| track.layers.get(usize::from(frame.layer)));
+                let held = layer.filter(|layer| layer.epoch as u8 == frame.epoch);
+                let lookup = held.map(|layer| layer.inbound.history().lookup(pool, frame.sequence));
+                let export = track.and_then(|track| track.exports.iter().find(|export| export.link == index));
+                // It may have fallen while it waited.
+                let fits = track.zip(export).is_some_and(|(track, export)| track.ranks.rank_of(frame.layer.into()) < export.fits);
+                let written = match lookup {
+                    Some(Lookup::Held(_)) if !fits => Err(DropReason::RelayCongested),
+                    Some(Lookup::Held(stored)) => {
+                        let len = stored.packet.len();
+                        let sealed = link.media_len(len);
+                        // A repair has a head of its own length: it is a train of one.
+                        if train.len > 0 && (is_repair || !train.takes_relayed(sealed, sealed == len + OVERHEAD)) {
+                            break;
+                        }
+                        if is_repair {
+                            let written = link.write_repair(now, &frame, stored.packet, train.rest());
+                            written.map(|first| (Written { first, second: 0 }, 0)).map_err(reason_of)
+                        } else {
+                            link.write_media(now, &frame, stored.packet, train.rest()).map(|written| (written, len)).map_err(reason_of)
+                        }
+                    }
+                    _ => Err(DropReason::RelayLate),
+                };
+                state.pacer.pop();
+                match written {
+                    Ok((written, len)) => {
+                        train.add(written.first);
+                        train.add(written.second);
+                        state.pacer.spend(written.first + written.second);
+                        counters.relay_packets_out += u64::from(!is_repair);
+                        counters.relay_repairs_out += u64::from(is_repair);
+                        counters.relay_media_bytes_out += len as u64;
+                        if is_repair {
+                            break;
+                        }
+                    }
+                    Err(reason) => {
+                        drops[reason as usize] += 1;
+                        state.congested += u64::from(reason == DropReason::RelayCongested);
+                    }
+                }
+            }
+            if let Some(transmit) = sent_over(&train, state.path, counters) {
+                return Some(transmit);
+            }
+        }
         None
     }
 
@@ -724,6 +812,66 @@ impl Core {
     }
 }
 
+/// Chooses which layers of each track cross a link that does not carry all: first the lowest of each that are wanted, then the next, and
+/// then those that could be wanted.
+fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize) {
+    let mut room = state.limit.unwrap_or(u64::MAX) / 100 * SHARED_PERCENT;
+    for (_, track) in &state.outgoing {
+        let track = &mut tracks[*track];
+        let is_audio = track.layers[0].inbound.kind() == MediaKind::Audio;
+        if is_audio {
+            room = room.saturating_sub(track.ranks.steps(now, 0).map(|step| step.rate).sum());
+        }
+        track.export_to(link).next_fits = if is_audio { ALL } else { 0 };
+    }
+    for is_offer in [false, true] {
+        for rank in 0..ALL {
+            for (_, track) in &state.outgoing {
+                let track = &mut tracks[*track];
+                let export = *track.export_to(link);
+                let rate = |rank: u8| track.ranks.rate(track.ranks.layer_at(rank));
+                let is_wanted = |rank: u8| export.wanted >> track.ranks.layer_at(rank) & 1 == 1;
+                let layers = track.layers.len() as u8;
+                if export.next_fits != rank || rank >= layers || is_offer == (rank..layers).any(is_wanted) {
+                    continue;
+                }
+                // Who wants more and gets this gives up the one below.
+                let left = if rank > 0 && !is_wanted(rank - 1) { rate(rank - 1) } else { 0 };
+                let more = rate(rank).saturating_sub(left);
+                let needed = if rank < export.fits { more } else { more / 100 * BACK_PERCENT };
+                if needed <= room {
+                    room = room.saturating_sub(more);
+                    track.export_to(link).next_fits = rank + 1;
+                }
+            }
+        }
+    }
+    for (_, track) in &state.outgoing {
+        let track = &mut tracks[*track];
+        let layers = track.layers.len() as u8;
+        let export = track.export_to(link);
+        let next = if export.next_fits >= layers { ALL } else { export.next_fits };
+        let (wanted, before) = (export.wanted, std::mem::replace(&mut export.fits, next));
+        if next == before {
+            continue;
+        }
+        for (at, layer) in track.layers.iter_mut().enumerate() {
+            // The other end is told of layers that do not come any more, or come again: with a picture.
+            layer.forget_told();
+            if wanted >> at & 1 == 1 && (before..next).contains(&track.ranks.rank_of(at)) {
+                layer.inbound.request_keyframe();
+            }
+        }
+    }
+}
+
+impl Track {
+    /// Its end on a link that it goes over.
+    fn export_to(&mut self, link: usize) -> &mut LinkEnd {
+        self.exports.iter_mut().find(|export| export.link == link).expect("what goes over a link has an end on it")
+    }
+}
+
 /// Counts what a train carries.
 fn sent_over(train: &Train<'_>, path: Path, counters: &mut crate::counters::Counters) -> Option<Transmit> {
     let transmit = train.transmit(path)?;
@@ -748,6 +896,8 @@ fn stats_of(link: &Link) -> LinkStats {
         rtt_us: stats.rtt_us,
         jitter_us: stats.jitter_us,
         mtu: stats.mtu,
+        limit: link.limit().unwrap_or_default(),
+        congested: 0,
     }
 }
 

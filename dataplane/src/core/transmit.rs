@@ -120,6 +120,7 @@ impl Core {
             .or_else(|| self.poll_rtcp(now, train))
             .or_else(|| self.poll_repairs(now, train))
             .or_else(|| self.poll_link_media(now, train))
+            .or_else(|| self.poll_paced(now, train))
             .or_else(|| self.poll_media(now, train))
             .or_else(|| self.poll_catch_up(now, train))?;
         self.counters.trains_out += 1;

@@ -140,7 +140,8 @@ fn mesh_table(answer: &Value) -> String {
         rows.push(vec![text(&node["node"]), text(&node["pop"]), state, start, clients, load, text(&node["mesh"])]);
     }
     let mut lines = align(&rows);
-    let titles = ["LINK", "STATE", "AGE", "KEYS", "RTT ms", "MTU", "TRACKS", "DATAGRAMS", "MB", "LOST", "REPAIRED", "DROPPED"];
+    let titles =
+        ["LINK", "STATE", "AGE", "KEYS", "RTT ms", "MTU", "TRACKS", "DATAGRAMS", "MB", "LOST", "REPAIRED", "DROPPED", "LIMIT kb/s"];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     for link in links {
         let both = |what: &str| format!("{}/{}", text(&link[format!("{what}_in")]), text(&link[format!("{what}_out")]));
@@ -158,6 +159,7 @@ fn mesh_table(answer: &Value) -> String {
             text(&link["lost"]),
             text(&link["repaired"]),
             text(&link["dropped"]),
+            text(&link["limit_kbps"]),
         ]);
     }
     lines.push_str("\n(in/out)\n");
@@ -215,15 +217,15 @@ mod tests {
         let answer = json!({ "node": "fra1", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
             "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "state": "up", "age_ms": 2_500,
             "generation": 0, "rtt_ms": 0.25, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
-            "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0 }] });
+            "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500 }] });
         assert_eq!(
             mesh_table(&answer),
             "NODE  POP  STATE     START  CLIENTS  LOAD    MESH\n\
              fra2  fra  draining  7      2/400    12.5 %  10.0.0.2:7890\n\
              \n\
              (in/out)\n\
-             LINK  STATE  AGE  KEYS  RTT ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED\n\
-             fra2  up     2 s  0     0.25    -    1/2     3/4        1.0/0.2  5     4         0\n"
+             LINK  STATE  AGE  KEYS  RTT ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED  LIMIT kb/s\n\
+             fra2  up     2 s  0     0.25    -    1/2     3/4        1.0/0.2  5     4         0        2500\n"
         );
         assert!(mesh_table(&json!({ "node": "fra1", "nodes": [], "links": [] })).starts_with("node fra1 is alone"));
     }

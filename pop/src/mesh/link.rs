@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pop_proto::control::LinkStats;
 use pop_relay::control::{self, Alive, CONTROL_LEN_MAX, ControlError, Hello, Message, Rekey};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -14,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::counters::Refusal;
 use super::{MeshEvent, Peer, Shared};
+use crate::data::SenderPlace;
 
 /// That this node lives is said so often.
 const ALIVE_INTERVAL: Duration = Duration::from_millis(100);
@@ -24,14 +26,22 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// Messages that wait for a peer, in bytes. One that is further behind starts anew and is told the state again.
 const QUEUE_LEN_MAX: usize = 1 << 20;
 
-/// Data messages that wait for a peer, in bytes. They have a queue of their own: a peer that is too slow for them keeps its link.
-const DATA_LEN_MAX: usize = 1 << 20;
+/// Data messages that wait for a peer, in bytes. They have a queue of their own: a peer that is too slow for them keeps its link. Half of
+/// what a room keeps, so that what was dropped is still there when the peer asks for it.
+const DATA_LEN_MAX: usize = 512 << 10;
 
 /// The same for one that has been too slow and gets what it missed all at once, that of several sessions together.
 const DATA_LEN_CATCHING_UP_MAX: usize = 4 << 20;
 
 /// How long the oldest of them waits.
 const DATA_AGE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a message that waits keeps its place among what its sender may have waiting: a link that stutters makes a burst longer instead
+/// of losing its place in it. A link that is slower than that waits alone.
+const HOLD_MAX: Duration = Duration::from_millis(500);
+
+/// A link that overflowed keeps no sender's places for so long: who never catches up must not slow the others again and again.
+const HOLD_PAUSE: Duration = Duration::from_secs(30);
 
 /// Behind so many bytes of data a lossy message does not wait.
 const LOSSY_LEN_MAX: usize = 64 << 10;
@@ -122,39 +132,83 @@ pub enum DataRefused {
     },
 }
 
+/// A data message for a peer.
+pub(crate) struct Outgoing {
+    pub(crate) message: Message,
+    pub(crate) reliable: bool,
+    /// The peer can ask for it by its number when it is dropped.
+    pub(crate) numbered: bool,
+    /// Its place among what its sender may have waiting.
+    pub(crate) hold: Option<SenderPlace>,
+}
+
+struct Waiting {
+    bytes: Vec<u8>,
+    queued_at: Instant,
+    is_kept: bool,
+    hold: Option<SenderPlace>,
+}
+
 /// Data messages that wait to be written.
 #[derive(Default)]
 struct DataQueue {
-    waiting: VecDeque<(Vec<u8>, Instant)>,
+    waiting: VecDeque<Waiting>,
     len: usize,
+    /// Of these the first so many hold nothing.
+    released: usize,
     /// It has overflowed, and was not empty since.
     is_catching_up: bool,
+    overflowed_at: Option<Instant>,
 }
 
 impl DataQueue {
-    fn push(&mut self, now: Instant, bytes: Vec<u8>, reliable: bool) -> Result<(), DataRefused> {
+    /// `numbered`: the peer asks for it when it is dropped. A reliable message that is not stays when the others go, within the bound.
+    fn push(&mut self, now: Instant, bytes: Vec<u8>, reliable: bool, numbered: bool, hold: Option<SenderPlace>) -> Result<(), DataRefused> {
+        self.release_old(now);
         let len = self.len + bytes.len() + DATA_COST;
-        let is_late = self.waiting.front().is_some_and(|(_, queued_at)| now.duration_since(*queued_at) > DATA_AGE_MAX);
+        let is_late = self.waiting.front().is_some_and(|first| now.duration_since(first.queued_at) > DATA_AGE_MAX);
         if !reliable && (len > LOSSY_LEN_MAX || is_late) {
             return Err(DataRefused::Full);
         }
+        let hold = hold.filter(|_| reliable && self.overflowed_at.is_none_or(|at| now.duration_since(at) >= HOLD_PAUSE));
+        let next = Waiting { bytes, queued_at: now, is_kept: reliable && !numbered, hold };
         let len_max = if self.is_catching_up { DATA_LEN_CATCHING_UP_MAX } else { DATA_LEN_MAX };
         if len > len_max || is_late {
-            let dropped = self.waiting.len() + 1;
-            *self = DataQueue { is_catching_up: true, ..DataQueue::default() };
-            return Err(DataRefused::Overflow { dropped });
+            let before = self.waiting.len() + 1;
+            self.waiting.push_back(next);
+            let mut left = DATA_LEN_MAX / 2;
+            self.waiting.retain(|waiting| {
+                let cost = waiting.bytes.len() + DATA_COST;
+                let stays = waiting.is_kept && cost <= left;
+                left -= if stays { cost } else { 0 };
+                stays
+            });
+            // They wait anew.
+            self.waiting.iter_mut().for_each(|waiting| (waiting.queued_at, waiting.hold) = (now, None));
+            (self.len, self.released) = (DATA_LEN_MAX / 2 - left, self.waiting.len());
+            (self.is_catching_up, self.overflowed_at) = (true, Some(now));
+            return Err(DataRefused::Overflow { dropped: before - self.waiting.len() });
         }
         self.len = len;
-        self.waiting.push_back((bytes, now));
+        self.waiting.push_back(next);
         Ok(())
     }
 
+    /// Who has waited long enough for this peer waits no longer.
+    fn release_old(&mut self, now: Instant) {
+        while let Some(waiting) = self.waiting.get_mut(self.released).filter(|waiting| now.duration_since(waiting.queued_at) >= HOLD_MAX) {
+            waiting.hold = None;
+            self.released += 1;
+        }
+    }
+
     fn pop(&mut self) -> Option<Vec<u8>> {
-        let Some((bytes, _)) = self.waiting.pop_front() else {
+        let Some(Waiting { bytes, .. }) = self.waiting.pop_front() else {
             self.is_catching_up = false;
             return None;
         };
         self.len -= bytes.len() + DATA_COST;
+        self.released = self.released.saturating_sub(1);
         Some(bytes)
     }
 }
@@ -182,6 +236,8 @@ pub(super) struct Link {
     /// For the peer's data messages until rooms have taken them.
     data_places: Arc<Semaphore>,
     keys: Mutex<Generation>,
+    /// What its workers told last, together.
+    pub(super) figures: Mutex<LinkStats>,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -210,6 +266,7 @@ impl Link {
             data_queued: Notify::new(),
             data_places: Arc::new(Semaphore::new(DATA_IN_LEN_MAX as usize)),
             keys,
+            figures: Mutex::default(),
             ended: watch::Sender::new(None),
         };
         (link, receiver)
@@ -227,11 +284,13 @@ impl Link {
     }
 
     /// Queues a data message behind those before it; control messages go first.
-    pub(super) fn send_data(&self, message: &Message, reliable: bool) -> Result<(), DataRefused> {
-        let Ok(bytes) = control::encode(message, self.peer.version) else { return Err(DataRefused::Full) };
-        self.data().push(Instant::now(), bytes, reliable)?;
+    pub(super) fn send_data(&self, outgoing: Outgoing) -> Result<(), DataRefused> {
+        let Outgoing { message, reliable, numbered, hold } = outgoing;
+        let Ok(bytes) = control::encode(&message, self.peer.version) else { return Err(DataRefused::Full) };
+        // What was kept of an overflow waits to be written, too.
+        let result = self.data().push(Instant::now(), bytes, reliable, numbered, hold);
         self.data_queued.notify_one();
-        Ok(())
+        result
     }
 
     fn data(&self) -> MutexGuard<'_, DataQueue> {
@@ -383,6 +442,7 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
             },
             item = items.recv() => item,
             _ = alive.tick() => {
+                link.data().release_old(Instant::now());
                 link.tell_alive(shared);
                 continue;
             }
@@ -485,16 +545,16 @@ mod tests {
     const KIB: usize = 1 << 10;
 
     fn push(queue: &mut DataQueue, now: Instant, len: usize) -> Result<(), DataRefused> {
-        queue.push(now, vec![0; len - DATA_COST], true)
+        queue.push(now, vec![0; len - DATA_COST], true, true, None)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_is_too_slow_loses_what_waits_and_then_gets_all_that_it_missed_at_once() {
         let (now, mut queue) = (Instant::now(), DataQueue::default());
-        for n in 0..16 {
+        for n in 0..8 {
             assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()), "message {n}");
         }
-        assert_eq!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { dropped: 17 }));
+        assert_eq!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { dropped: 9 }));
         assert!(queue.waiting.is_empty() && queue.len == 0);
         for n in 0..64 {
             assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()), "message {n}");
@@ -502,7 +562,7 @@ mod tests {
         assert_eq!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { dropped: 65 }));
         // It has caught up when nothing waits.
         assert_eq!(queue.pop(), None);
-        for _ in 0..16 {
+        for _ in 0..8 {
             assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()));
         }
         assert!(matches!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { .. })));
@@ -519,10 +579,47 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lossy_message_waits_behind_little_and_never_costs_a_peer_its_place() {
         let (now, mut queue) = (Instant::now(), DataQueue::default());
-        assert_eq!(queue.push(now, vec![1; 60 * KIB], false), Ok(()));
-        assert_eq!(queue.push(now, vec![2; 8 * KIB], false), Err(DataRefused::Full));
+        assert_eq!(queue.push(now, vec![1; 60 * KIB], false, false, None), Ok(()));
+        assert_eq!(queue.push(now, vec![2; 8 * KIB], false, false, None), Err(DataRefused::Full));
         assert_eq!(push(&mut queue, now, 8 * KIB), Ok(()));
-        assert_eq!(queue.push(now + 2 * DATA_AGE_MAX, vec![3; KIB], false), Err(DataRefused::Full));
+        assert_eq!(queue.push(now + 2 * DATA_AGE_MAX, vec![3; KIB], false, false, None), Err(DataRefused::Full));
         assert_eq!([queue.pop(), queue.pop()].map(|bytes| bytes.map(|bytes| bytes.len())), [Some(60 * KIB), Some(8 * KIB - DATA_COST)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_without_a_number_survives_an_overflow_and_is_written_first() {
+        let (now, mut queue) = (Instant::now(), DataQueue::default());
+        assert_eq!(queue.push(now, vec![9; KIB], true, false, None), Ok(()));
+        let overflow = (0..8).map(|_| push(&mut queue, now, 64 * KIB)).find(Result::is_err);
+        assert_eq!(overflow, Some(Err(DataRefused::Overflow { dropped: 8 })));
+        assert_eq!(push(&mut queue, now, KIB), Ok(()), "what is asked for again");
+        assert_eq!([queue.pop(), queue.pop(), queue.pop()].map(|bytes| bytes.map(|bytes| bytes[0])), [Some(9), Some(0), None]);
+        assert_eq!(queue.len, 0);
+        // They alone never fill it.
+        let overflows = (0..100).filter(|_| queue.push(now, vec![9; 64 * KIB], true, false, None).is_err()).count();
+        assert!(overflows > 0 && queue.len <= DATA_LEN_CATCHING_UP_MAX, "{overflows}, {}", queue.len);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_waits_for_a_slow_peer_for_a_moment_and_not_for_one_that_never_catches_up() {
+        let (mut now, mut queue) = (Instant::now(), DataQueue::default());
+        let places = Arc::new(Semaphore::new(100));
+        let place = || Some(Arc::new(Arc::clone(&places).try_acquire_many_owned(10).unwrap()));
+        for _ in 0..4 {
+            assert_eq!(queue.push(now, vec![0; KIB], true, true, place()), Ok(()));
+        }
+        assert_eq!(places.available_permits(), 60);
+        assert!(queue.pop().is_some());
+        assert_eq!(places.available_permits(), 70, "what is written waits no longer");
+        now += HOLD_MAX;
+        assert_eq!(queue.push(now, vec![0; KIB], true, true, place()), Ok(()));
+        assert_eq!(places.available_permits(), 90, "and what has waited long enough");
+        while push(&mut queue, now, 64 * KIB).is_ok() {}
+        assert_eq!(places.available_permits(), 100);
+        assert_eq!(queue.push(now, vec![0; KIB], true, true, place()), Ok(()));
+        assert_eq!(places.available_permits(), 100, "nobody waits for it now");
+        while queue.pop().is_some() {}
+        assert_eq!(queue.push(now + HOLD_PAUSE, vec![0; KIB], true, true, place()), Ok(()));
+        assert_eq!(places.available_permits(), 90);
     }
 }

@@ -6,7 +6,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::mesh::{Mesh, MeshCounters};
+use crate::mesh::{LinkState, Mesh, MeshCounters};
 
 /// Reads the mesh's counters at each scrape.
 #[derive(Debug)]
@@ -52,6 +52,71 @@ impl Collector for MeshCollector {
             ConstCounter::new(count).encode(family.encode_family(&[("result", outcome.label())])?)?;
         }
         let help = "New generations of the keys of links";
-        ConstCounter::new(rekeys).encode(encoder.encode_descriptor("pop_mesh_rekeys", help, None, MetricType::Counter)?)
+        ConstCounter::new(rekeys).encode(encoder.encode_descriptor("pop_mesh_rekeys", help, None, MetricType::Counter)?)?;
+        encode_links(&mut encoder, &self.0.links())
     }
+}
+
+/// Each link that is up, as of the last second: there are 255 at most, and with a link its series end.
+fn encode_links(encoder: &mut DescriptorEncoder, links: &[LinkState]) -> Result<(), std::fmt::Error> {
+    type Gauge = (&'static str, &'static str, fn(&LinkState) -> f64);
+    let gauges: [Gauge; 4] = [
+        ("pop_mesh_link_rtt_seconds", "Round trip of media datagrams to another node and back; the longest of its workers", |link| {
+            f64::from(link.figures.rtt_us) / 1e6
+        }),
+        ("pop_mesh_link_jitter_seconds", "Interarrival jitter of what comes from another node; the most of its workers", |link| {
+            f64::from(link.figures.jitter_us) / 1e6
+        }),
+        ("pop_mesh_link_mtu_bytes", "Longest UDP payload that passes to another node", |link| f64::from(link.figures.mtu)),
+        (
+            "pop_mesh_link_limit_bits_per_second",
+            "What a link carries, where loss and delay say that it is less than what is to be sent; 0: no limit is known",
+            |link| link.figures.limit as f64,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for link in links {
+            ConstGauge::new(value(link)).encode(family.encode_family(&[("peer", peer_of(link).as_str())])?)?;
+        }
+    }
+    type Counter = (&'static str, &'static str, &'static str, fn(&LinkState) -> [(&'static str, u64); 2]);
+    let counters: [Counter; 4] = [
+        ("pop_mesh_link_datagrams", "Relay datagrams to and from another node", "direction", |link| {
+            [("in", link.figures.datagrams_in), ("out", link.figures.datagrams_out)]
+        }),
+        ("pop_mesh_link_bytes", "UDP payload bytes of relay datagrams to and from another node", "direction", |link| {
+            [("in", link.figures.bytes_in), ("out", link.figures.bytes_out)]
+        }),
+        ("pop_mesh_link_lost_datagrams", "Datagrams of another node that did not come, by what became of them", "result", |link| {
+            let repaired = link.figures.repaired;
+            [("repaired", repaired), ("lost", link.figures.lost.saturating_sub(repaired))]
+        }),
+        (
+            "pop_mesh_link_dropped",
+            "What came over a link and was not authentic, new or well-formed (refused), and video that was not sent over it because it does \
+             not carry it (congested)",
+            "reason",
+            |link| [("refused", link.figures.refused), ("congested", link.figures.congested)],
+        ),
+    ];
+    let mut repairs =
+        encoder.encode_descriptor("pop_mesh_link_repairs", "Repairs that were sent to another node", None, MetricType::Counter)?;
+    for link in links {
+        ConstCounter::new(link.figures.repairs_out).encode(repairs.encode_family(&[("peer", peer_of(link).as_str())])?)?;
+    }
+    for (name, help, label, values) in counters {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for link in links {
+            for (of, count) in values(link) {
+                ConstCounter::new(count).encode(family.encode_family(&[("peer", peer_of(link).as_str()), (label, of)])?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The other node and its PoP.
+fn peer_of(link: &LinkState) -> String {
+    format!("{}.{}", link.peer.name, link.peer.pop)
 }

@@ -24,7 +24,7 @@ use pop_proto::control::DataMessage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::member::Order;
-use crate::data::{DataCounters, DataDrop, Direction};
+use crate::data::{DataCounters, DataDrop, Direction, SenderPlace};
 use crate::sctp::{KeptChannel, Sctp, SctpEnd, SctpEvent, Side};
 use crate::signal::livekit::data::Sender;
 
@@ -198,9 +198,6 @@ pub(crate) struct Places {
     /// Among what the whole room may.
     _room: OwnedSemaphorePermit,
 }
-
-/// All who receive a message hold it, and the last of them frees it.
-pub(super) type SenderPlace = Arc<OwnedSemaphorePermit>;
 
 /// Where the messages of a room's senders wait for it.
 pub(super) fn new_room_places() -> Arc<Semaphore> {

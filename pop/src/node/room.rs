@@ -17,13 +17,13 @@ use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Sess
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::sleep_until;
 
-use super::data::{DataPath, Outbox, Places, Received, SenderPlace, new_room_places};
+use super::data::{DataPath, Outbox, Places, Received, new_room_places};
 use super::directory::{RoomSender, Slot};
 use super::member::{Line, Member, Order, Socket, TransportStart};
 use super::pump::Route;
 use super::spread::{Directed, RemoteTrack, Spread};
 use super::{EndsProcess, Shared};
-use crate::data::DataDrop;
+use crate::data::{DataDrop, SenderPlace};
 use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
 use crate::logging::AUDIT;
 use crate::signal::livekit::data::Sender;
@@ -693,7 +693,7 @@ impl Room {
                 }
                 Output::Abroad { node, told } => {
                     if let Some(cluster) = shared.cluster.get() {
-                        cluster.tell_abroad(self.session.id(), node.map(NodeId), told);
+                        cluster.tell_abroad(self.session.id(), node.map(NodeId), told, self.sender_place.clone());
                     }
                 }
                 Output::Notice(participant, notice) => self.tell(shared, participant, notice),

@@ -163,6 +163,10 @@ pub struct Net {
     serial: u64,
     /// Datagrams that the wire took.
     pub swallowed: u64,
+    /// An end gets its turn so many milliseconds after the last at most, as its machine has time: 1 is at once. What comes waits.
+    pub turn_ms_max: usize,
+    turns: [Time; 2],
+    waiting: [Vec<Vec<u8>>; 2],
 }
 
 impl Net {
@@ -175,7 +179,9 @@ impl Net {
             drops: HashMap::new(),
             datagrams: Vec::new(),
         };
-        Net { now, wire, ends: [end(0), end(1)], rng: Rng::new(seed), flying: BinaryHeap::new(), serial: 0, swallowed: 0 }
+        let ends = [end(0), end(1)];
+        let (rng, flying, waiting) = (Rng::new(seed), BinaryHeap::new(), Default::default());
+        Net { now, wire, ends, rng, flying, serial: 0, swallowed: 0, turn_ms_max: 1, turns: [now; 2], waiting }
     }
 
     fn transmit(&mut self, from: usize, datagram: &[u8]) {
@@ -262,15 +268,23 @@ impl Net {
         }
     }
 
-    /// One millisecond: what is due comes, then both ends end their turn.
+    /// One millisecond: what is due comes, then each end whose turn it is takes it.
     pub fn step(&mut self) {
         self.now = self.now + Duration::from_millis(1);
         while self.flying.peek().is_some_and(|Reverse((at, ..))| *at <= self.now) {
             let Some(Reverse((_, _, to, datagram))) = self.flying.pop() else { break };
-            self.deliver(to, datagram);
+            self.waiting[to].push(datagram);
         }
-        self.drain(0);
-        self.drain(1);
+        for end in 0..2 {
+            if self.turns[end] > self.now {
+                continue;
+            }
+            self.turns[end] = self.now + Duration::from_millis(1 + self.rng.below(self.turn_ms_max) as u64);
+            for datagram in std::mem::take(&mut self.waiting[end]) {
+                self.deliver(end, datagram);
+            }
+            self.drain(end);
+        }
     }
 
     pub fn run(&mut self, time: Duration) {
