@@ -3,8 +3,15 @@
 use std::collections::BTreeMap;
 
 use pop_proto::control::{ExtensionIds, IceCredentials, MediaKind};
-use pop_session::member::{MemberState, Notice, Offer, OfferedSection, ParticipantInfo, ReceivingSection, SendingSection, TransportOffer};
+use pop_schemas::TrackId;
+use pop_session::member::{
+    LeaveAction, MemberState, Notice, Offer, OfferedSection, ParticipantInfo, Permissions, ReceivingSection, SendingSection, Sync,
+    TransportOffer,
+};
 use pop_session::{Format, PayloadFormat};
+
+/// Of a version as clients see it, the highest bit says that it was taken over.
+const EPOCH_SHIFT: u32 = 31;
 
 /// What a client offers; numbers are those of its node, so that no two nodes have the same.
 pub(crate) fn formats(node: u64, kind: MediaKind) -> Vec<PayloadFormat> {
@@ -18,6 +25,8 @@ pub(crate) fn formats(node: u64, kind: MediaKind) -> Vec<PayloadFormat> {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) name: &'static str,
+    pub(crate) permissions: Permissions,
+    /// Where it came in first: its numbers of formats stay.
     node: u64,
     /// By identity, as the SDKs keep them.
     pub(crate) others: BTreeMap<String, ParticipantInfo>,
@@ -25,12 +34,35 @@ pub(crate) struct Client {
     pub(crate) asked: Option<(u32, u32)>,
     offers: u32,
     pub(crate) is_connected: bool,
+    /// Its tracks, by what it calls them.
+    published: BTreeMap<Box<str>, TrackId>,
+    /// It has been at more than one node, of which one may have known less than the other: what is older it leaves aside, as SDKs do.
+    pub(crate) has_moved: bool,
+}
+
+/// What a notice means for the client's socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Goes,
+    ComesBack,
+    IsOut,
 }
 
 impl Client {
-    pub(crate) fn new(name: &'static str, node: u64) -> Client {
-        let (others, sections) = Default::default();
-        Client { name, node, others, sections, asked: Some((1, 1)), offers: 0, is_connected: false }
+    pub(crate) fn new(name: &'static str, permissions: Permissions, node: u64) -> Client {
+        let (others, sections, published) = Default::default();
+        let (asked, offers, is_connected, has_moved) = (Some((1, 1)), 0, false, false);
+        Client { name, permissions, node, others, sections, asked, offers, is_connected, published, has_moved }
+    }
+
+    /// What it says first when it is back: then comes an offer.
+    pub(crate) fn sync(&mut self) -> Sync {
+        self.has_moved = true;
+        self.is_connected = false;
+        self.asked.get_or_insert_default();
+        let sends = |cid: &str| self.sections.iter().any(|section| section.sends.as_ref().is_some_and(|sends| &*sends.cid == cid));
+        let published = self.published.iter().filter(|(cid, _)| sends(cid)).map(|(cid, track)| (cid.clone(), *track)).collect();
+        Sync { published, ..Sync::default() }
     }
 
     /// Its next offer, with the sections that it was asked for.
@@ -65,27 +97,36 @@ impl Client {
         self.sections.push(OfferedSection { mid, kind, sends, receives });
     }
 
-    /// `false`: it was told that it is out.
-    pub(crate) fn hear(&mut self, notice: Notice) -> bool {
+    pub(crate) fn hear(&mut self, notice: Notice) -> Heard {
         match notice {
             Notice::Welcome(welcome) => self.learn(&welcome.others),
             Notice::Participants(infos) => self.learn(&infos),
             Notice::SectionsNeeded { audio, video } => self.asked = Some((audio, video)),
-            Notice::Leave { .. } => return false,
+            Notice::TrackPublished { cid, track } => drop(self.published.insert(cid, track.track)),
+            Notice::Leave { action: LeaveAction::Resume, .. } => return Heard::ComesBack,
+            Notice::Leave { .. } => return Heard::IsOut,
             _ => {}
         }
-        true
+        Heard::Goes
     }
 
     fn learn(&mut self, infos: &[ParticipantInfo]) {
         for info in infos.iter().filter(|info| info.identity.as_str() != self.name) {
             let key = info.identity.to_string();
-            if let Some(known) = self.others.get(&key).filter(|known| known.participant == info.participant) {
-                assert!(known.version <= info.version, "an older word comes after a newer one: {info:?}");
+            let known = self.others.get(&key).filter(|known| known.participant == info.participant);
+            if known.is_some_and(|known| known.version > info.version) {
+                // Two nodes may have taken it over at once, and the one that has lost told more.
+                let is_moved = info.version >= 1 << EPOCH_SHIFT;
+                assert!(self.has_moved || is_moved, "an older word comes after a newer one: {info:?}");
+                continue;
             }
             if info.state == MemberState::Disconnected {
-                let known = self.others.remove(&key);
-                assert!(known.is_none_or(|known| known.participant == info.participant), "another one of the identity went: {info:?}");
+                let known = self.others.get(&key);
+                if known.is_some_and(|known| known.participant != info.participant) {
+                    assert!(self.has_moved, "another one of the identity went: {info:?}");
+                    continue;
+                }
+                self.others.remove(&key);
             } else {
                 self.others.insert(key, info.clone());
             }

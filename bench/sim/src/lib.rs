@@ -2,9 +2,9 @@
 //! one seed, so a run can be had again.
 //!
 //! ```text
-//! dice -> enter, publish, mute, leave, crash, restart, cut, mend
+//! dice -> enter, publish, mute, leave, lose a socket, crash, hang, restart, cut, mend
 //!           |
-//!        Node: Session <-> clients, worker (models)
+//!        Node: Session <-> clients, worker (models); a client whose node is gone goes on at another
 //!           | Put, handle_record, handle_node_*
 //!        Replica: beats, digests, pulls (the rules of `pop/src/bus`)
 //!           |

@@ -45,6 +45,10 @@ impl Network {
         self.cuts.insert((from, to));
     }
 
+    pub(crate) fn is_cut(&self, from: u64, to: u64) -> bool {
+        self.cuts.contains(&(from, to))
+    }
+
     pub(crate) fn mend(&mut self) {
         self.cuts.clear();
     }

@@ -1,27 +1,28 @@
 //! One node: its session, a model of its worker and of the clients that are connected to it, and its end of the bus.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pop_proto::control::{Command, Event, ExtensionIds, IceCredentials, MediaKind, OpenSubscription, OpenTransport, SrtpProfile};
 use pop_schemas::{Identity, ParticipantId, SessionId, SubscriptionId, Time, TrackId, TransportId};
-use pop_session::member::{AddTrack, Enter, LeaveReason, MemberRequest, MemberState, Notice, Permissions};
-use pop_session::presence::RemoteKey;
-use pop_session::{Join, Limits, Media, Opening, Output, Request, RequestId, Section, Session};
+use pop_session::member::{AddTrack, Enter, LeaveReason, MemberRequest, MemberState, Notice, Permissions, Resume};
+use pop_session::presence::{Applied, RemoteKey};
+use pop_session::{Action, CloseReason, Join, Limits, Media, Opening, Output, Refusal, Request, RequestId, Section, Session};
 
-use crate::client::{Client, formats};
+use crate::client::{Client, Heard, formats};
 use crate::dice::{Dice, mix};
 use crate::replica::{Message, News, Replica};
 
 /// Wall clock at the start of time, in milliseconds since 1970.
 const EPOCH_MS: u64 = 1_700_000_000_000;
 
+/// How far the wall clocks of nodes are apart at most: NTP keeps them closer. The changes of one who is taken over are numbered by them.
+const SKEW_MS_MAX: u64 = 50;
+
 /// Low bits of an id; above are the node and its start, so that it is seen whose an id is.
 const ID_BITS: u32 = 32;
 
-/// The writer that an id names.
-pub(crate) fn writer_of(id: u64) -> (u64, u64) {
-    (id >> 48, (id >> ID_BITS) & 0xffff)
-}
+/// A node and its start.
+type Writer = (u64, u64);
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -30,6 +31,18 @@ pub(crate) struct Node {
     pub(crate) session: Session,
     pub(crate) replica: Replica,
     pub(crate) clients: BTreeMap<ParticipantId, Client>,
+    /// Who came in here, or was taken over: nobody else's record may be written.
+    mine: BTreeSet<ParticipantId>,
+    /// Clients that lost their socket and come back.
+    pub(crate) stranded: Vec<(ParticipantId, Client)>,
+    /// Who left, or was told to.
+    pub(crate) ended: Vec<ParticipantId>,
+    /// Somebody who comes back is told who has gone meanwhile.
+    is_resuming: bool,
+    /// Why the last request was refused.
+    refused: Option<Refusal>,
+    /// Of others' participants, who wrote of them last.
+    writers: BTreeMap<ParticipantId, Writer>,
     /// Transports of members, by whom.
     transports: BTreeMap<TransportId, ()>,
     /// What the worker has open.
@@ -42,9 +55,8 @@ pub(crate) struct Node {
     next: u64,
     /// How far its wall clock is ahead.
     skew_ms: u64,
-    /// When nodes were found to be silent or restarted.
-    pub(crate) lost: BTreeMap<u64, Time>,
-    pub(crate) restarted: BTreeMap<u64, Time>,
+    /// When nodes were found to be silent or to have begun anew, for as long as they are.
+    lost: BTreeMap<Writer, Time>,
     /// How often a track of another node was fed.
     pub(crate) fed_abroad: u64,
 }
@@ -58,15 +70,20 @@ impl Node {
             session,
             replica: Replica::new(now, id, start),
             clients: BTreeMap::new(),
+            mine: BTreeSet::new(),
+            stranded: Vec::new(),
+            ended: Vec::new(),
+            is_resuming: false,
+            refused: None,
+            writers: BTreeMap::new(),
             transports: BTreeMap::new(),
             tracks: BTreeMap::new(),
             sections: BTreeMap::new(),
             viewers: Vec::new(),
             out: Vec::new(),
             next: 0,
-            skew_ms: mix(seed ^ id) % 2_000,
+            skew_ms: mix(seed ^ id) % SKEW_MS_MAX,
             lost: BTreeMap::new(),
-            restarted: BTreeMap::new(),
             fed_abroad: 0,
         }
     }
@@ -95,9 +112,48 @@ impl Node {
             joined_at_ms: self.wall_ms(now),
             client: "sim".into(),
         };
-        self.clients.insert(id, Client::new(name, self.id));
-        self.session.handle_request(now, RequestId(0), Request::Enter(Box::new(enter)));
+        self.clients.insert(id, Client::new(name, enter.permissions.clone(), self.id));
+        self.mine.insert(id);
+        self.request(now, Request::Enter(Box::new(enter)));
+    }
+
+    fn request(&mut self, now: Time, request: Request) {
+        self.session.handle_request(now, RequestId(0), request);
         self.drain(now);
+        assert_eq!(self.refused, None, "nothing here is refused");
+    }
+
+    /// Its client loses the way to this node; its media may go on.
+    pub(crate) fn lose(&mut self, now: Time, id: ParticipantId) -> Option<Client> {
+        let client = self.clients.remove(&id)?;
+        self.say(now, id, MemberRequest::SocketClosed);
+        Some(client)
+    }
+
+    pub(crate) fn has(&self, id: ParticipantId) -> bool {
+        self.session.local_records().any(|record| record.participant == id && record.manifest.is_some())
+    }
+
+    /// A client comes back to what it was. `Some`: it may not, and why.
+    pub(crate) fn resume(&mut self, now: Time, id: ParticipantId, mut client: Client) -> Option<(Client, Refusal)> {
+        let identity = Identity::new(client.name).expect("a name");
+        let (permissions, now_ms) = (client.permissions.clone(), self.wall_ms(now));
+        let resume = Resume { participant: id, identity, permissions, now_ms, client: "sim".into() };
+        let (sync, is_new) = (client.sync(), self.mine.insert(id));
+        // Whoever resumes where its socket seems to be there takes the place of that one.
+        self.clients.insert(id, client);
+        self.is_resuming = true;
+        self.session.handle_request(now, RequestId(0), Request::Resume(Box::new(resume)));
+        self.drain(now);
+        self.is_resuming = false;
+        if let Some(refusal) = self.refused.take() {
+            if is_new {
+                self.mine.remove(&id);
+            }
+            return Some((self.clients.remove(&id)?, refusal));
+        }
+        self.say(now, id, MemberRequest::Sync(Box::new(sync)));
+        None
     }
 
     /// A client of WHEP.
@@ -134,7 +190,8 @@ impl Node {
             media: Media::Watch(vec![Section { open, formats: formats(self.id, MediaKind::Video), publisher: None }]),
         };
         self.viewers.push(SubscriptionId(id));
-        self.session.handle_request(now, RequestId(0), Request::Join(Box::new(join)));
+        self.mine.insert(ParticipantId(id));
+        self.request(now, Request::Join(Box::new(join)));
         self.session.handle_transport_connected(now, TransportId(id), SrtpProfile::AeadAes128Gcm);
         self.drain(now);
     }
@@ -149,7 +206,10 @@ impl Node {
         let Some(id) = dice.pick(&self.clients.keys().copied().collect::<Vec<_>>()) else { return };
         let own: Vec<_> = self.session.participants().find(|participant| participant.id() == id).map(|p| p.tracks()).unwrap_or_default();
         match dice.below(12) {
-            0 => self.say(now, id, MemberRequest::Leave),
+            0 => {
+                self.ended.push(id);
+                self.say(now, id, MemberRequest::Leave);
+            }
             1..=4 if own.len() < 3 => {
                 let kind = if dice.once_in(2) { MediaKind::Audio } else { MediaKind::Video };
                 let cid = self.draw_id().to_string();
@@ -213,17 +273,24 @@ impl Node {
     pub(crate) fn hear(&mut self, now: Time, news: Vec<News>) {
         for news in news {
             match news {
-                News::Record(record) => drop(self.session.handle_record(now, record)),
+                News::Record(record) => {
+                    let (id, writer) = (record.key.participant, (record.key.node, self.replica.start_of(record.key.node)));
+                    if self.session.handle_record(now, record) == Applied::New {
+                        self.writers.insert(id, writer);
+                    }
+                }
                 News::Up(node) => {
-                    self.lost.remove(&node);
+                    self.lost.remove(&(node, self.replica.start_of(node)));
                     self.session.handle_node_back(now, node);
                 }
                 News::Gone(node) => {
-                    self.lost.insert(node, now);
+                    self.lost.insert((node, self.replica.start_of(node)), now);
                     self.session.handle_node_away(now, node);
                 }
                 News::Restarted(node) => {
-                    self.restarted.insert(node, now);
+                    for start in 1..self.replica.start_of(node) {
+                        self.lost.entry((node, start)).or_insert(now);
+                    }
                     self.session.handle_node_restarted(now, node);
                 }
             }
@@ -246,7 +313,7 @@ impl Node {
         while let Some(output) = self.session.poll() {
             match output {
                 Output::Put(record) => {
-                    assert_eq!(writer_of(record.participant.0), (self.id, self.start), "it is none of ours to write: {record:?}");
+                    assert!(self.mine.contains(&record.participant), "it is none of ours to write: {record:?}");
                     let message = self.replica.put(*record);
                     self.out.push(message);
                 }
@@ -254,30 +321,40 @@ impl Node {
                 // What is said between people is not simulated: records alone make the sets of people.
                 Output::Abroad { .. } => {}
                 Output::Notice(to, notice) => {
-                    self.check_leave(now, &notice);
-                    let Some(client) = self.clients.get_mut(&to) else { panic!("{to} is not here: {notice:?}") };
-                    if !client.hear(notice) {
-                        self.clients.remove(&to);
+                    if !self.is_resuming {
+                        self.check_leave(now, &notice);
+                    }
+                    // One whose client is not connected hears nothing.
+                    let Some(client) = self.clients.get_mut(&to) else { continue };
+                    let heard = client.hear(notice);
+                    if heard != Heard::Goes {
+                        let client = self.clients.remove(&to).expect("it was there");
+                        match heard {
+                            Heard::ComesBack => self.stranded.push((to, client)),
+                            _ => self.ended.push(to),
+                        }
                     }
                 }
-                Output::Reply(_, reply) => drop(reply.expect("nothing here is refused")),
-                Output::Closed { .. } | Output::Audit(_) => {}
+                Output::Reply(_, reply) => self.refused = reply.err(),
+                Output::Audit(audit) => {
+                    if matches!(audit.action, Action::Left { reason: CloseReason::TakenOver, .. }) {
+                        self.mine.remove(&audit.participant);
+                        self.replica.withdraw(audit.participant);
+                    }
+                }
+                Output::Closed { .. } => {}
             }
         }
     }
 
-    /// Who goes without a word was not heard of for the whole grace, or its node has begun anew.
+    /// Who goes without a word was not heard of for the whole grace.
     fn check_leave(&self, now: Time, notice: &Notice) {
         let Notice::Participants(infos) = notice else { return };
         let gone = infos.iter().filter(|info| info.state == MemberState::Disconnected);
         for info in gone.filter(|info| info.left == Some(LeaveReason::ConnectionTimeout)) {
-            let (node, start) = writer_of(info.participant.0);
-            if node == self.id {
-                continue;
-            }
-            let is_restarted = self.restarted.contains_key(&node) && start < self.replica.start_of(node);
-            let is_over = self.lost.get(&node).is_some_and(|lost| now.since(*lost) >= Limits::default().grace);
-            assert!(is_restarted || is_over, "node {} told too early that {info:?} is gone", self.id);
+            let Some(writer) = self.writers.get(&info.participant).filter(|(node, _)| *node != self.id) else { continue };
+            let is_over = self.lost.get(writer).is_some_and(|lost| now.since(*lost) >= Limits::default().grace);
+            assert!(is_over, "node {} told too early that {info:?} is gone", self.id);
         }
     }
 
@@ -303,6 +380,6 @@ impl Node {
         let Some(track) = track.filter(|track| !self.tracks.contains_key(track)) else { return };
         self.fed_abroad += 1;
         let RemoteKey { node, .. } = self.session.remote_track(track).expect("a track that is neither here nor there is fed");
-        assert!(!self.lost.contains_key(&node), "fed by a node that is away");
+        assert!(!self.lost.contains_key(&(node, self.replica.start_of(node))), "fed by a node that is away");
     }
 }

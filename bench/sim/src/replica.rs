@@ -91,6 +91,11 @@ impl Replica {
         Message::Record { start: self.start, record }
     }
 
+    /// One of ours has another owner.
+    pub(crate) fn withdraw(&mut self, participant: ParticipantId) {
+        self.own.remove(&participant);
+    }
+
     /// What came from `from`: what the session must hear, and what goes back.
     pub(crate) fn handle(&mut self, now: Time, from: u64, message: Message, news: &mut Vec<News>) -> Option<Message> {
         match message {

@@ -5,11 +5,13 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use pop_schemas::{ParticipantId, Time, TrackId};
-use pop_session::Kind;
+use pop_session::{Kind, Refusal};
 
+use crate::client::Client;
 use crate::dice::Dice;
 use crate::network::Network;
 use crate::node::Node;
+use crate::replica::Message;
 
 const NAMES: [&str; 8] = ["ann", "bob", "cid", "dan", "eve", "fay", "gus", "hal"];
 
@@ -24,6 +26,12 @@ const CALM: Duration = Duration::from_millis(2_300);
 
 /// So long the people of a node that died are away, and a little more.
 const CALM_WITH_DEAD: Duration = Duration::from_millis(6_000);
+
+/// A client that was refused, or has lost its node, tries again after at most so long.
+const AGAIN_MS_MAX: u64 = 300;
+
+/// A node that stood still for longer than this was declared dead, finds that out, and begins anew.
+const HANG_MAX: Duration = Duration::from_millis(400);
 
 /// The promise: sets are equal so soon after a cut has ended.
 const HEAL: Duration = Duration::from_secs(1);
@@ -41,6 +49,16 @@ pub struct Figures {
     pub fed_abroad: u64,
     /// Nodes that died.
     pub crashes: u64,
+    /// Nodes that stood still for so long that they began anew.
+    pub hangs: u64,
+    /// Participants that went on at another node.
+    pub taken_over: u64,
+    /// Clients that came back to the node that they had.
+    pub resumed: u64,
+    /// Those whom clients see that nobody has.
+    pub ghosts: u64,
+    /// Clients that could not go on and came in anew.
+    pub anew: u64,
     /// Directions that were cut.
     pub cuts: u64,
     /// Participants that were there at the end.
@@ -51,16 +69,29 @@ pub struct Figures {
 
 impl AddAssign for Figures {
     fn add_assign(&mut self, other: Figures) {
-        let Figures { carried, lost, repairs, fed_abroad, crashes, cuts, participants, tracks } = other;
+        let Figures { carried, lost, repairs, fed_abroad, crashes, hangs, taken_over, resumed, ghosts, anew, cuts, participants, tracks } =
+            other;
         self.carried += carried;
         self.lost += lost;
         self.repairs += repairs;
         self.fed_abroad += fed_abroad;
         self.crashes += crashes;
+        self.hangs += hangs;
+        self.taken_over += taken_over;
+        self.resumed += resumed;
+        self.ghosts += ghosts;
+        self.anew += anew;
         self.cuts += cuts;
         self.participants += participants;
         self.tracks += tracks;
     }
+}
+
+#[derive(Debug)]
+struct Still {
+    since: Time,
+    until: Time,
+    inbox: Vec<(u64, Message)>,
 }
 
 /// Nodes, those who are connected to them, and what is between.
@@ -76,6 +107,14 @@ pub struct World {
     /// When a node began anew the last time: whom it had is away for as long as if it were dead.
     restarted: Option<Time>,
     ticked: Time,
+    /// Clients that look for a node to go on at, and when they try.
+    stranded: Vec<(Time, ParticipantId, Client)>,
+    /// Nodes that stand still, and until when; what came for them meanwhile.
+    still: BTreeMap<u64, Still>,
+    /// Where those went on who were taken over.
+    moved: BTreeMap<ParticipantId, u64>,
+    /// Who left, or was told to: nobody sees them again.
+    ended: BTreeSet<ParticipantId>,
     figures: Figures,
 }
 
@@ -96,6 +135,10 @@ impl World {
             starts,
             restarted: None,
             ticked: now,
+            stranded: Vec::new(),
+            still: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            ended: BTreeSet::new(),
             figures: Figures::default(),
         }
     }
@@ -106,7 +149,7 @@ impl World {
     /// - somebody is told to have left whose node was away for less than the grace;
     /// - a client hears an older word after a newer one, or of one identity twice;
     /// - a second after a partition has healed, nodes do not know the same participants and tracks, an identity is there twice, a
-    ///   client believes anything else, a section is fed by a track that nobody publishes, or a viewer is not fed although he could be.
+    ///   client believes anything else, somebody who has a client is lost, somebody who has left is there, a section is fed by a track that nobody publishes, or a viewer is not fed although he could be.
     pub fn run(mut self) -> Figures {
         let end = self.now + TROUBLE;
         while self.now < end {
@@ -114,7 +157,12 @@ impl World {
             self.step();
         }
         self.network.is_calm = true;
-        let has_dead = self.nodes.len() < self.starts.len() || self.restarted.is_some_and(|at| self.now.since(at) < CALM_WITH_DEAD);
+        for still in self.still.values_mut() {
+            still.until = still.until.min(self.now + HANG_MAX);
+        }
+        let has_dead = self.nodes.len() < self.starts.len()
+            || !self.still.is_empty()
+            || self.restarted.is_some_and(|at| self.now.since(at) < CALM_WITH_DEAD);
         self.rest(if has_dead { CALM_WITH_DEAD } else { CALM });
         self.network.mend();
         self.rest(HEAL);
@@ -138,19 +186,18 @@ impl World {
     fn step(&mut self) {
         self.now = self.now + STEP;
         while let Some((_, (from, to, message))) = self.network.arrive(self.now) {
-            let Some(node) = self.nodes.get_mut(&to) else { continue };
-            let mut news = Vec::new();
-            let answer = node.replica.handle(self.now, from, message, &mut news);
-            node.hear(self.now, news);
-            if let Some(answer) = answer {
-                self.network.send(&mut self.dice, self.now, (to, from, answer));
+            match self.still.get_mut(&to) {
+                Some(still) => still.inbox.push((from, message)),
+                None => self.deliver(from, to, message),
             }
         }
+        self.wake();
         if self.now.since(self.ticked) >= TICK {
             self.ticked = self.now;
             self.tick();
         }
         let all: Vec<_> = self.starts.keys().copied().collect();
+        self.gather();
         for (id, node) in &mut self.nodes {
             for message in std::mem::take(&mut node.out) {
                 for to in all.iter().filter(|to| *to != id) {
@@ -160,8 +207,87 @@ impl World {
         }
     }
 
+    fn deliver(&mut self, from: u64, to: u64, message: Message) {
+        let Some(node) = self.nodes.get_mut(&to) else { return };
+        let mut news = Vec::new();
+        let answer = node.replica.handle(self.now, from, message, &mut news);
+        node.hear(self.now, news);
+        if let Some(answer) = answer {
+            self.network.send(&mut self.dice, self.now, (to, from, answer));
+        }
+    }
+
+    /// Nodes that stood still go on: as what they were, or as another start.
+    fn wake(&mut self) {
+        let due: Vec<_> = self.still.iter().filter(|(_, still)| still.until <= self.now).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(still) = self.still.remove(&id) else { continue };
+            if still.until.since(still.since) > HANG_MAX {
+                self.figures.hangs += 1;
+                self.leave_behind(id);
+                self.restart(id);
+                continue;
+            }
+            for (from, message) in still.inbox {
+                self.deliver(from, id, message);
+            }
+        }
+    }
+
+    /// Those who lost their node look for another; those who have left are noted.
+    fn gather(&mut self) {
+        for node in self.nodes.values_mut() {
+            self.ended.extend(node.ended.drain(..));
+            for (id, client) in node.stranded.drain(..) {
+                self.stranded.push((self.now + self.dice.wait_ms(AGAIN_MS_MAX), id, client));
+            }
+        }
+        let (due, later): (Vec<_>, _) = std::mem::take(&mut self.stranded).into_iter().partition(|(at, _, _)| *at <= self.now);
+        self.stranded = later;
+        for (_, id, client) in due {
+            self.come_back(id, client);
+        }
+    }
+
+    /// A client tries a node that answers. If its participant is at another one that this one hears, it is led there, as the proxy does.
+    fn come_back(&mut self, id: ParticipantId, client: Client) {
+        let answering: Vec<_> = self.nodes.keys().copied().filter(|node| !self.still.contains_key(node)).collect();
+        let again = self.now + self.dice.wait_ms(AGAIN_MS_MAX);
+        let Some(at) = self.dice.pick(&answering) else { return self.stranded.push((again, id, client)) };
+        let owner = answering.into_iter().find(|node| self.nodes[node].has(id));
+        let is_led = owner.filter(|owner| *owner == at || (!self.network.is_cut(at, *owner) && !self.network.is_cut(*owner, at)));
+        let at = is_led.unwrap_or(at);
+        let Some(node) = self.nodes.get_mut(&at) else { return };
+        let had = node.has(id);
+        match node.resume(self.now, id, client) {
+            None if had => self.figures.resumed += 1,
+            None => {
+                self.figures.taken_over += 1;
+                self.moved.insert(id, at);
+            }
+            // Its node is silent, and not yet known to be dead.
+            Some((client, Refusal::Elsewhere)) => self.stranded.push((again, id, client)),
+            Some((client, _)) => {
+                self.figures.anew += 1;
+                node.enter(self.now, client.name, client.permissions.hidden);
+            }
+        }
+    }
+
+    /// A node's clients are without it. One in four gives up.
+    fn leave_behind(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        self.ended.extend(node.ended.drain(..));
+        let clients = std::mem::take(&mut node.clients).into_iter().chain(node.stranded.drain(..));
+        for (id, client) in clients.collect::<Vec<_>>() {
+            if !self.dice.once_in(4) {
+                self.stranded.push((self.now + self.dice.wait_ms(2 * AGAIN_MS_MAX), id, client));
+            }
+        }
+    }
+
     fn tick(&mut self) {
-        for (id, node) in &mut self.nodes {
+        for (id, node) in self.nodes.iter_mut().filter(|(id, _)| !self.still.contains_key(id)) {
             let mut news = Vec::new();
             let (all, asks) = node.replica.tick(self.now, &mut news);
             node.hear(self.now, news);
@@ -178,11 +304,23 @@ impl World {
         let ids: Vec<_> = self.starts.keys().copied().collect();
         let Some(id) = self.dice.pick(&ids) else { return };
         match self.dice.below(1_000) {
+            _ if self.still.contains_key(&id) => {}
             0..=1 if self.nodes.len() > 1 => self.crash(id),
             2..=8 if !self.nodes.contains_key(&id) => self.restart(id),
             10..=13 => self.cut(id, &ids),
             14..=18 => self.network.mend(),
             20..=34 => self.enter(id),
+            150..=151 => {
+                let longest = if self.dice.once_in(2) { 300 } else { 3_000 };
+                let until = self.now + self.dice.wait_ms(longest);
+                self.still.insert(id, Still { since: self.now, until, inbox: Vec::new() });
+            }
+            152..=156 => {
+                let Some(node) = self.nodes.get_mut(&id) else { return };
+                let Some(client) = self.dice.pick(&node.clients.keys().copied().collect::<Vec<_>>()) else { return };
+                let lost = node.lose(self.now, client);
+                self.stranded.extend(lost.map(|lost| (self.now + self.dice.wait_ms(AGAIN_MS_MAX), client, lost)));
+            }
             35..=37 => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.watch(self.now);
@@ -205,6 +343,7 @@ impl World {
     }
 
     fn crash(&mut self, id: u64) {
+        self.leave_behind(id);
         if let Some(node) = self.nodes.remove(&id) {
             self.figures.crashes += 1;
             self.figures.fed_abroad += node.fed_abroad;
@@ -234,11 +373,15 @@ impl World {
     }
 
     fn check(&mut self) {
+        assert!(self.stranded.is_empty(), "they find no node: {:?}", self.stranded);
         let mut everybody = BTreeMap::<ParticipantId, BTreeSet<TrackId>>::new();
         let mut shown = BTreeMap::<String, (ParticipantId, BTreeSet<TrackId>)>::new();
-        let (mut published, mut open) = (BTreeSet::new(), false);
+        let (mut published, mut open, mut over) = (BTreeSet::new(), false, BTreeSet::new());
         for node in self.nodes.values() {
             let own: BTreeSet<_> = node.session.local_records().map(|record| record.participant).collect();
+            // Its client went on elsewhere and was lost there, while this node heard nothing: it waits for the client, 30 s at most.
+            let is_over = |id: &&ParticipantId| !node.clients.contains_key(id) && self.moved.get(id).is_some_and(|at| *at != node.id);
+            over.extend(own.iter().filter(is_over).copied());
             for participant in node.session.participants().filter(|participant| own.contains(&participant.id())) {
                 let tracks: BTreeSet<_> = participant.tracks().into_iter().collect();
                 published.extend(tracks.iter().copied());
@@ -251,18 +394,32 @@ impl World {
             let records = node.session.local_records().filter_map(|record| record.manifest).filter(|manifest| !manifest.hidden);
             open |= records.flat_map(|manifest| manifest.tracks).any(|track| track.info.kind == pop_proto::control::MediaKind::Video);
         }
+        everybody.retain(|id, _| !over.contains(id));
+        shown.retain(|_, (id, _)| !over.contains(id));
+        let risen: Vec<_> = self.ended.iter().filter(|id| everybody.contains_key(id)).collect();
+        assert!(risen.is_empty(), "they had left: {risen:?}");
         for node in self.nodes.values() {
-            let known: BTreeMap<_, _> =
-                node.session.participants().map(|p| (p.id(), p.tracks().into_iter().collect::<BTreeSet<_>>())).collect();
+            let known: BTreeMap<_, _> = node
+                .session
+                .participants()
+                .filter(|p| !over.contains(&p.id()))
+                .map(|p| (p.id(), p.tracks().into_iter().collect::<BTreeSet<_>>()))
+                .collect();
             assert_eq!(known, everybody, "what node {} knows", node.id);
+            let lost: Vec<_> = node.clients.keys().filter(|id| !node.has(**id)).collect();
+            assert!(lost.is_empty(), "on node {} clients have nobody: {lost:?}", node.id);
             for (id, client) in &node.clients {
-                let believed: BTreeMap<_, _> = client
-                    .others
-                    .iter()
+                let others = client.others.iter().filter(|(_, info)| !over.contains(&info.participant));
+                let mut believed: BTreeMap<_, _> = others
                     .map(|(name, info)| (name.clone(), (info.participant, info.tracks.iter().map(|track| track.track).collect())))
                     .collect();
                 let mut expected = shown.clone();
                 expected.retain(|_, (other, _)| other != id);
+                if client.has_moved {
+                    let before = believed.len();
+                    believed.retain(|name, _| expected.contains_key(name));
+                    self.figures.ghosts += (before - believed.len()) as u64;
+                }
                 assert_eq!(believed, expected, "what {} on node {} believes", client.name, node.id);
             }
             for (section, (_, source)) in &node.sections {

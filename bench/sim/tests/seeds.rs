@@ -22,7 +22,8 @@ fn whatever_happens_between_nodes_their_books_agree() {
     }
     println!("{all:?}");
     if seeds() == SEEDS {
-        let said = [all.fed_abroad, all.crashes, all.cuts, all.repairs, all.lost, all.participants, all.tracks];
+        let mut said = vec![all.fed_abroad, all.crashes, all.cuts, all.repairs, all.lost, all.participants, all.tracks];
+        said.extend([all.hangs, all.taken_over, all.resumed, all.anew]);
         assert!(said.iter().all(|times| *times > 200), "the seeds must lead everywhere: {all:?}");
     }
 }

@@ -199,6 +199,8 @@ pub struct RemoteParticipant {
     until: Option<Time>,
     /// Its node has begun anew and knows nothing of it: only a record brings it back.
     is_orphan: bool,
+    /// What its owner before, which was taken over from, still tells of it: that holds if this one's owner goes without a word.
+    rival: Option<Box<Record>>,
     /// The same identity has come to another place later: nobody is shown, or fed, this one.
     pub(crate) is_outdone: bool,
 }
@@ -222,6 +224,13 @@ impl RemoteParticipant {
     /// Its node does not answer: it is kept for a while, and not fed.
     pub fn is_away(&self) -> bool {
         self.is_away
+    }
+
+    fn note_rival(&mut self, record: Record) {
+        let known = self.rival.as_ref().filter(|rival| rival.key.node != record.key.node || rival.version > record.version);
+        if record.key.node != self.key.node && known.is_none() {
+            self.rival = record.manifest.is_some().then(|| Box::new(record));
+        }
     }
 
     pub(crate) fn into_manifest(self) -> Manifest {
@@ -271,15 +280,18 @@ impl RemoteParticipants {
     /// Takes `record` when it is newer than what is known. One of a node that does not answer ends after `grace`, as it may be late.
     pub fn apply(&mut self, now: Time, grace: Duration, record: Record) -> Applied {
         let Record { key, version, manifest } = record;
-        if let Some(known) = self.entries.get(&key.participant) {
-            let may_repeat = matches!(known.state, State::Gone { unsaid: true, .. }) && !self.away.contains(&key.node);
+        if let Some(known) = self.entries.get_mut(&key.participant) {
+            let is_lost = matches!(known.state, State::Gone { unsaid: true, .. }) && !self.away.contains(&key.node);
             let newer = if known.node == key.node {
-                version > known.version || may_repeat && version == known.version
+                version > known.version || is_lost && version == known.version
             } else {
                 // Two owners: the higher epoch is the take-over; for equal epochs the lower node id wins.
-                (version.epoch, Reverse(key.node)) > (known.version.epoch, Reverse(known.node))
+                is_lost || (version.epoch, Reverse(key.node)) > (known.version.epoch, Reverse(known.node))
             };
             if !newer {
+                if let State::Here(participant) = &mut known.state {
+                    participant.note_rival(Record { key, version, manifest });
+                }
                 return Applied::Stale;
             }
         } else if self.entries.len() >= REMOTE_PARTICIPANTS_MAX && !self.forget_oldest() {
@@ -295,16 +307,18 @@ impl RemoteParticipants {
         if manifest.kind != Kind::Viewer {
             self.identities.entry(manifest.identity.clone()).or_default().insert(key.participant);
         }
-        let participant = RemoteParticipant { key, version, manifest, is_away: false, until, is_orphan: false, is_outdone: false };
+        let (is_away, is_orphan, is_outdone, rival) = Default::default();
+        let participant = RemoteParticipant { key, version, manifest, is_away, until, is_orphan, rival, is_outdone };
         self.entries.insert(key.participant, Entry { node: key.node, version, state: State::Here(Box::new(participant)) });
         Applied::New
     }
 
-    /// It is gone without its owner's word.
-    pub(crate) fn end(&mut self, now: Time, id: ParticipantId) {
-        if let Some(Entry { node, version, .. }) = self.take_out(id) {
-            self.bury(now, RemoteKey { node, participant: id }, version, true);
-        }
+    /// It is gone without its owner's word. What another node still tells of it then holds.
+    pub(crate) fn end(&mut self, now: Time, id: ParticipantId) -> Option<Record> {
+        let Entry { node, version, state } = self.take_out(id)?;
+        self.bury(now, RemoteKey { node, participant: id }, version, true);
+        let State::Here(participant) = state else { return None };
+        participant.rival.filter(|rival| !self.away.contains(&rival.key.node)).map(|rival| *rival)
     }
 
     /// It is this node's from now on, and out of these books. What its former owner still says meets the local participant.
@@ -352,6 +366,9 @@ impl RemoteParticipants {
     /// here until now.
     pub(crate) fn orphan_node(&mut self, now: Time, grace: Duration, node: u64) -> Vec<ParticipantId> {
         self.away.remove(&node);
+        for participant in self.entries.values_mut().filter_map(Entry::here_mut) {
+            participant.rival.take_if(|rival| rival.key.node == node);
+        }
         self.lose_people(now, grace, node, true)
     }
 
@@ -401,7 +418,7 @@ impl RemoteParticipants {
         self.waiting.first().filter(|(at, _)| *at <= now).map(|(_, id)| *id)
     }
 
-    fn bury(&mut self, now: Time, key: RemoteKey, version: Version, unsaid: bool) {
+    pub(crate) fn bury(&mut self, now: Time, key: RemoteKey, version: Version, unsaid: bool) {
         while self.buried.len() >= TOMBSTONES_MAX {
             self.forget_oldest();
         }

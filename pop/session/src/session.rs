@@ -402,7 +402,7 @@ impl Session {
         self.dismiss(id, reason);
         let Some(participant) = self.participants.remove(&id) else { return };
         if !stays {
-            self.bury(&participant);
+            self.bury(now, &participant);
         }
         self.forget_identity(&participant);
         self.forget_deadlines(&participant);

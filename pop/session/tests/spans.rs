@@ -631,7 +631,8 @@ fn one_whose_node_died_goes_on_at_another_and_nobody_sees_it_leave() {
     let fed: BTreeSet<_> = sources(&mesh.nodes[&B].heard.commands).into_iter().collect();
     assert_eq!(fed, [Some(video), Some(audio)].into());
     let told = mesh.on(B, |stage| stage.told("bob"));
-    assert_eq!((seen(&told), stage::asked(&told)), (vec![], vec![]));
+    assert!(seen(&told).iter().all(|seen| *seen == ("ann".into(), MemberState::Active, None)), "{told:?}");
+    assert_eq!(stage::asked(&told), []);
     let key = RemoteKey { node: C, participant: ann };
     assert_eq!(mesh.nodes[&B].session.remote_track(video), Some(key));
     let of_ann = mesh.nodes[&B].session.participants().find(|participant| participant.id() == ann).unwrap();
@@ -737,6 +738,61 @@ fn of_two_that_take_one_over_at_once_the_lower_node_has_it() {
         assert_eq!(here.len(), 1, "node {node}");
         assert_eq!(matches!(here[0], Participant::Local(_)), *node == B, "node {node}");
     }
+}
+
+#[test]
+fn one_that_went_on_elsewhere_and_left_there_is_gone_for_those_who_stayed_and_comes_back_to_nobody() {
+    let (mut mesh, ann, ..) = two_in_a_call();
+    mesh.on(A, |stage| connect(stage, "dan"));
+    mesh.cut = Some(A);
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    mesh.on(C, |stage| {
+        stage.members.insert("ann", ann);
+        assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
+        stage.say("ann", MemberRequest::Leave);
+    });
+    mesh.on(A, Stage::forget);
+    // C hears late what A said of ann, and A what C said last.
+    let of_a = all_of(A, &mesh.nodes[&A].session);
+    mesh.node(C, |session, now| of_a.into_iter().for_each(|record| _ = session.handle_record(now, record)));
+    let (_, tombstone) = mesh.records.iter().rev().find(|(node, record)| *node == C && record.manifest.is_none()).cloned().unwrap();
+    mesh.node(A, |session, now| _ = session.handle_record(now, from(C, tombstone)));
+    mesh.heal();
+    assert_eq!(
+        seen(&mesh.on(A, |stage| stage.told("dan"))),
+        [("ann".into(), MemberState::Disconnected, Some(LeaveReason::ClientInitiated))]
+    );
+    for (node, stage) in &mesh.nodes {
+        assert!(stage.session.participants().all(|participant| participant.id() != ann), "node {node} believes what A said late");
+    }
+}
+
+#[test]
+fn one_that_was_taken_over_by_a_node_that_died_is_again_whose_it_was() {
+    let (mut mesh, ann, [video, _], ..) = two_in_a_call();
+    mesh.cut = Some(A);
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    mesh.on(C, |stage| {
+        stage.members.insert("ann", ann);
+        assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
+        stage.offer("ann", offer_of_ann());
+    });
+    mesh.cut = Some(C);
+    mesh.node(B, |session, now| session.handle_node_away(now, C));
+    mesh.node(B, |session, now| session.handle_node_back(now, A));
+    let of_a = all_of(A, &mesh.nodes[&A].session);
+    mesh.node(B, |session, now| of_a.into_iter().for_each(|record| _ = session.handle_record(now, record)));
+    assert_eq!(mesh.nodes[&B].session.remote_track(video).map(|key| key.node), Some(C), "C may come back");
+    mesh.on(B, Stage::forget);
+    mesh.pass(Duration::from_secs(6));
+    assert_eq!(mesh.nodes[&B].session.remote_track(video).map(|key| key.node), Some(A));
+    let told = seen(&mesh.on(B, |stage| stage.told("bob")));
+    let of_ann: Vec<_> = told.into_iter().filter(|(name, ..)| name == "ann").map(|(_, state, _)| state).collect();
+    assert_eq!(of_ann, [MemberState::Disconnected, MemberState::Active], "so that what A says is not older than what C said");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::members::Member;
 use super::output::{Action, Output, audit};
 use super::permissions::Takers;
 use super::publish::Announced;
+use super::remotes::COUNTER_MAX;
 use super::request::Refusal;
 use super::told::CHANGES_BURST;
 use super::{CONNECT_TIMEOUT, MEMBER_SECTIONS_MAX, Session};
@@ -31,6 +32,12 @@ pub(crate) struct Adopted {
     published: Vec<(Box<str>, TrackId)>,
     /// Of each sender, the last reliable message that it has.
     pub(super) received: Option<Vec<(ParticipantId, u32)>>,
+}
+
+/// It may have been at a node that we never heard: clients must not hold what that one told for newer. So the changes of one who comes back
+/// are numbered from the wall clock on, in 64ths of a second, which begin again once a year.
+pub(super) fn first_counter(now_ms: u64) -> u32 {
+    (now_ms * 64 / 1_000) as u32 & COUNTER_MAX
 }
 
 impl Session {
@@ -94,7 +101,7 @@ impl Session {
             tracks: ours,
             sections: Vec::new(),
             texts: Texts { name, metadata, attributes },
-            counter: 0,
+            counter: first_counter(resume.now_ms),
             told: Bucket::full(CHANGES_BURST),
             epoch: version.epoch.saturating_add(1),
             member: Some(Box::new(member)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pop_schemas::{ParticipantId, Time, TrackId};
 
 use super::adopt::Adopted;
+use super::adopt::first_counter;
 use super::bucket::Bucket;
 use super::negotiate::MemberSection;
 use super::output::{Action, CloseReason, Output, audit};
@@ -213,9 +214,16 @@ impl Session {
             self.adopt(now, &resume)?;
         }
         let known = self.participants.get_mut(&id).filter(|participant| participant.identity == resume.identity);
-        let member = known.and_then(|participant| participant.member.as_deref_mut()).ok_or(Refusal::UnknownParticipant)?;
+        let participant = known.ok_or(Refusal::UnknownParticipant)?;
+        let member = participant.member.as_deref_mut().ok_or(Refusal::UnknownParticipant)?;
         if !resume.permissions.cover(&member.permissions) && !resume.permissions.cover(&member.entered_with) {
             return Err(Refusal::UnknownParticipant);
+        }
+        // While its client was away it may have been at another node, which took it over and is gone: what is told from now on is newer.
+        if !is_adopted {
+            participant.epoch = participant.epoch.saturating_add(1);
+            participant.counter = first_counter(resume.now_ms).max(participant.counter);
+            self.restated.insert(id);
         }
         member.told_grades.clear();
         let (asked, last_message) = (member.asked.take(), member.last_message);

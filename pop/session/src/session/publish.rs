@@ -254,8 +254,11 @@ impl Session {
 
     /// Ends a track while its owner stays.
     pub(super) fn close_track(&mut self, id: TrackId) {
-        let Some(owner) = self.tracks.get(&id).map(|track| track.owner) else { return };
-        self.command(Command::CloseTrack { track: id });
+        let Some((owner, is_away)) = self.tracks.get(&id).map(|track| (track.owner, track.is_away())) else { return };
+        // One of a member that was taken over, which its client no longer sends, was never open here.
+        if !is_away {
+            self.command(Command::CloseTrack { track: id });
+        }
         if let Some(participant) = self.participants.get_mut(&owner) {
             participant.tracks.retain(|track| *track != id);
             let action = Action::Unpublished { track: id };

@@ -19,19 +19,19 @@ use crate::presence::{
     Applied, LocalRecord, Manifest, REMOTE_TRACKS_MAX, Record, RemoteKey, RemoteParticipant, RemoteTrack, Taking, Version,
 };
 
-/// Bits of [`ParticipantInfo::version`] that count the changes of one owner; those above are the epoch.
-const COUNTER_BITS: u32 = 24;
+/// Bits of [`ParticipantInfo::version`] that count changes; the one above is set from the second epoch on.
+const COUNTER_BITS: u32 = 31;
 
 /// The last of an epoch.
-const COUNTER_MAX: u32 = (1 << COUNTER_BITS) - 1;
+pub(super) const COUNTER_MAX: u32 = (1 << COUNTER_BITS) - 1;
 
 /// What members and sections here have of a remote participant.
 #[derive(Debug)]
 pub(super) struct Far {
     /// Members see it.
     pub(super) is_shown: bool,
-    /// Its owner.
-    node: u64,
+    /// Its owner, and under which epoch.
+    owner: (u64, u32),
     /// Those that may be fed.
     tracks: BTreeSet<TrackId>,
     /// Who may take them.
@@ -50,6 +50,8 @@ impl Session {
         let applied = self.take_record(now, record);
         if applied == Applied::New {
             self.feed_sections();
+        }
+        if applied == Applied::New || !self.restated.is_empty() {
             self.settle(now);
         }
         applied
@@ -119,11 +121,21 @@ impl Session {
 
     fn take_record(&mut self, now: Time, record: Record) -> Applied {
         let RemoteKey { node, participant: id } = record.key;
-        if let Some(local) = self.participants.get(&id) {
+        if let Some(local) = self.participants.get_mut(&id) {
             let is_newer = (record.version.epoch, Reverse(node)) > (local.epoch, Reverse(self.node));
             // The first epoch is no take-over: who writes it of one of ours has no right to.
             if record.version.epoch == 0 || !is_newer {
+                // Of two who took it over at once the other has lost, but it may have told more: what clients know must not be newer than
+                // what ours says next.
+                if record.version.epoch != 0 && record.version.epoch == local.epoch && record.version.counter >= local.counter {
+                    local.counter = record.version.counter;
+                    self.restate(id);
+                }
                 return Applied::Stale;
+            }
+            // It went on at the other node, and has left there already.
+            if let Some(local) = self.participants.get(&id).filter(|local| record.manifest.is_none() && local.is_shown()) {
+                self.gone.push(self.describe_gone(local, LeaveReason::ClientInitiated));
             }
             self.remove(now, id, CloseReason::TakenOver);
         }
@@ -142,8 +154,11 @@ impl Session {
 
     fn end_remote(&mut self, now: Time, id: ParticipantId) {
         let before = self.remotes.find(id).map(describe_remote);
-        self.remotes.end(now, id);
+        let rival = self.remotes.end(now, id);
         self.refresh_remote(now, id, before);
+        if let Some(rival) = rival {
+            self.take_record(now, rival);
+        }
     }
 
     /// A remote participant is another one than `before`.
@@ -204,17 +219,17 @@ impl Session {
         let takers = remote.map_or_else(Takers::everybody, |remote| Takers::new(remote.manifest().takers.clone()));
         let tracks = remote.map(|remote| remote.manifest().tracks.iter().take(REMOTE_TRACKS_MAX).cloned().collect::<Vec<_>>());
         let publisher = remote.map(|remote| remote.manifest().identity.clone());
-        let node = remote.map_or(0, |remote| remote.key().node);
+        let owner = remote.map_or((0, 0), |remote| (remote.key().node, remote.version().epoch));
         let (was_shown, known, chose, had) = match self.far.remove(&id) {
-            Some(far) => (far.is_shown, far.tracks, far.takers, far.node),
-            None => (false, BTreeSet::new(), Takers::everybody(), node),
+            Some(far) => (far.is_shown, far.tracks, far.takers, far.owner),
+            None => (false, BTreeSet::new(), Takers::everybody(), owner),
         };
         match (was_shown, is_shown) {
             (true, false) => {
                 let reason = self.why_gone(id);
                 self.gone.extend(before.map(|info| end(info, reason)));
             }
-            (_, true) if !was_shown || !is_same(before.as_ref(), after.as_ref()) => drop(self.changed.insert(id)),
+            (_, true) if !was_shown || had != owner || !is_same(before.as_ref(), after.as_ref()) => drop(self.changed.insert(id)),
             _ => {}
         }
         let offered: BTreeSet<_> = tracks.iter().flatten().map(|track| track.info.track).collect();
@@ -223,12 +238,12 @@ impl Session {
         }
         let (Some(tracks), Some(publisher)) = (tracks, publisher) else { return };
         let is_new_choice = chose != takers;
-        self.far.insert(id, Far { is_shown, node, tracks: BTreeSet::new(), takers });
+        self.far.insert(id, Far { is_shown, owner, tracks: BTreeSet::new(), takers });
         let mut taken = BTreeSet::new();
         for track in tracks {
             let number = track.info.track;
             let origin = if track.waits { Origin::Away } else { origin };
-            if !self.take_remote_track(id, &publisher, (origin, node != had), track) {
+            if !self.take_remote_track(id, &publisher, (origin, owner.0 != had.0), track) {
                 self.unknown_events += 1;
                 continue;
             }
@@ -345,8 +360,12 @@ impl Session {
     }
 
     /// The last word on one of ours.
-    pub(super) fn bury(&mut self, participant: &LocalParticipant) {
+    pub(super) fn bury(&mut self, now: Time, participant: &LocalParticipant) {
         let version = next_version(version_of(participant));
+        // Its former owner may still tell of it.
+        if version.epoch > 0 {
+            self.remotes.bury(now, RemoteKey { node: self.node, participant: participant.id }, version, false);
+        }
         self.ended.push(LocalRecord { participant: participant.id, version, manifest: None });
     }
 
@@ -391,10 +410,11 @@ fn rank_remote(remote: &RemoteParticipant) -> (u64, u64, ParticipantId) {
     (remote.manifest().joined_at_ms, remote.key().node, remote.key().participant)
 }
 
-/// Members need not hear of it.
+/// Members need not hear of it. Where a change never came here, or another owner's, they do: one that comes from another node may have heard
+/// of that there, and takes what is newer alone.
 fn is_same(before: Option<&ParticipantInfo>, after: Option<&ParticipantInfo>) -> bool {
     let (Some(before), Some(after)) = (before, after) else { return false };
-    ParticipantInfo { version: after.version, ..before.clone() } == *after
+    after.version <= before.version + 1 && ParticipantInfo { version: after.version, ..before.clone() } == *after
 }
 
 fn end(mut info: ParticipantInfo, reason: LeaveReason) -> ParticipantInfo {
@@ -431,9 +451,10 @@ pub(super) fn next_version(version: Version) -> Version {
     Version { counter: version.counter + 1, ..version }
 }
 
-/// Clients compare one number, and drop what is older: a take-over counts more than any change before it.
+/// Clients compare one number, and drop what is older: a take-over counts more than any change of the first owner. Those of later owners
+/// count from the wall clock on (`first_counter`), so that the last one's are newer, whatever was heard of those between.
 pub(super) fn client_version(version: Version) -> u32 {
-    version.epoch.min(u32::MAX >> COUNTER_BITS) << COUNTER_BITS | version.counter.min(COUNTER_MAX)
+    version.epoch.min(1) << COUNTER_BITS | version.counter.min(COUNTER_MAX)
 }
 
 #[cfg(test)]
@@ -441,7 +462,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_newer_for_clients_after_sixteen_million_changes_too() {
+    fn a_change_is_newer_for_clients_after_two_billion_changes_too() {
         let mut version = Version { epoch: 0, counter: COUNTER_MAX - 2 };
         for _ in 0..5 {
             let next = next_version(version);
