@@ -331,6 +331,62 @@ async fn who_comes_back_is_who_it_was_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_resumes_for_nobody_is_refused_and_who_is_here_does_not_notice() {
+    let host = Host::start().await;
+    let ((mut bob, _), (mut ann, _)) = (host.join("bob").await, host.join("ann").await);
+    let host = Arc::new(host);
+    let strangers: Vec<_> = (0..8u64)
+        .map(|lane| {
+            let host = Arc::clone(&host);
+            tokio::spawn(async move {
+                for number in 0..50 {
+                    let sid = format!("PA_{:016x}", lane << 32 | number + 1);
+                    let sync = proto::SyncState { track_sids_disabled: vec!["TR_0".into(); 1_000], ..Default::default() };
+                    let resume = proto::JoinRequest { reconnect: true, participant_sid: sid, sync_state: Some(sync), ..Default::default() };
+                    let mut stranger = host.connect(&query(&host.token("eve"), &resume)).await.unwrap();
+                    assert_eq!(stranger.left().await, (proto::DisconnectReason::StateMismatch, Action::Reconnect));
+                }
+            })
+        })
+        .collect();
+    while !strangers.iter().all(|lane| lane.is_finished()) {
+        for member in [&mut ann, &mut bob] {
+            assert!(member.ping().await < Duration::from_secs(1));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for lane in strangers {
+        lane.await.unwrap();
+    }
+    assert_eq!(host.refused(Refused::Resume), 400);
+    let sessions = host.node.sessions().await;
+    assert_eq!((sessions.len(), sessions[0].participants.len()), (1, 2), "nobody came");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_state_of_megabytes_costs_its_client_the_socket_and_nobody_the_call() {
+    let host = Host::start().await;
+    let ((mut bob, _), (mut ann, join)) = (host.join("bob").await, host.join("ann").await);
+    let sid = join.participant.unwrap().sid;
+    let resume = proto::JoinRequest { reconnect: true, participant_sid: sid.clone(), ..Default::default() };
+    // More fields than are looked at, then more bytes than are read.
+    let (many, long) = (vec!["TR_0".to_owned(); 100_000], vec!["x".repeat(1 << 20); 4]);
+    ann.say(Say::SyncState(proto::SyncState { track_sids_disabled: many, ..Default::default() })).await;
+    assert!(ann.ping().await < Duration::from_secs(1), "it is not looked at");
+    assert_eq!(host.refused(Refused::Message), 1);
+    let request = Say::SyncState(proto::SyncState { track_sids_disabled: long, ..Default::default() });
+    let request = proto::SignalRequest { message: Some(request) };
+    // The node may close before all is sent.
+    let _ = ann.socket.send(Frame::Binary(request.encode_to_vec().into())).await;
+    while ann.read().await.is_some() {}
+    assert!(bob.ping().await < Duration::from_secs(1));
+    let mut ann = host.connect(&query(&host.token("ann"), &resume)).await.unwrap();
+    assert!(matches!(ann.next().await, Told::Reconnect(_)), "she is here still");
+    assert!(ann.ping().await < Duration::from_secs(1));
+    assert_eq!(host.node.sessions().await[0].participants.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_newer_one_of_an_identity_stays() {
     let host = Host::start().await;
     let (mut old, _) = host.join("ann").await;

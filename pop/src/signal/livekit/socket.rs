@@ -19,6 +19,7 @@ use super::request::{self, Said, Simulation};
 use super::response::{About, OwnTracks, PING_INTERVAL_S, PING_TIMEOUT_S, kind_of, leave};
 use super::wire::{is_json_within_bounds, is_within_bounds};
 use crate::config::{DtlsRole, IceServer};
+use crate::logging::AUDIT;
 use crate::node::{EnterError, Node, Seat};
 use crate::sctp::KeptChannel;
 use crate::serve::Place;
@@ -104,7 +105,11 @@ async fn take_seat(
         Arrival::Enter(enter) => enter_room(context, &room, *enter).await,
         Arrival::Resume(resume) => {
             let (refused, reason, action) = (Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect);
-            context.node.resume(&room, resume, redoes_dtls).await.map_err(|_| (refused, reason, action))
+            let (participant, identity) = (resume.participant, resume.identity.clone());
+            context.node.resume(&room, resume, redoes_dtls).await.map_err(|why| {
+                tracing::info!(target: AUDIT, %room, %identity, %participant, %why, "resume refused");
+                (refused, reason, action)
+            })
         }
         Arrival::Stranger => Err((Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect)),
     }
