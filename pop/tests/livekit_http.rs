@@ -340,7 +340,7 @@ async fn a_flood_of_resumes_for_nobody_is_refused_and_who_is_here_does_not_notic
             let host = Arc::clone(&host);
             tokio::spawn(async move {
                 for number in 0..50 {
-                    let sid = format!("PA_{:016x}", lane << 32 | number + 1);
+                    let sid = format!("PA_{:016x}", (lane << 32) | (number + 1));
                     let sync = proto::SyncState { track_sids_disabled: vec!["TR_0".into(); 1_000], ..Default::default() };
                     let resume = proto::JoinRequest { reconnect: true, participant_sid: sid, sync_state: Some(sync), ..Default::default() };
                     let mut stranger = host.connect(&query(&host.token("eve"), &resume)).await.unwrap();
