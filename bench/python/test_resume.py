@@ -13,16 +13,22 @@ RED, BLUE = (90, 240), (240, 110)
 
 
 class Pictures:
-    """When each picture of a track came."""
+    """When each picture of a track was decoded, to some 20 ms, by the statistics of the connection: in about one of a hundred calls, without
+    any fault of a node, no `VideoStream` of a track gets the pictures that are decoded."""
 
     def __init__(self, track):
         self.at = []
-        self.stream = rtc.VideoStream(track, format=rtc.VideoBufferType.I420)
+        self.track = track
         self.task = asyncio.create_task(self._collect())
 
     async def _collect(self):
-        async for _ in self.stream:
-            self.at.append(time.monotonic())
+        decoded = 0
+        while True:
+            for report in await self.track.get_stats():
+                if report.HasField("inbound_rtp") and report.inbound_rtp.inbound.frames_decoded != decoded:
+                    decoded = report.inbound_rtp.inbound.frames_decoded
+                    self.at.append(time.monotonic())
+            await asyncio.sleep(0.02)
 
     def gap_over(self, moment):
         """Seconds between the last picture before `moment` and the first after; `None`: none has come."""
@@ -30,9 +36,8 @@ class Pictures:
         after = [at for at in self.at if at > moment + 0.1]
         return after[0] - before[-1] if before and after else None
 
-    async def close(self):
+    def close(self):
         self.task.cancel()
-        await self.stream.aclose()
 
 
 class Call(unittest.IsolatedAsyncioTestCase):
@@ -60,6 +65,7 @@ class Call(unittest.IsolatedAsyncioTestCase):
         tone.track.mute()
         await bob.until_told("track_muted")
         pictures = {who: Pictures(track) for who, track in tracks.items()}
+        await until("pictures", lambda: all(it.at for it in pictures.values()), 10)
         await asyncio.sleep(1)
         for guest in (ann, bob):
             guest.events.clear()
@@ -81,7 +87,7 @@ class Call(unittest.IsolatedAsyncioTestCase):
         for guest in (ann, bob):
             self.assertEqual({name for name, _ in guest.events} - self.ALLOWED, set(), guest.identity)
         for it in pictures.values():
-            await it.close()
+            it.close()
 
     def people(self, at, room):
         sessions = [it for it in self.nodes[at].sessions()["sessions"] if it["id"] == room]
@@ -102,6 +108,30 @@ class Resume(Call):
             wire.cut()
             await self.goes_on(ann, bob, pictures, tone, time.monotonic())
             self.assertEqual(set(self.people("b", room)), {"ann", "bob"})
+        finally:
+            await bob.leave()
+            await ann.leave()
+            wire.close()
+
+    async def test_who_was_at_a_node_that_died_goes_on_at_another(self):
+        nodes, room = await self.start(split=False), "call"
+        wire = Wire(nodes["a"])
+        ann, bob = Guest(nodes["a"], room, "ann"), Guest(nodes["b"], room, "bob")
+        ann.url = f"ws://127.0.0.1:{await wire.start()}"
+        try:
+            pictures, tone = await self.call(ann, bob)
+            sid = ann.me.sid
+            # Nobody of the room is at c, and it knows who is.
+            await until("c keeps the room", lambda: self.people("c", room) == {"ann": "a", "bob": "b"}, 5)
+            wire.node = nodes["c"]
+            nodes["a"].kill()
+            wire.cut()
+            await self.goes_on(ann, bob, pictures, tone, time.monotonic())
+            people = self.people("b", room)
+            self.assertIn(people.pop("ann"), ("b", "c"))
+            self.assertEqual(people, {"bob": "b"})
+            self.assertEqual(ann.me.sid, sid)
+            self.assertEqual(bob.told("reconnecting"), [])
         finally:
             await bob.leave()
             await ann.leave()
