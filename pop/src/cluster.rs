@@ -1500,6 +1500,7 @@ impl State {
             generation: state.generation,
             age_ms: state.age.as_millis() as u64,
             rtt_ms: (stats.rtt_us > 0).then(|| f64::from(stats.rtt_us) / 1_000.0),
+            jitter_ms: f64::from(stats.jitter_us) / 1_000.0,
             mtu: (stats.mtu > 0).then_some(stats.mtu),
             tracks_out: link.exports.len(),
             tracks_in: self.wants.values().filter(|want| want.owner == peer.node && want.is_offered).count(),

@@ -50,6 +50,8 @@ pub struct LinkView {
     pub age_ms: u64,
     /// Round trip of media datagrams; absent before the first is measured.
     pub rtt_ms: Option<f64>,
+    /// Interarrival jitter of what comes from the other node; the most of its workers.
+    pub jitter_ms: f64,
     /// Longest UDP payload that passes, in bytes; absent before it is probed.
     pub mtu: Option<u16>,
     /// Tracks that it carries from here.
