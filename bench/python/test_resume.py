@@ -13,8 +13,8 @@ RED, BLUE = (90, 240), (240, 110)
 
 
 class Pictures:
-    """When each picture of a track was decoded, to some 20 ms, by the statistics of the connection: in about one of a hundred calls, without
-    any fault of a node, no `VideoStream` of a track gets the pictures that are decoded."""
+    """When each picture of a track was decoded, to some 20 ms, by the statistics of the connection: in about one of a hundred calls, also
+    where no node dies, no `VideoStream` of a track gets the pictures that are decoded."""
 
     def __init__(self, track):
         self.at = []
