@@ -36,7 +36,9 @@ function inPage() {
   let room;
   const events = [];
 
-  async function join(url, token, { passphrase, ...options } = {}, connect = {}) {
+  async function join(url, token, { passphrase, policy, ...options } = {}, connect = {}) {
+    // The library's public option: a first retry at once, then its own.
+    if (policy) options.reconnectPolicy = { nextRetryDelayInMs: ({ retryCount }) => (retryCount < 10 ? 50 * retryCount : null) };
     if (passphrase) {
       const keyProvider = new globalThis.LivekitClient.ExternalE2EEKeyProvider();
       await keyProvider.setKey(passphrase);
