@@ -189,7 +189,9 @@ keys_file = "keys.toml"
         self.process.stdout.close()
         self.process.stderr.close()
         self.folder.cleanup()
-        tail = "".join(self.log[-40:])
+        # What it says of its end comes before the stack.
+        bugs = [line for line in self.log if re.search("a bug|panicked|abort|allocation|overflowed", line)]
+        tail = "".join(bugs[:10] + self.log[-40:])
         if not self.is_killed and (not alive or code != 0):
             raise AssertionError(f"pop ended with {code}{'' if alive else ' before it was told to'}:\n{tail}")
         # The oracle judges what it sees: a packet that is missing could be the second under its index.
