@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 use std::time::Duration;
 
+use pop_proto::control::MediaKind;
 use pop_schemas::{ParticipantId, Time, TrackId};
+use pop_session::presence::Manifest;
 use pop_session::{Kind, Refusal};
 
 use crate::client::Client;
@@ -111,7 +113,7 @@ pub struct World {
     stranded: Vec<(Time, ParticipantId, Client)>,
     /// Nodes that stand still, and until when; what came for them meanwhile.
     still: BTreeMap<u64, Still>,
-    /// Where those went on who were taken over.
+    /// Where those went on who came back.
     moved: BTreeMap<ParticipantId, u64>,
     /// Who left, or was told to: nobody sees them again.
     ended: BTreeSet<ParticipantId>,
@@ -260,9 +262,9 @@ impl World {
         let Some(node) = self.nodes.get_mut(&at) else { return };
         let had = node.has(id);
         match node.resume(self.now, id, client) {
-            None if had => self.figures.resumed += 1,
             None => {
-                self.figures.taken_over += 1;
+                let count = if had { &mut self.figures.resumed } else { &mut self.figures.taken_over };
+                *count += 1;
                 self.moved.insert(id, at);
             }
             // Its node is silent, and not yet known to be dead.
@@ -376,10 +378,10 @@ impl World {
         assert!(self.stranded.is_empty(), "they find no node: {:?}", self.stranded);
         let mut everybody = BTreeMap::<ParticipantId, BTreeSet<TrackId>>::new();
         let mut shown = BTreeMap::<String, (ParticipantId, BTreeSet<TrackId>)>::new();
-        let (mut published, mut open, mut over) = (BTreeSet::new(), false, BTreeSet::new());
+        let (mut published, mut over) = (BTreeSet::new(), BTreeSet::new());
         for node in self.nodes.values() {
             let own: BTreeSet<_> = node.session.local_records().map(|record| record.participant).collect();
-            // Its client went on elsewhere and was lost there, while this node heard nothing: it waits for the client, 30 s at most.
+            // Its client went on elsewhere and was lost there, or left, while this node heard nothing: it waits for the client, 30 s at most.
             let is_over = |id: &&ParticipantId| !node.clients.contains_key(id) && self.moved.get(id).is_some_and(|at| *at != node.id);
             over.extend(own.iter().filter(is_over).copied());
             for participant in node.session.participants().filter(|participant| own.contains(&participant.id())) {
@@ -391,10 +393,13 @@ impl World {
                 }
                 assert!(everybody.insert(participant.id(), tracks).is_none());
             }
-            let records = node.session.local_records().filter_map(|record| record.manifest).filter(|manifest| !manifest.hidden);
-            open |= records.flat_map(|manifest| manifest.tracks).any(|track| track.info.kind == pop_proto::control::MediaKind::Video);
         }
         everybody.retain(|id, _| !over.contains(id));
+        // Whose picture there is, to be seen: somebody's who is here, and of those who are over.
+        let records = self.nodes.values().flat_map(|node| node.session.local_records());
+        let shows = |manifest: &Manifest| !manifest.hidden && manifest.tracks.iter().any(|track| track.info.kind == MediaKind::Video);
+        let shown_by = records.filter(|record| record.manifest.as_ref().is_some_and(shows)).map(|record| record.participant);
+        let (of_over, open): (Vec<_>, Vec<_>) = shown_by.partition(|id| over.contains(id));
         shown.retain(|_, (id, _)| !over.contains(id));
         let risen: Vec<_> = self.ended.iter().filter(|id| everybody.contains_key(id)).collect();
         assert!(risen.is_empty(), "they had left: {risen:?}");
@@ -427,7 +432,8 @@ impl World {
             }
             for viewer in &node.viewers {
                 let source = node.sections.get(viewer).and_then(|(_, source)| *source);
-                assert_eq!(source.is_some(), open, "a viewer on node {} is fed when there is something", node.id);
+                let may_differ = open.is_empty() && !of_over.is_empty();
+                assert!(may_differ || source.is_some() != open.is_empty(), "a viewer on node {} is fed when there is something", node.id);
             }
         }
         self.figures.participants = everybody.len() as u64;
