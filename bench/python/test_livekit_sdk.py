@@ -155,7 +155,7 @@ class Data(Room):
 
     async def test_a_receiver_that_stood_still_gets_all_that_it_missed_once_and_stays_who_it_is(self):
         (ann,) = await self.join("ann")
-        command = [sys.executable, "guest.py", node.http, self.name, "bob"]
+        command = [sys.executable, sys.modules[Guest.__module__].__file__, node.http, self.name, "bob"]
         bob = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         heard = []
 
