@@ -156,6 +156,7 @@ function inPage() {
     /** For what runs in the page as well. */
     room: () => room,
     state: () => room.state,
+    metadata: () => room.metadata,
     events: () => events,
     names: () => events.map((event) => event.name),
     log: () => log,
@@ -176,6 +177,6 @@ export async function openRoom(browser, page) {
   const client = await browser.open(page.url);
   await client.page.evaluate(`(${inPage})()`);
   const call = (name) => (...values) => client.page.evaluate(`globalThis.popRoom.${name}(...${JSON.stringify(values)})`);
-  const names = ["join", "remotes", "received", "sent", "tone", "buffer", "quality", "enable", "speakers", "grades", "state", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
+  const names = ["join", "remotes", "received", "sent", "tone", "buffer", "quality", "enable", "speakers", "grades", "state", "metadata", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
   return { page: client.page, ...Object.fromEntries(names.map((name) => [name, call(name)])) };
 }

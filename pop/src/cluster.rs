@@ -6,6 +6,7 @@
 //! link up --> OpenLink to every worker          link --Offer--> room --> OpenRemoteTrack to the worker that takes it
 //! first record of a node's people in a room, link up, Gap --Follow--> link        link --Follow--> room --> Followed, what was missed
 //! room --data, speakers, qualities--> links of the nodes that follow its session  link --Data, Heard--> room
+//! room --what an operator says of it--> links of all nodes, and of each that comes to share it     link --Room--> room
 //! ```
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
@@ -26,7 +27,7 @@ use pop_session::life::{Fate, Life, Way};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
 use pop_session::placement::{self, KEEPERS};
 use pop_session::presence::LocalRecord;
-use pop_session::session::Abroad;
+use pop_session::session::{Abroad, RoomWord};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
@@ -170,6 +171,9 @@ enum Request {
         goal: Goal,
         failed: Vec<NodeId>,
         reply: oneshot::Sender<Option<(Mesh, Elsewhere)>>,
+    },
+    Ways {
+        reply: oneshot::Sender<Vec<(Mesh, Elsewhere)>>,
     },
     /// What others know of this node may have changed.
     TellNode,
@@ -339,6 +343,13 @@ impl Cluster {
         let (reply, answer) = oneshot::channel();
         self.tell(Request::Way { goal: goal.clone(), failed: failed.to_vec(), reply });
         answer.await.ok()?
+    }
+
+    /// The ways to all other nodes of the PoP that live.
+    pub(crate) async fn ways(&self) -> Vec<(Mesh, Elsewhere)> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::Ways { reply });
+        answer.await.unwrap_or_default()
     }
 
     /// What others know of this node may have changed: they are told now. Else they are within a second.
@@ -667,6 +678,10 @@ impl State {
             Request::Obeyed { node, done } => self.send(node, Message::Done(done)),
             // Who asked may be gone.
             Request::Way { goal, failed, reply } => drop(reply.send(self.way(&goal, &failed))),
+            Request::Ways { reply } => {
+                let up: Vec<_> = self.nodes.values().filter(|of| of.is_up()).map(|of| of.record.node).collect();
+                let _ = reply.send(up.into_iter().filter_map(|node| self.way_to(node)).collect());
+            }
             Request::Describe { reply } => drop(reply.send(self.describe())),
             Request::Proved { theirs, is_so } => {
                 self.is_proving = false;
@@ -956,6 +971,7 @@ impl State {
                 Message::Order(order) => self.take_order(node, order),
                 Message::Done(done) => self.take_answer(node, done),
                 Message::Heard(heard) => self.take_heard(node, heard),
+                Message::Room(word) => self.take_room_word(node, word),
                 Message::Want(control::Want { session, track, worker }) => self.consider(node, session, track, worker),
                 Message::Unwant(Unwant { track }) => self.stop_export(node, track).await,
                 Message::Offer(offer) => self.take_offer(node, &offer),
@@ -1187,6 +1203,9 @@ impl State {
             }
             return;
         }
+        if let Abroad::Room(word) = told {
+            return self.tell_room_word(session, node, word);
+        }
         // A node that has nobody in the session is not followed; its operator is heard all the same. What nobody can ask for later, as it
         // has no number, is heard at once.
         let at_once = match &told {
@@ -1198,7 +1217,7 @@ impl State {
         let follows = |(other, link): &(&NodeId, &Link)| node.is_none_or(|node| node == **other) && hears(other, link);
         let to: Vec<NodeId> = self.links.iter().filter(follows).map(|(node, _)| *node).collect();
         match told {
-            Abroad::Followed => {}
+            Abroad::Followed | Abroad::Room(_) => {}
             Abroad::Data { sender, message } => {
                 let DataMessage { reliable, to: names, sequence, body } = &*message;
                 let (reliable, sequence, sender) = (*reliable, *sequence, sender.unwrap_or(ParticipantId(0)));
@@ -1260,6 +1279,23 @@ impl State {
         };
         let connections = connections.iter().filter_map(quality).collect();
         let _ = room.send(RoomMessage::Heard { node, speaking, connections });
+    }
+
+    /// To one node, or to all of the PoP. It waits behind data: what is dropped there comes with the answer to the next [`Follow`].
+    fn tell_room_word(&mut self, session: SessionId, node: Option<NodeId>, word: RoomWord) {
+        let RoomWord { metadata, participants_max, said } = word;
+        let message = Message::Room(control::Room { session, metadata: metadata.into(), participants_max, said });
+        let is_told = |other: &NodeId| node.is_none_or(|node| node == *other) && self.nodes.contains_key(other);
+        for node in self.links.keys().copied().filter(is_told).collect::<Vec<_>>() {
+            self.send_data(node, Outgoing { message: message.clone(), reliable: true, numbered: false, hold: None });
+        }
+    }
+
+    fn take_room_word(&self, node: NodeId, word: control::Room) {
+        let control::Room { session, metadata, participants_max, said } = word;
+        // Sessions do not span PoPs yet.
+        let Some(room) = self.room(&session).filter(|_| self.nodes.contains_key(&node)) else { return };
+        let _ = room.send(RoomMessage::Word(RoomWord { metadata: metadata.into(), participants_max, said }));
     }
 
     fn await_again(&mut self, node: NodeId, track: TrackId) {
@@ -1429,6 +1465,10 @@ impl State {
                 owner.or_else(|| self.host(session, failed))?
             }
         };
+        self.way_to(node)
+    }
+
+    fn way_to(&self, node: NodeId) -> Option<(Mesh, Elsewhere)> {
         let record = &self.nodes.get(&node)?.record;
         let name = NodeName::new(&record.name, &record.pop).ok().filter(|name| name.id() == node)?;
         Some((self.mesh.clone()?, Elsewhere { name, address: record.mesh? }))

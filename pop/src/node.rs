@@ -365,6 +365,14 @@ impl Node {
         self.shared.cluster.get()?.way(goal, failed).await
     }
 
+    /// The ways to all other nodes of the PoP that live.
+    pub(crate) async fn ways(&self) -> Vec<(Mesh, Elsewhere)> {
+        match self.shared.cluster.get() {
+            Some(cluster) => cluster.ways().await,
+            None => Vec::new(),
+        }
+    }
+
     async fn has_member(&self, session: &SessionId, participant: ParticipantId) -> bool {
         let Some(room) = self.shared.directory.find(session).await else { return false };
         let (reply, answer) = oneshot::channel();
@@ -604,7 +612,7 @@ impl Node {
         Ok(())
     }
 
-    /// Every room.
+    /// Every room that this node knows of.
     pub async fn rooms(&self) -> Vec<RoomInfo> {
         let mut rooms = Vec::new();
         for room in self.shared.directory.rooms().await {
@@ -614,7 +622,10 @@ impl Node {
             if room.send(RoomMessage::Ask { request, reply }).is_err() {
                 continue;
             }
-            if let Ok(Ok(Reply::Room(info))) = answer.await {
+            if let Ok(Ok(Reply::Room(info))) = answer.await
+                // One that is kept for people of other nodes alone, and they have gone.
+                && (info.participants > 0 || info.created_at_ms > 0)
+            {
                 rooms.push(*info);
             }
         }

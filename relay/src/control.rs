@@ -28,6 +28,8 @@ pub const EXTENSIONS_MAX: usize = 32;
 pub const LAYERS_MAX: usize = 8;
 /// Longest name of a node, a PoP, a codec or a layer, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
+/// Longest metadata of a room, in bytes: what operators may say.
+pub const METADATA_LEN_MAX: usize = 64 * 1024;
 /// Longest reason of a refusal, in bytes.
 pub const REASON_LEN_MAX: usize = 256;
 
@@ -252,6 +254,19 @@ pub struct Done {
     pub outcome: Outcome,
 }
 
+/// What operators have said of a room, as the writer knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Which room.
+    pub session: SessionId,
+    /// At most [`METADATA_LEN_MAX`] bytes.
+    pub metadata: String,
+    /// It takes no more than these; 0: no bound was set.
+    pub participants_max: u32,
+    /// When and at which node it was said; of two the later counts.
+    pub said: (u64, u64),
+}
+
 /// One message of a control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -283,6 +298,8 @@ pub enum Message {
     Order(Order),
     /// See [`Done`].
     Done(Done),
+    /// See [`Room`].
+    Room(Room),
 }
 
 /// Why bytes are no message, or a message is no bytes.
@@ -420,6 +437,7 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
             let args = schema::DoneArgs { number: done.number, result: done.outcome as u8 };
             (schema::Message::Done, schema::Done::create(&mut builder, &args).as_union_value())
         }
+        Message::Room(room) => (schema::Message::Room, write_room(&mut builder, room)?),
     };
     let control = schema::Control::create(&mut builder, &schema::ControlArgs { message_type, message: Some(message) });
     builder.finish(control, None);
@@ -526,6 +544,21 @@ fn write_order(builder: &mut FlatBufferBuilder<'_>, order: &Order) -> Result<WIP
     Ok(schema::Order::create(builder, &args).as_union_value())
 }
 
+fn write_room(builder: &mut FlatBufferBuilder<'_>, room: &Room) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    if room.metadata.len() > METADATA_LEN_MAX {
+        return Err(ControlError::Limit);
+    }
+    let (said_ms, said_at) = room.said;
+    let args = schema::RoomArgs {
+        session: Some(builder.create_string(room.session.as_str())),
+        metadata: Some(builder.create_string(&room.metadata)),
+        participants_max: room.participants_max,
+        said_ms,
+        said_at,
+    };
+    Ok(schema::Room::create(builder, &args).as_union_value())
+}
+
 /// The message that `bytes` are, the length in front of them taken off. Fields that the writer's version has not are what the version
 /// before behaved as.
 pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
@@ -570,6 +603,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
         let outcomes = [Outcome::Done, Outcome::UnknownParticipant, Outcome::UnknownTrack];
         let outcome = *outcomes.get(usize::from(done.result())).ok_or(ControlError::Unknown)?;
         Ok(Message::Done(Done { number: done.number(), outcome }))
+    } else if let Some(room) = control.message_as_room() {
+        read_room(&room).map(Message::Room)
     } else {
         Err(ControlError::Unknown)
     }
@@ -638,6 +673,20 @@ fn read_order(order: &schema::Order<'_>) -> Result<Message, ControlError> {
         identity: order.identity().map(|name| Identity::new(name).map_err(|_| ControlError::Limit)).transpose()?,
         tracks: tracks.iter().flatten().map(TrackId).collect(),
     }))
+}
+
+fn read_room(room: &schema::Room<'_>) -> Result<Room, ControlError> {
+    let metadata = room.metadata().unwrap_or_default();
+    // Looked at before it is copied.
+    if metadata.len() > METADATA_LEN_MAX {
+        return Err(ControlError::Limit);
+    }
+    Ok(Room {
+        session: read_session(room.session())?,
+        metadata: metadata.to_owned(),
+        participants_max: room.participants_max(),
+        said: (room.said_ms(), room.said_at()),
+    })
 }
 
 fn read_hello(hello: &schema::Hello<'_>) -> Result<Hello, ControlError> {

@@ -11,7 +11,7 @@ use common::open_link;
 use pop_relay::{
     control::{
         Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, PayloadType, Refuse,
-        Rekey, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
+        Rekey, Room, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
     },
     link::{Ask, Clock, FrameRef, Incoming},
 };
@@ -67,6 +67,11 @@ fn data() -> Data {
     Data { session, sender: ParticipantId(8), reliable: true, sequence: 3, to, body: b"hello".as_slice().into() }
 }
 
+fn room() -> Room {
+    let session = SessionId::new("Straße 7").expect("a name");
+    Room { session, metadata: "auf Sendung".to_owned(), participants_max: 40, said: (1_700_000_000_000, 7) }
+}
+
 /// Those that version 0 does not know: a reader passes them over.
 fn later_messages() -> Vec<(&'static str, Message)> {
     let session = || SessionId::new("Straße 7").expect("a name");
@@ -89,6 +94,7 @@ fn later_messages() -> Vec<(&'static str, Message)> {
         ("order", Message::Order(order)),
         ("order_delete", Message::Order(nameless)),
         ("done", Message::Done(Done { number: 5, outcome: Outcome::UnknownTrack })),
+        ("room", Message::Room(room())),
     ]
 }
 
@@ -193,6 +199,7 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         Message::Data(Data { body: vec![0; 64 * 1024 + 1].into(), ..data() }),
         Message::Follow(Follow { session: data().session, age: Duration::ZERO, received: vec![(ParticipantId(1), 1); 1_025] }),
         Message::Heard(Heard { session: data().session, speaking: vec![(ParticipantId(1), 1); 1_025], connections: Vec::new() }),
+        Message::Room(Room { metadata: "x".repeat(64 * 1024 + 1), ..room() }),
     ];
     for message in beyond {
         assert_eq!(encode(&message, 1), Err(ControlError::Limit), "{message:?}");
@@ -201,6 +208,8 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     let name = Identity::new(&"x".repeat(128)).expect("a name");
     let most = Message::Data(Data { to: vec![name; 1_024], body: vec![7; 64 * 1024].into(), ..data() });
+    assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
+    let most = Message::Room(Room { metadata: "x".repeat(64 * 1024), ..room() });
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     for bytes in [vec![], vec![0; 15], vec![0; 256 * 1024 + 1]] {
         assert_eq!(decode(&bytes), Err(ControlError::Length));

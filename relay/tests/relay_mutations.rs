@@ -8,7 +8,8 @@ use common::{Rng, keys_of, mutate, mutation_count, open_link};
 use pop_relay::{
     RelayDrop,
     control::{
-        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, PayloadType, Refuse, Want, decode, encode,
+        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, PayloadType, Refuse, Room, Want, decode,
+        encode,
     },
     frame::{FrameKind, Head},
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link},
@@ -239,6 +240,7 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             identity: Identity::new("ann").ok(),
             tracks: vec![TrackId(1); 3],
         }),
+        Message::Room(Room { session: session(), metadata: "on air".to_owned(), participants_max: 9, said: (1 << 40, 3) }),
     ]
     .iter()
     .map(|message| encode(message, 1).expect("within limits"))

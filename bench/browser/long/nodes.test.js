@@ -293,6 +293,34 @@ test("what a server asks of one node is done to people of all", async () => {
   await until("bob has let go of it", async () => (await grown()) === 0);
   await service("c").updateSubscriptions(room, "bob", [sid], true);
   await until("bob hears again", async () => (await grown()) > 20);
+  // Whoever is asked knows of the rooms of all, and how many people are in each.
+  for (const name of ["a", "b", "c"]) {
+    const rooms = (await service(name).listRooms([room])).map((it) => [it.name, it.numParticipants]);
+    assert.deepEqual(rooms, [[room, 2]], `as ${name} lists them`);
+  }
+  const changed = await service("c").updateParticipant(room, "ann", {
+    name: "Ann",
+    metadata: "a speaker",
+    attributes: { seat: "7" },
+    permission: { canSubscribe: true, canPublish: true, canPublishData: false },
+  });
+  const { identity, name, metadata, attributes, permission } = changed;
+  assert.deepEqual([identity, name, metadata, attributes], ["ann", "Ann", "a speaker", { seat: "7" }]);
+  assert.deepEqual([permission.canPublish, permission.canPublishData], [true, false]);
+  await until("bob sees what ann is called", async () => (await bob.remotes())[0].metadata === "a speaker");
+  const seen = await service("b").getParticipant(room, "ann");
+  assert.deepEqual([seen.name, seen.attributes, seen.permission.canPublishData], ["Ann", { seat: "7" }, false]);
+  await assert.rejects(service("c").updateParticipant(room, "nobody", { name: "x" }), { code: "not_found" });
+  await assert.rejects(service("c").updateParticipant(room, "ann", { name: "x".repeat(300) }), { code: "invalid_argument" });
+  assert.equal((await service("c").updateRoomMetadata(room, "on air")).metadata, "on air");
+  const told = (person) => person.events().then((events) => events.some(({ name: event, text }) => event === "RoomMetadataChanged" && text[0] === "on air"));
+  for (const person of [ann, bob]) await until(`${person.identity} hears of the room`, () => told(person));
+  // Who comes later, where nobody was, hears it too.
+  const eve = await come(chromium, "c", room, "eve");
+  await until("eve knows", async () => (await eve.metadata()) === "on air");
+  await assert.rejects(service("c").updateRoomMetadata("nowhere", "x"), { code: "not_found" });
+  await leave(eve);
+  await until("eve has left", async () => (await bob.remotes()).length === 1);
   const muted = await service("b").mutePublishedTrack(room, "ann", sid, true);
   assert.deepEqual([muted.sid, muted.muted], [sid, true]);
   await until("bob sees it muted", async () => (await bob.remotes())[0].tracks[0].muted);

@@ -774,7 +774,12 @@ pub enum AdminRequest {
         permissions: Option<Permissions>,
     },
     /// Change the room's metadata.
-    UpdateRoom(Box<str>),
+    UpdateRoom {
+        /// Opaque.
+        metadata: Box<str>,
+        /// Wall clock in milliseconds since 1970.
+        now_ms: u64,
+    },
     /// What is known of the room: [`crate::Reply::Room`].
     Describe,
     /// Make the room, or change the one that is there; answered as `Describe` is.

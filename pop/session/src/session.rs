@@ -46,7 +46,7 @@ use crate::sid::format_room_sid;
 use crate::subscribe::choose;
 use crate::view::{self, SessionView};
 
-pub use abroad::Abroad;
+pub use abroad::{Abroad, RoomWord};
 pub(crate) use bucket::Bucket;
 pub use data::DataDrops;
 pub(crate) use members::Member;
@@ -106,9 +106,8 @@ pub struct Session {
     draw: Draw,
     /// One life of the room, as clients see it.
     sid: Box<str>,
-    metadata: Box<str>,
-    /// See [`crate::member::RoomInfo::participants_max`].
-    asked_max: u32,
+    /// What operators have said of it, here or at other nodes.
+    word: RoomWord,
     /// When its first member came, or an operator made it.
     created: Option<Time>,
     /// Wall clock at [`Time::ZERO`], in milliseconds since 1970; who made the room brings it.
@@ -160,8 +159,7 @@ impl Session {
             node: 0,
             sid: format_room_sid(draw.next_id()).into(),
             draw,
-            metadata: "".into(),
-            asked_max: 0,
+            word: RoomWord::default(),
             created: None,
             epoch_ms: None,
             socketless: BTreeSet::new(),

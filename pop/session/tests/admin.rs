@@ -68,7 +68,7 @@ fn members_are_told_of_new_metadata_and_too_long_ones_change_nothing() {
     let request = AdminRequest::Create { metadata: Some(long.into()), participants_max: 5, now_ms: 0 };
     assert_eq!(admin(&mut stage, request), Err(Refusal::TextTooLong));
     assert!(stage.told("ann").is_empty());
-    assert_eq!(admin(&mut stage, AdminRequest::UpdateRoom("new".into())), Ok(Reply::Done));
+    assert_eq!(admin(&mut stage, AdminRequest::UpdateRoom { metadata: "new".into(), now_ms: 0 }), Ok(Reply::Done));
     let notices = stage.told("ann");
     assert!(matches!(&notices[..], [Notice::Room(room)] if room.metadata.as_ref() == "new"), "{notices:?}");
 }

@@ -210,9 +210,9 @@ fn an_operator_lists_mutes_removes_and_ends() {
     let unsubscribe = AdminRequest::Subscribe { identity: identity("bob"), tracks: vec![track], subscribe: false };
     assert_eq!(admin(&mut stage, unsubscribe), Ok(Reply::Done));
     assert_eq!(stage.forwards().last().unwrap().1, None);
-    assert_eq!(admin(&mut stage, AdminRequest::UpdateRoom("agenda".into())), Ok(Reply::Done));
+    assert_eq!(admin(&mut stage, AdminRequest::UpdateRoom { metadata: "agenda".into(), now_ms: 1 }), Ok(Reply::Done));
     assert!(stage.told("bob").iter().any(|notice| matches!(notice, Notice::Room(room) if room.metadata.as_ref() == "agenda")));
-    assert_eq!(admin(&mut stage, AdminRequest::UpdateRoom("x".repeat(70_000).into())), Err(Refusal::TextTooLong));
+    assert_eq!(admin(&mut stage, AdminRequest::UpdateRoom { metadata: "x".repeat(70_000).into(), now_ms: 1 }), Err(Refusal::TextTooLong));
     assert_eq!(admin(&mut stage, AdminRequest::Remove(identity("ann"))), Ok(Reply::Done));
     let expected = (LeaveReason::Removed, LeaveAction::Disconnect);
     assert!(matches!(stage.told("ann").last(), Some(Notice::Leave { reason, action }) if (*reason, *action) == expected));

@@ -576,7 +576,7 @@ impl World {
                 let permissions = (!self.dice.once_in(4)).then(|| self.permissions());
                 AdminRequest::Update { identity: who, texts: MetadataUpdate::default(), permissions }
             }
-            9 | 10 => AdminRequest::UpdateRoom("room".into()),
+            9 | 10 => AdminRequest::UpdateRoom { metadata: "room".into(), now_ms: 1 },
             _ if self.dice.once_in(4) => AdminRequest::Delete,
             _ => AdminRequest::List,
         };

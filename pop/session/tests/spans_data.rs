@@ -12,8 +12,8 @@ use pop_proto::control::{Command, DataMessage, Event, TrackStats};
 use pop_schemas::{ParticipantId, TrackId};
 use pop_session::member::{AdminRequest, ConnectionGrade, ConnectionQuality, MemberRequest, Notice, Permissions, Speaker, Sync};
 use pop_session::presence::{Record, RemoteKey};
-use pop_session::session::Abroad;
-use pop_session::{Reply, Request};
+use pop_session::session::{Abroad, RoomWord};
+use pop_session::{Refusal, Reply, Request};
 use stage::*;
 
 const A: u64 = 1;
@@ -25,6 +25,8 @@ struct Pop {
     nodes: BTreeMap<u64, Stage>,
     /// `(of, to)`: data of the first goes to the second.
     followed: BTreeSet<(u64, u64)>,
+    /// Of these nothing crosses.
+    down: BTreeSet<(u64, u64)>,
     /// Messages that have crossed a link.
     crossed: Vec<(u64, u64, Vec<u8>)>,
 }
@@ -32,7 +34,7 @@ struct Pop {
 impl Pop {
     fn new() -> Pop {
         let nodes = [A, B, C].map(|node| (node, Stage::on_node(node))).into();
-        Pop { nodes, followed: BTreeSet::new(), crossed: Vec::new() }
+        Pop { nodes, followed: BTreeSet::new(), down: BTreeSet::new(), crossed: Vec::new() }
     }
 
     /// Ann on A, bob and ben on B, eve on C, all connected, all links up.
@@ -80,6 +82,14 @@ impl Pop {
                         self.followed.insert((from, node.expect("one follows")));
                         continue;
                     }
+                    // To all nodes, whether they follow or not.
+                    if matches!(told, Abroad::Room(_)) {
+                        let is_told = |to: &u64| *to != from && node.is_none_or(|node| node == *to) && !self.down.contains(&(from, *to));
+                        for to in ids.iter().copied().filter(is_told).collect::<Vec<_>>() {
+                            self.hand(from, to, &told);
+                        }
+                        continue;
+                    }
                     let to: Vec<_> =
                         self.followed.iter().filter(|(of, to)| *of == from && node.is_none_or(|node| node == *to)).copied().collect();
                     for (_, to) in to {
@@ -101,6 +111,7 @@ impl Pop {
                 stage.session.handle_remote_data(stage.now, from, *sender, message.clone());
             }
             Abroad::Heard { speaking, connections } => stage.session.handle_heard(stage.now, from, speaking, connections),
+            Abroad::Room(word) => stage.session.handle_room_word(stage.now, word.clone()),
             Abroad::Followed => unreachable!("it is for the link"),
         }
         stage.drain();
@@ -108,6 +119,7 @@ impl Pop {
 
     /// Node `by` says to node `of` what it has.
     fn follow(&mut self, by: u64, of: u64) {
+        self.down.remove(&(of, by));
         let received = self.nodes[&by].session.received_of(of);
         self.on(of, |stage| {
             stage.session.handle_follow(stage.now, by, Duration::from_secs(60), &received);
@@ -118,6 +130,7 @@ impl Pop {
     /// Nothing crosses until the second follows the first again.
     fn cut(&mut self, of: u64, to: u64) {
         self.followed.remove(&(of, to));
+        self.down.insert((of, to));
     }
 
     fn say(&mut self, node: u64, name: &str, message: DataMessage) {
@@ -311,6 +324,91 @@ fn an_operators_message_reaches_all_nodes() {
     for (node, name) in [(A, "ann"), (B, "bob"), (C, "eve")] {
         assert_eq!(pop.got(node, name), bodies(&["operator"]), "{name}");
     }
+}
+
+fn say_of_room(pop: &mut Pop, node: u64, metadata: &str, now_ms: u64) -> Result<Reply, Refusal> {
+    let request = AdminRequest::UpdateRoom { metadata: metadata.into(), now_ms };
+    pop.on(node, |stage| stage.request(Request::Admin(request)))
+}
+
+/// What the members of `node` were told the room's metadata to be, since the last look.
+fn told_metadata(pop: &mut Pop, node: u64, name: &str) -> Vec<String> {
+    let of = |notice: Notice| if let Notice::Room(room) = notice { Some(room.metadata.to_string()) } else { None };
+    pop.told(node, name).into_iter().filter_map(of).collect()
+}
+
+fn metadata_at(pop: &mut Pop, node: u64) -> String {
+    match pop.on(node, |stage| stage.request(Request::Admin(AdminRequest::Describe))) {
+        Ok(Reply::Room(info)) => info.metadata.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_an_operator_says_of_the_room_at_one_node_is_told_to_members_of_all_once() {
+    let mut pop = Pop::with_people();
+    assert_eq!(say_of_room(&mut pop, C, "on air", 5), Ok(Reply::Done));
+    for (node, name) in [(A, "ann"), (B, "bob"), (B, "ben"), (C, "eve")] {
+        assert_eq!(told_metadata(&mut pop, node, name), ["on air"], "{name}");
+    }
+    // The clock of another node is behind: what it says is later all the same.
+    assert_eq!(say_of_room(&mut pop, A, "over", 1), Ok(Reply::Done));
+    assert_eq!([A, B, C].map(|node| metadata_at(&mut pop, node)), ["over"; 3]);
+    let made = AdminRequest::Create { metadata: None, participants_max: 3, now_ms: 2 };
+    pop.on(B, |stage| assert!(matches!(stage.request(Request::Admin(made)), Ok(Reply::Room(_)))));
+    let full = pop.on(A, |stage| stage.try_enter("zoe", |_| {}));
+    assert_eq!(full, Err(Refusal::Full(3)), "its bound holds at all nodes");
+}
+
+#[test]
+fn a_node_that_comes_to_a_room_hears_what_was_said_of_it_and_one_that_keeps_it_for_nobody_tells() {
+    let mut pop = Pop::new();
+    let made = AdminRequest::Create { metadata: Some("stage left".into()), participants_max: 0, now_ms: 5 };
+    pop.on(C, |stage| assert!(matches!(stage.request(Request::Admin(made)), Ok(Reply::Room(_)))));
+    // Another node's room begins later: it has heard nothing yet.
+    pop.nodes.insert(A, Stage::on_node(A));
+    pop.on(A, |stage| stage.enter("ann"));
+    assert_eq!(metadata_at(&mut pop, A), "");
+    pop.on(C, |stage| {
+        stage.session.tell_room_to(A);
+        stage.drain();
+    });
+    assert_eq!(told_metadata(&mut pop, A, "ann"), ["stage left"]);
+    pop.nodes.insert(B, Stage::on_node(B));
+    pop.follow(B, A);
+    assert_eq!(metadata_at(&mut pop, B), "stage left", "it comes with what is followed");
+}
+
+#[test]
+fn after_a_cut_all_nodes_have_what_was_said_last() {
+    let mut pop = Pop::with_people();
+    pop.cut(A, B);
+    pop.cut(B, A);
+    assert_eq!(say_of_room(&mut pop, A, "first", 10), Ok(Reply::Done));
+    assert_eq!(say_of_room(&mut pop, B, "second", 20), Ok(Reply::Done));
+    assert_eq!([A, B, C].map(|node| metadata_at(&mut pop, node)), ["first", "second", "second"]);
+    pop.follow(A, B);
+    pop.follow(B, A);
+    assert_eq!([A, B, C].map(|node| metadata_at(&mut pop, node)), ["second"; 3]);
+}
+
+#[test]
+fn what_another_node_says_of_a_room_is_bounded_and_of_no_room_nothing_can_be_said() {
+    let mut pop = Pop::with_people();
+    let before = pop.nodes[&B].session.unknown_events();
+    let long = RoomWord { metadata: "x".repeat((64 << 10) + 1).into(), participants_max: 0, said: (9, A) };
+    pop.on(B, |stage| stage.session.handle_room_word(stage.now, long));
+    assert_eq!((metadata_at(&mut pop, B).as_str(), pop.nodes[&B].session.unknown_events()), ("", before + 1));
+    let mut nobody = Pop::new();
+    assert_eq!(say_of_room(&mut nobody, A, "nowhere", 1), Err(Refusal::UnknownParticipant));
+    // The last moment there is leaves room for one more word.
+    let last = RoomWord { metadata: "last".into(), participants_max: 0, said: (u64::MAX, A) };
+    pop.on(B, |stage| {
+        stage.session.handle_room_word(stage.now, last);
+        stage.drain();
+    });
+    assert_eq!(say_of_room(&mut pop, C, "after", 1), Ok(Reply::Done));
+    assert_eq!(metadata_at(&mut pop, C), "after");
 }
 
 /// A microphone of `name`, whose first packet has come.

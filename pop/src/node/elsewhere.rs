@@ -78,7 +78,7 @@ pub(super) fn add(here: Result<Reply, Refusal>, elsewhere: Outcome) -> Result<Re
 
 /// It is answered by who is in the room, or is for them, wherever they are.
 pub(super) fn needs_everybody(request: &AdminRequest) -> bool {
-    matches!(request, AdminRequest::List | AdminRequest::SendData(_))
+    matches!(request, AdminRequest::List | AdminRequest::SendData(_) | AdminRequest::UpdateRoom { .. })
 }
 
 /// Returns when somebody is in the room, or nobody seems to be.

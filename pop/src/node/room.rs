@@ -12,7 +12,7 @@ use pop_schemas::{NodeId, ParticipantId, SessionId, SubscriptionId, Time, TrackI
 use pop_session::member::{ConnectionQuality, Enter, MemberRequest, Notice, Offer, Resume};
 use pop_session::placement::Claim;
 use pop_session::presence::Record;
-use pop_session::session::{Action, Audit, CloseReason};
+use pop_session::session::{Action, Audit, CloseReason, RoomWord};
 use pop_session::{Join, Limits, Output, Refusal, Reply, Request, RequestId, Session, SessionView, TransportFailure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::sleep_until;
@@ -159,6 +159,8 @@ pub(crate) enum RoomMessage {
         speaking: Vec<(ParticipantId, u8)>,
         connections: Vec<ConnectionQuality>,
     },
+    /// What another node knows to have been said of the room.
+    Word(RoomWord),
     /// Another node wants what ours say.
     Followed {
         node: NodeId,
@@ -444,11 +446,13 @@ impl Room {
                 self.count_data(shared, |session| session.handle_remote_data(now, node.0, sender, message));
             }
             RoomMessage::Heard { node, speaking, connections } => self.session.handle_heard(now, node.0, &speaking, &connections),
+            RoomMessage::Word(word) => self.session.handle_room_word(now, word),
             RoomMessage::Followed { node, age, received } => self.session.handle_follow(now, node.0, age, &received),
             RoomMessage::Follow { node } => {
                 if let Some(cluster) = shared.cluster.get() {
                     cluster.follow(self.session.id(), node, self.session.received_of(node.0));
                 }
+                self.session.tell_room_to(node.0);
             }
             RoomMessage::Node { node, fate } => match fate {
                 NodeFate::Away => self.session.handle_node_away(now, node.0),

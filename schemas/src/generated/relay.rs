@@ -113,10 +113,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Action {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_MESSAGE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_MESSAGE: u8 = 14;
+pub const ENUM_MAX_MESSAGE: u8 = 15;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_MESSAGE: [Message; 15] = [
+pub const ENUM_VALUES_MESSAGE: [Message; 16] = [
   Message::NONE,
   Message::Hello,
   Message::Want,
@@ -132,6 +132,7 @@ pub const ENUM_VALUES_MESSAGE: [Message; 15] = [
   Message::Heard,
   Message::Order,
   Message::Done,
+  Message::Room,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -154,9 +155,10 @@ impl Message {
   pub const Heard: Self = Self(12);
   pub const Order: Self = Self(13);
   pub const Done: Self = Self(14);
+  pub const Room: Self = Self(15);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 14;
+  pub const ENUM_MAX: u8 = 15;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -173,6 +175,7 @@ impl Message {
     Self::Heard,
     Self::Order,
     Self::Done,
+    Self::Room,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -192,6 +195,7 @@ impl Message {
       Self::Heard => Some("Heard"),
       Self::Order => Some("Order"),
       Self::Done => Some("Done"),
+      Self::Room => Some("Room"),
       _ => None,
     }
   }
@@ -3838,6 +3842,174 @@ impl ::core::fmt::Debug for Done<'_> {
       ds.finish()
   }
 }
+pub enum RoomOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// What operators have said of a room, as the writer knows it. Of two the later counts, wherever it was said.
+pub struct Room<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Room<'a> {
+  type Inner = Room<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Room<'a> {
+  pub const VT_SESSION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_METADATA: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PARTICIPANTS_MAX: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SAID_MS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_SAID_AT: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Room { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RoomArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Room<'bldr>> {
+    let mut builder = RoomBuilder::new(_fbb);
+    builder.add_said_at(args.said_at);
+    builder.add_said_ms(args.said_ms);
+    builder.add_participants_max(args.participants_max);
+    if let Some(x) = args.metadata { builder.add_metadata(x); }
+    if let Some(x) = args.session { builder.add_session(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn session(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Room::VT_SESSION, None).unwrap()}
+  }
+  #[inline]
+  pub fn metadata(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Room::VT_METADATA, None)}
+  }
+  /// It takes no more than these; 0: no bound was set.
+  #[inline]
+  pub fn participants_max(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Room::VT_PARTICIPANTS_MAX, Some(0)).unwrap()}
+  }
+  /// When and at which node it was said: milliseconds since 1970, later than what that node knew of.
+  #[inline]
+  pub fn said_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Room::VT_SAID_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn said_at(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Room::VT_SAID_AT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Room<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("metadata", Self::VT_METADATA, false)?
+     .visit_field::<u32>("participants_max", Self::VT_PARTICIPANTS_MAX, false)?
+     .visit_field::<u64>("said_ms", Self::VT_SAID_MS, false)?
+     .visit_field::<u64>("said_at", Self::VT_SAID_AT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RoomArgs<'a> {
+    pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub metadata: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub participants_max: u32,
+    pub said_ms: u64,
+    pub said_at: u64,
+}
+impl<'a> Default for RoomArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RoomArgs {
+      session: None, // required field
+      metadata: None,
+      participants_max: 0,
+      said_ms: 0,
+      said_at: 0,
+    }
+  }
+}
+
+pub struct RoomBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RoomBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_session(&mut self, session: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Room::VT_SESSION, session);
+  }
+  #[inline]
+  pub fn add_metadata(&mut self, metadata: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Room::VT_METADATA, metadata);
+  }
+  #[inline]
+  pub fn add_participants_max(&mut self, participants_max: u32) {
+    self.fbb_.push_slot::<u32>(Room::VT_PARTICIPANTS_MAX, participants_max, 0);
+  }
+  #[inline]
+  pub fn add_said_ms(&mut self, said_ms: u64) {
+    self.fbb_.push_slot::<u64>(Room::VT_SAID_MS, said_ms, 0);
+  }
+  #[inline]
+  pub fn add_said_at(&mut self, said_at: u64) {
+    self.fbb_.push_slot::<u64>(Room::VT_SAID_AT, said_at, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RoomBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RoomBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Room<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Room::VT_SESSION,"session");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Room<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Room");
+      ds.field("session", &self.session());
+      ds.field("metadata", &self.metadata());
+      ds.field("participants_max", &self.participants_max());
+      ds.field("said_ms", &self.said_ms());
+      ds.field("said_at", &self.said_at());
+      ds.finish()
+  }
+}
 pub enum ControlOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4084,6 +4256,20 @@ impl<'a> Control<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_room(&self) -> Option<Room<'a>> {
+    if self.message_type() == Message::Room {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Room::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Control<'_> {
@@ -4108,6 +4294,7 @@ impl ::flatbuffers::Verifiable for Control<'_> {
           Message::Heard => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Heard>>("Message::Heard", pos),
           Message::Order => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Order>>("Message::Order", pos),
           Message::Done => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Done>>("Message::Done", pos),
+          Message::Room => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Room>>("Message::Room", pos),
           _ => Ok(()),
         }
      })?
@@ -4256,6 +4443,13 @@ impl ::core::fmt::Debug for Control<'_> {
         },
         Message::Done => {
           if let Some(x) = self.message_as_done() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Room => {
+          if let Some(x) = self.message_as_room() {
             ds.field("message", &x)
           } else {
             ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -18,10 +18,22 @@ use super::data::is_within_bounds;
 use super::output::Output;
 use super::quality::QUALITY_INTERVAL;
 use super::speakers::STEPS_MAX;
+use super::texts::METADATA_LEN_MAX;
 use crate::member::ConnectionQuality;
 
 /// Senders, speakers and connections that one telling names at most.
 const ENTRIES_MAX: usize = 1_024;
+
+/// What operators have said of a room. All its nodes agree on what was said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoomWord {
+    /// Opaque.
+    pub metadata: Box<str>,
+    /// It takes no more than these; 0: no bound was set.
+    pub participants_max: u32,
+    /// When and at which node it was said: milliseconds since 1970, later than what that node knew of. Nobody has: zeros.
+    pub said: (u64, u64),
+}
 
 /// For other nodes that share the session.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +54,8 @@ pub enum Abroad {
         /// Those whose connection has changed.
         connections: Vec<ConnectionQuality>,
     },
+    /// What was said of the room. To all nodes when it is new: one that keeps the room for those whose node dies needs it, too.
+    Room(RoomWord),
 }
 
 /// What is known of participants of other nodes, and what they were told of ours.
@@ -62,6 +76,7 @@ impl Session {
     /// reliable message that it has of each. It may say so again when it has missed some.
     pub fn handle_follow(&mut self, now: Time, node: u64, age: Duration, received: &[(ParticipantId, u32)]) {
         self.tell_abroad(Some(node), Abroad::Followed);
+        self.tell_room_to(node);
         for (sender, message) in self.missed_abroad(now, age, received) {
             self.send_to_node(node, Some(sender), &message);
         }
@@ -125,6 +140,39 @@ impl Session {
             }
         }
         self.settle(now);
+    }
+
+    /// Another node has people here: it hears what was said of the room, also where nobody is here and it has nothing to follow.
+    pub fn tell_room_to(&mut self, node: u64) {
+        if self.word.said != (0, 0) {
+            self.tell_abroad(Some(node), Abroad::Room(self.word.clone()));
+        }
+    }
+
+    /// Takes what another node knows to have been said of the room, unless something later is known here.
+    pub fn handle_room_word(&mut self, now: Time, word: RoomWord) {
+        if word.metadata.len() > METADATA_LEN_MAX {
+            self.unknown_events += 1;
+            return;
+        }
+        if word.said > self.word.said {
+            let before = std::mem::replace(&mut self.word, word);
+            if (before.metadata, before.participants_max) != (self.word.metadata.clone(), self.word.participants_max) {
+                self.tell_room();
+            }
+        }
+        self.settle(now);
+    }
+
+    /// An operator says something of the room here: that is later than all that is known of.
+    pub(super) fn say_of_room(&mut self, metadata: Box<str>, participants_max: u32, now_ms: u64) {
+        if (&metadata, participants_max) == (&self.word.metadata, self.word.participants_max) {
+            return;
+        }
+        let said = (now_ms.max(self.word.said.0.saturating_add(1)), self.node);
+        self.word = RoomWord { metadata, participants_max, said };
+        self.tell_room();
+        self.tell_abroad(None, Abroad::Room(self.word.clone()));
     }
 
     /// Hands a message to the people of other nodes whom it is for: once to each node.

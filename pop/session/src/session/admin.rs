@@ -3,9 +3,11 @@
 use pop_schemas::{Identity, ParticipantId, Time, TrackId};
 
 use super::Session;
+use super::abroad::RoomWord;
 use super::output::CloseReason;
 use super::remotes::describe_remote;
 use super::request::{Refusal, Reply};
+use super::texts::METADATA_LEN_MAX;
 use crate::member::{AdminRequest, MetadataUpdate, Notice, Permissions, RequestRefusal};
 use crate::participant::{Kind, LocalParticipant};
 
@@ -30,7 +32,7 @@ impl Session {
             AdminRequest::Update { identity, texts, permissions } => {
                 self.update_by_operator(&identity, texts, permissions)?;
             }
-            AdminRequest::UpdateRoom(metadata) => self.update_room(metadata).map_err(|_| Refusal::TextTooLong)?,
+            AdminRequest::UpdateRoom { metadata, now_ms } => self.update_room(metadata, now_ms)?,
             AdminRequest::SendData(message) => self.send_data(&message)?,
             AdminRequest::Delete => self.delete(now),
         }
@@ -38,14 +40,25 @@ impl Session {
     }
 
     fn create(&mut self, now: Time, metadata: Option<Box<str>>, participants_max: u32, now_ms: u64) -> Result<(), Refusal> {
-        if let Some(metadata) = metadata {
-            self.update_room(metadata).map_err(|_| Refusal::TextTooLong)?;
+        if metadata.as_ref().is_some_and(|metadata| metadata.len() > METADATA_LEN_MAX) {
+            return Err(Refusal::TextTooLong);
         }
         self.begin(now, now_ms);
-        if participants_max != 0 && participants_max != self.asked_max {
-            self.asked_max = participants_max;
-            self.tell_room();
+        let metadata = metadata.unwrap_or_else(|| self.word.metadata.clone());
+        let participants_max = if participants_max == 0 { self.word.participants_max } else { participants_max };
+        self.say_of_room(metadata, participants_max, now_ms);
+        Ok(())
+    }
+
+    /// Gives the room new metadata, when there is one: here or, with its people, on other nodes.
+    fn update_room(&mut self, metadata: Box<str>, now_ms: u64) -> Result<(), Refusal> {
+        if metadata.len() > METADATA_LEN_MAX {
+            return Err(Refusal::TextTooLong);
         }
+        if self.created.is_none() && self.participants.is_empty() && self.remotes.iter().next().is_none() {
+            return Err(Refusal::UnknownParticipant);
+        }
+        self.say_of_room(metadata, self.word.participants_max, now_ms);
         Ok(())
     }
 
@@ -110,6 +123,6 @@ impl Session {
         for id in ended {
             self.remove(now, id, CloseReason::RoomDeleted);
         }
-        self.metadata = "".into();
+        self.word = RoomWord::default();
     }
 }

@@ -64,9 +64,9 @@ impl Session {
         if manifest.tracks.iter().any(|track| track.started && !track.rids.is_empty() && !known(track)) {
             return Err(Refusal::UnknownParticipant);
         }
-        let participants_max = self.participants_max();
-        if self.participants.len() >= participants_max {
-            return Err(Refusal::Full(participants_max));
+        // Whom an operator's later bound would keep out is in already.
+        if self.participants.len() >= self.limits.participants_max {
+            return Err(Refusal::Full(self.limits.participants_max));
         }
         let Some(remote) = self.remotes.hand_over(id) else { return Err(Refusal::UnknownParticipant) };
         self.begin(now, resume.now_ms);

@@ -89,10 +89,7 @@ impl Session {
     }
 
     fn check_join(&self, join: &Join, replaces: bool) -> Result<(), Refusal> {
-        let participants_max = self.participants_max();
-        if self.participants.len() - usize::from(replaces) >= participants_max {
-            return Err(Refusal::Full(participants_max));
-        }
+        self.check_full(&join.identity, usize::from(replaces))?;
         let taken = self.participants.contains_key(&join.participant)
             || self.by_resource.contains_key(&join.resource)
             || self.by_transport.contains_key(&join.transport.id());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pop_schemas::{ParticipantId, Time, TrackId};
+use pop_schemas::{Identity, ParticipantId, Time, TrackId};
 
 use super::adopt::Adopted;
 use super::adopt::first_counter;
@@ -178,10 +178,18 @@ impl Session {
         }
     }
 
-    /// What the node allows, or less where an operator said so.
-    pub(super) fn participants_max(&self) -> usize {
-        let asked = if self.asked_max == 0 { usize::MAX } else { self.asked_max as usize };
-        self.limits.participants_max.min(asked)
+    /// One more of this identity, in the place of so many here: the node has a bound for those here, and an operator may have set one for
+    /// those of all nodes.
+    pub(super) fn check_full(&self, identity: &Identity, replaced: usize) -> Result<(), Refusal> {
+        let here = self.participants.len() - replaced;
+        if here >= self.limits.participants_max {
+            return Err(Refusal::Full(self.limits.participants_max));
+        }
+        let elsewhere = self.remotes.iter().filter(|remote| !remote.is_outdone && remote.manifest().identity != *identity).count();
+        match self.word.participants_max as usize {
+            max @ 1.. if here + elsewhere >= max => Err(Refusal::Full(max)),
+            _ => Ok(()),
+        }
     }
 
     /// Those whom it replaces.
@@ -199,10 +207,7 @@ impl Session {
             return Err(Refusal::IdentityTaken);
         }
         let replaced: Vec<_> = same.map(|participant| participant.id).collect();
-        let participants_max = self.participants_max();
-        if self.participants.len() - replaced.len() >= participants_max {
-            return Err(Refusal::Full(participants_max));
-        }
+        self.check_full(&enter.identity, replaced.len())?;
         Ok(replaced)
     }
 

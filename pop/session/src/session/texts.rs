@@ -14,7 +14,7 @@ use crate::participant::Texts;
 const NAME_LEN_MAX: usize = 256;
 
 /// Longest metadata of a participant or a room, in bytes (LiveKit's limit).
-const METADATA_LEN_MAX: usize = 64 << 10;
+pub(super) const METADATA_LEN_MAX: usize = 64 << 10;
 
 /// Bytes of all attributes of a participant, keys and values (LiveKit's limit).
 const ATTRIBUTES_LEN_MAX: usize = 64 << 10;
@@ -69,18 +69,6 @@ impl Session {
         if participant.texts != texts {
             participant.texts = texts;
             self.touch(id);
-        }
-        Ok(())
-    }
-
-    /// Gives the room new metadata.
-    pub(super) fn update_room(&mut self, metadata: Box<str>) -> Result<(), RequestRefusal> {
-        if metadata.len() > METADATA_LEN_MAX {
-            return Err(RequestRefusal::LimitExceeded);
-        }
-        if self.metadata != metadata {
-            self.metadata = metadata;
-            self.tell_room();
         }
         Ok(())
     }

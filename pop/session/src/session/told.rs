@@ -215,11 +215,11 @@ impl Session {
         RoomInfo {
             name: self.id.as_str().into(),
             sid: self.sid.clone(),
-            metadata: self.metadata.clone(),
+            metadata: self.word.metadata.clone(),
             participants: (locals.count() + remotes.count()) as u32,
             publishers: publishers as u32,
             created_at_ms: self.created.map_or(0, |created| self.wall_ms(created)),
-            participants_max: self.asked_max,
+            participants_max: self.word.participants_max,
         }
     }
 

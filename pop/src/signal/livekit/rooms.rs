@@ -1,5 +1,7 @@
 //! LiveKit's RoomService: what servers do to rooms. Each method asks for the grant that LiveKit asks for.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -11,11 +13,13 @@ use pop_session::member::{AdminRequest, MetadataUpdate, ParticipantInfo, Permiss
 use pop_session::sid::{format_participant_sid, parse_track_sid};
 use pop_session::{Refusal, Reply};
 use proto::data_packet::Kind;
+use tokio::task::JoinSet;
 
 use super::data::build_operator_message;
 use super::request::source;
 use super::response;
 use super::twirp::{BODY_LEN_MAX, Caller, Code, Failure, method};
+use crate::cluster::Goal;
 use crate::node::{CreateError, Node};
 use crate::token::unix_now_ms;
 
@@ -117,11 +121,49 @@ async fn create_room(caller: Caller, asked: proto::CreateRoomRequest) -> Result<
     Ok(proto::Room { empty_timeout, ..response::room(&info) })
 }
 
+/// The rooms of all nodes, each once. A node that does not answer is about to be dead: the rooms that it alone knew of are not listed.
 async fn list_rooms(caller: Caller, asked: proto::ListRoomsRequest) -> Result<proto::ListRoomsResponse, Failure> {
     caller.grant.may_list()?;
     let is_asked = |info: &RoomInfo| asked.names.is_empty() || asked.names.iter().any(|name| **name == *info.name);
     let rooms = caller.node.rooms().await;
-    Ok(proto::ListRoomsResponse { rooms: rooms.iter().filter(|info| is_asked(info)).map(response::room).collect() })
+    let mut rooms: Vec<_> = rooms.iter().filter(|info| is_asked(info)).map(response::room).collect();
+    let ways = if caller.is_carried { Vec::new() } else { caller.node.ways().await };
+    let asked = Arc::new((caller, asked));
+    let mut answers = JoinSet::new();
+    for way in ways {
+        let asked = Arc::clone(&asked);
+        answers.spawn(async move { asked.0.ask_at(&way, &asked.1).await });
+    }
+    while let Some(answer) = answers.join_next().await {
+        match answer {
+            Ok(Ok(proto::ListRoomsResponse { rooms: theirs })) => rooms.extend(theirs),
+            Ok(Err(failure)) => tracing::debug!(?failure, "a node does not list its rooms"),
+            Err(_) => {}
+        }
+    }
+    Ok(proto::ListRoomsResponse { rooms: join_rooms(rooms) })
+}
+
+/// What nodes know of one room, as one. Each counts the people of all nodes, as far as it has heard of them; the oldest gives its id.
+fn join_rooms(told: Vec<proto::Room>) -> Vec<proto::Room> {
+    let mut rooms: BTreeMap<String, proto::Room> = BTreeMap::new();
+    for room in told {
+        let Some(known) = rooms.get_mut(&room.name) else {
+            rooms.insert(room.name.clone(), room);
+            continue;
+        };
+        known.num_participants = known.num_participants.max(room.num_participants);
+        known.num_publishers = known.num_publishers.max(room.num_publishers);
+        known.max_participants = known.max_participants.max(room.max_participants);
+        let age = |room: &proto::Room| if room.creation_time_ms == 0 { i64::MAX } else { room.creation_time_ms };
+        if age(&room) < age(known) {
+            (known.sid, known.creation_time, known.creation_time_ms) = (room.sid, room.creation_time, room.creation_time_ms);
+        }
+        if known.metadata.is_empty() {
+            known.metadata = room.metadata;
+        }
+    }
+    rooms.into_values().collect()
 }
 
 async fn delete_room(caller: Caller, asked: proto::DeleteRoomRequest) -> Result<proto::DeleteRoomResponse, Failure> {
@@ -134,7 +176,7 @@ async fn delete_room(caller: Caller, asked: proto::DeleteRoomRequest) -> Result<
 
 async fn update_room_metadata(caller: Caller, asked: proto::UpdateRoomMetadataRequest) -> Result<proto::Room, Failure> {
     let room = caller.manages(&asked.room)?;
-    caller.ask(&room, AdminRequest::UpdateRoom(asked.metadata.into())).await?;
+    caller.ask(&room, AdminRequest::UpdateRoom { metadata: asked.metadata.into(), now_ms: unix_now_ms() }).await?;
     Ok(response::room(&caller.describe(&room).await?))
 }
 
@@ -172,10 +214,20 @@ async fn mute_published_track(caller: Caller, asked: proto::MuteRoomTrackRequest
 async fn update_participant(caller: Caller, asked: proto::UpdateParticipantRequest) -> Result<proto::ParticipantInfo, Failure> {
     let room = caller.manages(&asked.room)?;
     let identity = parse_identity(&asked.identity)?;
+    let again = (!caller.is_carried && caller.node.has_others()).then(|| asked.clone());
     let attributes = asked.attributes.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
     let texts = MetadataUpdate { request: 0, name: given(asked.name), metadata: given(asked.metadata), attributes };
     let permissions = asked.permission.as_ref().map(permissions);
-    caller.ask(&room, AdminRequest::Update { identity: identity.clone(), texts, permissions }).await?;
+    match caller.node.admin(&room, AdminRequest::Update { identity: identity.clone(), texts, permissions }).await {
+        // On another node, perhaps: the one that has the participant is asked the same.
+        Err(Refusal::UnknownParticipant) => {
+            let asked = again.ok_or(Refusal::UnknownParticipant)?;
+            let participant = caller.find(&room, &identity).await?.participant;
+            let way = caller.node.way(&Goal::Member { session: room, participant }, &[]).await;
+            return caller.ask_at(&way.ok_or(Refusal::UnknownParticipant)?, &asked).await;
+        }
+        updated => drop(updated?),
+    }
     Ok(response::participant(&caller.find(&room, &identity).await?))
 }
 

@@ -5,20 +5,21 @@
 use std::borrow::Cow;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any};
 use pop_session::Refusal;
 use pop_session::token::{GrantError, VideoGrant};
 use prost::Message;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::wire;
+use crate::mesh::{Carried, Elsewhere, Mesh};
 use crate::node::Node;
 
 /// Largest body, in bytes: 64 KiB of data or of metadata, written as JSON.
@@ -40,6 +41,19 @@ pub(super) enum Code {
 }
 
 impl Code {
+    const ALL: [Code; 10] = [
+        Code::BadRoute,
+        Code::Malformed,
+        Code::Unauthenticated,
+        Code::PermissionDenied,
+        Code::InvalidArgument,
+        Code::NotFound,
+        Code::FailedPrecondition,
+        Code::ResourceExhausted,
+        Code::Unimplemented,
+        Code::Unavailable,
+    ];
+
     const fn name(self) -> &'static str {
         match self {
             Code::BadRoute => "bad_route",
@@ -112,6 +126,46 @@ impl From<Refusal> for Failure {
 pub(super) struct Caller {
     pub(super) node: Node,
     pub(super) grant: VideoGrant,
+    /// Another node carried the call here: it goes no further.
+    pub(super) is_carried: bool,
+    /// The token, for another node that is asked the same: it looks at it itself.
+    authorization: HeaderValue,
+    path: Uri,
+}
+
+/// What a node says that does not do what it was asked.
+#[derive(Deserialize)]
+struct Sentence {
+    code: String,
+    msg: String,
+}
+
+impl Caller {
+    /// Has another node do what was asked here, and tells what it answers.
+    pub(super) async fn ask_at<Asked, Answer>(&self, (mesh, there): &(Mesh, Elsewhere), asked: &Asked) -> Result<Answer, Failure>
+    where
+        Asked: Message,
+        Answer: Message + Default,
+    {
+        let unanswered = || Failure::new(Code::Unavailable, "the node that has this did not answer: try again in 1 s");
+        let request = axum::http::Request::builder()
+            .method(Method::POST)
+            .uri(self.path.path())
+            .header(AUTHORIZATION, &self.authorization)
+            .header(CONTENT_TYPE, "application/protobuf")
+            .body(Bytes::from(asked.encode_to_vec()))
+            .map_err(|_| unanswered())?;
+        let response = mesh.carry(there, request).await.map_err(|error| Failure::new(Code::Unavailable, error.to_string()))?;
+        let (head, body) = response.into_parts();
+        // It has met the bound of what is carried.
+        let body = to_bytes(body, usize::MAX).await.map_err(|_| unanswered())?;
+        if head.status == StatusCode::OK {
+            return Answer::decode(body).map_err(|_| unanswered());
+        }
+        let Sentence { code, msg } = serde_json::from_slice(&body).map_err(|_| unanswered())?;
+        let code = Code::ALL.into_iter().find(|known| known.name() == code).unwrap_or(Code::Unavailable);
+        Err(Failure::new(code, msg))
+    }
 }
 
 /// A method of the service: `work` gets the message that was sent, and makes the one that is answered.
@@ -137,17 +191,19 @@ where
     Work: FnOnce(Caller, Asked) -> Done,
     Done: Future<Output = Result<Answer, Failure>>,
 {
-    if request.method() != axum::http::Method::POST {
+    if request.method() != Method::POST {
         return Err(Failure::new(Code::BadRoute, "a call is a POST"));
     }
     let grant = authorize(&node, request.headers())?;
+    let authorization = request.headers().get(AUTHORIZATION).cloned().expect("it was looked at");
+    let (is_carried, path) = (request.extensions().get::<Carried>().is_some(), request.uri().clone());
     let encoding = Encoding::of(request.headers())
         .ok_or_else(|| Failure::new(Code::BadRoute, "the Content-Type must be application/protobuf or application/json"))?;
     let body = Bytes::from_request(request, &())
         .await
         .map_err(|_| Failure::new(Code::Malformed, format!("the body did not come, or is longer than {BODY_LEN_MAX} bytes")))?;
     let asked = encoding.read(&body).ok_or_else(|| Failure::new(Code::Malformed, "the body is not the message of this method"))?;
-    let answer = work(Caller { node, grant }, asked).await?;
+    let answer = work(Caller { node, grant, is_carried, authorization, path }, asked).await?;
     Ok(encoding.write(&answer))
 }
 
