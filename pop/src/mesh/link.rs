@@ -156,8 +156,10 @@ struct DataQueue {
     len: usize,
     /// Of these the first so many hold nothing.
     released: usize,
-    /// It has overflowed, and was not empty since.
+    /// It has overflowed, and was not empty since what the peer has asked for again was queued.
     is_catching_up: bool,
+    /// That has not been queued yet: that nothing waits means nothing.
+    is_awaiting: bool,
     overflowed_at: Option<Instant>,
 }
 
@@ -186,11 +188,12 @@ impl DataQueue {
             // They wait anew.
             self.waiting.iter_mut().for_each(|waiting| (waiting.queued_at, waiting.hold) = (now, None));
             (self.len, self.released) = (DATA_LEN_MAX / 2 - left, self.waiting.len());
-            (self.is_catching_up, self.overflowed_at) = (true, Some(now));
+            (self.is_catching_up, self.is_awaiting, self.overflowed_at) = (true, true, Some(now));
             return Err(DataRefused::Overflow { dropped: before - self.waiting.len() });
         }
         self.len = len;
         self.waiting.push_back(next);
+        self.is_awaiting &= !numbered;
         Ok(())
     }
 
@@ -204,7 +207,7 @@ impl DataQueue {
 
     fn pop(&mut self) -> Option<Vec<u8>> {
         let Some(Waiting { bytes, .. }) = self.waiting.pop_front() else {
-            self.is_catching_up = false;
+            self.is_catching_up &= self.is_awaiting;
             return None;
         };
         self.len -= bytes.len() + DATA_COST;
@@ -560,12 +563,30 @@ mod tests {
             assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()), "message {n}");
         }
         assert_eq!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { dropped: 65 }));
-        // It has caught up when nothing waits.
+        // It has caught up when nothing waits any longer of what it has asked for.
+        assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()));
+        assert!(queue.pop().is_some());
         assert_eq!(queue.pop(), None);
         for _ in 0..8 {
             assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()));
         }
         assert!(matches!(push(&mut queue, now, 64 * KIB), Err(DataRefused::Overflow { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_what_was_left_before_it_asks_again_gets_all_that_it_missed_at_once() {
+        let (now, mut queue) = (Instant::now(), DataQueue::default());
+        assert!((0..9).any(|_| push(&mut queue, now, 64 * KIB).is_err()));
+        // The writer finds nothing, and what nobody can ask for passes.
+        assert_eq!(queue.pop(), None);
+        assert_eq!(queue.push(now, vec![1; KIB], true, false, None), Ok(()));
+        assert!(queue.pop().is_some());
+        assert_eq!(queue.pop(), None);
+        for n in 0..16 {
+            assert_eq!(push(&mut queue, now, 64 * KIB), Ok(()), "message {n} of those that were asked for again");
+        }
+        while queue.pop().is_some() {}
+        assert!((0..9).any(|_| push(&mut queue, now, 64 * KIB).is_err()), "it has caught up");
     }
 
     #[tokio::test(start_paused = true)]
