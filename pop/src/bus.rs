@@ -63,13 +63,17 @@ pub const LEAVE_MAX: Duration = Duration::from_millis(500);
 /// A query is given up after this.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(1_000);
 
-/// What zenoh's own threads are: two, instead of six. It reads that from the environment, once.
+/// What zenoh's own threads are: one, instead of six. It reads that from the environment, once.
+///
+/// With more it is unsound: zenoh-link-tls 1.10.2 reads and writes one TLS connection from two tasks through an `UnsafeCell`, and each step of
+/// either changes what both use. On two threads a connection that failed under both at once ended the process in `alloc::handle_alloc_error`,
+/// having cloned half of an error (2,199,727,050,928 bytes). On one thread a step of one is over before the other's begins.
 const RUNTIME_VARIABLE: (&str, &str) = (
     "ZENOH_RUNTIME",
-    "(rx:(handover:app),acc:(handover:app),net:(handover:app),tx:(handover:app),app:(worker_threads:2,max_blocking_threads:4))",
+    "(rx:(handover:app),acc:(handover:app),net:(handover:app),tx:(handover:app),app:(worker_threads:1,max_blocking_threads:4))",
 );
 
-/// Keeps zenoh to two threads. Comes before this process has any other thread; without it there are six.
+/// Keeps zenoh to one thread. Comes before this process has any other thread; without it there are six, and TLS is not safe.
 ///
 /// # Errors
 ///

@@ -42,10 +42,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let keys = ApiKeys::from_config(&config.auth)?;
     let log = logging::start(&config.log);
     panic::install_hook();
-    if config.bus.is_on()
-        && let Err(error) = bus::limit_threads()
-    {
-        tracing::warn!(%error, "the bus has more threads than it needs");
+    if config.bus.is_on() {
+        bus::limit_threads().map_err(|error| Failure::Other(format!("the bus cannot be kept to one thread: {error}")))?;
     }
     if args.config.is_none() {
         tracing::info!("no config file: a complete node on loopback; config/pop.toml lists every key");
