@@ -18,9 +18,10 @@ def free_tcp_ports(count):
 
 
 class Nodes(dict):
-    """The nodes by name, from construction until `stop`. `split`: clients get their transports on another node than their sockets."""
+    """The nodes by name, from construction until `stop`. `split`: clients get their transports on another node than their sockets.
+    `schemas`: those that speak another version to the others than the newest."""
 
-    def __init__(self, test, names, split=True, **options):
+    def __init__(self, test, names, split=True, schemas=None, **options):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
         place = pathlib.Path(self.folder.name)
@@ -51,6 +52,7 @@ relay_port = 0
 ca = "{out}/ca.pem"
 cert = "{out}/node.pem"
 key = "{out}/node.key"
+{f"schema = {schemas[name]}" if name in (schemas or {}) else ""}
 """,
                 **options,
             )

@@ -25,33 +25,39 @@ def tearDownModule():
     nodes.stop()
 
 
+def people(nodes, at, room):
+    """At which node everybody is, as one node knows it."""
+    sessions = [it for it in nodes[at].sessions()["sessions"] if it["id"] == room]
+    return {it["identity"]: it["node"] for session in sessions for it in session["participants"]}
+
+
+async def call(test, nodes, room, at, to):
+    """One publishes at `at` and one watches at `to`: every payload arrives, as it was sent."""
+    publisher, viewer = Client(), Client()
+    try:
+        await (await viewer.watch(nodes[to], room)).until_connected()
+        await (await publisher.publish(nodes[at], room)).until_connected()
+        await until("200 packets", lambda: min(len(p) for p in viewer.received.values()) >= 200, 30)
+        for kind in ("audio", "video"):
+            assert_same_stream(test, list(publisher.sent[kind]), list(viewer.received[kind]), 200)
+        test.assertEqual(sorted(people(nodes, to, room).values()), sorted([at, to]))
+    finally:
+        await viewer.close()
+        await publisher.close()
+
+
 class Nodes(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self):
         await until("nodes that know each other", nodes.are_whole, 10)
 
-    async def call(self, room, at, to):
-        publisher, viewer = Client(), Client()
-        try:
-            await (await viewer.watch(nodes[to], room)).until_connected()
-            await (await publisher.publish(nodes[at], room)).until_connected()
-            await until("200 packets", lambda: min(len(p) for p in viewer.received.values()) >= 200, 30)
-            for kind in ("audio", "video"):
-                assert_same_stream(self, list(publisher.sent[kind]), list(viewer.received[kind]), 200)
-            self.assertEqual(sorted(self.people(to, room).values()), sorted([at, to]))
-        finally:
-            await viewer.close()
-            await publisher.close()
-
     def people(self, at, room):
-        """At which node everybody is, as one node knows it."""
-        sessions = [it for it in nodes[at].sessions()["sessions"] if it["id"] == room]
-        return {it["identity"]: it["node"] for session in sessions for it in session["participants"]}
+        return people(nodes, at, room)
 
     async def test_every_payload_crosses_the_link_as_it_was_sent(self):
-        await self.call("there", "a", "b")
+        await call(self, nodes, "there", "a", "b")
 
     async def test_and_back(self):
-        await self.call("back", "b", "a")
+        await call(self, nodes, "back", "b", "a")
 
     async def test_a_resource_is_moved_and_ended_at_the_other_node(self):
         viewer = Client()
@@ -139,6 +145,56 @@ class Nodes(unittest.IsolatedAsyncioTestCase):
             await bob.leave()
             await ann.leave()
             wire.close()
+
+
+class MixedSchemas(unittest.IsolatedAsyncioTestCase):
+    """A PoP in the middle of a rolling upgrade: node a speaks the version before, node b the newest."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.nodes = nodes_of_one_pop.Nodes("mixed", ("a", "b"), split=False, schemas={"a": 0})
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.nodes.stop()
+
+    async def asyncSetUp(self):
+        await until("nodes that know each other", self.nodes.are_whole, 10)
+
+    async def test_every_payload_crosses_both_ways_and_both_ends_say_what_they_speak(self):
+        await call(self, self.nodes, "up", "a", "b")
+        await call(self, self.nodes, "down", "b", "a")
+        for name, other in (("a", "b"), ("b", "a")):
+            (link,) = self.nodes[name].status()["links"]
+            self.assertEqual((link["node"], link["state"], link["schema"]), (other, "up", 0), name)
+            self.assertEqual(self.nodes[name].drops()["relay_malformed"], 0)
+            # Links count what they cannot read.
+            refused = {key: value for key, value in self.nodes[name].metrics().items() if key.startswith("pop_mesh_refused_total")}
+            self.assertEqual({key: value for key, value in refused.items() if value}, {}, name)
+
+    async def test_people_of_both_speak_with_each_other(self):
+        may = {"can_update_own_metadata": True}
+        ann, bob = Guest(self.nodes["a"], "talk", "ann", **may), Guest(self.nodes["b"], "talk", "bob", **may)
+        try:
+            await ann.join()
+            await bob.join()
+            for guest, other, hertz in ((ann, bob, 440), (bob, ann, 620)):
+                await guest.publish_tone(hertz)
+                await until_tone(await other.track(guest.identity, rtc.TrackKind.KIND_AUDIO), hertz)
+                await guest.me.publish_data(b"said by " + guest.identity.encode())
+                await other.until_told("data_received")
+                self.assertEqual(bytes(other.told("data_received")[0][0].data), b"said by " + guest.identity.encode())
+                await guest.me.set_metadata("of " + guest.identity)
+                await other.until_told("participant_metadata_changed")
+            who = {"ann": "a", "bob": "b"}
+            for name in self.nodes:
+                self.assertEqual(people(self.nodes, name, "talk"), who, name)
+                listed = {session["id"]: session for session in self.nodes[name].sessions()["sessions"]}
+                states = {it["identity"]: it["state"] for it in listed["talk"]["participants"]}
+                self.assertNotIn("away", states.values(), states)
+        finally:
+            await bob.leave()
+            await ann.leave()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use pop::bus::{Bus, BusEvent, BusEvents, BusSettings, NodeRecord, encode_participant, limit_threads};
+use pop::bus::{Bus, BusEvent, BusEvents, BusSettings, NodeRecord, SCHEMA, encode_participant, limit_threads};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::Kind;
 use pop_session::member::Permissions;
@@ -190,7 +190,7 @@ fn record(participant: u64, counter: u32) -> Result<LocalRecord, String> {
 
 fn encoded(participant: u64, counter: u32) -> Result<Vec<u8>, String> {
     let incarnation = Incarnation { start: 1, nonce: 1 };
-    encode_participant(NodeId(1), incarnation, &record(participant, counter)?).map_err(|error| format!("{error:?}"))
+    encode_participant(NodeId(1), incarnation, &record(participant, counter)?, SCHEMA).map_err(|error| format!("{error:?}"))
 }
 
 fn session(name: &str) -> Result<SessionId, String> {
@@ -203,8 +203,14 @@ fn free_address() -> Result<SocketAddr, String> {
 }
 
 async fn open(name: &str, listen: &[SocketAddr], connect: &[SocketAddr]) -> Result<(Bus, BusEvents), String> {
-    let settings =
-        BusSettings { pop: POP.to_owned(), name: name.to_owned(), listen: listen.to_vec(), connect: connect.to_vec(), tls: None };
+    let settings = BusSettings {
+        pop: POP.to_owned(),
+        name: name.to_owned(),
+        listen: listen.to_vec(),
+        connect: connect.to_vec(),
+        tls: None,
+        schema: SCHEMA,
+    };
     let (node, incarnation) = (NodeId::of(POP, name), Incarnation { start: 1, nonce: node_nonce(name) });
     let (bus, events) = Bus::open(&settings, node, incarnation).await?;
     bus.put_node(NodeRecord {

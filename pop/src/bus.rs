@@ -35,7 +35,7 @@ use zenoh::sample::{Locality, Sample, SampleKind};
 use zenoh::{Session, Wait};
 
 pub use counters::{BusCounters, Ignored};
-pub use record::{NodeRecord, RECORD_LEN_MAX, RecordError, encode_participant};
+pub use record::{NodeRecord, RECORD_LEN_MAX, RecordError, SCHEMA, encode_participant};
 pub use replica::{BusEvent, Gone};
 
 use crate::config::Config;
@@ -95,6 +95,8 @@ pub struct BusSettings {
     pub connect: Vec<SocketAddr>,
     /// CA, chain and private key, PEM; without them the bus is plain TCP.
     pub tls: Option<(PathBuf, PathBuf, PathBuf)>,
+    /// Newest schema that is written.
+    pub schema: u8,
 }
 
 impl BusSettings {
@@ -106,6 +108,7 @@ impl BusSettings {
             listen: config.bus.listen.clone(),
             connect: config.bus.connect.clone(),
             tls: config.mesh.files().map(|(ca, cert, key)| (ca.clone(), cert.clone(), key.clone())),
+            schema: config.mesh.schema,
         })
     }
 
@@ -395,7 +398,7 @@ impl Bus {
         let counters = Arc::new(BusCounters::default());
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                replica: Replica::new(node, incarnation, Arc::clone(&counters)),
+                replica: Replica::new(node, incarnation, Arc::clone(&counters)).writing(settings.schema),
                 queries: VecDeque::new(),
                 is_closed: false,
                 leaves_until: None,

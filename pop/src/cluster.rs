@@ -1537,6 +1537,7 @@ impl State {
             address: peer.address.to_string(),
             state: "up",
             dialled: state.dialled,
+            schema: peer.version,
             generation: state.generation,
             age_ms: state.age.as_millis() as u64,
             rtt_ms: (stats.rtt_us > 0).then(|| f64::from(stats.rtt_us) / 1_000.0),

@@ -83,6 +83,8 @@ pub struct MeshSettings {
     pub peers: Vec<SocketAddr>,
     /// How late a frame may be before nobody wants it.
     pub playout: Duration,
+    /// Newest schema that is spoken.
+    pub schema: u8,
 }
 
 impl MeshSettings {
@@ -94,8 +96,8 @@ impl MeshSettings {
     pub fn of(config: &Config, incarnation: Incarnation, workers: Vec<SocketAddr>) -> Result<Option<MeshSettings>, String> {
         let Some(listen) = config.mesh.listen else { return Ok(None) };
         let identity = MeshIdentity::of(config)?.ok_or("mesh.listen needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes")?;
-        let (peers, playout) = (config.mesh.peers.clone(), config.mesh.playout);
-        Ok(Some(MeshSettings { listen, identity, incarnation, workers, peers, playout }))
+        let (peers, playout, schema) = (config.mesh.peers.clone(), config.mesh.playout, config.mesh.schema);
+        Ok(Some(MeshSettings { listen, identity, incarnation, workers, peers, playout, schema }))
     }
 }
 
@@ -235,7 +237,7 @@ impl Mesh {
     ///
     /// A sentence that says what to change.
     pub async fn start(settings: MeshSettings) -> Result<(Mesh, mpsc::Receiver<MeshEvent>), String> {
-        let MeshSettings { listen, identity, incarnation, workers, peers, playout } = settings;
+        let MeshSettings { listen, identity, incarnation, workers, peers, playout, schema } = settings;
         let listener = serve::bind("mesh.listen", listen).await?;
         let address = listener.local_addr().unwrap_or(listen);
         if let Some(warning) = identity.warning() {
@@ -248,6 +250,7 @@ impl Mesh {
             incarnation,
             workers,
             playout,
+            schema,
             started: Instant::now(),
             ticked_us: AtomicU64::new(0),
             is_hung: AtomicBool::new(false),
@@ -457,6 +460,7 @@ struct Shared {
     incarnation: Incarnation,
     workers: Vec<SocketAddr>,
     playout: Duration,
+    schema: u8,
     started: Instant,
     /// Of [`Shared::now_us`], at the last [`TICK`].
     ticked_us: AtomicU64,
@@ -587,7 +591,7 @@ impl Shared {
 
     fn hello(&self, number: u8) -> Hello {
         Hello {
-            version: control::VERSION,
+            version: self.schema,
             version_min: control::VERSION_MIN,
             node: self.name.node().to_owned(),
             pop: self.name.pop().to_owned(),
@@ -630,7 +634,7 @@ impl Shared {
         if NodeName::new(&hello.node, &hello.pop).as_ref() != Ok(&name) {
             return Err(fault(Refusal::WrongName));
         }
-        let version = control::negotiate(&hello).ok_or_else(|| fault(Refusal::Version))?;
+        let version = control::negotiate(self.schema, &hello).ok_or_else(|| fault(Refusal::Version))?;
         if hello.link == 0 {
             return Err(fault(Refusal::Malformed));
         }

@@ -44,6 +44,8 @@ pub struct LinkView {
     pub state: &'static str,
     /// This node has opened it.
     pub dialled: bool,
+    /// Version of the schema that both ends speak.
+    pub schema: u8,
     /// Which of the link's keys are in use: one more each time they are exchanged.
     pub generation: u32,
     /// Milliseconds since it came up.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pop::bus::{Bus, BusEvent, BusEvents, BusSettings, Gone, Ignored, NodeRecord, encode_participant};
+use pop::bus::{Bus, BusEvent, BusEvents, BusSettings, Gone, Ignored, NodeRecord, SCHEMA, encode_participant};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::Kind;
 use pop_session::member::Permissions;
@@ -51,7 +51,14 @@ struct Node {
 }
 
 fn settings(name: &str, listen: &[SocketAddr], connect: &[SocketAddr]) -> BusSettings {
-    BusSettings { pop: POP.to_owned(), name: name.to_owned(), listen: listen.to_vec(), connect: connect.to_vec(), tls: None }
+    BusSettings {
+        pop: POP.to_owned(),
+        name: name.to_owned(),
+        listen: listen.to_vec(),
+        connect: connect.to_vec(),
+        tls: None,
+        schema: SCHEMA,
+    }
 }
 
 fn node_record(name: &str, incarnation: Incarnation) -> NodeRecord {
@@ -265,7 +272,7 @@ async fn what_is_forged_is_counted_and_changes_nothing() {
     );
     let forger = zenoh::open(zenoh::Config::from_json5(&config).expect("a config")).await.expect("it opens");
     let key = |node: NodeId, participant: u64| format!("pop/{POP}/session/room/participant/{node}/{participant:016x}");
-    let honest = encode_participant(b.id, b.incarnation, &local(66, 9)).expect("it is bounded");
+    let honest = encode_participant(b.id, b.incarnation, &local(66, 9), SCHEMA).expect("it is bounded");
     let counters = c.bus.counters();
     let count = |why| counters.ignored(why);
     let cases = [

@@ -343,9 +343,9 @@ impl fmt::Display for ControlError {
 
 impl std::error::Error for ControlError {}
 
-/// The version to speak with a peer that said `theirs`; `None`: there is none in common.
-pub fn negotiate(theirs: &Hello) -> Option<u8> {
-    let newest = theirs.version.min(VERSION);
+/// The version to speak with a peer that said `theirs`, where this end's newest is `ours`; `None`: there is none in common.
+pub fn negotiate(ours: u8, theirs: &Hello) -> Option<u8> {
+    let newest = theirs.version.min(ours);
     ((VERSION_MIN..=VERSION).contains(&newest) && theirs.version_min <= newest).then_some(newest)
 }
 

@@ -235,6 +235,10 @@ fn a_message_of_a_later_version_is_passed_over() {
 #[test]
 fn the_version_to_speak_is_the_newest_that_both_know() {
     for (version, version_min, expected) in [(1, 0, Some(1)), (0, 0, Some(0)), (1, 1, Some(1)), (9, 0, Some(1)), (9, 2, None)] {
-        assert_eq!(negotiate(&Hello { version, version_min, ..hello() }), expected, "{version_min} to {version}");
+        assert_eq!(negotiate(1, &Hello { version, version_min, ..hello() }), expected, "{version_min} to {version}");
+    }
+    // One that is held at the version before.
+    for (version, version_min, expected) in [(1, 0, Some(0)), (0, 0, Some(0)), (1, 1, None)] {
+        assert_eq!(negotiate(0, &Hello { version, version_min, ..hello() }), expected, "{version_min} to {version}");
     }
 }

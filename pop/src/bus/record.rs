@@ -13,6 +13,9 @@ use pop_session::member::{MemberState, PermissionSubject, Permissions, Quality, 
 use pop_session::participant::Kind;
 use pop_session::presence::{LocalRecord, Manifest, Record, RemoteKey, RemoteTrack, Taking, Version};
 
+/// Newest version of records that is written: 1 has `Track.waits` and `Track.ssrcs`. Readers take 0, too.
+pub const SCHEMA: u8 = 1;
+
 /// Longest record of a participant in bytes: metadata and attributes of 64 KiB each are allowed to a member, and the rest fits the rest.
 pub const RECORD_LEN_MAX: usize = 192 << 10;
 
@@ -129,17 +132,17 @@ pub(super) struct Page {
     pub(super) next: Option<ParticipantId>,
 }
 
-/// The bytes of a participant's record.
+/// The bytes of a participant's record, as a writer of version `schema` makes them.
 ///
 /// # Errors
 ///
 /// It is longer than [`RECORD_LEN_MAX`], or has more parts than others accept.
-pub fn encode_participant(node: NodeId, incarnation: Incarnation, record: &LocalRecord) -> Result<Vec<u8>, RecordError> {
+pub fn encode_participant(node: NodeId, incarnation: Incarnation, record: &LocalRecord, schema: u8) -> Result<Vec<u8>, RecordError> {
     let mut builder = FlatBufferBuilder::with_capacity(512);
     let builder = &mut builder;
     let manifest = match &record.manifest {
         Some(manifest) if !is_bounded(manifest) => return Err(RecordError::TooLarge),
-        Some(manifest) => Some(write_manifest(builder, manifest)),
+        Some(manifest) => Some(write_manifest(builder, manifest, schema)),
         None => None,
     };
     let root = fb::Participant::create(
@@ -179,8 +182,8 @@ fn is_bounded(manifest: &Manifest) -> bool {
         && manifest.takers.participants.iter().all(|(_, tracks)| tracks.as_ref().is_none_or(|tracks| tracks.len() <= TAKER_TRACKS_MAX))
 }
 
-fn write_manifest<'a>(builder: &mut FlatBufferBuilder<'a>, manifest: &Manifest) -> WIPOffset<fb::Manifest<'a>> {
-    let tracks: Vec<_> = manifest.tracks.iter().map(|track| write_track(builder, track)).collect();
+fn write_manifest<'a>(builder: &mut FlatBufferBuilder<'a>, manifest: &Manifest, schema: u8) -> WIPOffset<fb::Manifest<'a>> {
+    let tracks: Vec<_> = manifest.tracks.iter().map(|track| write_track(builder, track, schema)).collect();
     let takers: Vec<_> = manifest.takers.participants.iter().map(|(who, tracks)| write_taker(builder, who, tracks.as_deref())).collect();
     let attributes: Vec<_> =
         manifest.attributes.iter().flat_map(|(name, value)| [name, value]).map(|text| builder.create_string(text)).collect();
@@ -238,7 +241,7 @@ fn write_text<'a>(builder: &mut FlatBufferBuilder<'a>, text: &str) -> Option<WIP
     (!text.is_empty()).then(|| builder.create_string(text))
 }
 
-fn write_track<'a>(builder: &mut FlatBufferBuilder<'a>, track: &RemoteTrack) -> WIPOffset<fb::Track<'a>> {
+fn write_track<'a>(builder: &mut FlatBufferBuilder<'a>, track: &RemoteTrack, schema: u8) -> WIPOffset<fb::Track<'a>> {
     let info = &track.info;
     let layers: Vec<_> = info.layers.iter().map(|layer| write_layer(builder, layer)).collect();
     let rids: Vec<_> = track.rids.iter().map(|rid| builder.create_string(rid)).collect();
@@ -268,8 +271,8 @@ fn write_track<'a>(builder: &mut FlatBufferBuilder<'a>, track: &RemoteTrack) -> 
         rids: (!rids.is_empty()).then(|| builder.create_vector(&rids)),
         started: track.started,
         order: track.order,
-        waits: track.waits,
-        ssrcs: write_ssrcs(builder, track),
+        waits: track.waits && schema >= 1,
+        ssrcs: if schema >= 1 { write_ssrcs(builder, track) } else { None },
     };
     fb::Track::create(builder, &args)
 }

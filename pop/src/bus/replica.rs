@@ -22,7 +22,7 @@ use pop_session::placement::{KEEPERS, rank};
 use pop_session::presence::{LocalRecord, REMOTE_PARTICIPANTS_MAX, Record, RemoteKey, TOMBSTONE_LIFE, Version};
 
 use super::counters::{BusCounters, Ignored, count};
-use super::record::{self, Beat, Digest, NodeRecord, Page, RecordError, Sum, Written};
+use super::record::{self, Beat, Digest, NodeRecord, Page, RecordError, SCHEMA, Sum, Written};
 use crate::config::PEERS_MAX;
 
 /// [`Replica::handle_timeout`] is called this often.
@@ -181,6 +181,8 @@ enum PullState {
 pub(super) struct Replica {
     node: NodeId,
     incarnation: Incarnation,
+    /// Version of the records that it writes.
+    schema: u8,
     counters: Arc<BusCounters>,
     own: BTreeMap<SessionId, OwnSession>,
     own_node: Option<NodeRecord>,
@@ -220,6 +222,7 @@ impl Replica {
         Self {
             node,
             incarnation,
+            schema: SCHEMA,
             counters,
             own: BTreeMap::new(),
             own_node: None,
@@ -248,9 +251,14 @@ impl Replica {
         }
     }
 
+    /// The same, that writes records of this version.
+    pub(super) fn writing(self, schema: u8) -> Self {
+        Self { schema, ..self }
+    }
+
     /// What others shall know of one of ours; of several changes that have not been sent the last is.
     pub(super) fn put_participant(&mut self, now: Instant, session: &SessionId, local: &LocalRecord) -> Result<(), RecordError> {
-        let bytes: Arc<[u8]> = match record::encode_participant(self.node, self.incarnation, local) {
+        let bytes: Arc<[u8]> = match record::encode_participant(self.node, self.incarnation, local, self.schema) {
             Ok(bytes) => bytes.into(),
             Err(error) => {
                 count(&self.counters.refused);

@@ -145,6 +145,7 @@ fn mesh_table(answer: &Value) -> String {
         "STATE",
         "AGE",
         "KEYS",
+        "SCHEMA",
         "RTT ms",
         "JITTER ms",
         "MTU",
@@ -166,6 +167,7 @@ fn mesh_table(answer: &Value) -> String {
             text(&link["state"]),
             format!("{} s", link["age_ms"].as_u64().unwrap_or_default() / 1_000),
             text(&link["generation"]),
+            text(&link["schema"]),
             milliseconds("rtt_ms"),
             milliseconds("jitter_ms"),
             text(&link["mtu"]),
@@ -232,7 +234,7 @@ mod tests {
     fn the_mesh_is_its_nodes_and_the_links_to_them() {
         let answer = json!({ "node": "fra1", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
             "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "state": "up", "age_ms": 2_500,
-            "generation": 0, "rtt_ms": 0.25, "jitter_ms": 0.5, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
+            "generation": 0, "schema": 1, "rtt_ms": 0.25, "jitter_ms": 0.5, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
             "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500 }] });
         assert_eq!(
             mesh_table(&answer),
@@ -240,8 +242,8 @@ mod tests {
              fra2  fra  draining  7      2/400    12.5 %  10.0.0.2:7890\n\
              \n\
              (in/out)\n\
-             LINK  STATE  AGE  KEYS  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED  LIMIT kb/s\n\
-             fra2  up     2 s  0     0.25    0.50       -    1/2     3/4        1.0/0.2  5     4         0        2500\n"
+             LINK  STATE  AGE  KEYS  SCHEMA  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED  LIMIT kb/s\n\
+             fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  5     4         0        2500\n"
         );
         assert!(mesh_table(&json!({ "node": "fra1", "nodes": [], "links": [] })).starts_with("node fra1 is alone"));
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pop_relay::control::VERSION;
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
@@ -48,6 +49,9 @@ pub struct MeshConfig {
     /// A packet that is later than this at the other node is not sent again.
     #[serde(deserialize_with = "value::duration::<_, 20, 2_000>")]
     pub playout: Duration,
+    /// Newest version of what is said to other nodes, on links and on the bus: the one before while not all nodes are of this release.
+    #[serde(deserialize_with = "value::bounded::<_, _, 0, 1>")]
+    pub schema: u8,
 }
 
 impl Default for MeshConfig {
@@ -61,6 +65,7 @@ impl Default for MeshConfig {
             key: None,
             split: true,
             playout: Duration::from_millis(150),
+            schema: VERSION,
         }
     }
 }
