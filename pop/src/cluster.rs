@@ -76,8 +76,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// So long others may take to say whether they hold this node for dead. Then nobody is there who does.
 const VERDICT_WAIT_MAX: Duration = Duration::from_secs(3);
 
-/// How long after a node stood still it believes who holds it for dead.
+/// How long after a node stood still it believes who holds it for dead, when not all could be asked.
 const HANG_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// The same, when all others have answered that they do not: one of them may have found so before it heard this node again. Whoever does
+/// later was cut off, and then both sides have gone on.
+const HANG_SETTLED: Duration = Duration::from_secs(5);
 
 /// Sessions that this node keeps although nobody of them is here: each is a room without a member, some kilobytes and its records.
 const KEPT_MAX: usize = 4_096;
@@ -263,7 +267,7 @@ impl Cluster {
             next_order: 0,
             obeying: Arc::new(Semaphore::new(ORDERS_MAX)),
             hang: None,
-            hung_at: None,
+            doubted_until: None,
             deaths: Arc::default(),
         };
         let deaths = Arc::clone(&state.deaths);
@@ -502,8 +506,8 @@ struct State {
     /// Places for orders of other nodes.
     obeying: Arc<Semaphore>,
     hang: Option<Hang>,
-    /// When this node was last found to have stood still.
-    hung_at: Option<Instant>,
+    /// This node stood still, and until then believes who holds it for dead.
+    doubted_until: Option<Instant>,
     deaths: Arc<Deaths>,
 }
 
@@ -830,7 +834,7 @@ impl State {
         if is_hung || self.hang.is_some() {
             return self.ask_whether_dead(&shared);
         }
-        let is_remembered = self.hung_at.is_some_and(|at| at.elapsed() < HANG_REMEMBERED);
+        let is_remembered = self.doubted_until.is_some_and(|until| Instant::now() < until);
         if is_remembered && self.mesh.as_ref().is_some_and(|mesh| mesh.verdicts(0).into_iter().any(|(_, dead)| dead)) {
             return self.rejoin(&shared);
         }
@@ -845,20 +849,25 @@ impl State {
             tracing::warn!("this node stood still: it asks the others whether they hold it for dead");
             Hang { since: now, since_us: self.mesh.as_ref().map_or(0, Mesh::ask_verdicts) }
         });
-        self.hung_at = Some(now);
+        self.doubted_until = Some(now + HANG_REMEMBERED);
         let verdicts = self.mesh.as_ref().map_or_else(Vec::new, |mesh| mesh.verdicts(hang.since_us));
         if verdicts.iter().any(|(node, dead)| *dead && self.nodes.contains_key(node)) {
             return self.rejoin(shared);
         }
         let may_answer = |of: &Node| of.is_up() && of.record.mesh.is_some();
         let have_answered = |node: &NodeId| verdicts.iter().any(|(of, _)| of == node);
-        let all = self.nodes.iter().filter(|(_, of)| may_answer(of)).all(|(node, _)| have_answered(node));
+        let mut asked = self.nodes.iter().filter(|(_, of)| may_answer(of)).map(|(node, _)| node).peekable();
+        let is_alone = asked.peek().is_none();
+        let all = asked.all(have_answered);
         let nobody_does = self.mesh.is_none() || now.saturating_duration_since(hang.since) >= VERDICT_WAIT_MAX;
         if !all && !nobody_does {
             return;
         }
         tracing::warn!(after_ms = now.saturating_duration_since(hang.since).as_millis(), "nobody holds this node for dead: it goes on");
         self.hang = None;
+        if all && !is_alone {
+            self.doubted_until = Some(now + HANG_SETTLED);
+        }
         if let Some(bus) = &self.bus {
             bus.go_on();
         }
