@@ -10,8 +10,10 @@ import { makeNetwork } from "./network.js";
 import { artifacts, startNode } from "./node.js";
 
 const RTTS_MS = [20, 3, 55];
-/** What a browser, a node and the shaper may add on a busy machine, at the best of a handful of round trips. */
-const SLACK_MS = 6;
+/** What a browser, a node and the shaper may add on a busy machine, at the best of a handful of round trips; less than what is between the PoPs. */
+const SLACK_MS = 12;
+/** Nothing is measured well while somebody else has the processors. */
+const TRIES = 3;
 
 let network, nodes;
 
@@ -37,7 +39,7 @@ after(async () => {
 for (const launch of [launchChromium, launchFirefox]) {
   test(`the page ranks three PoPs right in ${launch.name.replace("launch", "")}`, async () => {
     const browser = await launch();
-    try {
+    const measure = async () => {
       const { page } = await browser.open(`${nodes[0].ready.http}/probe`);
       await until("the end of the measurement", () => page.evaluate(() => document.body.dataset.done === "true"), 60);
       const report = await page.evaluate(() => globalThis.popProbe.report());
@@ -55,6 +57,18 @@ for (const launch of [launchChromium, launchFirefox]) {
         }
       }
       assert.match(await page.evaluate(() => document.getElementById("best").textContent), /^pop-3ms$/);
+    };
+    try {
+      for (let tries = 1; ; tries++) {
+        try {
+          return await measure();
+        } catch (error) {
+          if (tries === TRIES) {
+            throw error;
+          }
+          console.log(`once more: ${error.message}`);
+        }
+      }
     } finally {
       await browser.close();
     }

@@ -65,6 +65,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// Each transport is looked after once in this many ticks: reports and consent once a second.
 const TICKS_PER_ROUND: usize = 100;
 
+/// The SSRCs of a track's layers are told so many times as soon as they change: each layer comes alone, and its repairs after it.
+const LAYERS_TOLD_AT_ONCE: u8 = 8;
+
 /// Figures of tracks, and of sections, that one tick tells the control plane at most: 4,000 a second of each, which is a room of 50
 /// nearly every second. With more of them each waits its turn longer.
 const STATS_PER_TICK_MAX: usize = 40;
@@ -357,6 +360,8 @@ struct Track {
     packets_reported: u64,
     /// Layers have other SSRCs than were told.
     is_bound_anew: bool,
+    /// How many times that may still be told at once.
+    tells_left: u8,
 }
 
 impl Track {
@@ -1006,15 +1011,18 @@ impl Core {
         }
     }
 
-    /// Tells the SSRCs of layers when that is new.
+    /// Tells the SSRCs of layers when that is new: all nodes hear of it. A client that changes them again and again is told of once a
+    /// second.
     fn tell_layers(&mut self) {
-        let Core { tracks, transports, events, .. } = self;
+        let Core { tracks, transports, events, tick, .. } = self;
         for (index, track) in tracks {
             let Source::Transport(transport) = track.source else { continue };
-            if !track.is_bound_anew || !has_room(events) {
+            let is_turn = track.tells_left > 0 || index % TICKS_PER_ROUND == *tick;
+            if !track.is_bound_anew || !is_turn || !has_room(events) {
                 continue;
             }
             track.is_bound_anew = false;
+            track.tells_left = track.tells_left.saturating_sub(1);
             let mut ssrcs = TrackSsrcs::default();
             for stream in transports[transport].streams.iter().filter(|stream| stream.track == index) {
                 let of_layer = &mut ssrcs[stream.layer];
@@ -1222,6 +1230,7 @@ impl Core {
             levels: (open.kind == MediaKind::Audio && matches!(source, Source::Transport(_))).then(AudioLevels::new),
             packets_reported: 0,
             is_bound_anew: false,
+            tells_left: LAYERS_TOLD_AT_ONCE,
         });
         self.track_ids.insert(open.track, index);
         index

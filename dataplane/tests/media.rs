@@ -595,6 +595,28 @@ fn layers_that_named_themselves_to_another_node_are_known_by_what_it_wrote_down(
 }
 
 #[test]
+fn a_publisher_that_changes_the_ssrc_of_a_layer_again_and_again_is_told_of_once_a_second() {
+    let mut call = Simulcast::new();
+    call.run(Duration::from_secs(1));
+    call.rig.events();
+    let (mut told, mut last) = (0, None);
+    for change in 0..1_000 {
+        let (ssrc, payload) = (10_000 + change, vp8(true, 100));
+        let elements: [(u8, &[u8]); 2] = [(1, b"0"), (2, b"q")];
+        let packet = Packet { ssrc, payload_type: 96, index: 1, timestamp: 0, elements: &elements, payload: &payload };
+        call.rig.receive(&call.publisher, protect(&call.publisher, &packet));
+        call.rig.pass(Duration::from_millis(10));
+        for event in call.rig.events() {
+            if let Event::LayersBound { ssrcs, .. } = event {
+                (told, last) = (told + 1, ssrcs[2].media);
+            }
+        }
+    }
+    assert!((10..=18).contains(&told), "told {told} times in 10 s");
+    assert!(last.is_some_and(|ssrc| ssrc >= 10_890), "and what is told is what is: {last:?}");
+}
+
+#[test]
 fn when_the_top_layer_pauses_the_next_one_comes_within_a_second_and_gives_way_again() {
     let mut call = Simulcast::new();
     call.run(Duration::from_secs(4));

@@ -660,7 +660,9 @@ impl State {
             Request::Abroad { session, node, told, hold } => self.tell_abroad(session, node, told, hold),
             Request::LinkStats { worker, link, stats } => {
                 if let Some(of) = self.links.values_mut().find(|of| of.peer.number == link.node()) {
-                    let before = of.stats.insert((worker, link), stats).unwrap_or_default();
+                    let before = of.stats.get(&(worker, link)).copied().unwrap_or_default();
+                    // What was missed and comes late was missed all the same: a counter does not fall.
+                    of.stats.insert((worker, link), LinkStats { lost: stats.lost.max(before.lost), ..stats });
                     if let Some(mesh) = &self.mesh {
                         mesh.note_figures(of.peer.node, total(of.stats.values()));
                     }

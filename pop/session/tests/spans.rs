@@ -711,6 +711,52 @@ fn only_who_it_was_takes_it_over_and_only_while_its_node_is_away() {
     );
 }
 
+/// A is cut off, and C takes over whom it had.
+fn taken_over_by_c(now_ms: u64) -> (Mesh, ParticipantId, TrackId) {
+    let (mut mesh, ann, [video, _], ..) = two_in_a_call();
+    mesh.on(A, |stage| connect(stage, "dan"));
+    mesh.cut = Some(A);
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    mesh.on(C, |stage| {
+        stage.members.insert("ann", ann);
+        assert_eq!(stage.resume_at("ann", everything(), now_ms), Ok(Reply::Joined));
+        stage.offer("ann", offer_of_ann());
+    });
+    (mesh, ann, video)
+}
+
+#[test]
+fn who_goes_on_again_at_a_node_whose_clock_is_behind_is_not_older_for_clients() {
+    let (mut mesh, ann, _) = taken_over_by_c(1_700_000_000_000);
+    let versions = |told: &[Notice]| -> Vec<u32> {
+        let infos = told.iter().filter_map(|notice| if let Notice::Participants(infos) = notice { Some(infos) } else { None });
+        infos.flat_map(|infos| infos.iter()).filter(|info| info.participant == ann).map(|info| info.version).collect()
+    };
+    let before = versions(&mesh.on(B, |stage| stage.told("bob")));
+    mesh.on(B, Stage::forget);
+    mesh.cut = Some(C);
+    mesh.node(B, |session, now| session.handle_node_away(now, C));
+    mesh.on(B, |stage| {
+        stage.members.insert("ann", ann);
+        assert_eq!(stage.resume_at("ann", everything(), 1_699_999_000_000), Ok(Reply::Joined));
+        stage.offer("ann", offer_of_ann());
+    });
+    let after = versions(&mesh.on(B, |stage| stage.told("bob")));
+    assert!(!before.is_empty() && !after.is_empty() && after.iter().all(|after| after > before.last().unwrap()), "{before:?}, {after:?}");
+}
+
+#[test]
+fn a_record_that_counts_further_than_any_node_is_none() {
+    let (mut mesh, ..) = two_in_a_call();
+    let record = all_of(A, &mesh.nodes[&A].session).remove(0);
+    for (counter, applied) in [(u32::MAX, Applied::Stale), (1 << 31, Applied::Stale), ((1 << 31) - 1, Applied::New)] {
+        let record = Record { version: Version { counter, ..record.version }, ..record.clone() };
+        mesh.node(B, |session, now| assert_eq!(session.handle_record(now, record), applied, "{counter}"));
+    }
+}
+
 #[test]
 fn of_two_that_take_one_over_at_once_the_lower_node_has_it() {
     let (mut mesh, ann, ..) = two_in_a_call();
@@ -742,17 +788,8 @@ fn of_two_that_take_one_over_at_once_the_lower_node_has_it() {
 
 #[test]
 fn one_that_went_on_elsewhere_and_left_there_is_gone_for_those_who_stayed_and_comes_back_to_nobody() {
-    let (mut mesh, ann, ..) = two_in_a_call();
-    mesh.on(A, |stage| connect(stage, "dan"));
-    mesh.cut = Some(A);
-    for node in [B, C] {
-        mesh.node(node, |session, now| session.handle_node_away(now, A));
-    }
-    mesh.on(C, |stage| {
-        stage.members.insert("ann", ann);
-        assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
-        stage.say("ann", MemberRequest::Leave);
-    });
+    let (mut mesh, ann, _) = taken_over_by_c(0);
+    mesh.on(C, |stage| stage.say("ann", MemberRequest::Leave));
     mesh.on(A, Stage::forget);
     // C hears late what A said of ann, and A what C said last.
     let of_a = all_of(A, &mesh.nodes[&A].session);
@@ -771,16 +808,7 @@ fn one_that_went_on_elsewhere_and_left_there_is_gone_for_those_who_stayed_and_co
 
 #[test]
 fn one_that_was_taken_over_by_a_node_that_died_is_again_whose_it_was() {
-    let (mut mesh, ann, [video, _], ..) = two_in_a_call();
-    mesh.cut = Some(A);
-    for node in [B, C] {
-        mesh.node(node, |session, now| session.handle_node_away(now, A));
-    }
-    mesh.on(C, |stage| {
-        stage.members.insert("ann", ann);
-        assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
-        stage.offer("ann", offer_of_ann());
-    });
+    let (mut mesh, _, video) = taken_over_by_c(0);
     mesh.cut = Some(C);
     mesh.node(B, |session, now| session.handle_node_away(now, C));
     mesh.node(B, |session, now| session.handle_node_back(now, A));

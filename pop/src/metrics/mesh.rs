@@ -70,7 +70,7 @@ fn encode_links(encoder: &mut DescriptorEncoder, links: &[LinkState]) -> Result<
         ("pop_mesh_link_mtu_bytes", "Longest UDP payload that passes to another node", |link| f64::from(link.figures.mtu)),
         (
             "pop_mesh_link_limit_bits_per_second",
-            "What a link carries, where loss and delay say that it is less than what is to be sent; 0: no limit is known",
+            "What a link carries, where loss and delay say that it is less than what is to be sent: the sum over those of its workers that know a limit; 0: none does",
             |link| link.figures.limit as f64,
         ),
     ];
@@ -88,10 +88,12 @@ fn encode_links(encoder: &mut DescriptorEncoder, links: &[LinkState]) -> Result<
         ("pop_mesh_link_bytes", "UDP payload bytes of relay datagrams to and from another node", "direction", |link| {
             [("in", link.figures.bytes_in), ("out", link.figures.bytes_out)]
         }),
-        ("pop_mesh_link_lost_datagrams", "Datagrams of another node that did not come, by what became of them", "result", |link| {
-            let repaired = link.figures.repaired;
-            [("repaired", repaired), ("lost", link.figures.lost.saturating_sub(repaired))]
-        }),
+        (
+            "pop_mesh_link_lost_datagrams",
+            "Datagrams of another node that did not come at first (missed), and of these what its repairs brought in time (repaired)",
+            "result",
+            |link| [("missed", link.figures.lost), ("repaired", link.figures.repaired)],
+        ),
         (
             "pop_mesh_link_dropped",
             "What came over a link and was not authentic, new or well-formed (refused), and video that was not sent over it because it does \

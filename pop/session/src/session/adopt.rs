@@ -34,10 +34,14 @@ pub(crate) struct Adopted {
     pub(super) received: Option<Vec<(ParticipantId, u32)>>,
 }
 
+/// No participant changes more often than this within one epoch.
+const CHANGES_MAX: u32 = 1 << 24;
+
 /// It may have been at a node that we never heard: clients must not hold what that one told for newer. So the changes of one who comes back
-/// are numbered from the wall clock on, in 64ths of a second, which begin again once a year.
-pub(super) fn first_counter(now_ms: u64) -> u32 {
-    (now_ms * 64 / 1_000) as u32 & COUNTER_MAX
+/// are numbered from the wall clock on, in 64ths of a second, which begin again once a year. `known`: what is known to have been told.
+pub(super) fn first_counter(now_ms: u64, known: u32) -> u32 {
+    let wall = now_ms.saturating_mul(64) / 1_000 % u64::from(COUNTER_MAX - CHANGES_MAX);
+    known.max(wall as u32)
 }
 
 impl Session {
@@ -101,7 +105,7 @@ impl Session {
             tracks: ours,
             sections: Vec::new(),
             texts: Texts { name, metadata, attributes },
-            counter: first_counter(resume.now_ms),
+            counter: first_counter(resume.now_ms, version.counter),
             told: Bucket::full(CHANGES_BURST),
             epoch: version.epoch.saturating_add(1),
             member: Some(Box::new(member)),

@@ -227,7 +227,7 @@ impl Session {
         // While its client was away it may have been at another node, which took it over and is gone: what is told from now on is newer.
         if !is_adopted {
             participant.epoch = participant.epoch.saturating_add(1);
-            participant.counter = first_counter(resume.now_ms).max(participant.counter);
+            participant.counter = first_counter(resume.now_ms, participant.counter);
             self.restated.insert(id);
         }
         member.told_grades.clear();

@@ -121,6 +121,10 @@ impl Session {
 
     fn take_record(&mut self, now: Time, record: Record) -> Applied {
         let RemoteKey { node, participant: id } = record.key;
+        // No node counts so far: what comes after it would be older for clients.
+        if record.version.counter > COUNTER_MAX {
+            return Applied::Stale;
+        }
         if let Some(local) = self.participants.get_mut(&id) {
             let is_newer = (record.version.epoch, Reverse(node)) > (local.epoch, Reverse(self.node));
             // The first epoch is no take-over: who writes it of one of ours has no right to.
@@ -414,12 +418,12 @@ fn rank_remote(remote: &RemoteParticipant) -> (u64, u64, ParticipantId) {
 /// of that there, and takes what is newer alone.
 fn is_same(before: Option<&ParticipantInfo>, after: Option<&ParticipantInfo>) -> bool {
     let (Some(before), Some(after)) = (before, after) else { return false };
-    after.version <= before.version + 1 && ParticipantInfo { version: after.version, ..before.clone() } == *after
+    after.version <= before.version.saturating_add(1) && ParticipantInfo { version: after.version, ..before.clone() } == *after
 }
 
 fn end(mut info: ParticipantInfo, reason: LeaveReason) -> ParticipantInfo {
     (info.state, info.left, info.tracks) = (MemberState::Disconnected, Some(reason), Vec::new());
-    info.version += 1;
+    info.version = info.version.saturating_add(1);
     info
 }
 

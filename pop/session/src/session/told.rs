@@ -203,7 +203,7 @@ impl Session {
     pub(super) fn describe_gone(&self, participant: &LocalParticipant, reason: LeaveReason) -> ParticipantInfo {
         let mut info = self.describe_local(participant);
         (info.state, info.left, info.tracks) = (MemberState::Disconnected, Some(reason), Vec::new());
-        info.version += 1;
+        info.version = info.version.saturating_add(1);
         info
     }
 

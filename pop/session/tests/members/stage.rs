@@ -224,8 +224,13 @@ impl Stage {
     }
 
     pub(crate) fn resume_as(&mut self, name: &'static str, permissions: Permissions) -> Result<Reply, Refusal> {
+        self.resume_at(name, permissions, 0)
+    }
+
+    /// `now_ms`: the node's wall clock.
+    pub(crate) fn resume_at(&mut self, name: &'static str, permissions: Permissions, now_ms: u64) -> Result<Reply, Refusal> {
         let participant = self.members[name];
-        self.request(Request::Resume(Box::new(Resume { participant, identity: identity(name), permissions, now_ms: 0, client: "".into() })))
+        self.request(Request::Resume(Box::new(Resume { participant, identity: identity(name), permissions, now_ms, client: "".into() })))
     }
 
     pub(crate) fn say(&mut self, name: &str, request: MemberRequest) {
