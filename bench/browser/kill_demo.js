@@ -34,7 +34,7 @@ async function demonstrate() {
   for (const [i, token] of values.tokens.split(",").entries()) {
     const person = await openRoom(browsers[i], site);
     Object.assign(person, await person.join(values.signal.replace("http", "ws"), token, { policy: true }));
-    people.push(Object.assign(person, { camera: await person.camera(true, CAMERA, { simulcast: false }) }));
+    people.push(Object.assign(person, { camera: await person.camera(true, CAMERA) }));
   }
   const [ann, bob] = people;
   const views = [{ viewer: ann, sid: bob.camera }, { viewer: bob, sid: ann.camera }];

@@ -216,7 +216,9 @@ fn extensions_of_equal_size_keep_a_train_whole_and_number_its_packets() {
 #[test]
 fn what_a_viewers_feedback_tells_is_reported_with_its_sections() {
     let (mut rig, publisher, viewer) = call();
-    rig.exchange(publisher.path, media(&publisher, 10, true));
+    for index in 10..110 {
+        rig.exchange(publisher.path, media(&publisher, index, index == 10));
+    }
     let mut recorder = pop_proto::twcc::TwccRecorder::new();
     for sequence in (0..100).filter(|s| s % 10 != 3) {
         recorder.record(sequence, rig.now);

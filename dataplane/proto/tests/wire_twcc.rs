@@ -79,6 +79,13 @@ fn drain(recorder: &mut TwccRecorder, now: Time, out: &mut [u8]) -> Vec<Feedback
         let Some(RtcpPacket::TransportCc(ours)) = RtcpReader::new(packet).expect("our reader takes it").next() else { panic!("TWCC") };
         assert_eq!((ours.sender, ours.media, ours.base_sequence), (0x0a, 0x0b, feedback.base));
         assert_eq!((usize::from(ours.status_count), ours.feedback_count), (feedback.arrivals.len(), feedback.number));
+        let count = feedback.arrivals.len();
+        for (skip, take) in [(0, count), (1, count), (count / 3, count / 2), (count / 2, 1), (count, 9), (0, 0)] {
+            let among: Vec<_> = feedback.arrivals.iter().skip(skip).take(take).map(Option::is_some).collect();
+            let received = among.iter().filter(|came| **came).count();
+            let covered = among.iter().rposition(|came| *came).map_or(0, |last| last + 1);
+            assert_eq!(ours.received_among(skip as u16, take as u16), (received as u16, covered as u16), "{take} from {skip} on");
+        }
         let theirs = TransportLayerCc::unmarshal(&mut &packet[..]).expect("webrtc-rs reads what we write");
         assert_eq!((theirs.base_sequence_number, theirs.reference_time), (feedback.base, feedback.reference));
         let deltas: Vec<i64> = theirs.recv_deltas.iter().map(|delta| delta.delta).collect();

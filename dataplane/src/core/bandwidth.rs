@@ -12,6 +12,7 @@ use std::time::Duration;
 use pop_proto::allocation::{Demand, Grant, Step, allocate};
 use pop_proto::allowance::{Allowance, Told};
 use pop_proto::control::{LayerWish, MediaKind, SubscriptionStats};
+use pop_proto::wire::rtcp::TransportCc;
 use pop_schemas::Time;
 use slab::Slab;
 
@@ -32,6 +33,8 @@ pub(super) struct Downstream {
     pub(super) allowance: Allowance,
     /// By transport-wide feedback, since the start.
     pub(super) feedback: Tally,
+    /// The first transport-wide number that no feedback has told of.
+    told_until: u16,
     /// By report blocks, since the start.
     reports: Tally,
     remb: Option<(Time, u64)>,
@@ -106,9 +109,19 @@ impl Reported {
 }
 
 impl Downstream {
-    /// Takes transport-wide feedback.
-    pub(super) fn handle_feedback(&mut self, received: u64, lost: u64) {
-        self.feedback.add(received, lost);
+    /// Takes transport-wide feedback; `next` is the next number that would be sent. Each number counts once. Of a client that came from
+    /// another node it tells of that one's numbers, too: what was not sent here was not lost here.
+    pub(super) fn handle_feedback(&mut self, feedback: &TransportCc<'_>, next: u16) {
+        let untold = next.wrapping_sub(self.told_until);
+        let ahead = feedback.base_sequence.wrapping_sub(self.told_until);
+        let skip = if ahead < untold { 0 } else { ahead.wrapping_neg() };
+        let ahead = if ahead < untold { ahead } else { 0 };
+        let take = feedback.status_count.saturating_sub(skip).min(untold - ahead);
+        let (received, covered) = feedback.received_among(skip, take);
+        if covered > 0 {
+            self.told_until = self.told_until.wrapping_add(ahead + covered);
+            self.feedback.add(received.into(), (covered - received).into());
+        }
     }
 
     /// Takes what a report block tells of a section: of so many packets so many were lost on the way to this client.
@@ -261,12 +274,44 @@ mod tests {
         assert_eq!(at(1_010, 0xffff_ff00).lost_since(&before, 255), (10, 0), "a number that goes back");
     }
 
+    /// Feedback of `(came, how many)` from number `base` on, while `next` is the next number that is sent.
+    fn tell(downstream: &mut Downstream, next: u16, base: u16, runs: &[(bool, u16)]) {
+        let chunks: Vec<_> = runs.iter().map(|(came, run)| (u16::from(*came) << 13 | run).to_be_bytes()).collect();
+        let status_count = runs.iter().map(|(_, run)| run).sum();
+        let (sender, media, reference_time, feedback_count) = (1, 2, 0, 0);
+        let feedback =
+            TransportCc { sender, media, base_sequence: base, status_count, reference_time, feedback_count, chunks: &chunks, deltas: &[] };
+        downstream.handle_feedback(&feedback, next);
+    }
+
+    #[test]
+    fn what_another_node_sent_to_a_client_is_not_lost_here() {
+        let mut downstream = Downstream::default();
+        // It had 5,000 packets there, and tells of everything since.
+        tell(&mut downstream, 20, 0, &[(true, 10), (false, 4_950), (true, 40)]);
+        assert_eq!(downstream.feedback, Tally { received: 10, lost: 0 }, "and what follows may be on the way");
+        tell(&mut downstream, 40, 10, &[(true, 5), (false, 5), (true, 10), (false, 4_930), (true, 40)]);
+        assert_eq!(downstream.feedback, Tally { received: 25, lost: 5 });
+        tell(&mut downstream, 40, 10, &[(true, 5), (false, 5), (true, 10)]);
+        tell(&mut downstream, 40, 4_960, &[(true, 40)]);
+        assert_eq!(downstream.feedback, Tally { received: 25, lost: 5 }, "each counts once");
+        // One that had 40,000 there.
+        let mut downstream = Downstream::default();
+        tell(&mut downstream, 12, 40_000, &[(true, 1), (false, 8_000), (false, 8_000), (false, 8_000), (false, 1_535), (true, 10)]);
+        assert_eq!(downstream.feedback, Tally { received: 10, lost: 0 });
+        // Over the end of the numbers.
+        let mut downstream = Downstream { told_until: 65_530, ..Downstream::default() };
+        tell(&mut downstream, 10, 65_532, &[(true, 3), (false, 2), (true, 5)]);
+        assert_eq!(downstream.feedback, Tally { received: 8, lost: 2 }, "a feedback before it was lost, and tells nothing");
+        assert_eq!(downstream.told_until, 6);
+    }
+
     #[test]
     fn feedback_about_sound_alone_does_not_hide_what_reports_tell_of_pictures() {
-        let second = |feedback: (u64, u64), report: (u64, u64)| {
+        let second = |feedback: (u16, u16), report: (u64, u64)| {
             let mut downstream = Downstream::default();
             downstream.judge(Time::ZERO, Sent::default());
-            downstream.handle_feedback(feedback.0, feedback.1);
+            tell(&mut downstream, 200, 0, &[(false, feedback.1), (true, feedback.0)]);
             downstream.handle_report(report.0, report.1);
             downstream.judge(Time::from_millis(1_000), Sent { packets: 200, bytes: 200_000 });
             downstream.allowance.limit()
@@ -279,10 +324,10 @@ mod tests {
     #[test]
     fn the_first_second_of_a_client_is_not_measured_against_the_uptime() {
         let mut downstream = Downstream::default();
-        downstream.handle_feedback(70, 30);
+        tell(&mut downstream, 100, 0, &[(false, 30), (true, 70)]);
         downstream.judge(Time::from_millis(86_400_000), Sent { packets: 100, bytes: 100_000 });
         assert_eq!(downstream.allowance.limit(), None);
-        downstream.handle_feedback(70, 30);
+        tell(&mut downstream, 200, 100, &[(false, 30), (true, 70)]);
         downstream.judge(Time::from_millis(86_401_000), Sent { packets: 200, bytes: 200_000 });
         assert_eq!(downstream.allowance.limit(), Some(560_000), "30 % of 0.8 Mbit/s are lost");
     }

@@ -165,9 +165,8 @@ impl Core {
     }
 
     fn handle_transport_feedback(&mut self, transport: usize, feedback: &TransportCc<'_>) {
-        let received = u64::from(feedback.received());
-        let lost = u64::from(feedback.status_count) - received;
-        self.transports[transport].downstream.handle_feedback(received, lost);
+        let transport = &mut self.transports[transport];
+        transport.downstream.handle_feedback(feedback, transport.transport_sequence);
         self.counters.rtcp_twcc_in += 1;
     }
 

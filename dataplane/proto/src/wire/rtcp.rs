@@ -271,33 +271,42 @@ impl<'a> TransportCc<'a> {
 }
 
 impl TransportCc<'_> {
-    /// How many of the packets it tells as received. Work is bounded by the datagram's bytes.
-    pub fn received(&self) -> u16 {
-        let mut left = usize::from(self.status_count);
-        let mut received = 0;
+    /// Of the `take` packets after the first `skip`: how many it tells as received, and how many there are up to the last of these. What
+    /// comes behind that one may be on the way. Work is bounded by the datagram's bytes.
+    pub fn received_among(&self, skip: u16, take: u16) -> (u16, u16) {
+        let (begin, end) = (usize::from(skip), usize::from(skip) + usize::from(take));
+        let (mut at, mut received, mut covered) = (0, 0, 0);
+        let mut count = |at: usize, len: usize| {
+            let (first, last) = (at.max(begin), (at + len).min(end));
+            if first < last {
+                received += last - first;
+                covered = last - begin;
+            }
+        };
         for chunk in self.chunks {
             let chunk = u16::from_be_bytes(*chunk);
-            received += match chunk >> 14 {
+            let left = usize::from(self.status_count) - at;
+            // A run, or a bit or two for each packet. `parse` let no symbol 3 in.
+            let (width, len) = match chunk >> 14 {
                 0b00 | 0b01 => {
                     let run = usize::from(chunk & 0x1fff).min(left);
-                    left -= run;
-                    if chunk >> 13 & 3 == 0 { 0 } else { run }
+                    if chunk >> 13 & 3 != 0 {
+                        count(at, run);
+                    }
+                    at += run;
+                    continue;
                 }
-                0b10 => {
-                    let symbols = left.min(14);
-                    left -= symbols;
-                    ((chunk & 0x3fff) >> (14 - symbols)).count_ones() as usize
-                }
-                _ => {
-                    let symbols = left.min(7);
-                    left -= symbols;
-                    let used = (chunk & 0x3fff) >> (14 - 2 * symbols);
-                    // `parse` let no symbol 3 in, so that a received packet is one set bit.
-                    used.count_ones() as usize
-                }
+                0b10 => (1, left.min(14)),
+                _ => (2, left.min(7)),
             };
+            for packet in 0..len {
+                if chunk >> (14 - width * (packet + 1)) & ((1 << width) - 1) != 0 {
+                    count(at + packet, 1);
+                }
+            }
+            at += len;
         }
-        received as u16
+        (received as u16, covered as u16)
     }
 }
 
