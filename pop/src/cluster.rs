@@ -79,9 +79,9 @@ const VERDICT_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How long after a node stood still it believes who holds it for dead, when not all could be asked.
 const HANG_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// The same, when all others have answered that they do not: one of them may have found so before it heard this node again. Whoever does
-/// later was cut off, and then both sides have gone on.
-const HANG_SETTLED: Duration = Duration::from_secs(5);
+/// The same, when all others have answered that they do not: one of them may find so before it hears this node again, which is a tenth of a
+/// second and a round trip later, and says so within the same. Whoever does later is cut off, and then both sides go on.
+const HANG_SETTLED: Duration = Duration::from_secs(1);
 
 /// Sessions that this node keeps although nobody of them is here: each is a room without a member, some kilobytes and its records.
 const KEPT_MAX: usize = 4_096;
@@ -736,6 +736,8 @@ impl State {
                         }
                     }
                 }
+                // Rooms hear that it is back before they hear what it says of whom they have given up: of a node that is away that is old.
+                self.look();
             }
             BusEvent::NodeChanged(record) => {
                 self.dial(&record);
