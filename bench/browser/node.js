@@ -42,7 +42,7 @@ async function freeMediaPort() {
 /**
  * Starts a node, inside the network namespace `netns` when given. `address` is one of that host's own; media listens on loopback as
  * well. Captures run on `interfaces` of this namespace. `extra` is more of the config. A namespace of its own has ports that may be
- * given: `httpPort`, and `mediaPort` of the first worker.
+ * given: `httpPort`, and `mediaPort` of the first worker; there the admin listener has one, too, for a node that begins anew by itself.
  */
 export async function startNode(name, { address = "127.0.0.1", netns, interfaces = netns ? [] : ["lo"], httpPort = 0, mediaPort, extra = "" } = {}) {
   const folder = await mkdtemp(path.join(tmpdir(), "pop-e2e-"));
@@ -57,7 +57,7 @@ export async function startNode(name, { address = "127.0.0.1", netns, interfaces
     `[http]
 listen = "${address}:${httpPort}"
 [admin]
-listen = "${netns ? address : "127.0.0.1"}:0"
+listen = "${netns ? `${address}:9464` : "127.0.0.1:0"}"
 socket = "${folder}/pop.sock"
 [media]
 addresses = [${addresses}]
@@ -111,17 +111,29 @@ class Node {
 
   /** All samples of `/metrics` as a map from the line's name and labels to its value. */
   async metrics() {
-    const text = await (await fetch(`${this.ready.admin}/metrics`)).text();
+    const text = await (await this.ask("/metrics")).text();
     const samples = text.split("\n").filter((line) => line && !line.startsWith("#"));
     return new Map(samples.map((line) => [line.slice(0, line.lastIndexOf(" ")), Number(line.slice(line.lastIndexOf(" ") + 1))]));
   }
 
   async sessions() {
-    return (await fetch(`${this.ready.admin}/api/v1/sessions`)).json();
+    return (await this.ask("/api/v1/sessions")).json();
   }
 
   async status() {
-    return (await fetch(`${this.ready.admin}/api/v1/status`)).json();
+    return (await this.ask("/api/v1/status")).json();
+  }
+
+  /** Its log, as far as somebody may want to read it. */
+  lastWords() {
+    return `${this.name}:\n${lastWords(this.log)}`;
+  }
+
+  /** Of the admin listener. An error says at which node, why, and what that said last. */
+  ask(route) {
+    return fetch(this.ready.admin + route).catch((error) => {
+      assert.fail(`${this.name} ${route}: ${error.cause?.code ?? error.cause ?? error}; exit code ${this.child.exitCode}:\n${lastWords(this.log)}`);
+    });
   }
 
   /** Ends the node and its captures; it must end well, and no key and index may have made two ciphertexts. */
