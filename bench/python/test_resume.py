@@ -5,7 +5,7 @@ import time
 import unittest
 
 import nodes as nodes_of_one_pop
-from client import until
+from client import Client, sdp_fragment, until
 from guest import Guest, Wire, until_tone, watch
 from livekit import rtc
 
@@ -151,6 +151,31 @@ class Resume(Call):
         finally:
             await bob.leave()
             await ann.leave()
+
+    async def test_a_whip_camera_whose_node_died_is_told_so_at_once_and_posts_anew(self):
+        nodes, room = await self.start(split=False), "camera"
+        viewer, camera, again = Client(), Client(), Client()
+        try:
+            await (await camera.publish(nodes["a"], room)).until_connected()
+            await (await viewer.watch(nodes["b"], room)).until_connected()
+            await until("some packets", lambda: min(len(it) for it in viewer.received.values()) >= 50, 20)
+            fragment = sdp_fragment(camera.connections[-1])
+            nodes["a"].kill()
+            died = time.monotonic()
+            before = {kind: len(it) for kind, it in viewer.received.items()}
+            # The service address leads to another node now. A fingerprint may not change (RFC 9725), so there is nothing to restart.
+            for name in ("b", "c"):
+                camera.resource = camera.resource.replace(nodes["a"].http, nodes[name].http).replace(nodes["b"].http, nodes[name].http)
+                status, _, answer = await camera.patch(fragment, "*")
+                print(f"PATCH at {name} after {time.monotonic() - died:.3f} s: {status} {answer.strip()}", flush=True)
+                self.assertEqual(status, 404)
+            camera.resource = None
+            await (await again.publish(nodes["c"], room)).until_connected()
+            await until("packets again", lambda: all(len(it) > before[kind] + 20 for kind, it in viewer.received.items()), 20)
+            print(f"20 packets of each kind {time.monotonic() - died:.2f} s after the death", flush=True)
+        finally:
+            for client in (camera, again, viewer):
+                await client.close()
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ pub(super) async fn carry(State(node): State<Node>, request: Request, next: Next
         match goal {
             // Any node will do.
             Goal::Join(_) => failed.push(there.name.id()),
-            // Another one takes it over as soon as it is known that this one is dead.
-            Goal::Member { .. } if !matches!(error, CarryError::Unsupported) && Instant::now() < deadline => sleep(VERDICT_INTERVAL).await,
+            // As soon as it is known that this one is dead, another one takes a member over, and a resource is none.
+            _ if !matches!(error, CarryError::Unsupported) && Instant::now() < deadline => sleep(VERDICT_INTERVAL).await,
             Goal::Member { .. } | Goal::Origin(_) => return refuse(&error),
         }
         match node.way(&goal, &failed).await {
