@@ -1599,7 +1599,7 @@ impl<'a> Track<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Track::VT_ORDER, Some(0)).unwrap()}
   }
-  /// Its owner was taken over and has not offered it again: nothing comes of it yet.
+  /// Its owner was taken over and has not offered it again: nothing comes of it yet. Since version 1.
   #[inline]
   pub fn waits(&self) -> bool {
     // Safety:
@@ -1608,6 +1608,7 @@ impl<'a> Track<'a> {
     unsafe { self._tab.get::<bool>(Track::VT_WAITS, Some(false)).unwrap()}
   }
   /// Of each of `rids` its SSRC and that of its retransmissions, 0: not known. A client names them by RID until the first report alone.
+  /// Since version 1.
   #[inline]
   pub fn ssrcs(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
     // Safety:
