@@ -449,6 +449,11 @@ impl Bus {
         self.shared.change(|replica| replica.unwatch(session));
     }
 
+    /// Participants of `node` are told once more, as it says now.
+    pub fn tell_again(&self, node: NodeId) {
+        self.shared.change(|replica| replica.tell_again(node));
+    }
+
     /// A participant of ours has another owner, who tells of it.
     pub fn withdraw(&self, session: &SessionId, participant: ParticipantId) {
         self.shared.change(|replica| replica.withdraw_participant(session, participant));

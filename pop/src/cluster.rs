@@ -736,7 +736,7 @@ impl State {
                         }
                     }
                 }
-                // Rooms hear that it is back before they hear what it says of whom they have given up: of a node that is away that is old.
+                // Rooms should hear that it is back before they hear what it says.
                 self.look();
             }
             BusEvent::NodeChanged(record) => {
@@ -939,6 +939,10 @@ impl State {
             }
             if was_away != is_away {
                 self.tell_rooms(node, if is_away { NodeFate::Away } else { NodeFate::Back });
+                // The bus may have had it back before: rooms took what it said of whom they had given up for old.
+                if let Some(bus) = self.bus.as_ref().filter(|_| !is_away) {
+                    bus.tell_again(node);
+                }
             }
         }
     }

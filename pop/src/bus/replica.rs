@@ -157,6 +157,8 @@ struct Known {
     version: Version,
     /// The last pull of its node that has confirmed it.
     pull: u32,
+    /// The next time that it comes it is told once more.
+    again: bool,
 }
 
 /// By session and node.
@@ -326,6 +328,22 @@ impl Replica {
         self.forget(nodes.values().map(BTreeMap::len).sum());
         self.watches_unsent.push_back((session.clone(), false));
         self.end_pulls(|(of, _)| of == session);
+    }
+
+    /// Asks `node` for all that it says, and tells it once more: what came while the node was held for away counted for nothing.
+    pub(super) fn tell_again(&mut self, node: NodeId) {
+        // What is under way may have passed some of them.
+        self.end_pulls(|(_, of)| *of == node);
+        let mut sessions = Vec::new();
+        for (session, nodes) in &mut self.watched {
+            if let Some(known) = nodes.get_mut(&node).filter(|known| !known.is_empty()) {
+                known.values_mut().for_each(|known| known.again = true);
+                sessions.push(session.clone());
+            }
+        }
+        for session in sessions {
+            self.pull(&session, node);
+        }
     }
 
     fn forget(&mut self, participants: usize) {
@@ -525,7 +543,7 @@ impl Replica {
             Some(entry) => {
                 // Whatever becomes of the record: its participant has not gone unseen.
                 entry.pull = pull;
-                if record.version <= entry.version {
+                if record.version < entry.version || record.version == entry.version && !entry.again {
                     if record.version < entry.version {
                         self.counters.ignore(Ignored::Older);
                     }
@@ -544,7 +562,7 @@ impl Replica {
             return;
         }
         if record.manifest.is_some() {
-            known.insert(record.key.participant, Known { version: record.version, pull });
+            known.insert(record.key.participant, Known { version: record.version, pull, again: false });
             self.known += usize::from(is_new);
         } else if !is_new {
             known.remove(&record.key.participant);
@@ -569,7 +587,7 @@ impl Replica {
             return;
         };
         let mut sum = Sum::default();
-        for (&participant, known) in nodes.get(&node).into_iter().flatten() {
+        for (&participant, known) in nodes.get(&node).into_iter().flatten().filter(|(_, known)| !known.again) {
             sum.add(participant, known.version);
         }
         if sum != digest.sum && !self.pulls.contains_key(&(session.clone(), node)) {

@@ -183,6 +183,23 @@ fn what_was_missed_comes_with_the_next_digest() {
 }
 
 #[test]
+fn whoever_was_told_while_the_node_was_held_for_away_is_told_once_more() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.put(0, 1, 1, true);
+    net.put(0, 2, 1, true);
+    net.run(200);
+    net.seen[1].clear();
+    let node = net.nodes[0].node;
+    net.nodes[1].tell_again(node);
+    net.put(0, 1, 2, false);
+    net.run(200);
+    assert_eq!(net.ids(1), [2], "and who has left is not");
+    let told = net.events[1].len();
+    net.run(5_000);
+    assert_eq!((net.events[1].len(), net.nodes[1].counters.repairs()), (told, 0), "once");
+}
+
+#[test]
 fn one_that_left_is_gone_even_when_its_tombstone_is() {
     let mut net = Net::new(&[("a", 1), ("b", 1)]);
     net.put(0, 1, 7, true);
