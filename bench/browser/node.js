@@ -85,7 +85,9 @@ class Node {
 
   /** Also once more after `kill`: the same node, in its next incarnation. */
   async start() {
-    const words = [...(this.netns ? ["ip", "netns", "exec", this.netns] : []), path.join(programs, "pop"), "run", "--json", "--config", this.config];
+    // It does not outlive a test file that is ended.
+    const within = ["setpriv", "--pdeathsig", "KILL", ...(this.netns ? ["ip", "netns", "exec", this.netns] : [])];
+    const words = [...within, path.join(programs, "pop"), "run", "--json", "--config", this.config];
     const child = spawn(words[0], words.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
     createInterface({ input: child.stderr }).on("line", (line) => this.log.push(line));
     const exited = once(child, "exit");

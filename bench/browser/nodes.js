@@ -1,6 +1,7 @@
 // A PoP of several nodes, each in a namespace of its own, on a network whose wires can be shaped one by one. The people are here: in
 // this namespace, at the end of the network that is called `people`.
 
+import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -73,12 +74,16 @@ class Pop {
 
   /** Each node knows all others, and has a link to each. */
   async untilWhole() {
+    let answers;
     const isWhole = async () => {
-      const answers = await Promise.all(this.all.map((node) => node.status()));
+      answers = await Promise.all(this.all.map((node) => node.status()));
       const up = (list) => list.filter(({ state }) => state === "up").length === this.names.length - 1;
       return answers.every(({ nodes, links }) => up(nodes) && up(links));
     };
-    await until("nodes that know each other", isWhole);
+    await until("nodes that know each other", isWhole).catch((error) => {
+      const seen = answers.map(({ nodes, links }) => ({ nodes, links }));
+      assert.fail(`${error.message}: ${JSON.stringify(seen)}\n${this.all.map((node) => node.lastWords()).join("\n")}`);
+    });
   }
 
   /** Who is in the room as `name` knows it: from identity to `{ node, state, local, tracks, .. }`. */

@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
-import { after, before, test } from "node:test";
+import { after, afterEach, before, test } from "node:test";
 
 import { launchChromium, launchFirefox } from "./browsers.js";
 import { pause, until } from "./expect.js";
@@ -13,7 +13,7 @@ import { openRoom, serveLiveKitPage } from "./livekit.js";
 import { addMailbox } from "./mailbox.js";
 import { startPop } from "./nodes.js";
 
-let pop, site, chromium, firefox;
+let pop, site, chromium, firefox, service;
 
 before(async () => {
   [pop, site, chromium, firefox] = await Promise.all([startPop("resume", ["a", "b", "c"], { second: 76 }), serveLiveKitPage(), launchChromium(), launchFirefox()]);
@@ -24,6 +24,8 @@ after(async () => {
   site?.close();
   await pop?.stop();
 });
+
+afterEach(() => service?.close());
 
 /** The service address, which survives its node: connections go to the node `to`, which may change. */
 async function serveAddress(to) {
@@ -58,7 +60,7 @@ const TRACK_EVENTS = /^(Track|LocalTrack(Published|Unpublished)|Participant(Conn
 
 test("Chromium goes on at another node when its node is killed", async (t) => {
   const room = "call";
-  const service = await serveAddress("a");
+  service = await serveAddress("a");
   const node = (name) => pop.nodes[name].http.replace("http", "ws");
   const ann = await addMailbox(await come(chromium, service.url, room, "ann"));
   const bob = await addMailbox(await come(chromium, node("b"), room, "bob"));
@@ -116,14 +118,13 @@ test("Chromium goes on at another node when its node is killed", async (t) => {
     await person.leave();
     await person.page.close();
   }
-  service.close();
   await pop.nodes.a.start();
   await pop.untilWhole();
 });
 
 test("Firefox, whose connection keeps its certificate, begins anew at once", async (t) => {
   const room = "anew";
-  const service = await serveAddress("a");
+  service = await serveAddress("a");
   const bob = await come(chromium, pop.nodes.b.http.replace("http", "ws"), room, "bob");
   const sid = await bob.camera(true, { resolution: { width: 640, height: 360, frameRate: 15 } });
   const ann = await come(firefox, service.url, room, "ann");
@@ -143,7 +144,6 @@ test("Firefox, whose connection keeps its certificate, begins anew at once", asy
     await person.leave();
     await person.page.close();
   }
-  service.close();
   await pop.nodes.a.start();
   await pop.untilWhole();
 });
