@@ -162,9 +162,9 @@ impl Endpoint {
     }
 
     /// The client is alive. A route counts its peer's packets by itself.
-    fn note_authentic_packet(&mut self, now: Time) {
+    fn note_authentic_packet(&mut self, now: Time, path: Path) {
         if let Endpoint::Ice(ice) = self {
-            ice.note_authentic_packet(now);
+            ice.note_authentic_packet(now, path);
         }
     }
 }
@@ -634,9 +634,9 @@ impl Core {
                 Ok(protocol) => match *owner.get_or_insert_with(|| self.paths.get(&path).copied()) {
                     None => Err(DropReason::UnknownAddress),
                     Some(index) => match protocol {
-                        Protocol::Dtls => self.handle_dtls(index, datagram),
-                        Protocol::Rtp => self.handle_rtp(now, index, datagram),
-                        Protocol::Rtcp | Protocol::Stun => self.handle_rtcp(now, index, datagram),
+                        Protocol::Dtls => self.handle_dtls(now, index, path, datagram),
+                        Protocol::Rtp => self.handle_rtp(now, index, path, datagram),
+                        Protocol::Rtcp | Protocol::Stun => self.handle_rtcp(now, index, path, datagram),
                     },
                 },
             };
@@ -770,7 +770,7 @@ impl Core {
         }
     }
 
-    fn handle_dtls(&mut self, index: usize, datagram: &[u8]) -> Result<(), DropReason> {
+    fn handle_dtls(&mut self, now: Time, index: usize, path: Path, datagram: &[u8]) -> Result<(), DropReason> {
         let transport = &mut self.transports[index];
         let summary = dtls::DtlsSummary::parse(datagram)?;
         // A repeat of the client's last flight goes up: the adapter answers it from a copy and shows the library nothing of it.
@@ -784,12 +784,15 @@ impl Core {
             return Err(DropReason::DtlsQueueFull);
         }
         *budget -= 1;
+        if let Endpoint::Ice(ice) = &mut transport.endpoint {
+            ice.note_dtls(now, path, transport.keys.is_none());
+        }
         self.counters.dtls_datagrams_in += 1;
         self.events.push_back(Event::Dtls { transport: transport.id, datagram });
         Ok(())
     }
 
-    fn handle_rtp(&mut self, now: Time, index: usize, packet: &mut [u8]) -> Result<(), DropReason> {
+    fn handle_rtp(&mut self, now: Time, index: usize, path: Path, packet: &mut [u8]) -> Result<(), DropReason> {
         let transport = &mut self.transports[index];
         let view = rtp::RtpView::parse(packet)?;
         let header_len = view.header_len();
@@ -807,7 +810,7 @@ impl Core {
         let opened = keys.receiver.unprotect_rtp(packet, header_len)?;
 
         // Authenticated from here on; the header was never encrypted.
-        transport.endpoint.note_authentic_packet(now);
+        transport.endpoint.note_authentic_packet(now, path);
         let plain = &mut packet[..opened.len];
         let payload_len = rtp::payload(plain, header_len)?.len();
         meta.len = (header_len + payload_len) as u16;
@@ -1154,7 +1157,7 @@ impl Core {
                 for ufrag in ice.local_ufrags() {
                     self.ufrags.remove(ufrag.as_bytes());
                 }
-                ice.paths().iter().for_each(|path| self.forget_path(path, index));
+                ice.paths().for_each(|path| self.forget_path(&path, index));
             }
             Endpoint::Rtp(_) => self.routes.iter_mut().filter(|route| **route == Some(index)).for_each(|route| *route = None),
         }

@@ -75,12 +75,13 @@ pub(super) fn ice(data: &[u8]) -> Outcome {
         }
         let Ok(check) = Message::parse(&bytes[..len]) else { continue };
         let known = agent.is_validated(path);
+        agent.note_dtls(now, path, kind & 2 == 0);
         let outcome = agent.handle_check(now, path, &check, &mut [0; stun::RESPONSE_LEN_MAX]);
         let right = outcome.as_ref().is_ok_and(|outcome| !outcome.refused);
         answered |= outcome.is_ok();
         assert!(right || agent.is_validated(path) == known, "a refused check changed the paths");
         assert!(!right || (kind & 64 == 0 && agent.is_validated(path)));
-        assert!(agent.paths().len() <= 8 && agent.selected().is_none_or(|selected| agent.is_validated(selected)));
+        assert!(agent.paths().count() <= 8 && agent.selected().is_none_or(|selected| agent.is_validated(selected)));
         assert!(agent.deadline() > now || agent.expired(now).is_some());
     }
     Outcome::passed(answered)

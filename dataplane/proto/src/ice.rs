@@ -11,6 +11,9 @@
 //! A restart (RFC 8445 section 9) puts new credentials beside the current ones. The first check that is answered with success
 //! under them makes them the current ones, and from then on the old ones open nothing. Validated paths stay, because packets
 //! are still on their way there, and media stays on the selected one until the client nominates another.
+//!
+//! A check proves one direction. A host of two networks nominates both, and what we answer may reach it by one alone: it sends its packets
+//! by that one, and ours follow it there.
 
 use std::time::Duration;
 
@@ -19,7 +22,7 @@ use pop_schemas::Time;
 use crate::{
     DropReason,
     control::{IceCredentials, Path, TransportLoss},
-    wire::stun::{self, Kind, Message, RESPONSE_LEN_MAX, Role},
+    wire::stun::{self, Kind, Message, RESPONSE_LEN_MAX, Role, TransactionId},
 };
 
 /// Validated paths that one transport keeps: Wi-Fi, cellular, VPN and Ethernet in both address families.
@@ -27,6 +30,10 @@ pub const PATHS_MAX: usize = 8;
 
 /// A transport that no authenticated check reaches for this long after its start is given up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Packets of the client that come by another path than the nominated one, and none by that, move ours to theirs after this: those that were
+/// on their way when it nominated have come by then.
+const UNUSED_MAX: Duration = Duration::from_secs(1);
 
 /// One transport's agent.
 pub struct IceLite {
@@ -38,13 +45,23 @@ pub struct IceLite {
     opened_at: Time,
     /// Set by the first check that was answered with success, by each later one, and then by each authentic packet.
     heard_at: Option<Time>,
-    /// Validated paths, the oldest first.
-    paths: Vec<Path>,
-    /// One of `paths`; where this node sends. Set by the first validation, moved by USE-CANDIDATE, and off TCP by the first UDP path
-    /// unless the client has nominated.
+    /// Validated, the oldest first.
+    paths: Vec<Known>,
+    /// One of `paths`; where this node sends. Set by the first validation, moved by USE-CANDIDATE, off TCP by the first UDP path unless the
+    /// client has nominated, and by [`IceLite::follow`].
     selected: Option<Path>,
+    selected_at: Time,
+    /// The client has sent something else than checks by the selected path.
+    is_used: bool,
     /// The client chose the selected path.
     nominated: bool,
+}
+
+/// A validated path.
+struct Known {
+    path: Path,
+    /// Its last check with USE-CANDIDATE.
+    nomination: Option<TransactionId>,
 }
 
 /// What an authenticated check did.
@@ -75,6 +92,8 @@ impl IceLite {
             heard_at: None,
             paths: Vec::with_capacity(PATHS_MAX),
             selected: None,
+            selected_at: now,
+            is_used: false,
             nominated: false,
         }
     }
@@ -129,9 +148,10 @@ impl IceLite {
             // UDP is preferred to TCP when both work.
             Some(selected) => !self.nominated && (retired.is_some() || (selected.is_tcp() && !path.is_tcp())),
         };
-        let selected_changed = self.selected != Some(path) && (check.use_candidate() || is_better);
+        let nominates = check.use_candidate() && self.is_first(path, transaction);
+        let selected_changed = self.selected != Some(path) && (nominates || is_better);
         if selected_changed {
-            self.selected = Some(path);
+            self.select(now, path, false);
         }
         self.nominated |= check.use_candidate();
         Ok(CheckOutcome { response_len, newly_validated, selected_changed, replaced, refused: false, retired })
@@ -142,39 +162,69 @@ impl IceLite {
         let replaced = if self.paths.len() < PATHS_MAX {
             None
         } else {
-            let oldest = self.paths.iter().position(|known| Some(*known) != self.selected);
-            oldest.map(|at| self.paths.remove(at))
+            let oldest = self.paths.iter().position(|known| Some(known.path) != self.selected);
+            oldest.map(|at| self.paths.remove(at).path)
         };
-        self.paths.push(path);
+        self.paths.push(Known { path, nomination: None });
         replaced
+    }
+
+    /// Whether a nomination is not the last one of its path again. A client repeats what it has no answer to.
+    fn is_first(&mut self, path: Path, transaction: TransactionId) -> bool {
+        let known = self.paths.iter_mut().find(|known| known.path == path);
+        known.is_none_or(|known| known.nomination.replace(transaction) != Some(transaction))
+    }
+
+    fn select(&mut self, now: Time, path: Path, is_used: bool) {
+        (self.selected, self.selected_at, self.is_used) = (Some(path), now, is_used);
     }
 
     /// Forgets paths that are `gone`; media goes to the one that was validated last of those that are left, UDP first.
     pub fn forget(&mut self, gone: impl Fn(&Path) -> bool) {
-        self.paths.retain(|path| !gone(path));
+        self.paths.retain(|known| !gone(&known.path));
         if self.selected.is_some_and(|selected| gone(&selected)) {
-            self.selected = self.paths.iter().max_by_key(|path| !path.is_tcp()).copied();
+            self.selected = self.paths().max_by_key(|path| !path.is_tcp());
+            self.is_used = false;
             self.nominated = false;
         }
     }
 
     /// Whether an authenticated check came over `path`.
     pub fn is_validated(&self, path: Path) -> bool {
-        self.paths.contains(&path)
+        self.paths().any(|known| known == path)
     }
 
     /// A packet of the client was authenticated by SRTP: it is there although it may not check again. libnice, and so GStreamer,
     /// keeps a selected pair alive with Binding indications only.
     #[inline]
-    pub fn note_authentic_packet(&mut self, now: Time) {
+    pub fn note_authentic_packet(&mut self, now: Time, path: Path) {
         if self.heard_at.is_some() {
             self.heard_at = Some(now);
+        }
+        self.follow(now, path, UNUSED_MAX);
+    }
+
+    /// A DTLS datagram came by `path`. The one of a handshake shows at once by which path the client reads.
+    pub fn note_dtls(&mut self, now: Time, path: Path, is_handshake: bool) {
+        self.follow(now, path, if is_handshake { Duration::ZERO } else { UNUSED_MAX });
+    }
+
+    /// The client sends by `path`, and so do we when it has not sent by the selected one for `patience` after that was selected.
+    #[inline]
+    fn follow(&mut self, now: Time, path: Path, patience: Duration) {
+        if self.is_used && !patience.is_zero() {
+            return;
+        }
+        if self.selected == Some(path) {
+            self.is_used = true;
+        } else if now.since(self.selected_at) >= patience && self.is_validated(path) {
+            self.select(now, path, true);
         }
     }
 
     /// Every validated path, the oldest first.
-    pub fn paths(&self) -> &[Path] {
-        &self.paths
+    pub fn paths(&self) -> impl Iterator<Item = Path> {
+        self.paths.iter().map(|known| known.path)
     }
 
     /// Where media and DTLS go.
@@ -289,6 +339,42 @@ mod tests {
         assert!(!check(&mut ice, 3, path(1), &PLAIN).selected_changed, "a check without USE-CANDIDATE moves nothing");
     }
 
+    /// A host of two networks nominates a path on each, and our answers reach it by the first alone.
+    fn answered_by_one_of_two() -> (IceLite, BindingRequest<'static>) {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &NOMINATING);
+        let unanswered = BindingRequest { transaction: TransactionId([6; 12]), ..NOMINATING };
+        assert!(check(&mut ice, 1, path(2), &unanswered).selected_changed, "it cannot be seen that this one fails");
+        (ice, unanswered)
+    }
+
+    #[test]
+    fn a_handshake_goes_on_by_the_path_by_which_the_client_sends_it() {
+        let (mut ice, unanswered) = answered_by_one_of_two();
+        ice.note_dtls(Time::from_millis(1_001), path(3), true);
+        assert_eq!(ice.selected(), Some(path(2)), "a path that no check validated is none");
+        ice.note_dtls(Time::from_millis(1_001), path(1), true);
+        assert_eq!(ice.selected(), Some(path(1)));
+        assert!(!check(&mut ice, 2, path(2), &unanswered).selected_changed, "the same check once more: it has had no answer");
+        let renewed = BindingRequest { transaction: TransactionId([7; 12]), ..NOMINATING };
+        assert!(check(&mut ice, 3, path(2), &renewed).selected_changed, "another check nominates anew");
+    }
+
+    #[test]
+    fn media_follows_a_client_that_never_sends_by_the_path_that_it_nominated() {
+        let (mut ice, _) = answered_by_one_of_two();
+        ice.note_authentic_packet(Time::from_millis(1_999), path(1));
+        assert_eq!(ice.selected(), Some(path(2)), "this one may have been on its way");
+        ice.note_authentic_packet(Time::from_millis(2_000), path(1));
+        assert_eq!(ice.selected(), Some(path(1)));
+        // By this one it does send, and what comes late by the other moves nothing.
+        let moved = BindingRequest { transaction: TransactionId([7; 12]), ..NOMINATING };
+        assert!(check(&mut ice, 3, path(2), &moved).selected_changed);
+        ice.note_authentic_packet(Time::from_millis(3_100), path(2));
+        ice.note_authentic_packet(Time::from_millis(9_000), path(1));
+        assert_eq!(ice.selected(), Some(path(2)));
+    }
+
     #[test]
     fn a_check_without_priority_or_role_is_accepted() {
         let mut ice = agent();
@@ -386,7 +472,7 @@ mod tests {
         for port in 200..300 {
             check(&mut ice, 1, path(port), &PLAIN);
         }
-        assert_eq!(ice.paths().len(), PATHS_MAX);
+        assert_eq!(ice.paths().count(), PATHS_MAX);
         assert_eq!(ice.selected(), Some(path(0)));
         let moved = check(&mut ice, 1, path(400), &NOMINATING);
         assert!(moved.selected_changed && ice.is_validated(path(400)) && ice.is_validated(path(0)));
@@ -417,11 +503,11 @@ mod tests {
         check(&mut ice, 1, path(2), &PLAIN);
         check(&mut ice, 1, path(3), &NOMINATING);
         ice.forget(|gone| *gone == path(1));
-        assert_eq!((ice.selected(), ice.paths().len()), (Some(path(3)), 2));
+        assert_eq!((ice.selected(), ice.paths().count()), (Some(path(3)), 2));
         ice.forget(|gone| *gone == path(3));
         assert_eq!(ice.selected(), Some(path(2)));
         ice.forget(|_| true);
-        assert_eq!((ice.selected(), ice.paths().len()), (None, 0));
+        assert_eq!((ice.selected(), ice.paths().count()), (None, 0));
         assert!(check(&mut ice, 2, path(4), &PLAIN).selected_changed, "the next check selects anew");
     }
 
@@ -516,10 +602,10 @@ mod tests {
     #[test]
     fn a_client_that_sends_media_and_no_checks_stays() {
         let mut ice = agent();
-        ice.note_authentic_packet(Time::from_millis(1));
+        ice.note_authentic_packet(Time::from_millis(1), path(1));
         assert_eq!(ice.expired(Time::ZERO + CONNECT_TIMEOUT), Some(TransportLoss::NeverConnected), "a check comes first");
         check(&mut ice, 10, path(1), &NOMINATING);
-        ice.note_authentic_packet(Time::from_millis(24_000));
+        ice.note_authentic_packet(Time::from_millis(24_000), path(1));
         assert_eq!(ice.expired(Time::from_millis(38_999)), None);
         assert_eq!(ice.expired(Time::from_millis(39_000)), Some(TransportLoss::ConsentExpired));
     }

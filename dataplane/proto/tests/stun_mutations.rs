@@ -114,7 +114,7 @@ fn mutated_checks_never_panic_and_only_authentic_ones_count() {
         well_formed += 1;
         let is_authentic = check.is_authentic(PASSWORD);
         authentic += u64::from(is_authentic);
-        let before = (ice.paths().to_vec(), ice.selected(), ice.deadline());
+        let before = (ice.paths().collect::<Vec<_>>(), ice.selected(), ice.deadline());
         let path = Path { socket: rng.below(2) as u16, remote: ([192, 0, 2, rng.below(4) as u8], rng.below(4) as u16).into() };
         let mut response = [0; RESPONSE_LEN_MAX];
         match ice.handle_check(Time::from_nanos(input as u64), path, &check, &mut response) {
@@ -123,10 +123,10 @@ fn mutated_checks_never_panic_and_only_authentic_ones_count() {
                 assert!(is_authentic, "an answer to {bytes:02x?}");
                 let answer = Message::parse(&response[..outcome.response_len]).expect("our answer is well formed");
                 assert!(answer.is_authentic(PASSWORD) && answer.transaction() == check.transaction());
-                assert!(ice.paths().len() <= PATHS_MAX);
+                assert!(ice.paths().count() <= PATHS_MAX);
                 assert!(ice.selected().is_none_or(|selected| ice.is_validated(selected)));
             }
-            Err(_) => assert_eq!(before, (ice.paths().to_vec(), ice.selected(), ice.deadline())),
+            Err(_) => assert_eq!(before, (ice.paths().collect::<Vec<_>>(), ice.selected(), ice.deadline())),
         }
     }
     let share = 100.0 * well_formed as f64 / inputs as f64;

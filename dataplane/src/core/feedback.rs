@@ -34,11 +34,11 @@ const NACKED_MAX: usize = 2 * REPAIRS_MAX;
 const RTT_MAX: Duration = Duration::from_secs(10);
 
 impl Core {
-    pub(super) fn handle_rtcp(&mut self, now: Time, index: usize, datagram: &mut [u8]) -> Result<(), DropReason> {
+    pub(super) fn handle_rtcp(&mut self, now: Time, index: usize, path: Path, datagram: &mut [u8]) -> Result<(), DropReason> {
         let keys = self.transports[index].keys.as_mut().ok_or(DropReason::SrtpNoKeys)?;
         let len = keys.receiver.unprotect_rtcp(datagram)?;
         let compound = RtcpReader::new(&datagram[..len])?;
-        self.transports[index].endpoint.note_authentic_packet(now);
+        self.transports[index].endpoint.note_authentic_packet(now, path);
         self.counters.rtcp_packets_in += 1;
         let mut nacked = 0;
         for packet in compound {

@@ -179,7 +179,7 @@ impl Core {
         let result = match datagram.len() {
             // As on the media ports: what is longer than an Ethernet MTU was not negotiated.
             len if len > SLOT_LEN => Err(DropReason::TooLarge),
-            _ if is_rtcp => self.handle_route_rtcp(now, index, path.remote, datagram),
+            _ if is_rtcp => self.handle_route_rtcp(now, index, path, datagram),
             _ => self.handle_route_rtp(now, index, path.remote, datagram),
         };
         if let Err(reason) = result {
@@ -192,11 +192,12 @@ impl Core {
         }
     }
 
-    fn handle_route_rtcp(&mut self, now: Time, index: usize, from: SocketAddr, datagram: &mut [u8]) -> Result<(), DropReason> {
+    fn handle_route_rtcp(&mut self, now: Time, index: usize, path: Path, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let from = path.remote;
         if !self.transports[index].route_mut().admits_rtcp(now, from) {
             return Err(DropReason::ForeignPeer);
         }
-        self.handle_rtcp(now, index, datagram)?;
+        self.handle_rtcp(now, index, path, datagram)?;
         let transport = &mut self.transports[index];
         let is_authentic = matches!(&transport.keys, Some(Keys { receiver: Receiver::Srtp(_), .. }));
         let route = transport.route_mut();
