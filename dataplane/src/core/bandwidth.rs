@@ -114,8 +114,7 @@ impl Downstream {
     pub(super) fn handle_feedback(&mut self, feedback: &TransportCc<'_>, next: u16) {
         let untold = next.wrapping_sub(self.told_until);
         let ahead = feedback.base_sequence.wrapping_sub(self.told_until);
-        let skip = if ahead < untold { 0 } else { ahead.wrapping_neg() };
-        let ahead = if ahead < untold { ahead } else { 0 };
+        let (skip, ahead) = if ahead < untold { (0, ahead) } else { (ahead.wrapping_neg(), 0) };
         let take = feedback.status_count.saturating_sub(skip).min(untold - ahead);
         let (received, covered) = feedback.received_among(skip, take);
         if covered > 0 {
