@@ -37,7 +37,7 @@ def free_media_port(address):
 
 class Node:
     """Runs from construction until `stop`. `judged` is the capture's filter, before the ports, on `device`; media is on `address` alone;
-    HTTP and the admin listener on `serves`; `media_port` is that of the first worker, where this host cannot tell which is free; `dataplane` is more of that table, `extra` more of the config; `under` are the words of a
+    HTTP and the admin listener on `serves`; `media_port` is that of the first worker, where this host cannot tell which is free; `dataplane` and `http` are more of those tables, `extra` more of the config; `under` are the words of a
     program that starts it."""
 
     def __init__(
@@ -52,6 +52,8 @@ class Node:
         consent="15s",
         dataplane="",
         extra="",
+        http="",
+        http_port=0,
         under=(),
     ):
         self.name = name
@@ -68,7 +70,8 @@ class Node:
         config.write_text(
             f"""
 [http]
-listen = "{serves}:0"
+listen = "{serves}:{http_port}"
+{http}
 [admin]
 listen = "{serves}:0"
 socket = "{self.socket}"

@@ -194,8 +194,8 @@ class Observability(unittest.TestCase):
         used = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
         used += re.findall(r"expr: (.*(?:\n {10}.*)*)", (CONFIG / "prometheus/alerts.yml").read_text())
         self.assertGreater(len(used), 25)
-        # A certificate's metric exists where one is configured.
-        named = set(METRIC.findall("\n".join(used))) - {"pop_tls_certificate_expiry_timestamp_seconds"}
+        # A certificate's metric exists where one is configured, and so does a service address's.
+        named = set(METRIC.findall("\n".join(used))) - {"pop_tls_certificate_expiry_timestamp_seconds", "pop_vip_held"}
         self.assertEqual(named - known, set())
 
     def test_systemd_finds_the_unit_confined(self):

@@ -23,7 +23,7 @@ use crate::node::{CaptureId, Node};
 use crate::reload::{Refusal, Reloader};
 use crate::rtp::{self, Routes};
 use crate::token::{TokenRequest, unix_now_s};
-use crate::view::{LinkView, NodeView};
+use crate::view::{LinkView, NodeView, VipView};
 use crate::{http, serve};
 
 /// Open connections of the admin listener and of the unix socket, each.
@@ -64,6 +64,8 @@ pub struct NodeStatus {
     pub nodes: Vec<NodeView>,
     /// Links to other nodes.
     pub links: Vec<LinkView>,
+    /// Service addresses of the PoP.
+    pub vips: Vec<VipView>,
     /// Packet workers.
     pub workers: Vec<WorkerStatus>,
 }
@@ -185,7 +187,7 @@ impl Admin {
             rtp_packets_out: worker.counters.rtp_packets_out,
             dropped_packets: worker.drops.iter().sum(),
         });
-        let cluster::Description { mut nodes, links, .. } = self.node.others().await;
+        let cluster::Description { mut nodes, links, vips, .. } = self.node.others().await;
         for node in &mut nodes {
             let people = sessions.iter().flat_map(|session| &session.participants);
             node.participants = people.filter(|person| person.node.as_deref() == Some(&node.node)).count() as u64;
@@ -204,6 +206,7 @@ impl Admin {
             participants,
             nodes,
             links,
+            vips,
             workers: workers.collect(),
         }
     }

@@ -28,6 +28,7 @@ use pop_session::member::{ConnectionGrade, ConnectionQuality};
 use pop_session::placement::{self, KEEPERS};
 use pop_session::presence::LocalRecord;
 use pop_session::session::{Abroad, RoomWord};
+use pop_session::vip::{SETTLE, counts_from, holder};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
@@ -39,7 +40,8 @@ use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent
 use crate::metrics::Deaths;
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
 use crate::rejoin;
-use crate::view::{LinkView, NodeView};
+use crate::view::{LinkView, NodeView, VipView};
+use crate::vip::Vip;
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -195,6 +197,10 @@ enum Request {
     Describe {
         reply: oneshot::Sender<Description>,
     },
+    /// See [`Node::share_addresses`](crate::node::Node::share_addresses).
+    ShareAddresses {
+        vips: Vec<Vip>,
+    },
     /// Whether who says that it is this node has proved it.
     Proved {
         theirs: Incarnation,
@@ -231,6 +237,8 @@ pub struct Description {
     pub nodes: Vec<NodeView>,
     /// Links that are up.
     pub links: Vec<LinkView>,
+    /// Service addresses.
+    pub vips: Vec<VipView>,
     /// Names of the nodes that each track goes to, or of the one that it comes from.
     pub tracks: HashMap<TrackId, Vec<String>>,
 }
@@ -247,6 +255,7 @@ impl Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
         let (mesh, mesh_events) = mesh.unzip();
+        let began = shared.upgrade().map(|shared| shared.now()).unwrap_or_default();
         let state = State {
             shared,
             splits,
@@ -268,6 +277,9 @@ impl Cluster {
             obeying: Arc::new(Semaphore::new(ORDERS_MAX)),
             hang: None,
             doubted_until: None,
+            began,
+            vips: Vec::new(),
+            fit: Vec::new(),
             deaths: Arc::default(),
         };
         let deaths = Arc::clone(&state.deaths);
@@ -371,6 +383,11 @@ impl Cluster {
         }
     }
 
+    /// This node has each of these when it is its turn.
+    pub(crate) fn share_addresses(&self, vips: Vec<Vip>) {
+        self.tell(Request::ShareAddresses { vips });
+    }
+
     /// For the metrics.
     pub fn deaths(&self) -> Arc<Deaths> {
         Arc::clone(&self.deaths)
@@ -412,6 +429,8 @@ struct Node {
     anew_at: Option<Instant>,
     /// What is heard of it.
     life: Life,
+    /// From when on it may have a service address.
+    counts_from: Time,
     /// The rooms were told.
     is_away: bool,
 }
@@ -420,6 +439,18 @@ impl Node {
     fn is_up(&self) -> bool {
         !self.is_away
     }
+
+    /// It serves clients: also one that the bus does not tell of, while it is heard, and one whose packets alone do not come. Those hear that
+    /// this node lives, so both find the same.
+    fn is_serving(&self) -> bool {
+        !self.record.draining && self.life.fate() != Fate::Dead && (self.is_up() || self.life.heard_at().is_some())
+    }
+}
+
+/// A service address.
+struct Shift {
+    vip: Vip,
+    holder: Option<NodeId>,
 }
 
 /// This node stood still, and asks the others whether they hold it for dead.
@@ -508,6 +539,11 @@ struct State {
     hang: Option<Hang>,
     /// This node stood still, and until then believes who holds it for dead.
     doubted_until: Option<Instant>,
+    /// When this node began.
+    began: Time,
+    vips: Vec<Shift>,
+    /// Nodes that may have a service address, this one too, in order.
+    fit: Vec<NodeId>,
     deaths: Arc<Deaths>,
 }
 
@@ -689,6 +725,7 @@ impl State {
                 let _ = reply.send(up.into_iter().filter_map(|node| self.way_to(node)).collect());
             }
             Request::Describe { reply } => drop(reply.send(self.describe())),
+            Request::ShareAddresses { vips } => self.vips = vips.into_iter().map(|vip| Shift { vip, holder: None }).collect(),
             Request::Proved { theirs, is_so } => {
                 self.is_proving = false;
                 if is_so {
@@ -728,7 +765,9 @@ impl State {
                     Some(of) if of.record.incarnation == incarnation => (of.record, of.gone_at) = (record, None),
                     before => {
                         let anew_at = before.map(|_| Instant::now());
-                        self.nodes.insert(node, Node { record, gone_at: None, anew_at, life: Life::default(), is_away: false });
+                        let counts_from = counts_from(self.began, self.shared.upgrade().map(|shared| shared.now()).unwrap_or_default());
+                        let life = Life::default();
+                        self.nodes.insert(node, Node { record, gone_at: None, anew_at, life, counts_from, is_away: false });
                         if anew_at.is_some() {
                             self.hold_dead(node, None);
                             // Whom it had is not there any longer, and nobody will say so.
@@ -831,18 +870,63 @@ impl State {
         Instant::now() + lives.min().unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL)
     }
 
-    /// Whether this node stood still, and whether the others live.
+    /// Whether this node stood still, whether the others live, and who holds what is one node's.
     fn look(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
+        self.look_at_lives(&shared);
+        // Who asks whether it is dead is told nothing, and what it was told runs out.
+        if self.hang.is_none() {
+            self.share_out(&shared);
+        }
+    }
+
+    fn look_at_lives(&mut self, shared: &Arc<Shared>) {
         let is_hung = self.bus.as_ref().is_some_and(Bus::is_hung) | self.mesh.as_ref().is_some_and(Mesh::is_hung) | shared.is_held();
         if is_hung || self.hang.is_some() {
-            return self.ask_whether_dead(&shared);
+            return self.ask_whether_dead(shared);
         }
         let is_remembered = self.doubted_until.is_some_and(|until| Instant::now() < until);
         if is_remembered && self.mesh.as_ref().is_some_and(|mesh| mesh.verdicts(0).into_iter().any(|(_, dead)| dead)) {
-            return self.rejoin(&shared);
+            return self.rejoin(shared);
         }
-        self.judge_lives(&shared);
+        self.judge_lives(shared);
+    }
+
+    /// Each service address to the first of its rank.
+    fn share_out(&mut self, shared: &Shared) {
+        if self.vips.is_empty() {
+            return;
+        }
+        let (now, own) = (shared.now(), self.record.node);
+        let others = self.nodes.iter().filter(|(_, of)| of.is_serving() && of.counts_from <= now).map(|(node, _)| *node);
+        let is_fit = now >= self.began + SETTLE && !shared.is_stopping();
+        let mut fit: Vec<NodeId> = others.chain(is_fit.then_some(own)).collect();
+        fit.sort_unstable();
+        let has_changed = fit != self.fit;
+        self.fit = fit;
+        for index in 0..self.vips.len() {
+            let Shift { vip, holder: before } = &self.vips[index];
+            let (address, before) = (vip.address(), *before);
+            let after = if has_changed { holder(address, &self.fit) } else { before };
+            if after != before {
+                let why = match before {
+                    None => "this node has just begun, or nobody had it",
+                    Some(node) if self.fit.contains(&node) => "it comes before the holder in the order of the address",
+                    Some(node) if node == own => "this node stops",
+                    Some(node) if self.nodes.get(&node).is_some_and(|of| of.record.draining) => "the holder stops",
+                    Some(_) => "the holder is away",
+                };
+                let name = |node: Option<NodeId>| node.and_then(|node| self.name(node)).unwrap_or("nobody");
+                tracing::warn!(target: AUDIT, %address, from = name(before), to = name(after), why, "service address");
+            }
+            self.vips[index].holder = after;
+            self.vips[index].vip.tell(after == Some(own), has_changed);
+        }
+    }
+
+    fn name(&self, node: NodeId) -> Option<&str> {
+        let other = self.nodes.get(&node).map(|of| &*of.record.name);
+        if node == self.record.node { Some(&self.record.name) } else { other }
     }
 
     /// After this node stood still nothing leaves it before the others have said what they hold it for: they may have given its people to
@@ -1541,7 +1625,13 @@ impl State {
             }
         }
         tracks.values_mut().for_each(|names| names.sort());
-        Description { nodes, links, tracks }
+        let vip = |Shift { vip, holder }: &Shift| VipView {
+            address: vip.address().to_string(),
+            holder: holder.and_then(|node| self.name(node)).map(str::to_owned),
+            held: vip.is_held(),
+        };
+        let vips = self.vips.iter().map(vip).collect();
+        Description { nodes, links, vips, tracks }
     }
 
     fn describe_link(&self, state: &LinkState, link: &Link) -> LinkView {

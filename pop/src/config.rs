@@ -82,6 +82,9 @@ pub struct HttpConfig {
     /// Address and port of WHIP, WHEP and the demo; port 0 takes any free one.
     #[serde(deserialize_with = "value::socket_address")]
     pub listen: SocketAddr,
+    /// Addresses of the PoP, of which each is at one of its nodes at a time; the port is that of `listen`.
+    #[serde(deserialize_with = "value::service_addresses")]
+    pub vip: Vec<IpAddr>,
     /// How clients reach the listener, when a proxy or a name stands in front; `None` is the scheme and the bound address.
     pub public_url: Option<PublicUrl>,
     /// Certificate chain, PEM, the node's own first; with [`HttpConfig::tls_key`] the listener speaks TLS alone.
@@ -262,6 +265,7 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7880)),
+            vip: Vec::new(),
             public_url: None,
             tls_cert: None,
             tls_key: None,
@@ -365,6 +369,12 @@ impl Config {
             _ => {}
         }
         mesh::check(&self.bus, &self.mesh)?;
+        if !self.http.vip.is_empty() && !self.bus.is_on() {
+            return Err(("http.vip", "http.vip needs [bus]: a node alone has nobody who could take the address over".to_owned()));
+        }
+        if !self.http.vip.is_empty() && self.http.listen.port() == 0 {
+            return Err(("http.listen", "http.vip needs a port in http.listen, the same at all nodes of the PoP".to_owned()));
+        }
         crate::rtp::check_file(self).map_err(|message| ("rtp.route", message))?;
         if self.auth.keys_file.is_some() && !self.auth.keys.is_empty() {
             return Err(("auth.keys_file", "auth.keys_file and [auth.keys] are both set: keep one of them".to_owned()));

@@ -34,6 +34,7 @@ pub mod tls;
 pub mod token;
 pub mod tune;
 pub mod view;
+pub mod vip;
 
 /// The release.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

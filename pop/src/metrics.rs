@@ -9,6 +9,7 @@ mod mesh;
 mod probe;
 mod process;
 mod signal;
+mod vip;
 mod workers;
 
 use std::collections::HashMap;
@@ -36,6 +37,7 @@ pub use http::HttpCollector;
 pub use mesh::MeshCollector;
 pub use probe::ProbeCollector;
 pub use signal::SignalCollector;
+pub use vip::VipCollector;
 pub use workers::{RelayedBytes, WorkerCollector};
 
 use crate::reload::LastReload;

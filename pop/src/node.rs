@@ -61,6 +61,7 @@ use crate::metrics::{Deaths, JoinSeconds, RelayedBytes};
 use crate::probe::Probe;
 use crate::signal::SignalCounters;
 use crate::token::unix_now_s;
+use crate::vip::Vip;
 use directory::Directory;
 
 /// DTLS handshakes that may be open at once, counted from a client's first good check on: each takes at most about 150 KiB.
@@ -321,6 +322,13 @@ impl Node {
         match self.shared.cluster.get() {
             Some(cluster) => cluster.describe().await,
             None => Default::default(),
+        }
+    }
+
+    /// This node has each of these addresses when it is its turn among the nodes of the PoP. A node alone never has.
+    pub fn share_addresses(&self, vips: Vec<Vip>) {
+        if let Some(cluster) = self.shared.cluster.get() {
+            cluster.share_addresses(vips);
         }
     }
 
@@ -765,7 +773,7 @@ impl Node {
 
     /// Whether new clients are refused because the node ends.
     pub fn is_stopping(&self) -> bool {
-        self.shared.stopping.load(Ordering::Relaxed)
+        self.shared.is_stopping()
     }
 
     /// What strangers may measure.
@@ -848,6 +856,11 @@ impl Shared {
             self.kept.end(&session);
         }
         outcome
+    }
+
+    /// The node takes nobody new, and its people go.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// The workers' clock.

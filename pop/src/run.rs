@@ -1,7 +1,7 @@
 //! `pop run`: a node from its config to its orderly end.
 
 use std::io::Write;
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::logging::LogControl;
 use crate::mesh::MeshApplier;
 use crate::metrics::{
     BusCollector, Collector, DataCollector, DeathCollector, DtlsCollector, HttpCollector, MeshCollector, Metrics, ProbeCollector,
-    SignalCollector, WorkerCollector,
+    SignalCollector, VipCollector, WorkerCollector,
 };
 use crate::node::{Joined, Node};
 use crate::notify::Notifier;
@@ -28,6 +28,7 @@ use crate::rtp::{OwnPort, RouteApplier, Routes};
 use crate::serve::{self, SocketFile, SourceLimits, Sources};
 use crate::tls::{Tls, TlsApplier, TlsIdentity};
 use crate::token::{TokenRequest, unix_now_s};
+use crate::vip::Vip;
 use crate::{bus, demo, http, liveness, logging, node, panic, probe, rejoin, signal as signalling, state};
 
 /// Room of the demo URL.
@@ -105,6 +106,10 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let socket = SocketFile::bind(&config.admin.socket_path()).map_err(Failure::Other)?;
     let public = serve::bind("http.listen", config.http.listen).await.map_err(Failure::Other)?;
     let operator = serve::bind("admin.listen", config.admin.listen).await.map_err(Failure::Other)?;
+    let vips: Vec<Vip> = config.http.vip.iter().map(|address| Vip::start(*address)).collect::<Result<_, _>>().map_err(Failure::Other)?;
+    let shared = vips.iter().map(Vip::address).filter(|address| !is_heard_at(config.http.listen.ip(), *address));
+    let shared = shared.map(|address| serve::bind_vip(SocketAddr::new(address, config.http.listen.port())));
+    let shared = shared.collect::<Result<Vec<_>, _>>().map_err(Failure::Other)?;
     let node = rejoin::bind_own(|| Node::start(config, keys.clone())).map_err(Failure::Other)?;
     let mut drawn = [0; 4];
     node.random(&mut drawn);
@@ -119,7 +124,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         connections: config.http.connections_per_address_max,
         requests_per_s: config.http.requests_per_address_per_s_max,
     });
-    let metrics = metrics_of(&node, &joined, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
+    let metrics = metrics_of(&node, &joined, &vips, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
     let own = [("the HTTP listener", public_address.port()), ("the admin listener", operator_address.port())];
     let own = own.map(|(what, port)| OwnPort { what: what.to_owned(), port }).to_vec();
     let routes = Routes::new(node.clone(), &config.media, own);
@@ -147,10 +152,16 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     );
     // Until the end of this function: what answers holds the node.
     let _answering = carrier.map(|mesh| mesh.answer_carried(public_router.clone(), public_stopped.clone()));
-    let public = match &tls {
-        Some(tls) => tokio::spawn(serve::serve(tls.listen(public), public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
-        None => tokio::spawn(serve::serve(public, public_router, http::CONNECTIONS_MAX, Some(sources), public_stopped)),
+    let serve_public = |listener| {
+        let (router, sources, stopped) = (public_router.clone(), Some(Arc::clone(&sources)), public_stopped.clone());
+        match &tls {
+            Some(tls) => tokio::spawn(serve::serve(tls.listen(listener), router, http::CONNECTIONS_MAX, sources, stopped)),
+            None => tokio::spawn(serve::serve(listener, router, http::CONNECTIONS_MAX, sources, stopped)),
+        }
     };
+    let public: Vec<_> = [public].into_iter().chain(shared).map(serve_public).collect();
+    // Whoever comes by them is answered from here on.
+    node.share_addresses(vips.clone());
     let operators = [
         tokio::spawn(serve::serve(operator, admin.clone().listener_router(), admin::CONNECTIONS_MAX, None, operator_stopped.clone())),
         tokio::spawn(serve::serve(socket, admin.socket_router(), admin::CONNECTIONS_MAX, None, operator_stopped)),
@@ -169,8 +180,11 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     tracing::info!(signal = name, "stopping; a second signal stops at once");
     let stop = async {
         node.stop_accepting();
+        vips.iter().for_each(Vip::stop);
         let _ = stop_public.send(true);
-        let _ = public.await;
+        for listener in public {
+            let _ = listener.await;
+        }
         node.shutdown().await;
         let _ = stop_operator.send(true);
         for operator in operators {
@@ -250,7 +264,7 @@ fn load_tls(http: &HttpConfig) -> Result<Option<Tls>, String> {
     Ok(Some(Tls::new(identity)))
 }
 
-fn metrics_of(node: &Node, joined: &Joined, http: HttpCollector) -> Arc<Metrics> {
+fn metrics_of(node: &Node, joined: &Joined, vips: &[Vip], http: HttpCollector) -> Arc<Metrics> {
     let backend = node.workers().first().map_or("none", |worker| worker.backend);
     let (workers, dtls, probe) = (node.clone(), node.clone(), node.clone());
     let workers = WorkerCollector::new(move || workers.workers(), node.relayed_bytes());
@@ -263,11 +277,19 @@ fn metrics_of(node: &Node, joined: &Joined, http: HttpCollector) -> Arc<Metrics>
     collectors.extend(joined.bus.clone().map(|counters| Box::new(BusCollector::new(counters)) as Box<dyn Collector>));
     collectors.extend(node.deaths().map(|deaths| Box::new(DeathCollector(deaths)) as Box<dyn Collector>));
     collectors.extend(joined.mesh.clone().map(|mesh| Box::new(MeshCollector::new(mesh)) as Box<dyn Collector>));
+    if !vips.is_empty() {
+        collectors.push(Box::new(VipCollector(vips.to_vec())));
+    }
     Metrics::new(backend, node.join_seconds(), collectors)
 }
 
 fn bound(listener: &tokio::net::TcpListener, configured: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(configured)
+}
+
+/// A listener on `listen` takes what comes for `address`, too: on a wildcard, of which that of IPv6 is IPv4's as well.
+fn is_heard_at(listen: IpAddr, address: IpAddr) -> bool {
+    listen == address || listen.is_unspecified() && (listen.is_ipv6() || address.is_ipv4())
 }
 
 /// How this host reaches `address`: a wildcard is no address to open.

@@ -97,6 +97,12 @@ pub async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, String>
     })
 }
 
+/// Binds `address` of `http.vip`, which this host need not have yet.
+pub fn bind_vip(address: SocketAddr) -> Result<TcpListener, String> {
+    let bound = pop_uring::bind_tcp_foreign(address).and_then(TcpListener::from_std);
+    bound.map_err(|error| format!("http.vip {address} cannot be bound: {error}"))
+}
+
 /// The operator's unix socket: mode 0600, and only this user and root are heard. Removed when dropped.
 #[derive(Debug)]
 pub struct SocketFile {

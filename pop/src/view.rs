@@ -29,6 +29,17 @@ pub struct NodeView {
     pub draining: bool,
 }
 
+/// A service address of the PoP (`http.vip`).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VipView {
+    /// The address.
+    pub address: String,
+    /// Name of the node that has it, as this one finds; `None` where nobody may.
+    pub holder: Option<String>,
+    /// This node's host has it.
+    pub held: bool,
+}
+
 /// A secured relation with another node. Counters are of all workers, since the link came up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkView {

@@ -76,7 +76,8 @@ fn every_value_reaches_its_place() {
         node = { name = "fra1-2", region = "Frankfurt am Main", state_dir = "/var/lib/other" }
         probe = { stun = 3_479, stamp = "192.0.2.1:863", ice = false, http = false, prefix_requests_per_second = 9,
             requests_per_second = 10, pops = ["https://sin.pop.example"] }
-        http = { listen = "[::1]:0", public_url = "https://pop.example/", tls_cert = "c.pem", tls_key = "k.pem", connections_per_address_max = 3, requests_per_address_per_s_max = 4, ice_servers = [{ url = "stun:stun.example:3478" }] }
+        bus = { listen = ["127.0.0.1:7447"] }
+        http = { listen = "[::1]:81", vip = ["192.0.2.80", "2001:db8::80"], public_url = "https://pop.example/", tls_cert = "c.pem", tls_key = "k.pem", connections_per_address_max = 3, requests_per_address_per_s_max = 4, ice_servers = [{ url = "stun:stun.example:3478" }] }
         admin = { listen = "127.0.0.1:1", socket = "/run/pop/other.sock" }
         auth.keys.one = "0123456789abcdef0123456789abcdef"
         log = { format = "json", level = "trace" }
@@ -111,6 +112,7 @@ fn every_value_reaches_its_place() {
     assert_eq!(config.http.public_url.as_ref().map(|url| url.as_str()), Some("https://pop.example"));
     assert_eq!((config.http.tls_cert.as_deref(), config.http.tls_key.as_deref()), (Some(Path::new("c.pem")), Some(Path::new("k.pem"))));
     assert_eq!((config.http.connections_per_address_max, config.http.requests_per_address_per_s_max), (3, 4));
+    assert_eq!(config.http.vip, ["192.0.2.80".parse::<std::net::IpAddr>().unwrap(), "2001:db8::80".parse().unwrap()]);
     assert_eq!(config.http.ice_servers[0].url, "stun:stun.example:3478");
     assert_eq!(config.admin.socket_path(), Path::new("/run/pop/other.sock"));
     assert_eq!(config.media.advertised(1), "2001:db8::2".parse().ok());
@@ -144,7 +146,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("[[rtp.route]]\ncodec = \"MPEG\"\n", "2:9", "opus, VP8, VP9, H264, H265, AV1 or any"),
     ("[[rtp.route]]\nport = 70000\n", "2:8", ""),
     ("[nod]\n", "1:2", "there is no key `nod` here; known here: `node`, `http`"),
-    ("\n[http]\n  lisen = \"x\"\n", "3:3", "there is no key `lisen` here; known here: `listen`, `public_url`, `tls_cert`"),
+    ("\n[http]\n  lisen = \"x\"\n", "3:3", "there is no key `lisen` here; known here: `listen`, `vip`, `public_url`"),
     ("[http]\nlisten = 7880\n", "2:10", "listen must be an address and a port"),
     ("[http]\nlisten = \"localhost:1\"\n", "2:10", "not string \"localhost:1\""),
     ("[http]\npublic_url = \"pop.example\"\n", "2:14", "public_url must be a URL such as"),
@@ -160,6 +162,18 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "username and credential must be 1 to 256",
     ),
     ("[http]\nconnections_per_address_max = 0\n", "2:31", "connections_per_address_max must be a whole number from 1 to 4096"),
+    ("[http]\nvip = [\"192.0.2.80/24\"]\n", "2:8", "vip must be one IP address"),
+    ("[http]\nvip = [\"0.0.0.0\"]\n", "2:8", "no wildcard"),
+    ("[http]\nvip = [\"ff02::1\"]\n", "2:8", "no multicast"),
+    ("[http]\nvip = [\"127.0.0.1\"]\n", "2:7", "127.0.0.1 is no address that clients could reach at one node after the other"),
+    ("[http]\nvip = [\"fe80::1\"]\n", "2:7", "fe80::1 is no address that clients could reach"),
+    ("[http]\nvip = [\"192.0.2.80\", \"192.0.2.80\"]\n", "2:7", "not 192.0.2.80 twice"),
+    ("[http]\nvip = [\"192.0.2.80\"]\n", "2:1", "http.vip needs [bus]"),
+    (
+        "[http]\nlisten = \"127.0.0.1:0\"\nvip = [\"192.0.2.80\"]\n[bus]\nlisten = [\"127.0.0.1:7447\"]\n",
+        "2:1",
+        "http.vip needs a port in http.listen",
+    ),
     ("[node]\nname = \"\"\n", "2:8", "name must be \"auto\" or 1 to 63"),
     ("[node]\nstate_dir = \"state\"\n", "2:13", "state_dir must be \"auto\" or the path of a folder that starts with /"),
     ("[admin]\nsocket = \"\"\n", "2:10", "socket must be \"auto\" or a path"),

@@ -15,6 +15,7 @@ mod compare;
 mod control;
 mod environment;
 mod freeze;
+mod interface;
 mod memory;
 mod mmsg;
 mod probe;
@@ -37,6 +38,7 @@ pub use clock::{ClockState, clock_state, monotonic_time, process_cpu_time, set_r
 pub use compare::{Comparison, Figure, Spread, compare};
 pub use environment::set_variable;
 pub use freeze::FrozenThread;
+pub use interface::{FrameSocket, Interface, InterfaceAddress, RouteSocket, bind_tcp_foreign};
 pub use mmsg::MmsgBackend;
 pub use probe::{Feature, Probe, probe};
 pub use raw_udp::{RawUdp, ip_packet};

@@ -15,6 +15,7 @@ pub mod sid;
 mod subscribe;
 pub mod token;
 pub mod view;
+pub mod vip;
 
 pub use format::{Format, H264Profile, PayloadFormat};
 pub use participant::{Connection, Kind, Participant, Role};

@@ -383,6 +383,19 @@ pub(super) fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ve
     deserializer.deserialize_seq(AddressesVisitor)
 }
 
+/// At most [`MEDIA_ADDRESSES_MAX`] addresses that neighbours of one link can be told of.
+pub(super) fn service_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
+    let addresses = addresses(deserializer)?;
+    let is_local = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.is_loopback() || address.is_broadcast() || address.is_link_local(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
+    };
+    match addresses.iter().find(|address| is_local(address)) {
+        Some(address) => Err(de::Error::custom(format!("{address} is no address that clients could reach at one node after the other"))),
+        None => Ok(addresses),
+    }
+}
+
 /// `name = "secret"` pairs.
 pub(crate) fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Secret>, D::Error> {
     struct KeysVisitor;

@@ -1,0 +1,304 @@
+"""Three nodes of one PoP on one Ethernet link share service addresses (`http.vip`): one node has each, and when its host falls silent, or it
+dies, hangs or stops, another answers at it."""
+
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+
+from network import enter
+from node import PROGRAMS, Node
+
+NODES = {"a": 1, "b": 2, "c": 3}
+PORT = 7_880
+VIP, VIP6 = "10.93.0.80", "fd93::80"
+# From when nothing is heard of the holder to an answer of another; the machine that tests may be busy.
+TAKEOVER_S_MAX = 1.5
+# The kernel takes away what is not lent anew.
+LIFETIME_S = 3
+
+
+def run(*words):
+    return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True).stdout
+
+
+class Lan:
+    """A bridge, and a namespace with an interface of it for each name."""
+
+    def __init__(self, hosts):
+        self.tag = f"pop-vip-{os.getpid()}"
+        self.names = ["bridge", *hosts]
+        try:
+            for name in self.names:
+                run("ip", "netns", "add", self.netns(name))
+                run("ip", "-n", self.netns(name), "link", "set", "lo", "up")
+            bridge = ["ip", "-n", self.netns("bridge"), "link"]
+            run(*bridge, "add", "lan", "type", "bridge")
+            run(*bridge, "set", "lan", "up")
+            for name, number in hosts.items():
+                inside = ["ip", "-n", self.netns(name)]
+                run(*bridge, "add", f"to-{name}", "type", "veth", "peer", "name", "lan0", "netns", self.netns(name))
+                run(*bridge, "set", f"to-{name}", "master", "lan", "up")
+                run(*inside, "addr", "add", f"10.93.0.{number}/24", "dev", "lan0")
+                run(*inside, "addr", "add", f"fd93::{number}/64", "dev", "lan0", "nodad")
+                run(*inside, "link", "set", "lan0", "up")
+        except BaseException:
+            self.remove()
+            raise
+
+    def netns(self, name):
+        return f"{self.tag}-{name}"
+
+    def inside(self, name):
+        """Words before a command that is to run there."""
+        return ["ip", "netns", "exec", self.netns(name)]
+
+    @contextlib.contextmanager
+    def entered(self, name):
+        """Sockets that this thread makes meanwhile are there, and stay there."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{self.netns(name)}") as there:
+            enter(libc, there)
+            try:
+                yield
+            finally:
+                enter(libc, here)
+
+    def plug(self, name, is_in):
+        run("ip", "-n", self.netns("bridge"), "link", "set", f"to-{name}", "up" if is_in else "down")
+
+    def has(self, name, address):
+        return address in run("ip", "-n", self.netns(name), "addr", "show", "to", address)
+
+    def mac(self, name):
+        return json.loads(run("ip", "-n", self.netns(name), "-j", "link", "show", "lan0"))[0]["address"]
+
+    def neighbour(self, name, address):
+        """The link-layer address that a host has of another."""
+        return next((it.get("lladdr") for it in json.loads(run("ip", "-n", self.netns(name), "-j", "neigh", "show", address))), None)
+
+    def remove(self):
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", self.netns(name)], stderr=subprocess.DEVNULL)
+
+
+def config(name, out):
+    """Of a node, but for what all nodes of tests have."""
+    address = f"10.93.0.{NODES[name]}"
+    others = [f"10.93.0.{number}:7447" for other, number in NODES.items() if other != name]
+    return f"""
+[node]
+name = "{name}"
+pop = "vip"
+state_dir = "{out}/state"
+[bus]
+listen = ["{address}:7447"]
+connect = {others}
+[mesh]
+listen = "{address}:7890"
+ca = "{out}/ca.pem"
+cert = "{out}/node.pem"
+key = "{out}/node.key"
+"""
+
+
+def setUpModule():
+    global lan, nodes, folder
+    folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
+    place = pathlib.Path(folder.name)
+    lan, nodes = Lan(NODES | {"client": 9}), {}
+    try:
+        run(PROGRAMS / "pop", "ca", "init", "--dir", place / "ca")
+        for name, number in NODES.items():
+            out, address = place / name, f"10.93.0.{number}"
+            run(PROGRAMS / "pop", "ca", "issue", "--dir", place / "ca", "--node", name, "--pop", "vip", "--address", address, "--out", out)
+            nodes[name] = Node(
+                f"vip-{name}",
+                address=address,
+                serves=address,
+                media_port=10_000,
+                http_port=PORT,
+                http=f'vip = ["{VIP}", "{VIP6}"]',
+                under=lan.inside(name),
+                extra=config(name, out),
+            )
+            nodes[name].may_be_idle = True
+    except BaseException:
+        tearDownModule()
+        raise
+
+
+def tearDownModule():
+    try:
+        for node in nodes.values():
+            node.stop()
+    finally:
+        lan.remove()
+        folder.cleanup()
+
+
+def holders(address=VIP):
+    return [name for name in NODES if lan.has(name, address)]
+
+
+def answers(address=VIP, patience=0.1):
+    """Whether a client gets an answer at the address by a new connection."""
+    with lan.entered("client"):
+        try:
+            connection = socket.create_connection((address, PORT), patience)
+        except OSError:
+            return False
+    with connection:
+        try:
+            connection.settimeout(1)
+            connection.sendall(b"HEAD / HTTP/1.1\r\nHost: pop\r\nConnection: close\r\n\r\n")
+            return connection.recv(12).startswith(b"HTTP/1.1 ")
+        except OSError:
+            return False
+
+
+def until(what, true, seconds):
+    """How long it took."""
+    began = time.monotonic()
+    while not true():
+        if time.monotonic() - began > seconds:
+            logs = "".join(f"{name}: {line}" for name, node in nodes.items() for line in node.log[-12:])
+            raise AssertionError(f"not within {seconds} s: {what}; {holders()} have it\n{logs}")
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def ask(name, what):
+    with lan.entered(name):
+        return getattr(nodes[name], what)()
+
+
+class ServiceAddress(unittest.TestCase):
+    def setUp(self):
+        for name, node in nodes.items():
+            if not node.is_alive():
+                node.start()
+                node.await_ready()
+        self.until_one()
+
+    def until_one(self):
+        """Every node has seen the others for long enough, and one has it, the same in the eyes of all."""
+        state = {}
+
+        def is_so():
+            state.update({name: ask(name, "status")["vips"] for name in NODES})
+            found = [{it["address"]: it["holder"] for it in vips} for vips in state.values()]
+            return found[0] == found[1] == found[2] and all(holders(address) == [found[0][address]] for address in (VIP, VIP6))
+
+        until("one holder", is_so, 15)
+        self.holder = holders()[0]
+        self.others = [name for name in NODES if name != self.holder]
+
+    def report(self, what, seconds):
+        print(f"{self._testMethodName}: {what} after {1_000 * seconds:.0f} ms", flush=True)
+
+    def until_taken_over(self, began):
+        """A survivor has it, answers, and the client knows where it is."""
+        until("a survivor has it", lambda: any(name in self.others for name in holders()), 5)
+        had = time.monotonic() - began
+        until("a survivor answers", answers, 5)
+        took = time.monotonic() - began
+        taker = next(name for name in holders() if name in self.others)
+        self.report(f"{taker} has it after {1_000 * had:.0f} ms and answers", took)
+        self.assertLess(took, TAKEOVER_S_MAX)
+        self.assertEqual(lan.neighbour("client", VIP), lan.mac(taker))
+        return taker
+
+    def test_one_node_has_each_address_and_answers_there(self):
+        self.assertTrue(answers() and answers(VIP6))
+        self.assertEqual(lan.neighbour("client", VIP), lan.mac(self.holder))
+        held = {name: ask(name, "metrics") for name in NODES}
+        for address in (VIP, VIP6):
+            self.assertEqual([name for name in NODES if held[name][f'pop_vip_held{{address="{address}"}}'] == 1], holders(address))
+        # What opens connections to others goes by the host's own address.
+        shown = json.loads(run("ip", "-n", lan.netns(self.holder), "-j", "addr", "show", "to", VIP))
+        addresses = [it for interface in shown for it in interface.get("addr_info", []) if it]
+        self.assertEqual([(it["prefixlen"], it.get("deprecated"), it["valid_life_time"] <= LIFETIME_S) for it in addresses], [(32, True, True)])
+
+    def test_a_silent_host_loses_it_and_takes_it_again_when_it_is_heard(self):
+        self.assertTrue(answers())
+        lan.plug(self.holder, False)
+        began = time.monotonic()
+        try:
+            self.until_taken_over(began)
+            self.assertTrue(lan.has(self.holder, VIP), "nobody told it")
+        finally:
+            lan.plug(self.holder, True)
+        self.report("after the cut one node has it", until("one holder", lambda: len(holders()) == 1, 10))
+        before = self.holder
+        self.until_one()
+        self.assertEqual(self.holder, before)
+        until("the client knows", lambda: answers() and lan.neighbour("client", VIP) == lan.mac(before), 2)
+
+    def test_the_kernel_takes_it_from_a_node_that_is_killed(self):
+        self.assertTrue(answers())
+        began = time.monotonic()
+        nodes[self.holder].kill()
+        self.until_taken_over(began)
+        until("the dead node's host has lost it", lambda: not lan.has(self.holder, VIP), LIFETIME_S + 2)
+        self.report("the kernel took it away", time.monotonic() - began)
+        self.assertTrue(answers())
+        before = self.holder
+        nodes[before].start()
+        nodes[before].await_ready()
+        self.until_one()
+        until("it is again where it was", lambda: holders() == [before], 10)
+        self.until_one()
+        until("an answer", answers, 2)
+
+    def test_a_node_that_hangs_loses_it(self):
+        self.assertTrue(answers())
+        process = nodes[self.holder].process
+        began = time.monotonic()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            self.until_taken_over(began)
+            time.sleep(max(0, began + 2 - time.monotonic()))
+        finally:
+            process.send_signal(signal.SIGCONT)
+        nodes[self.holder].await_ready()
+        self.report("after the hang one node has it", until("one holder", lambda: len(holders()) == 1, 10))
+        self.until_one()
+        until("an answer", answers, 2)
+
+    def test_a_node_that_stops_gives_it_up_at_once(self):
+        self.assertTrue(answers())
+        began = time.monotonic()
+        nodes[self.holder].process.send_signal(signal.SIGTERM)
+        self.until_taken_over(began)
+        self.assertFalse(lan.has(self.holder, VIP))
+        self.assertEqual(nodes[self.holder].process.wait(10), 0)
+
+    def test_a_node_that_cannot_have_it_says_what_to_change(self):
+        name = self.others[0]
+        out = pathlib.Path(folder.name) / name
+        file = out / "wrong.toml"
+        cases = [
+            ("10.94.0.80", [], "is in no subnet of this host"),
+            ("10.93.0.%d" % NODES[name], [], "is an address of this host alone"),
+            (VIP, ["setpriv", "--bounding-set", "-net_raw"], "needs CAP_NET_RAW"),
+            (VIP, ["setpriv", "--bounding-set", "-net_admin"], "needs CAP_NET_ADMIN"),
+        ]
+        for address, under, sentence in cases:
+            http = f'[http]\nlisten = "127.0.0.1:7881"\nvip = ["{address}"]\n[admin]\nlisten = "127.0.0.1:0"\nsocket = "{out}/wrong.sock"\n'
+            file.write_text(http + config(name, out))
+            words = [*lan.inside(name), *under, PROGRAMS / "pop", "run", "--config", file]
+            ended = subprocess.run(words, capture_output=True, text=True, timeout=20)
+            self.assertEqual(ended.returncode, 1, ended.stderr)
+            self.assertIn(sentence, ended.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
