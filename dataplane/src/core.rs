@@ -27,7 +27,7 @@ use pop_proto::allocation::{Demand, Grant};
 use pop_proto::audio_level::{AudioLevels, Loudness};
 use pop_proto::control::{
     Command, Datagram, Extension, ExtensionIds, IceCredentials, LayerWish, MediaKind, OpenSubscription, OpenTrack, OpenTransport, Path,
-    PayloadTypeMap, SrtpKeys, SubscriptionStats, TCP_SOCKET_BASE, TrackSsrcs, TrackStats, TransportLoss,
+    PayloadTypeMap, SELF_TEST, SrtpKeys, SubscriptionStats, TCP_SOCKET_BASE, TrackSsrcs, TrackStats, TransportLoss,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, PacketPool, SLOT_LEN};
@@ -441,6 +441,8 @@ pub struct Core {
     probe: Option<IceProbe>,
     pool: PacketPool,
     transports: Slab<Transport>,
+    /// One of them is the node's own test.
+    tests_itself: bool,
     tracks: Slab<Track>,
     subscriptions: Slab<Subscription>,
     transport_ids: HashMap<TransportId, usize>,
@@ -503,6 +505,7 @@ pub struct Core {
 impl Core {
     /// An empty worker with all its memory. `consent` is how long a client may stay silent.
     pub fn new(limits: WorkerLimits, consent: Duration) -> Core {
+        let limits = limits.with_self_test();
         let (transports, tracks, subscriptions) = (limits.transports as usize, limits.tracks as usize, limits.subscriptions as usize);
         Core {
             limits,
@@ -510,6 +513,7 @@ impl Core {
             probe: None,
             pool: PacketPool::new(limits.packets),
             transports: Slab::with_capacity(transports),
+            tests_itself: false,
             tracks: Slab::with_capacity(tracks),
             subscriptions: Slab::with_capacity(subscriptions),
             transport_ids: HashMap::with_capacity(transports),
@@ -569,16 +573,19 @@ impl Core {
         &self.drops
     }
 
-    /// What exists now.
+    /// What exists now, but for the node's own test.
     pub fn gauges(&self) -> Gauges {
+        let track = self.track_ids.get(&TrackId(SELF_TEST)).map(|index| &self.tracks[*index]);
+        let own_subscriptions = usize::from(self.subscription_ids.contains_key(&SubscriptionId(SELF_TEST)));
+        let own_packets = track.map_or(0, |track| track.layers[0].inbound.history().count());
         Gauges {
-            transports: self.transports.len() as u64,
-            tracks: (self.tracks.len() - self.mirrors - self.remotes) as u64,
+            transports: (self.transports.len() - usize::from(self.tests_itself)) as u64,
+            tracks: (self.tracks.len() - self.mirrors - self.remotes - usize::from(track.is_some())) as u64,
             mirrors: self.mirrors as u64,
             remotes: self.remotes as u64,
             links: self.links.len() as u64,
-            subscriptions: self.subscriptions.len() as u64,
-            packets_held: u64::from(self.limits.packets) - self.pool.free_slots() as u64,
+            subscriptions: (self.subscriptions.len() - own_subscriptions) as u64,
+            packets_held: u64::from(self.limits.packets) - (self.pool.free_slots() + own_packets) as u64,
             tcp_connections: 0,
         }
     }
@@ -680,7 +687,7 @@ impl Core {
             self.counters.ice_checks_refused += 1;
             return Ok(());
         }
-        self.counters.ice_checks_ok += 1;
+        self.counters.ice_checks_ok += u64::from(transport.id.0 != SELF_TEST);
         if let Some(forgotten) = outcome.replaced {
             self.forget_path(&forgotten, index);
         }
@@ -879,6 +886,7 @@ impl Core {
         self.counters.descriptors_malformed += u64::from(!is_sound);
         inbound.handle_packet(&mut self.pool, now, index, plain, meta, codec)?;
         match track.source {
+            Source::Transport(_) if track.id.0 == SELF_TEST => {}
             Source::Transport(_) => {
                 if inbound.packets() == 1 && track.layers.iter().map(|layer| layer.inbound.packets()).sum::<u64>() == 1 {
                     self.events.push_back(Event::TrackStarted { track: track.id });
@@ -1132,12 +1140,13 @@ impl Core {
         let id = transport.id;
         let index = self.transports.insert(transport);
         self.transport_ids.insert(id, index);
+        self.tests_itself |= id.0 == SELF_TEST;
         index
     }
 
     /// Time brings nothing.
     fn is_idle(&self) -> bool {
-        self.transports.is_empty() && self.links.len() == 0
+        self.transports.len() == usize::from(self.tests_itself) && self.links.len() == 0
     }
 
     fn restart_ice(&mut self, id: TransportId, ice: IceCredentials) {
@@ -1152,6 +1161,7 @@ impl Core {
     fn close_transport(&mut self, id: TransportId) {
         let Some(index) = self.transport_ids.remove(&id) else { return };
         let transport = self.transports.remove(index);
+        self.tests_itself &= id.0 != SELF_TEST;
         match &transport.endpoint {
             Endpoint::Ice(ice) => {
                 for ufrag in ice.local_ufrags() {
@@ -1452,6 +1462,10 @@ impl Core {
     /// The once-a-second work of one transport.
     fn look_after(&mut self, now: Time, index: usize) {
         let transport = &mut self.transports[index];
+        if transport.id.0 == SELF_TEST {
+            // It stays although nothing came while the node stood still, and wants no reports.
+            return;
+        }
         match &mut transport.endpoint {
             Endpoint::Ice(ice) => {
                 if let Some(loss) = ice.expired(now) {
@@ -1493,7 +1507,7 @@ impl Core {
         self.track_stats.walk(limits.tracks as usize, |at| {
             let Some(track) = tracks.get_mut(at).filter(|track| matches!(track.source, Source::Transport(_))) else { return Told::Nothing };
             let stats = track.stats();
-            if stats.packets == track.packets_reported {
+            if stats.packets == track.packets_reported || track.id.0 == SELF_TEST {
                 return Told::Nothing;
             }
             let told = push_figures(events, Event::TrackStats { track: track.id, stats });
@@ -1504,7 +1518,8 @@ impl Core {
             let Some(subscription) = subscriptions.get_mut(at) else { return Told::Nothing };
             let stats = subscription.stats(subscription.track.map(|track| &tracks[track]));
             let state = (stats.congested, stats.layer, stats.temporal);
-            if stats.packets == subscription.packets_reported && state == subscription.state_reported {
+            let is_as_told = stats.packets == subscription.packets_reported && state == subscription.state_reported;
+            if is_as_told || subscription.id.0 == SELF_TEST {
                 return Told::Nothing;
             }
             let Tally { received, lost } = transports[subscription.transport].downstream.feedback;

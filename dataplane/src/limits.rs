@@ -74,6 +74,11 @@ pub struct WorkerLimits {
 }
 
 impl WorkerLimits {
+    /// With the node's own test of its way for media, which is in no client's plan.
+    pub(crate) fn with_self_test(self) -> WorkerLimits {
+        WorkerLimits { transports: self.transports + 1, tracks: self.tracks + 1, subscriptions: self.subscriptions + 1, ..self }
+    }
+
     pub(crate) fn streams(&self) -> StreamsConfig {
         StreamsConfig { connections: self.tcp_connections, queue_len: TCP_QUEUE_LEN }
     }
@@ -136,6 +141,7 @@ pub fn plan(limits: &WorkerLimits) -> Vec<Term> {
 
 /// The part of [`plan`] that a worker's [`Core`](crate::core::Core) takes.
 pub fn core_plan(limits: &WorkerLimits) -> Vec<Term> {
+    let limits = limits.with_self_test();
     vec![
         term("packet pool (histories of all tracks)", limits.packets.into(), PacketPool::BYTES_PER_SLOT),
         term("transports", limits.transports.into(), crate::core::TRANSPORT_LEN),

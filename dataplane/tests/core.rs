@@ -4,11 +4,14 @@ mod common;
 
 use std::time::Duration;
 
-use common::{CONSENT, Client, PWD, Rig, media_to, rtcp_to, vp8};
-use pop_proto::control::{Path, SrtpProfile, TCP_SOCKET_BASE, TransportLoss};
+use common::{CONSENT, Client, PWD, Rig, key, media_to, open_transport, rtcp_to, vp8};
+use pop_dataplane::Gauges;
+use pop_proto::control::{
+    OpenSubscription, OpenTrack, OpenTransport, Path, SELF_TEST, SrtpKeys, SrtpProfile, TCP_SOCKET_BASE, TransportLoss,
+};
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader};
 use pop_proto::{Command, DropReason, Event};
-use pop_schemas::{TrackId, TransportId};
+use pop_schemas::{SubscriptionId, TrackId, TransportId};
 
 /// A publisher (1) and a viewer (2) that has the first keyframe, sequence 10.
 fn call() -> (Rig, Client, Client) {
@@ -564,4 +567,58 @@ fn a_track_that_is_full_asks_for_a_drain_until_it_had_one() {
     assert!(index > 100);
     rig.sent();
     assert!(!rig.core.must_drain());
+}
+
+/// The node's own client, which publishes and watches what it publishes.
+fn tester(rig: &mut Rig) -> Client {
+    let (id, transport) = (7, TransportId(SELF_TEST));
+    rig.command(Command::OpenTransport(Box::new(OpenTransport { transport, transport_cc: false, ..open_transport(id) })));
+    let keys = SrtpKeys { profile: rig.profile, local: key(!id as u8), remote: key(id as u8) };
+    rig.command(Command::InstallKeys { transport, keys: Box::new(keys) });
+    rig.command(Command::OpenTrack(Box::new(OpenTrack {
+        track: TrackId(SELF_TEST),
+        transport,
+        nack: false,
+        pli: false,
+        ..Rig::track(id)
+    })));
+    let subscription = SubscriptionId(SELF_TEST);
+    rig.command(Command::OpenSubscription(Box::new(OpenSubscription { subscription, transport, ..Rig::subscription(id) })));
+    rig.forward(SELF_TEST, Some(SELF_TEST));
+    Rig::new().open(id)
+}
+
+#[test]
+fn the_nodes_own_test_is_in_no_figure_and_keeps_no_worker_awake() {
+    let mut rig = Rig::new();
+    let mut tester = tester(&mut rig);
+    for second in 1..100 {
+        let check = tester.check(PWD);
+        assert_eq!(rig.exchange(tester.path, check).len(), 1, "the answer, and no report");
+        let sent = rig.exchange(tester.path, tester.packet(7, second, &vp8(true, 100)));
+        assert_eq!(media_to(&mut tester, &sent).len(), 1, "second {second}");
+        assert_eq!(rig.core.poll_timeout(), None, "nothing is to be done until the next packet");
+        rig.now = rig.now + Duration::from_secs(1);
+        rig.core.handle_timeout(rig.now);
+        assert_eq!(rig.core.gauges(), Gauges::default());
+    }
+    let counters = rig.core.counters();
+    assert_eq!((counters.ice_checks_ok, counters.rtp_packets_in, counters.rtp_packets_out, counters.rtp_bytes_out), (0, 0, 0, 0));
+    let told = rig.events();
+    assert!(told.iter().all(|event| matches!(event, Event::TransportValidated { .. } | Event::TrackStarted { .. })), "{told:?}");
+}
+
+#[test]
+fn the_nodes_own_test_takes_nobodys_place_and_outlives_silence() {
+    let mut rig = Rig::new();
+    let mut tester = tester(&mut rig);
+    for client in 1..=u64::from(common::limits().transports) {
+        rig.open(client + 100);
+    }
+    // The clients never came; and the whole process may have stood still.
+    rig.pass(10 * CONSENT);
+    assert_eq!(rig.core.gauges(), Gauges::default());
+    rig.exchange(tester.path, tester.check(PWD));
+    let sent = rig.exchange(tester.path, tester.packet(7, 1, &vp8(true, 100)));
+    assert_eq!(media_to(&mut tester, &sent).len(), 1);
 }

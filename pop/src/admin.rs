@@ -52,6 +52,8 @@ pub struct NodeStatus {
     pub ready: bool,
     /// It lets its people go and takes no new ones.
     pub draining: bool,
+    /// Media does not come back through one of its workers: other nodes take new clients, where there are any.
+    pub gray: bool,
     /// Base of the URLs that clients use.
     pub url: String,
     /// First and last media port, of UDP and TCP.
@@ -93,6 +95,8 @@ pub struct WorkerStatus {
     pub core: Option<usize>,
     /// `io_uring` or `mmsg`.
     pub backend: &'static str,
+    /// Media does not come back through it.
+    pub gray: bool,
     /// Clients connected or connecting.
     pub transports: u64,
     /// Published tracks.
@@ -180,6 +184,7 @@ impl Admin {
             worker: worker.worker,
             core: worker.core,
             backend: worker.backend,
+            gray: self.node.self_test().workers()[worker.worker].is_gray(),
             transports: worker.gauges.transports,
             tracks: worker.gauges.tracks,
             subscriptions: worker.gauges.subscriptions,
@@ -200,6 +205,7 @@ impl Admin {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ready: !self.node.is_stopping(),
             draining: self.node.is_stopping(),
+            gray: self.node.self_test().is_gray(),
             url: self.url.to_string(),
             media_ports: self.node.media_ports(),
             sessions: sessions.len(),

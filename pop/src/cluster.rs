@@ -1558,7 +1558,8 @@ impl State {
 
     fn way(&self, goal: &Goal, failed: &[NodeId]) -> Option<(Mesh, Elsewhere)> {
         let node = match goal {
-            Goal::Join(session) if self.splits => self.host(session, failed)?,
+            // Where this node can take nobody, whoever can does.
+            Goal::Join(session) if self.splits || self.record.load >= FULL => self.host(session, failed)?,
             Goal::Join(_) => return None,
             Goal::Origin(origin) => self.origin(*origin)?,
             Goal::Member { session, participant } => {

@@ -16,6 +16,7 @@ mod member;
 mod pump;
 mod room;
 mod route;
+mod selftest;
 mod spread;
 
 use std::collections::{BTreeMap, HashMap};
@@ -47,6 +48,7 @@ pub use member::{EnterError, Line, Seat, TransportStart};
 use room::Found;
 pub(crate) use room::{Exported, NodeFate, RoomMessage};
 pub use route::{OpenRoute, RouteError, RouteSockets};
+pub use selftest::{SelfTest, TryResult, WorkerTest};
 pub(crate) use spread::RemoteTrack;
 
 use crate::backend::{self, Choice};
@@ -146,6 +148,7 @@ pub(crate) struct Shared {
     service: Service,
     probe: Probe,
     directory: Directory,
+    self_test: SelfTest,
     kept: kept::KeptRooms,
     captures: capture::Captures,
     ids: AtomicU64,
@@ -251,6 +254,7 @@ impl Node {
                 data: Arc::default(),
                 relayed: Arc::new(RelayedBytes::new(workers.len())),
                 clock,
+                self_test: SelfTest::new(workers.len()),
                 workers,
                 candidates,
                 routes,
@@ -751,6 +755,16 @@ impl Node {
         self.shared.workers.iter().all(|worker| worker.limits().tcp_connections > 0)
     }
 
+    /// Begins to send packets through its own workers, once a second; on the tokio runtime of the caller.
+    pub fn start_self_test(&self) {
+        selftest::start(self);
+    }
+
+    /// Whether they come back.
+    pub fn self_test(&self) -> &SelfTest {
+        &self.shared.self_test
+    }
+
     /// How long joins take.
     pub fn join_seconds(&self) -> &JoinSeconds {
         &self.shared.join_seconds
@@ -820,9 +834,11 @@ impl Node {
 }
 
 impl Shared {
-    /// How much of what it can do this node does, in permille, and whether it lets its people go.
+    /// How much of what it can do this node does, in permille, and whether it lets its people go. A gray one can do nothing more: nodes
+    /// of every release place nobody on one that is full.
     pub(crate) async fn load(&self) -> (u16, bool) {
-        (self.directory.load().await, self.stopping.load(Ordering::Relaxed))
+        let load = if self.self_test.is_gray() { 1_000 } else { self.directory.load().await };
+        (load, self.stopping.load(Ordering::Relaxed))
     }
 
     /// Has the room here, although nobody may be in it, for as long as what comes back lives.

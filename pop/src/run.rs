@@ -18,7 +18,7 @@ use crate::logging::LogControl;
 use crate::mesh::MeshApplier;
 use crate::metrics::{
     BusCollector, Collector, DataCollector, DeathCollector, DtlsCollector, HttpCollector, MeshCollector, Metrics, ProbeCollector,
-    SignalCollector, VipCollector, WorkerCollector,
+    SelfTestCollector, SignalCollector, VipCollector, WorkerCollector,
 };
 use crate::node::{Joined, Node};
 use crate::notify::Notifier;
@@ -172,6 +172,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     Ready { http: url, media: format!("{first}-{last}"), admin: base_url("http", operator_address), demo }.announce(args.json);
     notifier.ready();
     tokio::spawn(liveness::keep_told(node.clone(), notifier.clone()));
+    node.start_self_test();
     tokio::spawn(reload_on_hangup(hangups, reloader));
     tokio::spawn(report_suppressed(log));
 
@@ -272,8 +273,9 @@ fn metrics_of(node: &Node, joined: &Joined, vips: &[Vip], http: HttpCollector) -
     let data = DataCollector::new(Arc::clone(node.data_counters()));
     let probe = ProbeCollector::new(move || probe.probe().requests(&probe.workers()));
     let signal = SignalCollector::new(node.clone());
+    let self_test = SelfTestCollector(node.clone());
     let mut collectors: Vec<Box<dyn Collector>> =
-        vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http), Box::new(signal)];
+        vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http), Box::new(signal), Box::new(self_test)];
     collectors.extend(joined.bus.clone().map(|counters| Box::new(BusCollector::new(counters)) as Box<dyn Collector>));
     collectors.extend(node.deaths().map(|deaths| Box::new(DeathCollector(deaths)) as Box<dyn Collector>));
     collectors.extend(joined.mesh.clone().map(|mesh| Box::new(MeshCollector::new(mesh)) as Box<dyn Collector>));

@@ -261,6 +261,11 @@ impl History {
         self.places[self.index(sequence)].held(sequence).map(|slot| &pool.facts(slot).meta)
     }
 
+    /// How many packets are here. Looks at every place.
+    pub fn count(&self) -> usize {
+        self.places.iter().filter(|place| place.slot < GIVEN_BACK).count()
+    }
+
     /// Gives back what is older than [`HISTORY_AGE_MAX`], but nothing from sequence number `keep_from` on.
     pub fn expire(&mut self, pool: &mut PacketPool, now: Time, keep_from: Option<u64>) {
         let end = keep_from.unwrap_or(u64::MAX);

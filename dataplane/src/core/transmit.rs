@@ -1,7 +1,7 @@
 //! What goes out: one call, one send. Media leaves as trains, encrypted straight into the owner's send slot.
 
 use pop_proto::DropReason;
-use pop_proto::control::Path;
+use pop_proto::control::{Path, SELF_TEST};
 use pop_proto::header::Stamp;
 use pop_proto::history::{Lookup, Stored};
 use pop_proto::outbound::{Outbound, Rewritten, Scratch, Written};
@@ -242,6 +242,7 @@ impl Core {
             let transport = &mut transports[index];
             let mut train = Train::new(train);
             let ready = transport.endpoint.selected().zip(transport.keys.as_ref());
+            let counted = (counters.rtp_packets_out, counters.rtp_bytes_out);
             while let Some(&subscription) = transport.dirty.get(cursor.subscription) {
                 let subscription = &mut subscriptions[subscription];
                 let Some(track) = subscription.track.map(|t| &tracks[t]) else {
@@ -281,6 +282,9 @@ impl Core {
                 }
                 cursor.fresh = 0;
                 cursor.subscription += 1;
+            }
+            if transport.id.0 == SELF_TEST {
+                (counters.rtp_packets_out, counters.rtp_bytes_out) = counted;
             }
             transport.is_dirty = false;
             transport.dirty.drain(..).for_each(|subscription| subscriptions[subscription].is_dirty = false);

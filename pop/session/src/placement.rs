@@ -80,6 +80,12 @@ impl WorkerLoad {
         used.fits(&self.plan)
     }
 
+    /// The same without room for anybody more.
+    #[must_use]
+    pub fn full(&self) -> WorkerLoad {
+        WorkerLoad { plan: self.used, ..*self }
+    }
+
     /// The largest share of the plan in use, of [`WHOLE`].
     fn share(&self) -> u128 {
         let Claim { transports, tracks, subscriptions } = self.used;
@@ -136,6 +142,11 @@ mod tests {
             used: Claim { transports, tracks: 0, subscriptions: 2 * transports },
             plan: Claim { transports: plan, tracks: 1, subscriptions },
         }
+    }
+
+    #[test]
+    fn who_is_said_to_be_full_takes_nobody() {
+        assert!([load(0, 10), load(3, 10)].iter().all(|load| load.has_room(&VIEWER) && !load.full().has_room(&VIEWER)));
     }
 
     fn session(n: u32) -> SessionId {

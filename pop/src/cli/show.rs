@@ -107,6 +107,8 @@ fn status_table(answer: &Value) -> String {
         answer["uptime_ms"].as_u64().unwrap_or_default() / 1_000,
         if answer["draining"] == true {
             "draining"
+        } else if answer["gray"] == true {
+            "gray: media does not come back"
         } else if answer["ready"] == true {
             "ready"
         } else {
@@ -116,8 +118,11 @@ fn status_table(answer: &Value) -> String {
         text(&answer["participants"]),
     );
     let mut rows = vec![["WORKER", "CORE", "BACKEND", "CLIENTS", "RTP IN", "RTP OUT", "DROPPED"].map(str::to_owned).to_vec()];
-    let keys = ["worker", "core", "backend", "transports", "rtp_packets_in", "rtp_packets_out", "dropped_packets"];
-    rows.extend(list(&answer["workers"]).iter().map(|worker| keys.iter().map(|key| text(&worker[*key])).collect()));
+    let keys = ["core", "backend", "transports", "rtp_packets_in", "rtp_packets_out", "dropped_packets"];
+    rows.extend(list(&answer["workers"]).iter().map(|worker| {
+        let index = text(&worker["worker"]) + if worker["gray"] == true { " (gray)" } else { "" };
+        std::iter::once(index).chain(keys.iter().map(|key| text(&worker[*key]))).collect()
+    }));
     lines.push_str(&align(&rows));
     if !list(&answer["nodes"]).is_empty() {
         lines.push('\n');
@@ -228,6 +233,14 @@ mod tests {
         let table = status_table(&answer);
         assert!(table.starts_with("node fra1 of fra release 1 incarnation 2/ab\nup 61 s, ready, 3 sessions, 9 participants\n"), "{table}");
         assert!(table.ends_with("0       -     mmsg     9        1       2        0\n"), "{table}");
+    }
+
+    #[test]
+    fn a_node_through_which_no_media_comes_back_is_gray() {
+        let answer = json!({ "ready": true, "draining": false, "gray": true, "workers": [{ "worker": 0, "gray": false }, { "worker": 1, "gray": true }] });
+        let table = status_table(&answer);
+        assert!(table.contains(", gray: media does not come back, "), "{table}");
+        assert!(table.contains("\n0 ") && table.contains("\n1 (gray) "), "{table}");
     }
 
     #[test]
