@@ -81,8 +81,7 @@ impl WorkerLoad {
     }
 
     /// The same without room for anybody more.
-    #[must_use]
-    pub fn full(&self) -> WorkerLoad {
+    fn full(&self) -> WorkerLoad {
         WorkerLoad { plan: self.used, ..*self }
     }
 
@@ -130,6 +129,13 @@ pub fn place(current: &[usize], claim: &Claim, workers: &[WorkerLoad]) -> Result
     together.or_else(|| (0..workers.len()).filter(with_room).min_by_key(|worker| workers[*worker].share())).ok_or(Full)
 }
 
+/// As [`place`], but a worker that `is_gray`, through which media does not come, is the last choice.
+pub fn place_around(current: &[usize], claim: &Claim, workers: &[WorkerLoad], is_gray: impl Fn(usize) -> bool) -> Result<usize, Full> {
+    let sound = workers.iter().enumerate().map(|(worker, load)| if is_gray(worker) { load.full() } else { *load });
+    let sound: Vec<_> = sound.collect();
+    place(current, claim, &sound).or_else(|Full| place(current, claim, workers))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,8 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn who_is_said_to_be_full_takes_nobody() {
-        assert!([load(0, 10), load(3, 10)].iter().all(|load| load.has_room(&VIEWER) && !load.full().has_room(&VIEWER)));
+    fn a_gray_worker_takes_a_client_only_when_no_other_can() {
+        let workers = [load(0, 10), load(3, 10), load(4, 20)];
+        let around = |current: &[usize], gray: &[usize]| place_around(current, &VIEWER, &workers, |worker| gray.contains(&worker));
+        assert_eq!((around(&[], &[]), around(&[], &[0]), around(&[], &[0, 2])), (Ok(0), Ok(2), Ok(1)));
+        assert_eq!((around(&[2], &[0]), around(&[2], &[2]), around(&[2], &[0, 2])), (Ok(2), Ok(0), Ok(1)), "its session is there or not");
+        assert_eq!((around(&[], &[0, 1, 2]), around(&[2], &[0, 1, 2])), (Ok(0), Ok(2)), "as if none were");
+        let busy = [load(0, 10), load(10, 10)];
+        assert_eq!(place_around(&[], &VIEWER, &busy, |worker| worker == 0), Ok(0));
     }
 
     fn session(n: u32) -> SessionId {

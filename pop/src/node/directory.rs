@@ -211,7 +211,11 @@ impl State {
             self.rooms.get(session).map(|room| room.clients.iter().map(|(worker, _)| *worker).collect()).unwrap_or_default();
         let worker = match on {
             Some(worker) => self.loads.get(worker).filter(|load| load.has_room(&claim)).map(|_| worker).ok_or(Full)?,
-            None => self.choose(&current, &claim)?,
+            None => {
+                let shared = self.shared.upgrade().ok_or(Full)?;
+                let tests = shared.self_test.workers();
+                placement::place_around(&current, &claim, &self.loads, |worker| tests[worker].is_gray())?
+            }
         };
         let shared = &self.shared;
         let room = self.rooms.entry(session.clone()).or_insert_with(|| Room {
@@ -222,15 +226,6 @@ impl State {
         room.take(worker, claim.transports);
         self.loads[worker].used += claim;
         Ok((room.sender.clone(), Slot { session: session.clone(), worker, claim, requests }))
-    }
-
-    /// A worker through which media does not come back is the last choice.
-    fn choose(&self, current: &[usize], claim: &Claim) -> Result<usize, Full> {
-        let shared = self.shared.upgrade().ok_or(Full)?;
-        let tests = shared.self_test.workers();
-        let sound = self.loads.iter().zip(tests).map(|(load, test)| if test.is_gray() { load.full() } else { *load });
-        let sound: Vec<WorkerLoad> = sound.collect();
-        placement::place(current, claim, &sound).or_else(|Full| placement::place(current, claim, &self.loads))
     }
 
     fn release(&mut self, session: &SessionId, worker: usize, claim: Claim) {
