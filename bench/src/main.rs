@@ -24,6 +24,7 @@ mod relay;
 mod report;
 mod result;
 mod results;
+mod resume;
 mod rooms;
 mod sdp;
 mod search;
@@ -81,6 +82,8 @@ enum Case {
     Latency(latency::LatencyArgs),
     /// How long a change of a participant takes to the other node, beside a bare zenoh put, and how long a node that joins needs.
     Bus(bus::BusArgs),
+    /// Kill the node that has people's transports, and time how each comes back, phase by phase.
+    Resume(resume::ResumeArgs),
     /// A page with charts of each result, made from its JSON alone.
     Report(report::ReportArgs),
     /// Every headline figure in turn, into DATE-NAME.json files.
@@ -147,6 +150,7 @@ fn main() -> ExitCode {
         Case::Pdr(args) => end("pdr", search::run("pdr", &args, search::PDR_LOSS)),
         Case::Latency(args) => end("latency", latency::run(&args)),
         Case::Bus(args) => end("bus", bus::run(&args)),
+        Case::Resume(args) => end("resume", resume::run(&args)),
         Case::Report(args) => end("report", report::run(&args)),
         Case::All(args) => end("all", results::all::run(&args)),
         Case::Table(args) => end("table", results::table::run(&args)),

@@ -8,7 +8,7 @@
 //! Clients are light: they count and authenticate packets and decode nothing.
 
 mod crowd;
-mod member;
+pub(crate) mod member;
 mod report;
 
 use std::ops::Range;

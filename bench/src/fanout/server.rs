@@ -91,8 +91,6 @@ impl Server {
         let address = place.network.node_address();
         let cores = place.cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let folder = std::env::temp_dir().join(format!("pop-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        let config = folder.join("pop.toml");
         let Capacity { transports, tracks, subscriptions, consent_timeout_s } = capacity;
         // All clients of a run have one address, which only loopback may be without a bound.
         let text = format!(
@@ -106,6 +104,13 @@ impl Server {
             name = key.0,
             secret = key.1,
         );
+        Server::run(program, place.network, folder, &text)
+    }
+
+    /// Starts `program` with this config, which is kept in `folder` until it ends.
+    pub(crate) fn run(program: &Path, network: &Network, folder: PathBuf, text: &str) -> Result<Server, String> {
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let config = folder.join("pop.toml");
         // The file holds a secret: nobody else may read it.
         std::os::unix::fs::OpenOptionsExt::mode(std::fs::OpenOptions::new().write(true).create(true).truncate(true), 0o600)
             .open(&config)
@@ -115,8 +120,7 @@ impl Server {
         if !program.exists() {
             return Err(format!("{}: no such file: build it (cargo build --release -p pop) or name it with --pop", program.display()));
         }
-        let mut process = place
-            .network
+        let mut process = network
             .command(program)
             .args(["run", "--json", "--config"])
             .arg(&config)

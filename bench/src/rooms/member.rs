@@ -13,6 +13,7 @@ use pop_proto::srtp::SrtpReceiver;
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::wire::{Protocol, demux};
 use prost::Message as _;
+use proto::signal_request::Message as Say;
 use proto::signal_response::Message as Told;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -117,7 +118,12 @@ async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket, per
     let start = Instant::now();
     let media = socket.try_clone().and_then(UdpSocket::from_std).map_err(|e| format!("client socket: {e}"))?;
     let offer = Offer::new(dtls.fingerprint().attribute(), ticket.ssrc, ticket.receives, ticket.media);
-    let mut signal = Signal::connect(&ticket, &offer).await?;
+    let (mut signal, told) = Signal::open(&ticket.http, &ticket.token, &join_request(ticket.ssrc, ticket.media, &offer)).await?;
+    match told {
+        Told::Join(_) => {}
+        Told::Leave(leave) => return Err(format!("the server refused: {:?}", leave.reason())),
+        _ => return Err("the server's first message is no JoinResponse".to_owned()),
+    }
     let welcome = start.elapsed();
     let answer = signal.read_answer().await?;
     let mut checks = Checks::new(&offer.ufrag, (&answer.ufrag, &answer.password));
@@ -137,7 +143,7 @@ async fn join_steps(dtls: Dtls, socket: std::net::UdpSocket, ticket: Ticket, per
 }
 
 /// Reads until the first packet of a keyframe comes and is authentic; `early` came before.
-async fn wait_for_keyframe(media: &UdpSocket, keys: &SrtpKeys, early: Vec<Vec<u8>>) -> Result<(), String> {
+pub(crate) async fn wait_for_keyframe(media: &UdpSocket, keys: &SrtpKeys, early: Vec<Vec<u8>>) -> Result<(), String> {
     let mut receiver = SrtpReceiver::new(keys.profile, &keys.remote);
     if early.into_iter().any(|mut datagram| is_keyframe(&mut receiver, &mut datagram)) {
         return Ok(());
@@ -160,36 +166,40 @@ fn is_keyframe(receiver: &mut SrtpReceiver, datagram: &mut [u8]) -> bool {
     datagram.get(header_len..opened.len).is_some_and(starts_keyframe)
 }
 
-struct Signal(WebSocketStream<MaybeTlsStream<TcpStream>>);
+/// A socket of signalling.
+pub(crate) struct Signal(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Signal {
-    /// Comes with the first offer, and with the announcement of a publisher's track; to the JoinResponse.
-    async fn connect(ticket: &Ticket, offer: &Offer) -> Result<Signal, String> {
-        let wrapped = proto::WrappedJoinRequest { join_request: join_request(ticket, offer).encode_to_vec(), ..Default::default() };
-        let base = ticket.http.replacen("http://", "ws://", 1);
+    /// Comes with `request`, which may hold the first offer and the announcement of a publisher's track; to the server's first message.
+    pub(crate) async fn open(http: &str, token: &str, request: &proto::JoinRequest) -> Result<(Signal, Told), String> {
+        let wrapped = proto::WrappedJoinRequest { join_request: request.encode_to_vec(), ..Default::default() };
+        let base = http.replacen("http://", "ws://", 1);
         let text = URL_SAFE_NO_PAD.encode(wrapped.encode_to_vec());
-        let (socket, _) = connect_async(format!("{base}/rtc/v1?access_token={}&join_request={text}", ticket.token))
+        let (socket, _) = connect_async(format!("{base}/rtc/v1?access_token={token}&join_request={text}"))
             .await
             .map_err(|e| format!("{base}/rtc/v1: {e}"))?;
         let mut signal = Signal(socket);
-        match signal.next().await? {
-            Told::Join(_) => Ok(signal),
-            Told::Leave(leave) => Err(format!("the server refused: {:?}", leave.reason())),
-            _ => Err("the server's first message is no JoinResponse".to_owned()),
-        }
+        let told = signal.next().await?;
+        Ok((signal, told))
     }
 
     async fn read_answer(&mut self) -> Result<Answer, String> {
+        Answer::parse(&self.read_description().await?.sdp)
+    }
+
+    /// The next answer.
+    pub(crate) async fn read_description(&mut self) -> Result<proto::SessionDescription, String> {
         loop {
             match self.next().await? {
-                Told::Answer(answer) => return Answer::parse(&answer.sdp),
+                Told::Answer(answer) => return Ok(answer),
                 Told::Leave(leave) => return Err(format!("the server refused the offer: {:?}", leave.reason())),
                 _ => {}
             }
         }
     }
 
-    async fn next(&mut self) -> Result<Told, String> {
+    /// The next message. The error is a sentence: there is none any more.
+    pub(crate) async fn next(&mut self) -> Result<Told, String> {
         loop {
             match self.0.next().await {
                 Some(Ok(WebSocketFrame::Binary(bytes))) => {
@@ -225,20 +235,27 @@ impl Signal {
     }
 
     async fn offer_again(&mut self, offer: &Offer, version: u32) -> Result<Vec<u32>, String> {
-        let request = proto::SignalRequest { message: Some(proto::signal_request::Message::Offer(describe(offer, version))) };
-        let frame = WebSocketFrame::Binary(request.encode_to_vec().into());
-        self.0.send(frame).await.map_err(|e| format!("signalling: {e}"))?;
+        self.say(Say::Offer(describe(offer, version))).await?;
         Ok(self.read_answer().await?.sources)
+    }
+
+    /// Says something to the server.
+    pub(crate) async fn say(&mut self, message: Say) -> Result<(), String> {
+        let request = proto::SignalRequest { message: Some(message) };
+        let frame = WebSocketFrame::Binary(request.encode_to_vec().into());
+        self.0.send(frame).await.map_err(|e| format!("signalling: {e}"))
     }
 }
 
-fn describe(offer: &Offer, version: u32) -> proto::SessionDescription {
+/// What is said of an offer.
+pub(crate) fn describe(offer: &Offer, version: u32) -> proto::SessionDescription {
     proto::SessionDescription { r#type: "offer".to_owned(), sdp: offer.text(version), id: version, ..Default::default() }
 }
 
-fn join_request(ticket: &Ticket, offer: &Offer) -> proto::JoinRequest {
-    let named = proto::AddTrackRequest { cid: ticket.media.name().to_owned(), name: ticket.media.name().to_owned(), ..Default::default() };
-    let track = match ticket.media {
+/// What a member comes with.
+pub(crate) fn join_request(ssrc: Option<u32>, media: Media, offer: &Offer) -> proto::JoinRequest {
+    let named = proto::AddTrackRequest { cid: media.name().to_owned(), name: media.name().to_owned(), ..Default::default() };
+    let track = match media {
         Media::Video => proto::AddTrackRequest {
             r#type: proto::TrackType::Video as i32,
             source: proto::TrackSource::Camera as i32,
@@ -253,7 +270,7 @@ fn join_request(ticket: &Ticket, offer: &Offer) -> proto::JoinRequest {
     proto::JoinRequest {
         client_info: Some(proto::ClientInfo { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() }),
         connection_settings: Some(proto::ConnectionSettings { auto_subscribe: true, ..Default::default() }),
-        add_track_requests: ticket.ssrc.map(|_| track).into_iter().collect(),
+        add_track_requests: ssrc.map(|_| track).into_iter().collect(),
         publisher_offer: Some(describe(offer, 1)),
         ..Default::default()
     }
