@@ -126,6 +126,7 @@ def setUpModule():
                 media_port=10_000,
                 http_port=PORT,
                 http=f'vip = ["{VIP}", "{VIP6}"]',
+                judged=f"host {address} and udp portrange",
                 under=lan.inside(name),
                 extra=config(name, out),
             )
@@ -136,12 +137,12 @@ def setUpModule():
 
 
 def tearDownModule():
-    try:
+    # All of it, whichever part of it fails.
+    with contextlib.ExitStack() as stack:
+        stack.callback(folder.cleanup)
+        stack.callback(lan.remove)
         for node in nodes.values():
-            node.stop()
-    finally:
-        lan.remove()
-        folder.cleanup()
+            stack.callback(node.stop)
 
 
 def holders(address=VIP):
@@ -182,11 +183,11 @@ def ask(name, what):
 
 class ServiceAddress(unittest.TestCase):
     def setUp(self):
-        for name, node in nodes.items():
-            if not node.is_alive():
-                node.start()
-                node.await_ready()
         self.until_one()
+
+    def start_again(self, name):
+        nodes[name].start()
+        nodes[name].await_ready()
 
     def until_one(self):
         """Every node has seen the others for long enough, and one has it, the same in the eyes of all."""
@@ -251,9 +252,7 @@ class ServiceAddress(unittest.TestCase):
         self.report("the kernel took it away", time.monotonic() - began)
         self.assertTrue(answers())
         before = self.holder
-        nodes[before].start()
-        nodes[before].await_ready()
-        self.until_one()
+        self.start_again(before)
         until("it is again where it was", lambda: holders() == [before], 10)
         self.until_one()
         until("an answer", answers, 2)
@@ -277,9 +276,12 @@ class ServiceAddress(unittest.TestCase):
         self.assertTrue(answers())
         began = time.monotonic()
         nodes[self.holder].process.send_signal(signal.SIGTERM)
-        self.until_taken_over(began)
-        self.assertFalse(lan.has(self.holder, VIP))
-        self.assertEqual(nodes[self.holder].process.wait(10), 0)
+        try:
+            self.until_taken_over(began)
+            self.assertFalse(lan.has(self.holder, VIP))
+        finally:
+            self.assertEqual(nodes[self.holder].process.wait(10), 0)
+            self.start_again(self.holder)
 
     def test_a_node_that_cannot_have_it_says_what_to_change(self):
         name = self.others[0]
