@@ -14,7 +14,7 @@ import nodes as nodes_of_one_pop
 from client import Client, until
 
 OUT_OF_PLACEMENT_S = 10
-HOGS, HOGS_S = 16, float(os.environ.get("POP_HOGS_S", "4"))
+HOGS, HOGS_S = 16, float(os.environ.get("POP_HOGS_S", "8"))
 
 
 def setUpModule():

@@ -272,13 +272,20 @@ class ServiceAddress(unittest.TestCase):
         self.until_one()
         until("an answer", answers, 2)
 
-    def test_a_node_that_stops_gives_it_up_at_once(self):
+    def test_a_node_that_stops_says_goodbye_by_it_and_gives_it_up_at_once(self):
         self.assertTrue(answers())
+        with lan.entered("client"):
+            connection = socket.create_connection((VIP, PORT), 1)
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: pop\r\n\r\n")
+        self.assertTrue(connection.recv(4_096).startswith(b"HTTP/1.1 "))
         began = time.monotonic()
         nodes[self.holder].process.send_signal(signal.SIGTERM)
         try:
+            with connection:
+                connection.settimeout(TAKEOVER_S_MAX)
+                self.assertEqual(connection.recv(4_096), b"", "the end of a connection that was open reaches its client")
             self.until_taken_over(began)
-            self.assertFalse(lan.has(self.holder, VIP))
+            until("the node that stops has it no longer", lambda: not lan.has(self.holder, VIP), 5)
         finally:
             self.assertEqual(nodes[self.holder].process.wait(10), 0)
             self.start_again(self.holder)

@@ -791,8 +791,9 @@ impl Core {
             return Err(DropReason::DtlsQueueFull);
         }
         *budget -= 1;
-        if let Endpoint::Ice(ice) = &mut transport.endpoint {
-            ice.note_dtls(now, path, transport.keys.is_none());
+        // Nobody has authenticated it: after the keys SRTP alone says where the client is.
+        if let (Endpoint::Ice(ice), None) = (&mut transport.endpoint, &transport.keys) {
+            ice.note_handshake(now, path);
         }
         self.counters.dtls_datagrams_in += 1;
         self.events.push_back(Event::Dtls { transport: transport.id, datagram });

@@ -41,7 +41,7 @@ use crate::metrics::Deaths;
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
 use crate::rejoin;
 use crate::view::{LinkView, NodeView, VipView};
-use crate::vip::Vip;
+use crate::vip::{Turn, Vip};
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -920,7 +920,13 @@ impl State {
                 tracing::warn!(target: AUDIT, %address, from = name(before), to = name(after), why, "service address");
             }
             self.vips[index].holder = after;
-            self.vips[index].vip.tell(after == Some(own), has_changed);
+            let vip = &self.vips[index].vip;
+            let turn = match after {
+                Some(node) if node == own => Turn::Ours,
+                _ if shared.is_stopping() && vip.is_held() => Turn::Stops,
+                _ => Turn::Theirs,
+            };
+            vip.tell(turn, has_changed);
         }
     }
 
@@ -1558,8 +1564,8 @@ impl State {
 
     fn way(&self, goal: &Goal, failed: &[NodeId]) -> Option<(Mesh, Elsewhere)> {
         let node = match goal {
-            // Where this node can take nobody, whoever can does.
-            Goal::Join(session) if self.splits || self.record.load >= FULL => self.host(session, failed)?,
+            // Where this node can take nobody, as when it is gray, whoever can does.
+            Goal::Join(session) if self.splits || self.record.load >= 1_000 => self.host(session, failed)?,
             Goal::Join(_) => return None,
             Goal::Origin(origin) => self.origin(*origin)?,
             Goal::Member { session, participant } => {

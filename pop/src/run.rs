@@ -181,12 +181,13 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     tracing::info!(signal = name, "stopping; a second signal stops at once");
     let stop = async {
         node.stop_accepting();
-        vips.iter().for_each(Vip::stop);
         let _ = stop_public.send(true);
         for listener in public {
             let _ = listener.await;
         }
         node.shutdown().await;
+        // What was said to clients has left by them.
+        vips.iter().for_each(Vip::stop);
         let _ = stop_operator.send(true);
         for operator in operators {
             let _ = operator.await;

@@ -46,11 +46,21 @@ struct Shared {
     failures: AtomicU64,
 }
 
+/// Who is to have an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// This node.
+    Ours,
+    /// Another one, but this node stops and had it: its goodbyes leave by it, and nobody is told that it is here.
+    Stops,
+    /// Another one.
+    Theirs,
+}
+
 /// What the cluster said last.
 #[derive(Clone, Copy, Debug)]
 struct Word {
-    /// This node is to have it.
-    is_ours: bool,
+    turn: Turn,
     until: Instant,
     /// Counts the times that nodes came or went.
     change: u64,
@@ -66,7 +76,7 @@ impl Vip {
     /// A sentence that says what to change.
     pub fn start(address: IpAddr) -> Result<Vip, String> {
         let mut link = HostLink::open(address)?;
-        let word = Word { is_ours: false, until: Instant::now(), change: 0, is_last: false };
+        let word = Word { turn: Turn::Theirs, until: Instant::now(), change: 0, is_last: false };
         let vip = Vip(Arc::new(Shared {
             address,
             word: Mutex::new(word),
@@ -102,13 +112,15 @@ impl Vip {
         self.0.failures.load(Ordering::Relaxed)
     }
 
-    /// This node is to have it, or another one, for as long as this is said again. `has_changed`: a node came or went, and may have said that
-    /// it has it.
-    pub(crate) fn tell(&self, is_ours: bool, has_changed: bool) {
+    /// Whose turn it is, for as long as this is said again. `has_changed`: a node came or went, and may have said that it has it.
+    pub(crate) fn tell(&self, turn: Turn, has_changed: bool) {
         let mut word = lock(&self.0.word);
-        let is_new = word.is_ours != is_ours || has_changed;
+        if word.is_last {
+            return;
+        }
+        let is_new = word.turn != turn || has_changed;
         word.change += u64::from(has_changed);
-        (word.is_ours, word.until) = (is_ours && !word.is_last, Instant::now() + WORD_HOLDS);
+        (word.turn, word.until) = (turn, Instant::now() + WORD_HOLDS);
         if is_new {
             self.0.changed.notify_one();
         }
@@ -117,7 +129,7 @@ impl Vip {
     /// Gives it up for good, and returns when the kernel has done so. Blocks for some microseconds, unless the kernel is busy.
     pub fn stop(&self) {
         let mut word = lock(&self.0.word);
-        (word.is_ours, word.is_last) = (false, true);
+        (word.turn, word.is_last) = (Turn::Theirs, true);
         drop(word);
         self.0.changed.notify_one();
         if let Some(thread) = lock(&self.0.thread).take() {
@@ -144,7 +156,7 @@ impl Vip {
                 return;
             }
             word = lock(&self.0.word);
-            if (word.change, word.is_ours, word.is_last) == (said.change, said.is_ours, false) {
+            if (word.change, word.turn, word.is_last) == (said.change, said.turn, false) {
                 word = self.0.changed.wait_timeout(word, ANNOUNCE_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
@@ -186,10 +198,13 @@ impl Lender {
             // The kernel has taken it away meanwhile.
             self.lent_at = None;
         }
-        if !word.is_ours {
-            if self.lent_at.take().is_some() {
+        if word.turn == Turn::Theirs {
+            if self.lent_at.is_some() {
                 let outcome = link.take_back();
-                self.note(outcome);
+                // Tried again, if it failed, until the kernel takes it away by itself.
+                if self.note(outcome) {
+                    self.lent_at = None;
+                }
             }
             return false;
         }
@@ -203,6 +218,9 @@ impl Lender {
                 return false;
             }
             self.lent_at = Some(now);
+        }
+        if word.turn == Turn::Stops {
+            return false;
         }
         if is_taken || word.change != self.change {
             (self.change, self.announced_at, self.often_until) = (word.change, None, Some(now + ANNOUNCE_OFTEN));
@@ -301,10 +319,12 @@ impl Link for HostLink {
     }
 
     fn take_back(&mut self) -> Result<(), String> {
-        match self.interface.take() {
-            Some(interface) => self.clear(&interface),
-            None => Ok(()),
+        let Some(interface) = self.interface.take() else { return Ok(()) };
+        let outcome = self.clear(&interface);
+        if outcome.is_err() {
+            self.interface = Some(interface);
         }
+        outcome
     }
 
     fn announce(&mut self) -> Result<(), String> {
@@ -367,7 +387,7 @@ mod tests {
     impl World {
         fn new() -> World {
             let now = Instant::now();
-            let word = Word { is_ours: true, until: now + WORD_HOLDS, change: 0, is_last: false };
+            let word = Word { turn: Turn::Ours, until: now + WORD_HOLDS, change: 0, is_last: false };
             World { now, word, lender: Lender::default(), link: FakeLink::default(), takeovers: 0 }
         }
 
@@ -397,6 +417,19 @@ mod tests {
     }
 
     #[test]
+    fn who_stops_has_it_without_a_word_until_its_goodbyes_are_out() {
+        let mut world = World::new();
+        world.run(5_000, true);
+        let announced = world.link.announced;
+        (world.word.turn, world.word.change) = (Turn::Stops, 1);
+        world.run(5_000, true);
+        assert_eq!((world.link.has_it(world.now), world.link.announced), (true, announced));
+        world.word.turn = Turn::Theirs;
+        world.run(50, true);
+        assert!(!world.link.has_it(world.now));
+    }
+
+    #[test]
     fn who_is_told_nothing_loses_it_and_who_is_told_that_it_is_anothers_gives_it_up_at_once() {
         let mut world = World::new();
         world.run(1_000, true);
@@ -407,7 +440,7 @@ mod tests {
         assert_eq!((world.link.has_it(world.now), world.link.announced, world.lender.lent_at), (false, announced, None));
         world.run(50, true);
         assert_eq!((world.link.has_it(world.now), world.takeovers), (true, 2));
-        world.word.is_ours = false;
+        world.word.turn = Turn::Theirs;
         world.run(50, true);
         assert_eq!((world.link.has_it(world.now), world.lender.lent_at), (false, None));
     }

@@ -75,7 +75,11 @@ pub(super) fn ice(data: &[u8]) -> Outcome {
         }
         let Ok(check) = Message::parse(&bytes[..len]) else { continue };
         let known = agent.is_validated(path);
-        agent.note_dtls(now, path, kind & 2 == 0);
+        if kind & 2 == 0 {
+            agent.note_handshake(now, path);
+        } else {
+            agent.note_authentic_packet(now, path);
+        }
         let outcome = agent.handle_check(now, path, &check, &mut [0; stun::RESPONSE_LEN_MAX]);
         let right = outcome.as_ref().is_ok_and(|outcome| !outcome.refused);
         answered |= outcome.is_ok();

@@ -53,8 +53,10 @@ pub struct IceLite {
     selected_at: Time,
     /// The client has sent something else than checks by the selected path.
     is_used: bool,
-    /// The client chose the selected path.
-    nominated: bool,
+    /// The path that the client chose last.
+    nominated: Option<Path>,
+    /// It sends by the path that it chose: nothing else moves ours.
+    is_settled: bool,
 }
 
 /// A validated path.
@@ -94,7 +96,8 @@ impl IceLite {
             selected: None,
             selected_at: now,
             is_used: false,
-            nominated: false,
+            nominated: None,
+            is_settled: false,
         }
     }
 
@@ -146,14 +149,16 @@ impl IceLite {
             None => true,
             // A client that does not nominate means the path of its first check, also that after a restart. RFC 6544 section 4.2:
             // UDP is preferred to TCP when both work.
-            Some(selected) => !self.nominated && (retired.is_some() || (selected.is_tcp() && !path.is_tcp())),
+            Some(selected) => self.nominated.is_none() && (retired.is_some() || (selected.is_tcp() && !path.is_tcp())),
         };
         let nominates = check.use_candidate() && self.is_first(path, transaction);
         let selected_changed = self.selected != Some(path) && (nominates || is_better);
+        if nominates {
+            self.nominated = Some(path);
+        }
         if selected_changed {
             self.select(now, path, false);
         }
-        self.nominated |= check.use_candidate();
         Ok(CheckOutcome { response_len, newly_validated, selected_changed, replaced, refused: false, retired })
     }
 
@@ -177,6 +182,7 @@ impl IceLite {
 
     fn select(&mut self, now: Time, path: Path, is_used: bool) {
         (self.selected, self.selected_at, self.is_used) = (Some(path), now, is_used);
+        self.is_settled = is_used && self.nominated.is_none_or(|nominated| nominated == path);
     }
 
     /// Forgets paths that are `gone`; media goes to the one that was validated last of those that are left, UDP first.
@@ -184,9 +190,9 @@ impl IceLite {
         self.paths.retain(|known| !gone(&known.path));
         if self.selected.is_some_and(|selected| gone(&selected)) {
             self.selected = self.paths().max_by_key(|path| !path.is_tcp());
-            self.is_used = false;
-            self.nominated = false;
+            (self.is_used, self.is_settled) = (false, false);
         }
+        self.nominated = self.nominated.filter(|path| !gone(path));
     }
 
     /// Whether an authenticated check came over `path`.
@@ -204,20 +210,20 @@ impl IceLite {
         self.follow(now, path, UNUSED_MAX);
     }
 
-    /// A DTLS datagram came by `path`. The one of a handshake shows at once by which path the client reads.
-    pub fn note_dtls(&mut self, now: Time, path: Path, is_handshake: bool) {
-        self.follow(now, path, if is_handshake { Duration::ZERO } else { UNUSED_MAX });
+    /// A datagram of a handshake came by `path`: the client reads there.
+    pub fn note_handshake(&mut self, now: Time, path: Path) {
+        self.follow(now, path, Duration::ZERO);
     }
 
-    /// The client sends by `path`, and so do we when it has not sent by the selected one for `patience` after that was selected.
+    /// The client sends by `path`, and so do we: at once when it has nominated that, else when it has not sent by the selected one for
+    /// `patience` after that was selected.
     #[inline]
     fn follow(&mut self, now: Time, path: Path, patience: Duration) {
-        if self.is_used && !patience.is_zero() {
+        if self.is_settled && !patience.is_zero() {
             return;
         }
-        if self.selected == Some(path) {
-            self.is_used = true;
-        } else if now.since(self.selected_at) >= patience && self.is_validated(path) {
+        let is_late = patience.is_zero() || !self.is_used && now.since(self.selected_at) >= patience;
+        if self.selected == Some(path) || (self.nominated == Some(path) || is_late) && self.is_validated(path) {
             self.select(now, path, true);
         }
     }
@@ -351,9 +357,9 @@ mod tests {
     #[test]
     fn a_handshake_goes_on_by_the_path_by_which_the_client_sends_it() {
         let (mut ice, unanswered) = answered_by_one_of_two();
-        ice.note_dtls(Time::from_millis(1_001), path(3), true);
+        ice.note_handshake(Time::from_millis(1_001), path(3));
         assert_eq!(ice.selected(), Some(path(2)), "a path that no check validated is none");
-        ice.note_dtls(Time::from_millis(1_001), path(1), true);
+        ice.note_handshake(Time::from_millis(1_001), path(1));
         assert_eq!(ice.selected(), Some(path(1)));
         assert!(!check(&mut ice, 2, path(2), &unanswered).selected_changed, "the same check once more: it has had no answer");
         let renewed = BindingRequest { transaction: TransactionId([7; 12]), ..NOMINATING };
@@ -373,6 +379,20 @@ mod tests {
         ice.note_authentic_packet(Time::from_millis(3_100), path(2));
         ice.note_authentic_packet(Time::from_millis(9_000), path(1));
         assert_eq!(ice.selected(), Some(path(2)));
+    }
+
+    #[test]
+    fn a_late_packet_by_the_path_of_before_keeps_nobody_from_the_one_that_was_nominated() {
+        let mut ice = agent();
+        check(&mut ice, 1, path(1), &NOMINATING);
+        ice.note_authentic_packet(Time::from_millis(1_100), path(1));
+        check(&mut ice, 2, path(2), &BindingRequest { transaction: TransactionId([6; 12]), ..NOMINATING });
+        ice.note_authentic_packet(Time::from_millis(3_500), path(1));
+        assert_eq!(ice.selected(), Some(path(1)), "it seems that it reads there");
+        ice.note_authentic_packet(Time::from_millis(3_600), path(2));
+        assert_eq!(ice.selected(), Some(path(2)));
+        ice.note_authentic_packet(Time::from_millis(9_000), path(1));
+        assert_eq!(ice.selected(), Some(path(2)), "it is where it said that it is");
     }
 
     #[test]
