@@ -39,7 +39,6 @@ use crate::fanout::program_beside;
 use crate::fanout::server::Server;
 use crate::machine::Machine;
 use crate::network::Network;
-use crate::random::random_hex;
 use crate::result::{Figures, case_json};
 use crate::rooms::member::{Member, Signal, Ticket, describe, join, join_request, wait_for_keyframe};
 use crate::sdp::{Answer, Media, Offer};
@@ -91,7 +90,7 @@ pub(crate) struct ResumeArgs {
 /// Runs the case. The error is a sentence.
 pub(crate) fn run(args: &ResumeArgs) -> Result<(), String> {
     make_folder_of(args.json.as_deref())?;
-    let program = args.pop.clone().map_or_else(|| program_beside("pop"), Ok)?;
+    let program = args.pop.clone().map_or_else(program_beside, Ok)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let json = runtime.map_err(|error| format!("no runtime: {error}"))?.block_on(measure(args, &program))?;
     write_json(args.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|error| error.to_string())?)
