@@ -11,7 +11,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -214,9 +214,10 @@ impl Nodes {
 
     fn ca(&self, words: &[&str]) -> Result<(), String> {
         let mut command = Command::new(&self.program);
-        command.arg("ca").args(words).arg("--dir").arg(self.folder.join("ca")).stdout(Stdio::null());
-        let status = command.status().map_err(|error| format!("{}: {error}", self.program.display()))?;
-        if status.success() { Ok(()) } else { Err(format!("pop ca {} ended with {status}", words[0])) }
+        command.arg("ca").args(words).arg("--dir").arg(self.folder.join("ca"));
+        let ended = command.output().map_err(|error| format!("{}: {error}", self.program.display()))?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        if ended.status.success() { Ok(()) } else { Err(format!("pop ca {}: {}", words[0], said.trim())) }
     }
 
     fn start(&mut self, at: usize) -> Result<(), String> {
@@ -224,7 +225,7 @@ impl Nodes {
         let others: Vec<String> =
             (0..NAMES.len()).filter(|other| *other != at).map(|other| format!("\"{}:7447\"", address(other))).collect();
         let text = format!(
-            "[http]\nlisten = \"{own}:7880\"\nconnections_per_address_max = 8192\nrequests_per_address_per_s_max = 100000\n\
+            "[http]\nlisten = \"{own}:7880\"\nconnections_per_address_max = 4096\nrequests_per_address_per_s_max = 100000\n\
              [admin]\nlisten = \"{own}:9464\"\nsocket = \"{files}/pop.sock\"\n\
              [media]\naddresses = [\"{own}\"]\nport = 20000\nconsent_timeout = \"120s\"\n\
              [auth.keys]\n{} = \"{}\"\n[node]\nname = \"{name}\"\npop = \"bench\"\nstate_dir = \"{files}/state\"\n\
