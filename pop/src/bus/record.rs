@@ -445,10 +445,6 @@ fn read_track(track: fb::Track<'_>) -> Result<RemoteTrack, RecordError> {
     let (formats, rids) = (track.formats().unwrap_or_default(), track.rids().unwrap_or_default());
     let of_layers = track.ssrcs().unwrap_or_default();
     let is_bounded = [layers.len(), features.len(), rids.len()].iter().all(|&len| len <= LAYERS_MAX);
-    // What is drawn for clients is below 2^63; above is what a node has for itself.
-    if track.track() >> 63 != 0 {
-        return Err(RecordError::Malformed);
-    }
     if !is_bounded || formats.len() > FORMATS_MAX || of_layers.len() > 2 * RIDS_MAX {
         return Err(RecordError::TooLarge);
     }
