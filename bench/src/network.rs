@@ -7,6 +7,7 @@
 //! A guard process removes it all when this one ends, whatever ends it: the guard waits for the end of a pipe that only we hold.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,8 +16,9 @@ use pop_bench::shaper::process::ip;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// Deaf to what a terminal sends to the whole group; everything in the namespace is of this run.
-const GUARD: &str = "trap '' INT TERM HUP; read -r _; for pid in $(ip netns pids \"$0\"); do kill -9 \"$pid\"; done; \
+/// Deaf to what a terminal sends to the whole group; everything in the namespace is of this run. It makes what it removes: there is no moment in
+/// which one is there without the other.
+const GUARD: &str = "trap '' INT TERM HUP; ip netns add \"$0\" 2>&1 && echo && read -r _; for pid in $(ip netns pids \"$0\"); do kill -9 \"$pid\"; done; \
                      ip link del \"$0\"; ip netns del \"$0\"";
 
 /// Networks of four addresses in 198.18.0.0/15, the block for benchmarks (RFC 2544).
@@ -113,16 +115,21 @@ impl Veth {
         let pid = std::process::id();
         let name = format!("popb{pid}");
         let first = Ipv4Addr::new(198, 18, 0, 0).to_bits() + 4 * (pid % NETWORKS);
-        ip(None, &format!("netns add {name}"))?;
         let guard = Command::new("sh")
             .args(["-c", GUARD, &name])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|e| format!("sh: {e}"))?;
         // Owned from here on: every way out removes what there is.
-        let veth = Veth { name, first, guard };
+        let mut veth = Veth { name, first, guard };
+        let mut said = String::new();
+        let out = veth.guard.stdout.take().expect("stdout is piped above");
+        BufReader::new(out).read_line(&mut said).map_err(|e| format!("sh: {e}"))?;
+        if said != "\n" {
+            return Err(format!("ip netns add: {}", said.trim()));
+        }
         let name = &veth.name;
         let address = |host: u32| format!("{}/30", Ipv4Addr::from_bits(first + host));
         ip(None, &format!("link add {name} type veth peer name node netns {name}"))?;
