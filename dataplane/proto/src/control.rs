@@ -366,8 +366,9 @@ pub struct OpenTransport {
     pub cname: Box<str>,
 }
 
-/// The id of the transport, the track and the section by which a node tests its own way for media, one of each on every worker. All that
-/// is drawn for clients is below 2^63. They are in no plan and in no figure, bring no events that matter, and do not keep a worker awake.
+/// The id of the transport, the track and the section by which a node tests its own way for media, one of each on every worker; what is drawn
+/// for clients is this one with a chance of 2^-64. They are in no plan and in no figure, bring no events that matter, and do not keep a worker
+/// awake.
 pub const SELF_TEST: u64 = u64::MAX;
 
 /// A stream that a client publishes into its transport.
