@@ -3,8 +3,8 @@
 //! ```text
 //! three nodes on loopback: people's sockets at one, their transports at another, and at the third whom they watch
 //!
-//! last packet -- kill -9 -- Leave{RESUME} -- ReconnectResponse, answer -- check answered -- keys -- first packet of a keyframe
-//!                      detect          signalling                   ICE            DTLS   keyframe
+//! last packet -- kill -9 -- end of the socket -- ReconnectResponse, answer -- check answered -- keys -- first packet of a keyframe
+//!                      detect              signalling                   ICE            DTLS   keyframe
 //! ```
 //! People are light: they do what livekit-client does, at once, and decode nothing. Somebody who watches at the third node shows what the
 //! others feel of it.
@@ -22,7 +22,6 @@ use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader};
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::wire::{Protocol, demux};
-use pop_session::life::SILENCE_ENDED_MAX;
 use proto::signal_request::Message as Say;
 use proto::signal_response::Message as Told;
 use serde::Serialize;
@@ -145,12 +144,7 @@ async fn measure(args: &ResumeArgs, program: &Path) -> Result<Value, String> {
     }
     let round_trips = |n: u32| format!("{n} round trips");
     let spreads = [
-        spread(
-            "detect",
-            &phases,
-            |of| of.detect,
-            format!("{} ms, the rule for a node whose connections end", SILENCE_ENDED_MAX.as_millis()),
-        ),
+        spread("detect", &phases, |of| of.detect, "half a round trip: the kernel ends the dead node's connections".to_owned()),
         spread("signalling", &phases, |of| of.signalling, round_trips(3)),
         spread("ice", &phases, |of| of.ice, round_trips(1)),
         spread("dtls", &phases, |of| of.dtls, round_trips(3)),
@@ -486,10 +480,12 @@ impl Person {
         loop {
             tokio::select! {
                 told = self.signal.next() => match told {
-                    Ok(Told::Leave(leave)) if leave.action() == proto::leave_request::Action::Resume => break,
-                    Ok(Told::Leave(leave)) => return Err(format!("told to leave: {:?} {:?}", leave.action(), leave.reason())),
+                    Ok(Told::Leave(leave)) if leave.action() != proto::leave_request::Action::Resume => {
+                        return Err(format!("told to leave: {:?} {:?}", leave.action(), leave.reason()));
+                    }
+                    // A socket that ends says so to every SDK.
+                    Ok(Told::Leave(_)) | Err(_) => break,
                     Ok(_) => {}
-                    Err(sentence) => return Err(sentence),
                 },
                 Ok(len) = self.media.recv(&mut buffer) => {
                     if is_media(&mut receiver, &mut buffer[..len]) {
@@ -499,7 +495,7 @@ impl Person {
             }
         }
         let detected = Instant::now();
-        let killed = *killed.get().ok_or("told to come back before the kill")?;
+        let killed = *killed.get().ok_or("the server ended signalling before the kill")?;
         let offer = offer_of(&self.dtls);
         let mut request = join_request(None, Media::Video, &offer);
         (request.reconnect, request.participant_sid, request.publisher_offer) = (true, self.sid, None);
