@@ -22,6 +22,7 @@ use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader};
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::wire::{Protocol, demux};
+use pop_session::life::SILENCE_ENDED_MAX;
 use proto::signal_request::Message as Say;
 use proto::signal_response::Message as Told;
 use serde::Serialize;
@@ -145,7 +146,7 @@ async fn measure(args: &ResumeArgs, program: &Path) -> Result<Value, String> {
     let round_trips = |n: u32| format!("{n} round trips");
     let spreads = [
         spread("detect", &phases, |of| of.detect, "half a round trip: the kernel ends the dead node's connections".to_owned()),
-        spread("signalling", &phases, |of| of.signalling, round_trips(3)),
+        spread("signalling", &phases, |of| of.signalling, format!("3 round trips, {} ms the verdict", SILENCE_ENDED_MAX.as_millis())),
         spread("ice", &phases, |of| of.ice, round_trips(1)),
         spread("dtls", &phases, |of| of.dtls, round_trips(3)),
         spread("keyframe", &phases, |of| of.keyframe, format!("2 round trips and up to {} ms, a frame", FRAME.as_millis())),
@@ -418,10 +419,12 @@ async fn listen(member: Member) -> Vec<Instant> {
     let Member { socket, keys, seat: _seat, .. } = member;
     let Ok(media) = UdpSocket::from_std(socket) else { return Vec::new() };
     let mut receiver = SrtpReceiver::new(keys.profile, &keys.remote);
-    let (mut arrivals, mut buffer) = (Vec::new(), [0; DATAGRAM_LEN_MAX]);
-    while let Ok(Ok(len)) = timeout(QUIET, media.recv(&mut buffer)).await {
+    let (mut arrivals, mut last, mut buffer) = (Vec::new(), Instant::now(), [0; DATAGRAM_LEN_MAX]);
+    // Reports come all the time.
+    while let Ok(Ok(len)) = timeout(QUIET.saturating_sub(last.elapsed()), media.recv(&mut buffer)).await {
         if is_media(&mut receiver, &mut buffer[..len]) {
-            arrivals.push(Instant::now());
+            last = Instant::now();
+            arrivals.push(last);
         }
     }
     arrivals
