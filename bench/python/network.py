@@ -50,16 +50,9 @@ class Network:
         netns = self.netns[end]
         return ["ip", "netns", "exec", netns] if netns else []
 
-    @contextlib.contextmanager
     def entered(self, end):
         """Sockets that this thread makes meanwhile are at `end`, and stay there."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{self.netns[end]}") as there:
-            enter(libc, there)
-            try:
-                yield
-            finally:
-                enter(libc, here)
+        return entered(self.netns[end])
 
     def change(self, words):
         """Changes wires, such as "a-b loss 5%"; the change holds when this returns."""
@@ -80,6 +73,18 @@ class Network:
         if code != 0:
             raise AssertionError(f"pop-bench shaper ended with {code}")
         return stats
+
+
+@contextlib.contextmanager
+def entered(netns):
+    """Sockets that this thread makes meanwhile are in the namespace, and stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{netns}") as there:
+        enter(libc, there)
+        try:
+            yield
+        finally:
+            enter(libc, here)
 
 
 def enter(libc, namespace):
