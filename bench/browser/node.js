@@ -105,6 +105,10 @@ class Node {
     await this.exited;
   }
 
+  get hasEnded() {
+    return this.child.exitCode !== null || this.child.signalCode !== null;
+  }
+
   /** A token of `pop token create`. */
   async token(room, identity, ...options) {
     const words = ["token", "create", "--keys", this.keys, "--room", room, "--identity", identity, "--json", ...options];

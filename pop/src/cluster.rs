@@ -23,7 +23,7 @@ use pop_proto::control::{
 use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId, TransportId};
-use pop_session::life::{Fate, Life, Way};
+use pop_session::life::{self, Fate, Life, Verdict, Way, Witness};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
 use pop_session::placement::{self, KEEPERS};
 use pop_session::presence::LocalRecord;
@@ -74,9 +74,6 @@ const UNTOLD_MAX: Duration = Duration::from_secs(15);
 
 /// How often it is looked at whether this node stood still.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// So long others may take to say whether they hold this node for dead. Then nobody is there who does.
-const VERDICT_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// How long after a node stood still it believes who holds it for dead, when not all could be asked.
 const HANG_REMEMBERED: Duration = Duration::from_secs(60);
@@ -945,21 +942,23 @@ impl State {
         });
         self.doubted_until = Some(now + HANG_REMEMBERED);
         let verdicts = self.mesh.as_ref().map_or_else(Vec::new, |mesh| mesh.verdicts(hang.since_us));
-        if verdicts.iter().any(|(node, dead)| *dead && self.nodes.contains_key(node)) {
-            return self.rejoin(shared);
-        }
-        let may_answer = |of: &Node| of.is_up() && of.record.mesh.is_some();
-        let have_answered = |node: &NodeId| verdicts.iter().any(|(of, _)| of == node);
-        let mut asked = self.nodes.iter().filter(|(_, of)| may_answer(of)).map(|(node, _)| node).peekable();
-        let is_alone = asked.peek().is_none();
-        let all = asked.all(have_answered);
-        let nobody_does = self.mesh.is_none() || now.saturating_duration_since(hang.since) >= VERDICT_WAIT_MAX;
-        if !all && !nobody_does {
-            return;
-        }
-        tracing::warn!(after_ms = now.saturating_duration_since(hang.since).as_millis(), "nobody holds this node for dead: it goes on");
+        let witness = |(node, of): (&NodeId, &Node)| {
+            let holds_dead = verdicts.iter().find(|(of, _)| of == node).map(|(_, dead)| *dead);
+            let is_connected = self.links.contains_key(node) || of.gone_at.is_none();
+            // Who is away is not waited for, and may hold this node for dead in turn. Who has had no link yet tells once he has.
+            let is_asked = of.is_up() && of.life.has_heard(Way::Link) || holds_dead == Some(true);
+            is_asked.then_some(Witness { is_connected, holds_dead })
+        };
+        let witnesses: Vec<_> = self.nodes.iter().filter_map(witness).collect();
+        let waited = now.saturating_duration_since(hang.since);
+        let is_settled = match life::verdict(&witnesses, waited) {
+            Verdict::Wait => return,
+            Verdict::Dead => return self.rejoin(shared),
+            Verdict::Alive { is_settled } => is_settled,
+        };
+        tracing::warn!(after_ms = waited.as_millis(), is_settled, "nobody holds this node for dead: it goes on");
         self.hang = None;
-        if all && !is_alone {
+        if is_settled {
             self.doubted_until = Some(now + HANG_SETTLED);
         }
         if let Some(bus) = &self.bus {

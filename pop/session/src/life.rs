@@ -27,7 +27,7 @@ const SILENT: Duration = Duration::from_millis(100);
 /// A node that is silent for so long on all ways is dead at the second look. A stop of 200 ms is not seen: its last beat may be 50 ms older.
 pub const SILENCE_MAX: Duration = Duration::from_millis(260);
 
-/// The same for one whose connections have ended.
+/// The same for one whose connections have ended, more than one.
 pub const SILENCE_ENDED_MAX: Duration = Duration::from_millis(130);
 
 /// Where packets are not exchanged, all that is heard comes through queues of others, so more is waited for.
@@ -35,6 +35,12 @@ pub const SILENCE_NO_PACKETS_MAX: Duration = Duration::from_millis(450);
 
 /// A node that is heard, but whose packets do not come for so long, is cut off.
 pub const SILENCE_CUT_MAX: Duration = Duration::from_millis(500);
+
+/// So long others may take to say whether they hold a node that stood still for dead. Then nobody is there who does.
+pub const VERDICT_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// The same of the rest, once one of them has said that it does not.
+pub const VERDICT_WAIT_OTHERS_MAX: Duration = SILENCE_NO_PACKETS_MAX;
 
 /// A look that is later than this finds that this node did not run.
 const LATE: Duration = Duration::from_millis(20);
@@ -64,6 +70,43 @@ pub enum Fate {
     Dead,
     /// Its packets do not come, and it lives: it goes on for its own clients.
     Cut,
+}
+
+/// Another node, which is asked by one that stood still whether it holds that one for dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Witness {
+    /// There is a connection to it: its answer may come.
+    pub is_connected: bool,
+    /// What it has said.
+    pub holds_dead: Option<bool>,
+}
+
+/// What a node that stood still is held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not all have said.
+    Wait,
+    /// One of them holds it for dead.
+    Dead,
+    /// Nobody who can say so does.
+    Alive {
+        /// All have said so, and there was somebody.
+        is_settled: bool,
+    },
+}
+
+/// The verdict of those who are asked since `waited`. Others hold it for dead together or not at all, so who has said that he does not
+/// speaks for those who may be dead themselves: whoever has no connection to it, and whoever is silent for long enough to be.
+pub fn verdict(witnesses: &[Witness], waited: Duration) -> Verdict {
+    let is_known_alive = witnesses.iter().any(|of| of.holds_dead == Some(false));
+    let may_say = |of: &Witness| of.holds_dead.is_none() && (!is_known_alive || of.is_connected && waited < VERDICT_WAIT_OTHERS_MAX);
+    if witnesses.iter().any(|of| of.holds_dead == Some(true)) {
+        Verdict::Dead
+    } else if waited < VERDICT_WAIT_MAX && witnesses.iter().any(may_say) {
+        Verdict::Wait
+    } else {
+        Verdict::Alive { is_settled: is_known_alive && witnesses.iter().all(|of| of.holds_dead.is_some()) }
+    }
 }
 
 /// One node's life.
@@ -100,6 +143,11 @@ impl Life {
             *heard = Some(at);
             self.has_ended[way as usize] = false;
         }
+    }
+
+    /// Whether anything ever came on that way.
+    pub fn has_heard(&self, way: Way) -> bool {
+        self.heard[way as usize].is_some()
     }
 
     /// The connection of a way has ended: nothing comes on it until the next [`Self::hear`].
@@ -143,11 +191,13 @@ impl Life {
         let is_silent = |way: Way, limit: Duration| !has(way) || silence(way).is_some_and(|silence| silence >= limit);
         let limit = if has(Way::Packets) { SILENCE_MAX } else { SILENCE_NO_PACKETS_MAX };
         let has_ended = !Way::ALL.into_iter().any(has);
+        // One connection alone may end because its reader was too slow.
+        let ended_max = if self.heard.iter().flatten().count() > 1 { SILENCE_ENDED_MAX } else { SILENCE_NO_PACKETS_MAX };
         let is_quiet = self.fate == Fate::Alive && self.heard_at().is_some_and(|at| now.since(at) >= SILENT);
         self.look_at = Some(now + if is_quiet { LOOK_INTERVAL_SILENT } else { LOOK_INTERVAL });
         let heard_at = self.heard_at()?;
         let seems = if has_ended {
-            if now.since(heard_at) >= SILENCE_ENDED_MAX { Fate::Dead } else { self.suspected }
+            if now.since(heard_at) >= ended_max { Fate::Dead } else { self.suspected }
         } else if Way::ALL.into_iter().all(|way| is_silent(way, limit)) {
             Fate::Dead
         } else if has(Way::Packets) && is_silent(Way::Packets, SILENCE_CUT_MAX) {

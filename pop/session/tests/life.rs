@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pop_schemas::Time;
-use pop_session::life::{Fate, Life, SILENCE_CUT_MAX, Way};
+use pop_session::life::{Fate, Life, SILENCE_CUT_MAX, VERDICT_WAIT_MAX, VERDICT_WAIT_OTHERS_MAX, Verdict, Way, Witness, verdict};
 
 /// Fast enough, and the same everywhere.
 struct Dice(u64);
@@ -249,4 +249,53 @@ fn one_connection_that_ends_says_nothing_of_a_node() {
     }
     assert_eq!(world.fates, []);
     assert!(world.life.heard_at().is_some_and(|at| Time::from_millis(world.now_ms).since(at) < Duration::from_millis(100)));
+}
+
+/// When a node of which only the bus ever told is held for dead, its connection of the bus having ended so long after its last beat.
+#[test]
+fn a_node_that_has_no_link_yet_is_not_dead_because_the_bus_began_anew() {
+    let mut life = Life::default();
+    let at = Time::from_millis;
+    life.hear(Way::Bus, at(1_000));
+    let mut dead_at = None;
+    for now in (1_000..2_000).step_by(5).map(at) {
+        life.end(Way::Bus);
+        dead_at = dead_at.or_else(|| life.judge(now, now).map(|fate| (fate, now)));
+        if dead_at.is_none() && now == at(1_400) {
+            assert_eq!(life.fate(), Fate::Alive, "it has 0.45 s to come again");
+        }
+    }
+    assert!(dead_at.is_some_and(|(fate, when)| fate == Fate::Dead && when <= at(1_480)), "{dead_at:?}");
+}
+
+/// Verdicts of others that are connected, or not (`x`): `A`, `D`: they hold it for alive, for dead; `?`: they have said nothing.
+fn witnesses(of: &str) -> Vec<Witness> {
+    let said = |letter| match letter {
+        'A' => Some(false),
+        'D' => Some(true),
+        _ => None,
+    };
+    of.chars().map(|letter| Witness { is_connected: letter != 'x', holds_dead: said(letter) }).collect()
+}
+
+#[test]
+fn a_node_that_stood_still_waits_for_nobody_who_died_meanwhile_when_another_speaks_for_it() {
+    let after = |of, waited| verdict(&witnesses(of), waited);
+    let alive = |is_settled| Verdict::Alive { is_settled };
+    assert_eq!(after("AA", Duration::ZERO), alive(true));
+    assert_eq!(after("AD", Duration::ZERO), Verdict::Dead);
+    assert_eq!(after("xD", Duration::ZERO), Verdict::Dead);
+    assert_eq!(after("Ax", Duration::ZERO), alive(false), "its connections have ended");
+    assert_eq!(after("A?", VERDICT_WAIT_OTHERS_MAX - Duration::from_millis(1)), Verdict::Wait, "it may answer yet");
+    assert_eq!(after("A?", VERDICT_WAIT_OTHERS_MAX), alive(false), "its host is silent");
+}
+
+#[test]
+fn a_node_that_stood_still_and_finds_nobody_waits_for_connections_anew() {
+    let after = |of, waited| verdict(&witnesses(of), waited);
+    for nobody in ["xx", "??", "x?"] {
+        assert_eq!(after(nobody, VERDICT_WAIT_MAX - Duration::from_millis(1)), Verdict::Wait);
+        assert_eq!(after(nobody, VERDICT_WAIT_MAX), Verdict::Alive { is_settled: false });
+    }
+    assert_eq!(after("", Duration::ZERO), Verdict::Alive { is_settled: false }, "it is alone");
 }
