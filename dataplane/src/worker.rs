@@ -571,7 +571,10 @@ impl<B: Backend> Turning<B> {
                 );
                 self.shared.held.store(true, Ordering::Relaxed);
             }
-            self.is_held = self.shared.held.load(Ordering::Relaxed);
+            let was_held = std::mem::replace(&mut self.is_held, self.shared.held.load(Ordering::Relaxed));
+            if was_held && !self.is_held {
+                self.core.stood_still(now);
+            }
             self.turn(now)?;
             while let Some(node) = self.core.poll_heard() {
                 self.shared.heard[usize::from(node)].store(now.as_nanos(), Ordering::Relaxed);

@@ -241,8 +241,10 @@ pub struct Link {
     window: Window,
     /// The first counter that came: what was before it was sent to nobody.
     base: Option<u64>,
-    /// Datagrams that came with counters from `base` on.
+    /// Datagrams that came with counters from `base` on, and what came while this end did not read.
     came: u64,
+    /// What the next datagram passes over is no loss of the way: this end stood still.
+    has_stood_still: bool,
     missing: MissingList,
     parts: Parts,
     sent: Sent,
@@ -285,6 +287,7 @@ impl Link {
             window: Window::new(),
             base: None,
             came: 0,
+            has_stood_still: false,
             missing: MissingList::new(),
             parts: Parts::new(),
             sent: Sent::new(),
@@ -592,6 +595,9 @@ impl Link {
         }
         self.window.insert(head.counter);
         self.came += u64::from(head.counter >= base);
+        if std::mem::take(&mut self.has_stood_still) && next > 0 {
+            self.came += head.counter.saturating_sub(next);
+        }
         if self.heard_at.replace(now).is_none() {
             // The first echo, so that the round trip is known early.
             self.feedback_at = now;
@@ -668,6 +674,12 @@ impl Link {
             self.feedback_at = now;
         }
         self.rate.handle_feedback(now, feedback, self.stats.bytes_out, self.stats.datagrams_out);
+    }
+
+    /// Until now this end stood still: what was written did not leave, and what came was not opened. Neither tells of the way.
+    pub fn stood_still(&mut self, now: Time) {
+        self.has_stood_still = true;
+        self.rate.stood_still(now);
     }
 
     /// What it has done.

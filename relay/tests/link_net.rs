@@ -66,6 +66,22 @@ fn a_machine_that_has_no_time_is_no_bottleneck() {
 }
 
 #[test]
+fn an_end_that_stands_still_now_and_then_is_no_bottleneck() {
+    for seed in 0..10 {
+        let mut net = Net::new(seed, Wire::GOOD, [1, 1]);
+        net.talk(SECOND, 150);
+        for time in 0..60 {
+            let end = (seed ^ time) as usize % 2;
+            net.stand_still(end, Duration::from_millis(215 + (97 * time + 31 * seed) % 285));
+            net.talk(SECOND, 150);
+            let limits = [0, 1].map(|end| net.ends[end].link.limit());
+            assert_eq!(limits, [None; 2], "seed {seed}, time {time}");
+        }
+        assert_eq!(net.ends[0].link.loss_out_permille(), 0, "nothing was lost on the way");
+    }
+}
+
+#[test]
 fn without_loss_everything_comes_once_and_nothing_is_repaired() {
     let mut net = Net::new(7, Wire::GOOD, [1, 1]);
     net.talk(5 * SECOND, 1_100);

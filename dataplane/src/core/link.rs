@@ -295,6 +295,11 @@ impl Core {
         self.links.len() > 0
     }
 
+    /// Until now nothing left, and nothing that came was read: neither is a loss of a link.
+    pub fn stood_still(&mut self, now: Time) {
+        self.links.slab.iter_mut().for_each(|(_, state)| state.link().stood_still(now));
+    }
+
     /// The number of a node of which something authentic came since the last call that named it.
     pub fn poll_heard(&mut self) -> Option<u8> {
         let word = self.links.heard.iter().position(|bits| *bits != 0)?;

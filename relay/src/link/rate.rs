@@ -119,6 +119,8 @@ pub(super) struct Rate {
     troubled_at: Time,
     retry_after: Duration,
     grown_at: Time,
+    /// Nothing that was sent before is judged.
+    blind_until: Time,
 }
 
 impl Rate {
@@ -138,7 +140,13 @@ impl Rate {
             troubled_at: Time::ZERO,
             retry_after: RETRY_MIN,
             grown_at: Time::ZERO,
+            blind_until: Time::ZERO,
         }
+    }
+
+    /// What was sent until now did not leave.
+    pub(super) fn stood_still(&mut self, now: Time) {
+        self.blind_until = now;
     }
 
     /// In bit/s of datagrams; `None`: no limit is known.
@@ -165,9 +173,11 @@ impl Rate {
             let queue = self.least.above(now, feedback.echo_us, came_us);
             self.queue_us = Some(self.queue_us.map_or(queue, |least| least.min(queue)));
         }
-        if self.window.remote_us == 0 {
-            // What was before it was sent to nobody.
-            (self.window, self.loss_window) = (mark, mark);
+        let is_blind = feedback.echo_us < self.blind_until.as_micros();
+        if self.window.remote_us == 0 || is_blind || self.blind_until != Time::ZERO {
+            // What was before it was sent to nobody, or did not leave.
+            (self.window, self.loss_window, self.queue_us) = (mark, mark, None);
+            self.blind_until = if is_blind { self.blind_until } else { Time::ZERO };
             return;
         }
         self.measure_loss(mark);

@@ -167,6 +167,8 @@ pub struct Net {
     pub turn_ms_max: usize,
     turns: [Time; 2],
     waiting: [Vec<Vec<u8>>; 2],
+    /// An end stands still until then: nothing leaves it, and what comes is stale.
+    still: [Option<Time>; 2],
 }
 
 impl Net {
@@ -181,10 +183,18 @@ impl Net {
         };
         let ends = [end(0), end(1)];
         let (rng, flying, waiting) = (Rng::new(seed), BinaryHeap::new(), Default::default());
-        Net { now, wire, ends, rng, flying, serial: 0, swallowed: 0, turn_ms_max: 1, turns: [now; 2], waiting }
+        Net { now, wire, ends, rng, flying, serial: 0, swallowed: 0, turn_ms_max: 1, turns: [now; 2], waiting, still: [None; 2] }
+    }
+
+    /// From now on, for so long.
+    pub fn stand_still(&mut self, end: usize, time: Duration) {
+        self.still[end] = Some(self.now + time);
     }
 
     fn transmit(&mut self, from: usize, datagram: &[u8]) {
+        if self.still[from].is_some() {
+            return;
+        }
         self.ends[from].datagrams.push(datagram.len());
         if datagram.len() > self.wire.mtu || self.rng.permille(self.wire.loss_permille) {
             self.swallowed += 1;
@@ -276,6 +286,14 @@ impl Net {
             self.waiting[to].push(datagram);
         }
         for end in 0..2 {
+            if let Some(until) = self.still[end] {
+                if until <= self.now {
+                    self.waiting[end].clear();
+                    self.ends[end].link.stood_still(self.now);
+                    self.still[end] = None;
+                }
+                continue;
+            }
             if self.turns[end] > self.now {
                 continue;
             }
