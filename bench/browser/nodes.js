@@ -16,8 +16,11 @@ const run = promisify(execFile);
 const pop = path.join(target, "release", "pop");
 const MEDIA_PORT = 10_000;
 
-/** Starts a node for each of `names`, which are ends of the network, too: `network.change("a-b loss 2%")`. */
-export async function startPop(test, names = ["a", "b", "c"], { second = 75, wires = [], extra = "" } = {}) {
+/**
+ * Starts a node for each of `names`, which are ends of the network, too: `network.change("a-b loss 2%")`. `split`: a client's socket and its
+ * transport are at two nodes.
+ */
+export async function startPop(test, names = ["a", "b", "c"], { second = 75, wires = [], split = false, extra = "" } = {}) {
   const addresses = Object.fromEntries(names.map((name, i) => [name, `10.${second}.0.${i + 2}`]));
   const ends = { people: `@.10.${second}.0.1/24` };
   for (const name of names) ends[name] = `${addresses[name]}/24`;
@@ -47,7 +50,7 @@ state_dir = "${out}/state"
 listen = ["${address}:7447"]
 connect = ${JSON.stringify(others)}
 [mesh]
-split = false
+split = ${split}
 listen = "${address}:7890"
 ca = "${out}/ca.pem"
 cert = "${out}/node.pem"

@@ -48,12 +48,22 @@ pub struct Config {
     pub mesh: MeshConfig,
     /// Rooms.
     pub session: SessionConfig,
+    /// The demo page.
+    pub demo: DemoConfig,
     /// Workers and their memory.
     pub dataplane: DataplaneConfig,
     /// Who may sign tokens.
     pub auth: AuthConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+}
+
+/// `[demo]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DemoConfig {
+    /// Whoever is in a call may end the process that carries it: for a lab.
+    pub crash: bool,
 }
 
 /// `[node]`

@@ -1,17 +1,24 @@
 //! The pages at `/demo`, a call, and `/demo/broadcast`, WHIP and WHEP: static files inside the binary, no build step, nothing from
 //! outside. LiveKit's client library is a copy of the npm package's file (`demo/vendor`, checked by `bench/browser/vendor.test.js`).
 
+mod crash;
 mod guest;
 
 use std::io::Write;
 use std::sync::OnceLock;
 
+use axum::Router;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use crate::config::DemoConfig;
 use crate::http::encode_component;
+use crate::node::Node;
 
-pub(crate) use guest::routes;
+/// What the pages ask of `node`.
+pub(crate) fn routes(node: Node, config: &DemoConfig) -> Router {
+    guest::routes(node.clone()).merge(crash::routes(node, config))
+}
 
 /// What browsers may load and reach from the pages: their own files and this node, by HTTP and by WebSocket ('self' is both: CSP 3,
 /// section 6.7.2.8).
@@ -56,7 +63,7 @@ const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Every file of the pages.
-pub(crate) static ASSETS: [Asset; 26] = [
+pub(crate) static ASSETS: [Asset; 27] = [
     Asset::new("/demo", HTML, include_str!("demo/call.html")),
     Asset::new("/demo/broadcast", HTML, include_str!("demo/broadcast.html")),
     Asset::new("/demo/icon.svg", SVG, include_str!("demo/icon.svg")),
@@ -68,6 +75,7 @@ pub(crate) static ASSETS: [Asset; 26] = [
     Asset::new("/demo/pattern.js", JAVASCRIPT, include_str!("demo/pattern.js")),
     Asset::new("/demo/ticker.js", JAVASCRIPT, include_str!("demo/ticker.js")),
     Asset::new("/demo/call.js", JAVASCRIPT, include_str!("demo/call.js")),
+    Asset::new("/demo/crash.js", JAVASCRIPT, include_str!("demo/crash.js")),
     Asset::new("/demo/guest.js", JAVASCRIPT, include_str!("demo/guest.js")),
     Asset::new("/demo/livekit.js", JAVASCRIPT, include_str!("demo/livekit.js")),
     Asset::new("/demo/lobby.js", JAVASCRIPT, include_str!("demo/lobby.js")),
@@ -99,7 +107,11 @@ mod tests {
         let mut named = 0;
         // The library names outside addresses in its messages; the policy is what keeps it from them.
         for asset in ASSETS.iter().filter(|asset| !asset.path.starts_with("/demo/vendor/")) {
-            for part in asset.body.split('"').filter(|part| part.starts_with("/demo/") && !["/demo/guest", "/demo/hosts"].contains(part)) {
+            for part in asset
+                .body
+                .split('"')
+                .filter(|part| part.starts_with("/demo/") && !["/demo/guest", "/demo/hosts", "/demo/crash"].contains(part))
+            {
                 named += 1;
                 assert!(ASSETS.iter().any(|other| other.path == part), "{} names {part}, which is not served", asset.path);
             }

@@ -147,7 +147,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     let (stop_public, public_stopped) = watch::channel(false);
     let (stop_operator, operator_stopped) = watch::channel(false);
     let public_router = http::router(
-        signalling::routes(node.clone(), config).merge(probe::routes(node.clone())).merge(demo::routes(node.clone())),
+        signalling::routes(node.clone(), config).merge(probe::routes(node.clone())).merge(demo::routes(node.clone(), &config.demo)),
         metrics,
     );
     // Until the end of this function: what answers holds the node.

@@ -20,6 +20,7 @@ mod whip;
 
 use axum::{Router, middleware};
 
+pub(crate) use elsewhere::CRASH_PATH;
 pub use endpoint::Problem;
 pub use livekit::{Refused, SignalCounters};
 
@@ -28,6 +29,10 @@ use crate::node::Node;
 
 /// Everything that clients signal by.
 pub fn routes(node: Node, config: &Config) -> Router {
-    let routes = endpoint::routes(node.clone(), config).merge(livekit::routes(node.clone(), config));
+    carried(node.clone(), endpoint::routes(node.clone(), config).merge(livekit::routes(node, config)))
+}
+
+/// What is asked of somebody whom another node has is answered there.
+pub(crate) fn carried(node: Node, routes: Router) -> Router {
     routes.layer(middleware::from_fn_with_state(node, elsewhere::carry))
 }

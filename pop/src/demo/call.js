@@ -7,6 +7,7 @@
 
 import { claims, pageUrl, readAddress } from "/demo/address.js";
 import { Chat } from "/demo/chat.js";
+import { crash, isLab, longestGap } from "/demo/crash.js";
 import { Drawer } from "/demo/drawer.js";
 import { hostsOf, ownToken } from "/demo/guest.js";
 import { ConnectionState, DisconnectReason, Room, RoomEvent, Track, setLogLevel, version } from "/demo/livekit.js";
@@ -140,6 +141,7 @@ class Call {
     this.ticking = setInterval(() => this.tick(), 1000);
     this.showConnection(room.state);
     this.refresh();
+    isLab().then((is) => (byId("crash").hidden = !is));
     this.publish("picture", picture);
     this.publish("sound", sound);
   }
@@ -290,6 +292,33 @@ class Call {
     showSentence(byId("banner"), sentence);
   }
 
+  // ---- a lab's
+
+  /** Kills the node that carries this call, and tells what one saw of it. */
+  async crash() {
+    const button = byId("crash");
+    button.disabled = true;
+    try {
+      const { [this.own.identity]: before } = await hostsOf(this.token);
+      const video = this.tiles.remoteVideo();
+      const watched = video && longestGap(video);
+      const back = new Promise((done) => this.room.once(RoomEvent.Reconnected, done));
+      await crash(this.token, this.own.sid);
+      await back;
+      const gap = await watched;
+      if (this.isOver) return;
+      this.hosted = null;
+      await this.showHosts();
+      const { [this.own.identity]: after } = await hostsOf(this.token);
+      const seen = gap === undefined ? "" : ` The picture stood still for ${gap} ms.`;
+      this.say(`The node ${before} is dead.${seen} This call is at ${after} now.`);
+    } catch (error) {
+      this.say(sentenceOf(error));
+    } finally {
+      button.disabled = false;
+    }
+  }
+
   // ---- the end
 
   leave() {
@@ -398,6 +427,7 @@ function setUpControls() {
   byId("mic").addEventListener("click", () => call?.toggle("sound"));
   byId("camera").addEventListener("click", () => call?.toggle("picture"));
   byId("screen").addEventListener("click", () => call?.toggleScreen());
+  byId("crash").addEventListener("click", () => call?.crash());
   byId("leave").addEventListener("click", () => call?.leave());
   byId("unblock").addEventListener("click", () => call?.room.startAudio());
   byId("again").addEventListener("click", () => enterLobby());

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use pop_schemas::{Identity, SessionId};
-use pop_session::token;
+use pop_session::token::{self, Access};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ const BODY_LEN_MAX: usize = 1_024;
 const NAME_LEN_MAX: usize = 64;
 
 /// The endpoint of `node`.
-pub(crate) fn routes(node: Node) -> Router {
+pub(super) fn routes(node: Node) -> Router {
     Router::new()
         .route("/demo/guest", post(admit))
         .route("/demo/hosts", get(show_hosts))
@@ -30,16 +30,19 @@ pub(crate) fn routes(node: Node) -> Router {
         .with_state(node)
 }
 
+/// Who asks, and the room that the token is for.
+pub(super) fn admitted(node: &Node, headers: &HeaderMap) -> Result<(Access, SessionId), Refused> {
+    let access = node.verify_token(bearer(headers)?).map_err(|error| (StatusCode::UNAUTHORIZED, error.to_string()))?;
+    let video = &access.claims().video;
+    let room = video.room.as_deref().filter(|_| video.room_join).and_then(|room| SessionId::new(room).ok());
+    let room = room.ok_or((StatusCode::FORBIDDEN, "the token is for no room".to_owned()))?;
+    Ok((access, room))
+}
+
 /// For those who may be in the room, of those whom they may see.
 async fn show_hosts(State(node): State<Node>, headers: HeaderMap) -> Response {
-    let room = bearer(&headers).and_then(|token| {
-        let access = node.verify_token(token).map_err(|error| (StatusCode::UNAUTHORIZED, error.to_string()))?;
-        let video = &access.claims().video;
-        let room = video.room.as_deref().filter(|_| video.room_join).and_then(|room| SessionId::new(room).ok());
-        room.ok_or((StatusCode::FORBIDDEN, "the token is for no room".to_owned()))
-    });
-    match room {
-        Ok(room) => ([(CACHE_CONTROL, "no-store")], Json(json!({ "hosts": node.hosts(&room).await }))).into_response(),
+    match admitted(&node, &headers) {
+        Ok((_, room)) => ([(CACHE_CONTROL, "no-store")], Json(json!({ "hosts": node.hosts(&room).await }))).into_response(),
         Err((code, sentence)) => (code, format!("{sentence}\n")).into_response(),
     }
 }
@@ -63,7 +66,7 @@ async fn admit(State(node): State<Node>, headers: HeaderMap, wish: Result<Json<W
 }
 
 /// Refusals are a code and a sentence for the person at the page.
-type Refused = (StatusCode, String);
+pub(super) type Refused = (StatusCode, String);
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Refused> {
     let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());

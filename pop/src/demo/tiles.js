@@ -116,6 +116,12 @@ export class Tiles {
     }
   }
 
+  /** A picture of somebody else that is shown. */
+  remoteVideo() {
+    const others = [...this.tiles.values()].filter(({ participant }) => participant !== this.room.localParticipant);
+    return others.map(({ root }) => root.querySelector("video")).find((video) => video?.readyState > 1);
+  }
+
   /** Puts the numbers of a reading of stats.js onto the tiles. */
   showReading(reading) {
     for (const tile of this.tiles.values()) tile.showReading(reading);

@@ -19,6 +19,9 @@ use crate::mesh::{Carried, CarryError};
 use crate::node::Node;
 use crate::serve::BODY_LEN_MAX;
 
+/// Of a lab's page: ends the node that has a person.
+pub(crate) const CRASH_PATH: &str = "/demo/crash";
+
 /// Digits of a resource's name that tell whose it is.
 pub(super) const ORIGIN_DIGITS: usize = 8;
 
@@ -42,6 +45,7 @@ pub(super) async fn carry(State(node): State<Node>, request: Request, next: Next
         let problem = format!("the body is longer than {BODY_LEN_MAX} bytes, or did not come\n");
         return (StatusCode::PAYLOAD_TOO_LARGE, [(ACCESS_CONTROL_ALLOW_ORIGIN, "*")], problem).into_response();
     };
+    let is_once = head.uri.path() == CRASH_PATH;
     let (deadline, mut failed) = (Instant::now() + VERDICT_TIMEOUT, Vec::new());
     loop {
         let (mesh, there) = way;
@@ -51,6 +55,8 @@ pub(super) async fn carry(State(node): State<Node>, request: Request, next: Next
         };
         tracing::debug!(node = ?there.name, %error, "a client's request goes another way");
         match goal {
+            // Who has the person next is not meant.
+            _ if is_once => return refuse(&error),
             // Any node will do.
             Goal::Join(_) => failed.push(there.name.id()),
             // As soon as it is known that this one is dead, another one takes a member over, and a resource is none.
@@ -86,6 +92,10 @@ fn goal_of(request: &Request, verify: impl FnOnce(&str) -> Option<Access>) -> Op
             let digits = resource.get(..ORIGIN_DIGITS)?;
             let is_ours = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             is_ours.then(|| u32::from_str_radix(digits, 16).ok()).flatten().map(Goal::Origin)
+        }
+        ("demo", "crash", None, None) if request.method() == Method::POST => {
+            let (session, who) = livekit::wants(request.uri().query()?, request.headers(), verify)?;
+            who.map(|participant| Goal::Member { session, participant })
         }
         ("rtc", "v1", None | Some("validate"), None) => {
             let (session, returning) = livekit::wants(request.uri().query()?, request.headers(), verify)?;
@@ -130,6 +140,7 @@ mod tests {
         let back = Some(Goal::Member { session: demo(), participant: ParticipantId(0x12_abcd_0000_0007) });
         assert_eq!(goal("GET", "/rtc/v1?access_token=TOKEN&reconnect=1&sid=PA_0012abcd00000007", ""), back);
         assert_eq!(goal("GET", "/rtc/v1/validate?reconnect=true&sid=PA_0012abcd00000007", "Bearer TOKEN"), back);
+        assert_eq!(goal("POST", "/demo/crash?reconnect=1&sid=PA_0012abcd00000007", "Bearer TOKEN"), back);
     }
 
     #[test]
@@ -164,6 +175,7 @@ mod tests {
             "/rtc/v1?access_token=bad",
             "/rtc/v1",
             "/demo",
+            "/demo/crash?reconnect=1&sid=PA_0012abcd00000007&access_token=TOKEN",
             "/",
         ] {
             assert_eq!(goal("GET", uri, ""), None, "{uri}");
