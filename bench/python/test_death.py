@@ -1,6 +1,6 @@
 """Three nodes of one PoP in namespaces of their own: one is killed, stopped, cut off or starved. The others notice within 0.3 s and keep
 its people, nobody else loses a packet, and a node that only had to wait is not held for dead. POP_HOGS_S: for how long the nodes are
-starved, 20 s unless told, by POP_HOGS processes, 16 unless told."""
+starved, 20 s unless told, by POP_HOGS processes, 16 unless told. POP_STOP_S: for how long a node stands still, 2 s unless told."""
 
 import asyncio
 import os
@@ -27,6 +27,7 @@ DETECTION_S = 0.3
 # Of the machine. A node that does not run for a quarter of a second is dead, and so it may be with one that had to wait before.
 STALL_S = 0.1
 HOGS_S = float(os.environ.get("POP_HOGS_S", "20"))
+STOP_S = float(os.environ.get("POP_STOP_S", "2"))
 HOGS = int(os.environ.get("POP_HOGS", "16"))
 
 
@@ -245,12 +246,12 @@ class Deaths(unittest.IsolatedAsyncioTestCase):
         self.assert_counted("deaths_total", "bc", [0, 0])
         self.assertEqual({at: start_of(at, "a") for at in "bc"}, starts)
 
-    async def test_a_node_that_stood_still_for_two_seconds_sends_nothing_old_and_begins_anew(self):
+    async def test_a_node_that_stood_still_for_seconds_sends_nothing_old_and_begins_anew(self):
         await self.publisher("b", "room")
         viewer = await self.viewer("a", "room")
         publisher, bystander = await self.bystanders("b", "c")
         start, process = start_of("b", "a"), nodes["a"].process.pid
-        stop = asyncio.ensure_future(self.stop("a", 2))
+        stop = asyncio.ensure_future(self.stop("a", STOP_S))
         await self.until_dead("a")
         await asyncio.sleep(0.5)
         received = {kind: len(packets) for kind, packets in viewer.received.items()}
@@ -263,20 +264,27 @@ class Deaths(unittest.IsolatedAsyncioTestCase):
         await self.assert_nothing_lost(publisher, bystander)
         self.assert_counted("false_alarms_total", "bc", [0, 0])
 
-    async def test_a_silent_host_is_dead_and_back_as_what_it_was(self):
+    async def cut_off(self, wire):
+        """Nothing comes over the wires from a to the others, such as "a-{}", for as long as it takes to find so."""
         publisher, viewer = await self.bystanders("b", "c")
         starts = {at: start_of(at, "a") for at in "bc"}
         for other in ("b", "c"):
-            network.change(f"a-{other} loss 100%")
+            network.change(f"{wire.format(other)} loss 100%")
         try:
             await self.until_dead("a")
         finally:
             for other in ("b", "c"):
-                network.change(f"a-{other} loss none")
+                network.change(f"{wire.format(other)} loss none")
         await self.until_whole()
         self.assertEqual({at: start_of(at, "a") for at in "bc"}, starts, "nobody has stood still: both halves went on")
         self.assert_counted("false_alarms_total", "bc", [1, 1])
         await self.assert_nothing_lost(publisher, viewer)
+
+    async def test_a_silent_host_is_dead_and_back_as_what_it_was(self):
+        await self.cut_off("a-{}")
+
+    async def test_a_host_that_hears_and_is_not_heard_is_dead_and_back_as_what_it_was(self):
+        await self.cut_off("a>{}")
 
     async def test_a_node_of_which_no_packets_come_is_cut_off_and_goes_on_for_its_own(self):
         publisher, viewer = await self.bystanders("a", "a")
