@@ -363,6 +363,22 @@ fn what_a_resumed_client_has_not_seen_is_said_again() {
     assert_eq!(told, [unseen]);
 }
 
+/// Another node may have had it meanwhile and told more: who was there, too, believes what is newer than that alone.
+#[test]
+fn who_comes_back_is_told_anew_to_those_who_are_here() {
+    let mut stage = Stage::new();
+    let ann = stage.enter("ann");
+    stage.enter("bob");
+    stage.say("ann", MemberRequest::SocketClosed);
+    stage.told("bob");
+    let now_ms = 1_700_000_000_000;
+    assert_eq!(stage.resume_at("ann", everything(), now_ms), Ok(Reply::Joined));
+    let told = participants(&stage.told("bob"));
+    let versions: Vec<_> = told.iter().filter(|info| info.participant == ann).map(|info| info.version).collect();
+    assert_eq!(versions.len(), 1, "{told:?}");
+    assert!(versions[0] > 1 << 31, "it counts as one that was taken over: {versions:x?}");
+}
+
 #[test]
 fn a_sync_restores_what_was_not_taken() {
     let mut stage = Stage::new();

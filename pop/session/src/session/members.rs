@@ -224,11 +224,12 @@ impl Session {
         if !resume.permissions.cover(&member.permissions) && !resume.permissions.cover(&member.entered_with) {
             return Err(Refusal::UnknownParticipant);
         }
-        // While its client was away it may have been at another node, which took it over and is gone: what is told from now on is newer.
+        // While its client was away it may have been at another node, which took it over and is gone: what is told from now on is newer,
+        // and told at once, here as well: whoever was at that node leaves older words aside.
         if !is_adopted {
             participant.epoch = participant.epoch.saturating_add(1);
             participant.counter = first_counter(resume.now_ms, participant.counter);
-            self.restated.insert(id);
+            self.changed.insert(id);
         }
         member.told_grades.clear();
         let (asked, last_message) = (member.asked.take(), member.last_message);

@@ -111,7 +111,10 @@ async fn take_seat(
                 (refused, reason, action)
             })
         }
-        Arrival::Stranger => Err((Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect)),
+        Arrival::Stranger => {
+            tracing::info!(target: AUDIT, %room, identity = %access.identity(), "resume refused: it names nobody");
+            Err((Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect))
+        }
     }
 }
 
