@@ -13,6 +13,7 @@ const BEAT_INTERVAL: Duration = Duration::from_millis(100);
 const SILENCE_MAX: Duration = Duration::from_millis(450);
 const DIGEST_INTERVAL: Duration = Duration::from_millis(1_500);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+const SECOND_PULL: Duration = Duration::from_millis(400);
 
 /// What nodes send each other; `start` is the incarnation of who sends.
 #[derive(Clone, Debug)]
@@ -52,6 +53,19 @@ struct Known {
     version: Version,
     /// The last pull that has confirmed it.
     pull: u32,
+    /// Its node was gone: the session is told once more.
+    again: bool,
+}
+
+/// What is being asked for.
+#[derive(Clone, Copy, Debug)]
+struct Pull {
+    number: u32,
+    /// When it was asked for, or is.
+    at: Time,
+    is_asked: bool,
+    /// What this one does not name has gone.
+    is_second: bool,
 }
 
 #[derive(Debug)]
@@ -59,8 +73,9 @@ struct Peer {
     start: u64,
     heard: Time,
     known: BTreeMap<ParticipantId, Known>,
-    /// The pull that runs, and when it was asked for.
-    pull: Option<(u32, Time)>,
+    pull: Option<Pull>,
+    /// It is silent: what it had may come again.
+    is_gone: bool,
 }
 
 #[derive(Debug)]
@@ -101,27 +116,30 @@ impl Replica {
         match message {
             Message::Beat { start } => return self.meet(now, from, start, news),
             Message::Record { start, record } => {
-                let peer = self.peers.get_mut(&from).filter(|peer| peer.start == start)?;
-                let pull = peer.pull.map_or(0, |(number, _)| number);
+                let peer = self.peer(from, start)?;
+                let pull = peer.pull.map_or(0, |pull| pull.number);
                 peer.take(from, record, pull, news);
             }
             Message::Digest { start, sum } => {
-                let peer = self.peers.get_mut(&from).filter(|peer| peer.start == start)?;
+                let peer = self.peer(from, start)?;
                 if peer.sum() != sum && peer.pull.is_none() {
                     self.repairs += 1;
-                    return self.ask(now, from);
+                    return self.ask(now, from, false);
                 }
             }
             Message::Ask { number } => {
                 return Some(Message::Page { start: self.start, number, records: self.own.values().cloned().collect() });
             }
             Message::Page { start, number, records } => {
-                let peer = self.peers.get_mut(&from).filter(|peer| peer.start == start)?;
-                peer.pull.take_if(|(asked, _)| *asked == number)?;
+                let (second, peer) = (self.pulls + 1, self.peer(from, start)?);
+                let pull = peer.pull.take_if(|pull| pull.number == number && pull.is_asked)?;
                 for record in records {
                     peer.take(from, record, number, news);
                 }
-                peer.end_unconfirmed(from, number, news);
+                if peer.end_unconfirmed(from, pull, news) {
+                    peer.pull = Some(Pull { number: second, at: now + SECOND_PULL, is_asked: false, is_second: true });
+                    self.pulls = second;
+                }
             }
         }
         None
@@ -129,10 +147,10 @@ impl Replica {
 
     /// What time brings: what goes to all others, and to one of them.
     pub(crate) fn tick(&mut self, now: Time, news: &mut Vec<News>) -> (Vec<Message>, Vec<(u64, Message)>) {
-        let silent = self.peers.iter().filter(|(_, peer)| now.since(peer.heard) > SILENCE_MAX).map(|(node, _)| *node);
-        for node in silent.collect::<Vec<_>>() {
-            self.peers.remove(&node);
-            news.push(News::Gone(node));
+        for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| !peer.is_gone && now.since(peer.heard) > SILENCE_MAX) {
+            (peer.is_gone, peer.pull) = (true, None);
+            peer.known.values_mut().for_each(|known| known.again = true);
+            news.push(News::Gone(*node));
         }
         let mut all = Vec::new();
         if self.beat_at <= now {
@@ -147,8 +165,10 @@ impl Replica {
             }
             all.push(Message::Digest { start: self.start, sum });
         }
-        let late = self.peers.iter().filter(|(_, peer)| peer.pull.is_some_and(|(_, at)| now.since(at) >= ASK_AGAIN)).map(|(node, _)| *node);
-        let asks = late.collect::<Vec<_>>().into_iter().filter_map(|node| Some((node, self.ask(now, node)?))).collect();
+        let is_due = |pull: &Pull| if pull.is_asked { now.since(pull.at) >= ASK_AGAIN } else { pull.at <= now };
+        let due = self.peers.iter().filter_map(|(node, peer)| Some((*node, peer.pull.filter(is_due)?.is_second)));
+        let asks =
+            due.collect::<Vec<_>>().into_iter().filter_map(|(node, is_second)| Some((node, self.ask(now, node, is_second)?))).collect();
         (all, asks)
     }
 
@@ -167,27 +187,35 @@ impl Replica {
         *fence = start;
         if let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.start == start) {
             peer.heard = now;
-            return None;
+            if !std::mem::take(&mut peer.is_gone) {
+                return None;
+            }
+        } else {
+            if is_restarted {
+                news.push(News::Restarted(from));
+            }
+            self.peers.insert(from, Peer { start, heard: now, known: BTreeMap::new(), pull: None, is_gone: false });
         }
-        if is_restarted {
-            news.push(News::Restarted(from));
-        }
-        self.peers.insert(from, Peer { start, heard: now, known: BTreeMap::new(), pull: None });
         news.push(News::Up(from));
-        self.ask(now, from)
+        self.ask(now, from, false)
     }
 
-    fn ask(&mut self, now: Time, node: u64) -> Option<Message> {
+    fn ask(&mut self, now: Time, node: u64, is_second: bool) -> Option<Message> {
         self.pulls += 1;
-        self.peers.get_mut(&node)?.pull = Some((self.pulls, now));
+        self.peers.get_mut(&node)?.pull = Some(Pull { number: self.pulls, at: now, is_asked: true, is_second });
         Some(Message::Ask { number: self.pulls })
+    }
+
+    /// One that is heard in that start.
+    fn peer(&mut self, node: u64, start: u64) -> Option<&mut Peer> {
+        self.peers.get_mut(&node).filter(|peer| peer.start == start && !peer.is_gone)
     }
 }
 
 impl Peer {
     fn sum(&self) -> Sum {
         let mut sum = Sum::default();
-        for (id, known) in &self.known {
+        for (id, known) in self.known.iter().filter(|(_, known)| !known.again) {
             sum.add(*id, known.version);
         }
         sum
@@ -196,24 +224,27 @@ impl Peer {
     fn take(&mut self, node: u64, record: LocalRecord, pull: u32, news: &mut Vec<News>) {
         let LocalRecord { participant, version, manifest } = record;
         match self.known.get_mut(&participant) {
-            Some(known) if known.version == version => return known.pull = pull,
-            Some(known) if known.version > version => return,
+            Some(known) if known.version > version || known.version == version && !known.again => return known.pull = pull,
             _ => {}
         }
         if manifest.is_some() {
-            self.known.insert(participant, Known { version, pull });
+            self.known.insert(participant, Known { version, pull, again: false });
         } else {
             self.known.remove(&participant);
         }
         news.push(News::Record(Record { key: RemoteKey { node, participant }, version, manifest }));
     }
 
-    /// What was known before a pull and is not in it has gone.
-    fn end_unconfirmed(&mut self, node: u64, pull: u32, news: &mut Vec<News>) {
-        let gone: Vec<_> = self.known.iter().filter(|(_, known)| known.pull != pull).map(|(id, known)| (*id, known.version)).collect();
-        for (participant, version) in gone {
+    /// What was known before a pull and is not in it has gone. Of what was known before the node was gone a second pull decides: whoever
+    /// has it now is heard by then. Whether one is needed.
+    fn end_unconfirmed(&mut self, node: u64, pull: Pull, news: &mut Vec<News>) -> bool {
+        let unconfirmed = self.known.iter().filter(|(_, known)| known.pull != pull.number);
+        let (waits, gone): (Vec<_>, Vec<_>) =
+            unconfirmed.map(|(id, known)| (*id, *known)).partition(|(_, known)| known.again && !pull.is_second);
+        for (participant, Known { version, .. }) in gone {
             let version = Version { counter: version.counter + 1, ..version };
-            self.take(node, LocalRecord { participant, version, manifest: None }, pull, news);
+            self.take(node, LocalRecord { participant, version, manifest: None }, pull.number, news);
         }
+        !waits.is_empty()
     }
 }

@@ -55,8 +55,12 @@ const KNOWN_MAX: usize = 4 * REMOTE_PARTICIPANTS_MAX;
 /// Sessions that this node is told to keep at once; the others are by their next digests.
 const HEARD_OF_MAX: usize = 256;
 
-/// Incarnations of nodes that are gone are remembered for so long.
+/// Incarnations of nodes that are gone are remembered for so long, and whom they had: when one is back, who is not named any more has gone.
 const FENCE_LIFE: Duration = Duration::from_secs(60);
+
+/// Of those whom a node had before it was gone a pull so much later decides. One of them who has gone on at another node is heard from that
+/// one by then, and does not seem to have left meanwhile.
+const SECOND_PULL: Duration = Duration::from_millis(400);
 
 /// Why a node is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +173,8 @@ struct Pull {
     number: u32,
     from: ParticipantId,
     state: PullState,
+    /// [`SECOND_PULL`] after another one.
+    is_second: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -366,7 +372,7 @@ impl Replica {
         let key = (session.clone(), node);
         if !self.pulls.contains_key(&key) {
             self.pull_number = self.pull_number.wrapping_add(1);
-            let pull = Pull { number: self.pull_number, from: ParticipantId(0), state: PullState::Queued };
+            let pull = Pull { number: self.pull_number, from: ParticipantId(0), state: PullState::Queued, is_second: false };
             self.pulls.insert(key.clone(), pull);
             self.pull_queue.push_back(key);
         }
@@ -429,6 +435,8 @@ impl Replica {
         } else if self.peers.len() >= PEERS_MAX {
             self.counters.ignore(Ignored::Full);
             return false;
+        } else if newest != Some(incarnation) {
+            self.drop_known(node);
         }
         self.peers.insert(node, Peer { incarnation, heard_at: now, beat_at: None, record: None, asked_at: None });
         true
@@ -461,16 +469,29 @@ impl Replica {
             && let Some(oldest) = self.fences.iter().min_by_key(|(_, (_, at))| *at).map(|(&node, _)| node)
         {
             self.fences.remove(&oldest);
+            if !self.peers.contains_key(&oldest) {
+                self.drop_known(oldest);
+            }
         }
         self.fences.insert(node, (peer.incarnation, now));
-        let forgotten = self.watched.values_mut().filter_map(|nodes| nodes.remove(&node)).map(|known| known.len()).sum();
-        self.forget(forgotten);
+        if why == Gone::Restarted {
+            self.drop_known(node);
+        } else {
+            let known = self.watched.values_mut().filter_map(|nodes| nodes.get_mut(&node)).flat_map(BTreeMap::values_mut);
+            known.for_each(|known| known.again = true);
+        }
         self.end_pulls(|(_, of)| *of == node);
         if peer.record.is_some() {
             count(&self.counters.nodes_gone);
             self.events.push_back(BusEvent::NodeGone { node, why });
             self.count_nodes();
         }
+    }
+
+    /// Forgets whom a node had.
+    fn drop_known(&mut self, node: NodeId) {
+        let forgotten = self.watched.values_mut().filter_map(|nodes| nodes.remove(&node)).map(|known| known.len()).sum();
+        self.forget(forgotten);
     }
 
     fn count_nodes(&self) {
@@ -618,6 +639,7 @@ impl Replica {
             pull.state = PullState::Waits(now + ASK_AGAIN);
             return;
         };
+        let is_second = pull.is_second;
         match page.next {
             // It must go on, or it never ends.
             Some(next) if next > pull.from => {
@@ -643,15 +665,23 @@ impl Replica {
         }
         if page.next.is_none() {
             count(&self.counters.resyncs);
-            self.end_unconfirmed(ask);
+            self.end_unconfirmed(now, ask, is_second);
         }
     }
 
-    /// What was known before a pull and is not in it has gone, longer ago than its tombstone lives.
-    fn end_unconfirmed(&mut self, ask: &PageAsk) {
+    /// What was known before a pull and is not in it has gone: longer ago than its tombstone lives, or to another owner.
+    fn end_unconfirmed(&mut self, now: Instant, ask: &PageAsk, is_second: bool) {
         let Some(known) = self.watched.get(&ask.session).and_then(|nodes| nodes.get(&ask.node)) else { return };
-        let gone: Vec<_> = known.iter().filter(|(_, known)| known.pull != ask.number).map(|(&id, known)| (id, known.version)).collect();
-        for (participant, version) in gone {
+        let unconfirmed = known.iter().filter(|(_, known)| known.pull != ask.number);
+        let (waits, gone): (Vec<_>, Vec<_>) =
+            unconfirmed.map(|(&id, known)| (id, *known)).partition(|(_, known)| known.again && !is_second);
+        if !waits.is_empty() {
+            self.pull_number = self.pull_number.wrapping_add(1);
+            let state = PullState::Waits(now + SECOND_PULL);
+            let pull = Pull { number: self.pull_number, from: ParticipantId(0), state, is_second: true };
+            self.pulls.insert((ask.session.clone(), ask.node), pull);
+        }
+        for (participant, Known { version, .. }) in gone {
             let version = Version { counter: version.counter.saturating_add(1), ..version };
             let key = RemoteKey { node: ask.node.0, participant };
             self.take(&ask.session, Record { key, version, manifest: None }, ask.number);
@@ -681,7 +711,13 @@ impl Replica {
         for node in silent {
             self.remove(now, node, Gone::Silent);
         }
-        self.fences.retain(|_, (_, at)| now.saturating_duration_since(*at) < FENCE_LIFE);
+        let is_over = |(_, (_, at)): &(&NodeId, &(Incarnation, Instant))| now.saturating_duration_since(*at) >= FENCE_LIFE;
+        for node in self.fences.iter().filter(is_over).map(|(&node, _)| node).collect::<Vec<_>>() {
+            self.fences.remove(&node);
+            if !self.peers.contains_key(&node) {
+                self.drop_known(node);
+            }
+        }
         while self.tombstones.front().is_some_and(|(at, ..)| now.saturating_duration_since(*at) >= TOMBSTONE_LIFE) {
             self.forget_tombstone();
         }

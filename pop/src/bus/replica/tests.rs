@@ -241,6 +241,39 @@ fn a_silent_node_is_gone_within_half_a_second_and_its_people_come_back_with_it()
 }
 
 #[test]
+fn who_went_on_elsewhere_while_its_node_was_gone_ends_there_a_moment_after_the_node_is_back() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.put(0, 1, 1, true);
+    net.put(0, 2, 1, true);
+    net.run(200);
+    net.cut = [(0, 1), (1, 0)].into();
+    net.run(600);
+    assert_eq!(net.gone(1), [Gone::Silent]);
+    net.nodes[0].withdraw_participant(&room(), ParticipantId(1));
+    let told = |net: &Net| {
+        let records =
+            net.events[1].iter().filter_map(|event| if let BusEvent::Record { record, .. } = event { Some(record) } else { None });
+        records.map(|record| (record.key.participant.0, record.manifest.is_some())).collect::<Vec<_>>()
+    };
+    let before = told(&net).len();
+    net.cut.clear();
+    net.run(200);
+    assert_eq!(told(&net)[before..], [(2, true)], "of 1 its next owner may tell");
+    net.run(400);
+    assert_eq!(told(&net)[before..], [(2, true), (1, false)]);
+    net.run(5_000);
+    assert_eq!((told(&net).len(), net.nodes[1].counters.participants()), (before + 2, 1), "once");
+
+    // Whom a node has that is gone for good is not remembered for ever.
+    net.cut = [(0, 1), (1, 0)].into();
+    net.run(600);
+    assert_eq!(net.nodes[1].counters.participants(), 1);
+    net.now += FENCE_LIFE;
+    net.run(100);
+    assert_eq!(net.nodes[1].counters.participants(), 0);
+}
+
+#[test]
 fn a_node_that_had_no_time_to_listen_takes_nobody_for_dead() {
     let mut net = Net::new(&[("a", 1), ("b", 1)]);
     net.run(200);
