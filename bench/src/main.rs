@@ -209,6 +209,7 @@ fn judge_capture(args: &OracleArgs) -> ExitCode {
     for (count, what) in [
         (verdict.rtcp_unchecked, "SRTCP packets were not checked: their DTLS handshake is not in the capture"),
         (verdict.fragments, "IP fragments were not checked"),
+        (verdict.clients_violations, "packets of clients have an index that they used before: RTX was not negotiated, or they are broken"),
         (u64::from(verdict.cut), "record at the end is cut off"),
     ] {
         if count > 0 {

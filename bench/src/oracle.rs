@@ -54,6 +54,9 @@ pub(crate) struct Verdict {
     pub(crate) trains: u64,
     /// IP fragments, which cannot be checked.
     pub(crate) fragments: u64,
+    /// The same by clients, where the server's ports are known. libwebrtc sends a packet again under its own SSRC where RTX was not
+    /// negotiated, with another transport-wide number in it: LiveKit's Rust SDK offers no RTX.
+    pub(crate) clients_violations: u64,
     /// The first violations, one sentence each.
     pub(crate) shown: Vec<String>,
     /// The file ends inside a record.
@@ -67,7 +70,7 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// Checks a capture that `open` can open twice. Only flows with a port in `ports` at either end count, when given.
+/// Checks a capture that `open` can open twice. Only flows with a port in `ports` at either end count, when given; they are the server's.
 /// `Err` says why the capture cannot be judged.
 pub(crate) fn check_capture<R: Read>(mut open: impl FnMut() -> Result<R, String>, ports: Option<(u16, u16)>) -> Result<Verdict, String> {
     let in_ports = |datagram: &Datagram<'_>| {
@@ -75,7 +78,7 @@ pub(crate) fn check_capture<R: Read>(mut open: impl FnMut() -> Result<R, String>
             [datagram.source, datagram.destination].iter().any(|address| (first..=last).contains(&address.port()))
         })
     };
-    let mut oracle = Oracle::default();
+    let mut oracle = Oracle { servers: ports, ..Oracle::default() };
     let mut pcap = Pcap::open(open()?)?;
     while let Some(record) = pcap.next()? {
         if let Record::Udp(datagram) = record
@@ -99,6 +102,8 @@ pub(crate) fn check_capture<R: Read>(mut open: impl FnMut() -> Result<R, String>
 
 #[derive(Default)]
 struct Oracle {
+    /// Its ports, the first and the last.
+    servers: Option<(u16, u16)>,
     /// What the first pass learned: SSRCs at the head of a datagram, and the payload or packet types seen with each.
     heads: HashMap<Flow, HashMap<u32, [u64; 4]>>,
     /// Flows of a DTLS handshake, in either direction.
@@ -298,6 +303,7 @@ impl Oracle {
                 entry.insert((hasher.finish(), frame));
             }
             std::collections::hash_map::Entry::Occupied(entry) if entry.get().0 == hasher.finish() => verdict.repeats += 1,
+            _ if self.servers.is_some_and(|(first, last)| !(first..=last).contains(&flow.0.port())) => verdict.clients_violations += 1,
             std::collections::hash_map::Entry::Occupied(entry) => {
                 verdict.violations += 1;
                 if verdict.shown.len() < VIOLATIONS_SHOWN_MAX {
@@ -560,5 +566,8 @@ mod tests {
         let file = raw_pcap(&[to_client(rtp(7, 1, 0, 100)), to_client(rtp(7, 1, 1, 100))]);
         let violations = |ports| check_capture(|| Ok(&file[..]), ports).unwrap().violations;
         assert_eq!((violations(None), violations(Some((10_000, 10_000))), violations(Some((1, 9_999)))), (1, 1, 0));
+        let client = address(CLIENT).port();
+        let verdict = check_capture(|| Ok(&file[..]), Some((client, client))).unwrap();
+        assert_eq!((verdict.violations, verdict.clients_violations), (0, 1), "what the other end does is told apart");
     }
 }
