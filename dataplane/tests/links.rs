@@ -13,7 +13,7 @@ use pop_dataplane::limits::WorkerLimits;
 use pop_dataplane::{Counters, Gauges};
 use pop_proto::control::{
     Codec, Extension, ExtensionIds, LayerWish, LinkId, LinkKeys, MediaKind, OpenLink, OpenSubscription, OpenTrack, OpenTransport, Path,
-    PayloadType,
+    PayloadType, SELF_TEST,
 };
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::{Command, DropReason, Event};
@@ -309,6 +309,20 @@ fn a_packet_crosses_once_and_reaches_every_viewer_of_the_other_node_as_it_is() {
     let (link, stats) = stats.next_back().expect("once a second");
     assert_eq!((*link, stats.lost, stats.refused), (LinkId::new(1, 0), 0, 0), "{stats:?}");
     assert!(stats.media_bytes_in >= 50_000 && stats.rtt_us > 0, "{stats:?}");
+}
+
+#[test]
+fn a_track_that_another_node_names_as_the_nodes_own_test_does_not_close_it() {
+    let mut mesh = Mesh::new();
+    let tester = mesh.edge.connect(1);
+    mesh.edge.command(Command::OpenTrack(Box::new(OpenTrack { track: TrackId(SELF_TEST), ..Rig::track(1) })));
+    let mut back = mesh.edge.viewer(2, SELF_TEST);
+    mesh.edge.sent();
+    let hostile = Box::new(OpenTrack { track: TrackId(SELF_TEST), ..Rig::track(7) });
+    mesh.edge.command(Command::OpenRemoteTrack { open: hostile, extensions: IDS, link: LinkId::new(1, 0), alias: 9 });
+    let sent = mesh.edge.exchange(tester.path, tester.packet(1, 1, &vp8(true, 100)));
+    assert_eq!(media_to(&mut back, &sent).len(), 1);
+    assert_eq!(mesh.edge.core.gauges().remotes, 0);
 }
 
 #[test]

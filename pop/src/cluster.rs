@@ -18,7 +18,7 @@ use std::time::Duration;
 use pop_dataplane::limits::LINKS_MAX;
 use pop_proto::control::{
     Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack, PAYLOAD_TYPES_MAX,
-    PayloadType,
+    PayloadType, SELF_TEST,
 };
 use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
@@ -1711,7 +1711,8 @@ fn told(payload_type: &PayloadType) -> control::PayloadType {
 fn open_of(offer: &Offer) -> Option<OpenTrack> {
     let kind = if offer.audio { MediaKind::Audio } else { MediaKind::Video };
     let layers = offer.layers.len();
-    let is_sound = offer.payload_types.len() <= PAYLOAD_TYPES_MAX
+    let is_sound = offer.track.0 != SELF_TEST
+        && offer.payload_types.len() <= PAYLOAD_TYPES_MAX
         && layers <= LAYERS_MAX
         && offer.layers.iter().all(|rid| !rid.is_empty() && rid.len() <= MID_LEN_MAX)
         && offer.order.len() <= layers

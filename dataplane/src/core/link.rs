@@ -11,7 +11,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
-use pop_proto::control::{ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, MediaKind, OpenLink, OpenTrack, Path};
+use pop_proto::control::{ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST};
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, SLOT_LEN};
 use pop_proto::layers::LayerState;
@@ -327,6 +327,10 @@ impl Core {
 
     pub(super) fn open_remote_track(&mut self, open: &OpenTrack, extensions: ExtensionIds, link: LinkId, alias: u16) {
         let Some(&link) = self.links.ids.get(&link) else { return };
+        if open.track.0 == SELF_TEST {
+            // What another node names so is none of its people's: it would take the place of this worker's own.
+            return;
+        }
         // Offered anew, or its alias was another's.
         self.close_track(open.track);
         if let Some(before) = find(&self.links.slab[link].incoming, alias) {
