@@ -13,6 +13,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Dumps come in pieces of at most 32 KiB.
 const ANSWER_LEN_MAX: usize = 65_536;
 
+/// Dumps that something changed in are begun anew so often.
+const DUMPS_MAX: usize = 8;
+
 /// Connections that may wait for a listener to accept them.
 const BACKLOG: i32 = 1_024;
 
@@ -53,31 +56,23 @@ pub struct Interface {
     pub name: String,
     /// Its link-layer address.
     pub mac: [u8; 6],
+    /// It is up and has a carrier.
+    pub is_up: bool,
 }
 
-/// A socket of rtnetlink: questions are answered before the next is asked.
+/// A socket of rtnetlink.
 #[derive(Debug)]
-pub struct RouteSocket {
-    socket: Socket,
-    sequence: u32,
-    answer: Box<[u8]>,
-}
+pub struct RouteSocket(Netlink);
 
 impl RouteSocket {
     /// Opens the socket. What changes addresses needs `CAP_NET_ADMIN`.
     pub fn open() -> io::Result<Self> {
-        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
-        socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        Ok(Self { socket, sequence: 0, answer: vec![0; ANSWER_LEN_MAX].into() })
+        Ok(Self(Netlink::open(libc::NETLINK_ROUTE)?))
     }
 
     /// All addresses of all interfaces of this network namespace.
     pub fn addresses(&mut self) -> io::Result<Vec<InterfaceAddress>> {
-        let mut addresses = Vec::new();
-        self.ask(libc::RTM_GETADDR, libc::NLM_F_DUMP as u16, &[0; 8], |kind, body| {
-            addresses.extend((kind == libc::RTM_NEWADDR).then(|| read_address(body)).flatten());
-        })?;
-        Ok(addresses)
+        self.0.dump(libc::RTM_GETADDR, &[0; 8], |kind, body| (kind == libc::RTM_NEWADDR).then(|| read_address(body)).flatten())
     }
 
     /// The interface of that index.
@@ -89,7 +84,7 @@ impl RouteSocket {
         let mut interface = None;
         let mut body = [0; 16];
         body[4..8].copy_from_slice(&index.to_ne_bytes());
-        self.ask(libc::RTM_GETLINK, libc::NLM_F_ACK as u16, &body, |kind, body| {
+        self.0.ask(libc::RTM_GETLINK, libc::NLM_F_ACK as u16, &body, |kind, body| {
             if kind == libc::RTM_NEWLINK {
                 interface = read_interface(body).filter(|interface| interface.index == index);
             }
@@ -108,20 +103,58 @@ impl RouteSocket {
         let times = [0, lifetime_s, 0, 0].map(u32::to_ne_bytes);
         put_attribute(&mut body, libc::IFA_CACHEINFO, times.as_flattened());
         let flags = (libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
-        self.ask(libc::RTM_NEWADDR, flags, &body, |_, _| {})
+        self.0.ask(libc::RTM_NEWADDR, flags, &body, |_, _| {})
     }
 
     /// Takes such an address away.
     ///
     /// # Errors
     ///
-    /// `AddrNotAvailable` when it is not there.
+    /// `AddrNotAvailable` when it is not there, and neither when the interface is not.
     pub fn take_back(&mut self, index: u32, address: IpAddr) -> io::Result<()> {
-        self.ask(libc::RTM_DELADDR, libc::NLM_F_ACK as u16, &address_body(index, address), |_, _| {})
+        let outcome = self.0.ask(libc::RTM_DELADDR, libc::NLM_F_ACK as u16, &address_body(index, address), |_, _| {});
+        match outcome {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Err(io::ErrorKind::AddrNotAvailable.into()),
+            outcome => outcome,
+        }
+    }
+}
+
+/// A socket of netlink(7): questions are answered before the next is asked.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    answer: Box<[u8]>,
+}
+
+impl Netlink {
+    /// `protocol` is one of `NETLINK_*`.
+    pub(crate) fn open(protocol: i32) -> io::Result<Self> {
+        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(protocol)))?;
+        socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        Ok(Self { socket, sequence: 0, answer: vec![0; ANSWER_LEN_MAX].into() })
+    }
+
+    /// All that there is of something, of one moment: what changed meanwhile is asked for anew.
+    pub(crate) fn dump<T>(&mut self, kind: u16, body: &[u8], take: impl Fn(u16, &[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+        let mut tries = 0;
+        loop {
+            let mut all = Vec::new();
+            tries += 1;
+            match self.ask(kind, libc::NLM_F_DUMP as u16, body, |kind, body| all.extend(take(kind, body))) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < DUMPS_MAX => {}
+                outcome => return outcome.map(|()| all),
+            }
+        }
     }
 
     /// Sends one request and hands out what the answer is made of.
-    fn ask(&mut self, kind: u16, flags: u16, body: &[u8], mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `Interrupted` when what was dumped changed meanwhile.
+    pub(crate) fn ask(&mut self, kind: u16, flags: u16, body: &[u8], mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::with_capacity(HEAD_LEN + body.len());
         request.extend_from_slice(&((HEAD_LEN + body.len()) as u32).to_ne_bytes());
@@ -131,20 +164,23 @@ impl RouteSocket {
         request.extend_from_slice(&[0; 4]);
         request.extend_from_slice(body);
         self.socket.send(&request)?;
+        let mut is_torn = false;
         loop {
             let len = (&self.socket).read(&mut self.answer)?;
             let mut rest = &self.answer[..len];
             while !rest.is_empty() {
                 let malformed = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is malformed");
                 let message = take_message(&mut rest).ok_or_else(malformed)?;
+                // Of a question before this one, whose answer was too late.
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                is_torn |= message.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
                 match i32::from(message.kind) {
-                    // Of a question before this one, whose answer was too late.
-                    _ if message.sequence != self.sequence => {}
-                    libc::NLMSG_ERROR => {
-                        let code = message.body.first_chunk().map(|code| i32::from_ne_bytes(*code)).ok_or_else(malformed)?;
-                        return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) };
-                    }
-                    libc::NLMSG_DONE => return Ok(()),
+                    libc::NLMSG_ERROR => return outcome_of(message.body).ok_or_else(malformed)?,
+                    // A dump that fails ends so, too.
+                    libc::NLMSG_DONE if is_torn => return Err(io::ErrorKind::Interrupted.into()),
+                    libc::NLMSG_DONE => return outcome_of(message.body).unwrap_or(Ok(())),
                     _ => take(message.kind, message.body),
                 }
             }
@@ -152,9 +188,16 @@ impl RouteSocket {
     }
 }
 
+/// What the number at the beginning of an answer's end says; `None` where there is none.
+fn outcome_of(body: &[u8]) -> Option<io::Result<()>> {
+    let code = i32::from_ne_bytes(*body.first_chunk()?);
+    Some(if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) })
+}
+
 /// A message of the kernel.
 struct Message<'a> {
     kind: u16,
+    flags: u16,
     sequence: u32,
     body: &'a [u8],
 }
@@ -162,7 +205,7 @@ struct Message<'a> {
 /// The next of several; `None` when its length is beyond what there is.
 fn take_message<'a>(rest: &mut &'a [u8]) -> Option<Message<'a>> {
     let len = u32_at(rest, 0)? as usize;
-    let message = Message { kind: u16_at(rest, 4)?, sequence: u32_at(rest, 8)?, body: rest.get(HEAD_LEN..len)? };
+    let message = Message { kind: u16_at(rest, 4)?, flags: u16_at(rest, 6)?, sequence: u32_at(rest, 8)?, body: rest.get(HEAD_LEN..len)? };
     *rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     Some(message)
 }
@@ -219,7 +262,8 @@ fn read_interface(body: &[u8]) -> Option<Interface> {
     let name = attribute(attributes, libc::IFLA_IFNAME)?;
     let name = String::from_utf8_lossy(name.strip_suffix(b"\0").unwrap_or(name)).into_owned();
     let mac = attribute(attributes, libc::IFLA_ADDRESS)?.try_into().ok()?;
-    Some(Interface { index: u32_at(body, 4)?, name, mac })
+    let needed = (libc::IFF_UP | libc::IFF_LOWER_UP) as u32;
+    Some(Interface { index: u32_at(body, 4)?, name, mac, is_up: u32_at(body, 8)? & needed == needed })
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -307,6 +351,37 @@ mod tests {
         assert_eq!(route.interface(loopback.interface).expect_err("it is not Ethernet").kind(), io::ErrorKind::InvalidInput);
         assert_eq!(route.interface(u32::MAX >> 1).expect_err("there is none").raw_os_error(), Some(libc::ENODEV));
         assert_eq!(route.addresses().expect("another dump").len(), all.len(), "what an answer left over is not the next one's");
+    }
+
+    /// A netlink socket whose kernel is this test, and has answered already.
+    fn answered(messages: &[(i32, i32, &[u8])]) -> (Netlink, Socket) {
+        let (socket, kernel) = Socket::pair(Domain::UNIX, Type::DGRAM, None).expect("a pair");
+        for (kind, flags, body) in messages {
+            let mut message = ((HEAD_LEN + body.len()) as u32).to_ne_bytes().to_vec();
+            message.extend([*kind as u16, *flags as u16].map(u16::to_ne_bytes).as_flattened());
+            message.extend_from_slice(&1u32.to_ne_bytes());
+            message.extend_from_slice(&[0; 4]);
+            message.extend_from_slice(body);
+            kernel.send(&message).expect("it fits");
+        }
+        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket's option");
+        (Netlink { socket, sequence: 0, answer: vec![0; ANSWER_LEN_MAX].into() }, kernel)
+    }
+
+    #[test]
+    fn a_dump_that_failed_or_changed_meanwhile_is_no_dump() {
+        let (part, done) = (i32::from(libc::RTM_NEWADDR), libc::NLMSG_DONE);
+        let (multi, torn) = (libc::NLM_F_MULTI, libc::NLM_F_MULTI | libc::NLM_F_DUMP_INTR);
+        let ask = |messages: &[(i32, i32, &[u8])]| {
+            let (mut parts, (mut netlink, _kernel)) = (0, answered(messages));
+            netlink.ask(libc::RTM_GETADDR, libc::NLM_F_DUMP as u16, &[0; 8], |_, _| parts += 1).map(|()| parts)
+        };
+        assert_eq!(ask(&[(part, multi, &[0; 8]), (part, multi, &[0; 8]), (done, multi, &[0; 4])]).expect("a dump"), 2);
+        let failed = ask(&[(part, multi, &[0; 8]), (done, multi, &(-libc::ENOBUFS).to_ne_bytes())]);
+        assert_eq!(failed.expect_err("half of it").raw_os_error(), Some(libc::ENOBUFS));
+        for messages in [[(part, torn, &[0; 8][..]), (done, multi, &[0; 4])], [(part, multi, &[0; 8][..]), (done, torn, &[0; 4])]] {
+            assert_eq!(ask(&messages).expect_err("of two moments").kind(), io::ErrorKind::Interrupted);
+        }
     }
 
     #[test]
