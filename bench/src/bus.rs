@@ -223,6 +223,7 @@ async fn open(name: &str, listen: &[SocketAddr], connect: &[SocketAddr]) -> Resu
         load: 0,
         capacity: 0,
         draining: false,
+        vips: Vec::new(),
     });
     Ok((bus, events))
 }

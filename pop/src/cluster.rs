@@ -11,7 +11,7 @@
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -276,7 +276,6 @@ impl Cluster {
             doubted_until: None,
             began,
             vips: Vec::new(),
-            fit: Vec::new(),
             deaths: Arc::default(),
         };
         let deaths = Arc::clone(&state.deaths);
@@ -447,6 +446,8 @@ impl Node {
 /// A service address.
 struct Shift {
     vip: Vip,
+    /// Nodes that may have it, this one too, in order.
+    fit: Vec<NodeId>,
     holder: Option<NodeId>,
 }
 
@@ -539,8 +540,6 @@ struct State {
     /// When this node began.
     began: Time,
     vips: Vec<Shift>,
-    /// Nodes that may have a service address, this one too, in order.
-    fit: Vec<NodeId>,
     deaths: Arc<Deaths>,
 }
 
@@ -722,7 +721,9 @@ impl State {
                 let _ = reply.send(up.into_iter().filter_map(|node| self.way_to(node)).collect());
             }
             Request::Describe { reply } => drop(reply.send(self.describe())),
-            Request::ShareAddresses { vips } => self.vips = vips.into_iter().map(|vip| Shift { vip, holder: None }).collect(),
+            Request::ShareAddresses { vips } => {
+                self.vips = vips.into_iter().map(|vip| Shift { vip, fit: Vec::new(), holder: None }).collect()
+            }
             Request::Proved { theirs, is_so } => {
                 self.is_proving = false;
                 if is_so {
@@ -889,41 +890,50 @@ impl State {
         self.judge_lives(shared);
     }
 
-    /// Each service address to the first of its rank.
+    /// Each service address to the first of its rank, among those that say that they can have it.
     fn share_out(&mut self, shared: &Shared) {
         if self.vips.is_empty() {
             return;
         }
+        let able: Vec<IpAddr> = self.vips.iter().filter(|of| of.vip.is_able()).map(|of| of.vip.address()).collect();
+        if able != self.record.vips {
+            self.record.vips = able;
+            if let Some(bus) = &self.bus {
+                bus.put_node(self.record.clone());
+            }
+        }
         let (now, own) = (shared.now(), self.record.node);
-        let others = self.nodes.iter().filter(|(_, of)| of.is_serving() && of.counts_from <= now).map(|(node, _)| *node);
         let is_fit = now >= self.began + SETTLE && !shared.is_stopping();
-        let mut fit: Vec<NodeId> = others.chain(is_fit.then_some(own)).collect();
-        fit.sort_unstable();
-        let has_changed = fit != self.fit;
-        self.fit = fit;
         for index in 0..self.vips.len() {
-            let Shift { vip, holder: before } = &self.vips[index];
+            let Shift { vip, fit: fit_before, holder: before } = &self.vips[index];
             let (address, before) = (vip.address(), *before);
-            let after = if has_changed { holder(address, &self.fit) } else { before };
+            let others = self.nodes.iter().filter(|(_, of)| of.is_serving() && of.counts_from <= now && of.record.vips.contains(&address));
+            let mut fit: Vec<NodeId> = others.map(|(node, _)| *node).collect();
+            fit.extend((is_fit && self.record.vips.contains(&address)).then_some(own));
+            fit.sort_unstable();
+            let has_changed = fit != *fit_before;
+            let after = if has_changed { holder(address, &fit) } else { before };
             if after != before {
                 let why = match before {
                     None => "this node has just begun, or nobody had it",
-                    Some(node) if self.fit.contains(&node) => "it comes before the holder in the order of the address",
-                    Some(node) if node == own => "this node stops",
+                    Some(node) if fit.contains(&node) => "it comes before the holder in the order of the address",
+                    Some(node) if node == own && shared.is_stopping() => "this node stops",
+                    Some(node) if node == own => "this host cannot have it now",
                     Some(node) if self.nodes.get(&node).is_some_and(|of| of.record.draining) => "the holder stops",
+                    Some(node) if self.nodes.get(&node).is_some_and(Node::is_serving) => "the holder's host cannot have it now",
                     Some(_) => "the holder is away",
                 };
                 let name = |node: Option<NodeId>| node.and_then(|node| self.name(node)).unwrap_or("nobody");
                 tracing::warn!(target: AUDIT, %address, from = name(before), to = name(after), why, "service address");
             }
-            self.vips[index].holder = after;
-            let vip = &self.vips[index].vip;
+            let of = &mut self.vips[index];
+            (of.fit, of.holder) = (fit, after);
             let turn = match after {
                 Some(node) if node == own => Turn::Ours,
-                _ if shared.is_stopping() && vip.is_held() => Turn::Stops,
+                _ if shared.is_stopping() && of.vip.is_held() => Turn::Stops,
                 _ => Turn::Theirs,
             };
-            vip.tell(turn, has_changed);
+            of.vip.tell(turn, has_changed);
         }
     }
 
@@ -1631,7 +1641,7 @@ impl State {
             }
         }
         tracks.values_mut().for_each(|names| names.sort());
-        let vip = |Shift { vip, holder }: &Shift| VipView {
+        let vip = |Shift { vip, holder, .. }: &Shift| VipView {
             address: vip.address().to_string(),
             holder: holder.and_then(|node| self.name(node)).map(str::to_owned),
             held: vip.is_held(),

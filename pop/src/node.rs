@@ -311,6 +311,7 @@ impl Node {
             load: 0,
             capacity: shared.workers.iter().map(|worker| worker.limits().transports).sum(),
             draining: false,
+            vips: Vec::new(),
         };
         if let Some((bus, _)) = &bus {
             bus.put_node(record.clone());

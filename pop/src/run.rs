@@ -124,7 +124,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
         connections: config.http.connections_per_address_max,
         requests_per_s: config.http.requests_per_address_per_s_max,
     });
-    let metrics = metrics_of(&node, &joined, &vips, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
+    let metrics = metrics_of(&node, &joined, &config.node.pop, &vips, HttpCollector { sources: Arc::clone(&sources), tls: tls.clone() });
     let own = [("the HTTP listener", public_address.port()), ("the admin listener", operator_address.port())];
     let own = own.map(|(what, port)| OwnPort { what: what.to_owned(), port }).to_vec();
     let routes = Routes::new(node.clone(), &config.media, own);
@@ -266,7 +266,7 @@ fn load_tls(http: &HttpConfig) -> Result<Option<Tls>, String> {
     Ok(Some(Tls::new(identity)))
 }
 
-fn metrics_of(node: &Node, joined: &Joined, vips: &[Vip], http: HttpCollector) -> Arc<Metrics> {
+fn metrics_of(node: &Node, joined: &Joined, pop: &str, vips: &[Vip], http: HttpCollector) -> Arc<Metrics> {
     let backend = node.workers().first().map_or("none", |worker| worker.backend);
     let (workers, dtls, probe) = (node.clone(), node.clone(), node.clone());
     let workers = WorkerCollector::new(move || workers.workers(), node.relayed_bytes());
@@ -281,7 +281,7 @@ fn metrics_of(node: &Node, joined: &Joined, vips: &[Vip], http: HttpCollector) -
     collectors.extend(node.deaths().map(|deaths| Box::new(DeathCollector(deaths)) as Box<dyn Collector>));
     collectors.extend(joined.mesh.clone().map(|mesh| Box::new(MeshCollector::new(mesh)) as Box<dyn Collector>));
     if !vips.is_empty() {
-        collectors.push(Box::new(VipCollector(vips.to_vec())));
+        collectors.push(Box::new(VipCollector { pop: pop.to_owned(), vips: vips.to_vec() }));
     }
     Metrics::new(backend, node.join_seconds(), collectors)
 }

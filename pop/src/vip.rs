@@ -5,7 +5,8 @@
 //!                                                               --ARP, NA: it is here----------> neighbours
 //! ```
 //! Who dies or hangs says nothing more, so the kernel takes the address away by itself. Who is silent keeps it where nobody hears it, until
-//! it hears the others again. While two have it, the one that took it last says so more often than the one before.
+//! it hears the others again. While two have it, the one that took it last says so more often than the one before. A host that cannot have
+//! it leaves it to others: its interface has no carrier, or its kernel refuses.
 
 mod frame;
 
@@ -16,7 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pop_uring::{FrameSocket, Interface, RouteSocket};
+use pop_session::vip::SETTLE;
+use pop_uring::{DiagSocket, FrameSocket, Interface, RouteSocket};
 
 /// What the cluster said holds for so long: it says it every 20 ms, and who did not run for so long asks before it goes on.
 const WORD_HOLDS: Duration = Duration::from_millis(500);
@@ -31,6 +33,11 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(250);
 const ANNOUNCE_OFTEN: Duration = Duration::from_secs(4);
 
+/// Who was not lent it for so long lets others have it, and tries again after a while, each time twice as long.
+const FAILS_MAX: Duration = Duration::from_secs(1);
+const REST_MIN: Duration = Duration::from_secs(10);
+const REST_MAX: Duration = Duration::from_secs(640);
+
 /// A service address, and whether this node has it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Vip(Arc<Shared>);
@@ -41,6 +48,7 @@ struct Shared {
     word: Mutex<Word>,
     changed: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
+    is_able: AtomicBool,
     is_held: AtomicBool,
     takeovers: AtomicU64,
     failures: AtomicU64,
@@ -82,6 +90,7 @@ impl Vip {
             word: Mutex::new(word),
             changed: Condvar::new(),
             thread: Mutex::new(None),
+            is_able: AtomicBool::new(false),
             is_held: AtomicBool::new(false),
             takeovers: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -95,6 +104,11 @@ impl Vip {
     /// The address.
     pub fn address(&self) -> IpAddr {
         self.0.address
+    }
+
+    /// Its host can have it now.
+    pub fn is_able(&self) -> bool {
+        self.0.is_able.load(Ordering::Relaxed)
     }
 
     /// This node has it.
@@ -147,11 +161,17 @@ impl Vip {
             // Who tells does not wait for the kernel.
             drop(word);
             let before = lender.failures;
-            if lender.step(Instant::now(), &said, link) {
+            let now = Instant::now();
+            if lender.step(now, &said, link) {
                 self.0.takeovers.fetch_add(1, Ordering::Relaxed);
             }
             self.0.failures.fetch_add(lender.failures - before, Ordering::Relaxed);
             self.0.is_held.store(lender.lent_at.is_some(), Ordering::Relaxed);
+            let is_able = lender.is_able(now);
+            if is_able && !self.0.is_able.swap(is_able, Ordering::Relaxed) {
+                tracing::info!(address = %self.0.address, "this host can have the service address");
+            }
+            self.0.is_able.store(is_able, Ordering::Relaxed);
             if said.is_last {
                 return;
             }
@@ -170,9 +190,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What a lender needs of its host.
 trait Link {
+    /// Whether the kernel can have the address now, else a sentence that says why not.
+    fn look(&mut self) -> Result<(), String>;
     /// Gives the kernel the address for [`LIFETIME`].
     fn lend(&mut self) -> Result<(), String>;
-    /// Takes it away.
+    /// Takes it away, and ends the connections to it first: nobody would hear of their end afterwards.
     fn take_back(&mut self) -> Result<(), String>;
     /// Tells the neighbours that it is here.
     fn announce(&mut self) -> Result<(), String>;
@@ -189,6 +211,12 @@ struct Lender {
     failures: u64,
     /// The last failure was told.
     is_failing: bool,
+    /// Since when lending fails.
+    fails_since: Option<Instant>,
+    /// How long others had it when it failed last.
+    rest: Duration,
+    /// Until then others have it at least.
+    rests_until: Option<Instant>,
 }
 
 impl Lender {
@@ -198,7 +226,11 @@ impl Lender {
             // The kernel has taken it away meanwhile.
             self.lent_at = None;
         }
-        if word.turn == Turn::Theirs {
+        if let Err(sentence) = link.look() {
+            // Its neighbours have been without it, and it may go again in a moment: it begins as a node does.
+            self.rest(now, SETTLE, &sentence);
+        }
+        if word.turn == Turn::Theirs || !self.is_able(now) {
             if self.lent_at.is_some() {
                 let outcome = link.take_back();
                 // Tried again, if it failed, until the kernel takes it away by itself.
@@ -215,9 +247,14 @@ impl Lender {
         if self.lent_at.is_none_or(|at| now >= at + RENEW_INTERVAL) {
             let outcome = link.lend();
             if !self.note(outcome) {
+                if now >= *self.fails_since.get_or_insert(now) + FAILS_MAX {
+                    self.fails_since = None;
+                    self.rest = (2 * self.rest).clamp(REST_MIN, REST_MAX);
+                    self.rest(now, self.rest, "http.vip: the kernel has refused it again and again");
+                }
                 return false;
             }
-            self.lent_at = Some(now);
+            (self.lent_at, self.fails_since, self.rest) = (Some(now), None, Duration::ZERO);
         }
         if word.turn == Turn::Stops {
             return false;
@@ -232,6 +269,19 @@ impl Lender {
             self.announced_at = Some(now);
         }
         is_taken
+    }
+
+    /// This node may have it, as far as its host is concerned.
+    fn is_able(&self, now: Instant) -> bool {
+        self.rests_until.is_none_or(|until| now >= until)
+    }
+
+    /// Others have it, for so long at least.
+    fn rest(&mut self, now: Instant, how_long: Duration, why: &str) {
+        if self.is_able(now) {
+            tracing::warn!("{why}: other nodes have it meanwhile");
+        }
+        self.rests_until = self.rests_until.max(Some(now + how_long));
     }
 
     /// Counts a failure, and tells the first of several. Whether there was none.
@@ -253,6 +303,9 @@ struct HostLink {
     address: IpAddr,
     route: RouteSocket,
     frames: FrameSocket,
+    diag: DiagSocket,
+    /// Where it is to be lent.
+    found: Option<Interface>,
     /// Where it was lent last.
     interface: Option<Interface>,
 }
@@ -266,7 +319,8 @@ impl HostLink {
             }
             _ => format!("http.vip: no packet socket: {error}: allow AF_PACKET (RestrictAddressFamilies=)"),
         })?;
-        let mut link = Self { address, route, frames, interface: None };
+        let diag = DiagSocket::open().map_err(|error| format!("http.vip: no sock_diag socket: {error}"))?;
+        let mut link = Self { address, route, frames, diag, found: None, interface: None };
         let interface = link.find()?;
         link.clear(&interface)?;
         Ok(link)
@@ -309,8 +363,17 @@ fn full_prefix(address: IpAddr) -> u8 {
 }
 
 impl Link for HostLink {
-    fn lend(&mut self) -> Result<(), String> {
+    fn look(&mut self) -> Result<(), String> {
         let interface = self.find()?;
+        if !interface.is_up {
+            return Err(format!("http.vip {}: interface {} is down or has no carrier", self.address, interface.name));
+        }
+        self.found = Some(interface);
+        Ok(())
+    }
+
+    fn lend(&mut self) -> Result<(), String> {
+        let Some(interface) = self.found.clone() else { return Ok(()) };
         self.route
             .lend(interface.index, self.address, LIFETIME.as_secs() as u32)
             .map_err(|error| format!("http.vip {} cannot be given to {}: {error}", self.address, interface.name))?;
@@ -320,6 +383,14 @@ impl Link for HostLink {
 
     fn take_back(&mut self) -> Result<(), String> {
         let Some(interface) = self.interface.take() else { return Ok(()) };
+        match self.diag.reset_connections(self.address) {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(address = %self.address, count, "connections to the service address are reset: it goes to another node")
+            }
+            // They end at their clients' next packet, which another node answers.
+            Err(error) => tracing::warn!(address = %self.address, %error, "connections to the service address cannot be reset"),
+        }
         let outcome = self.clear(&interface);
         if outcome.is_err() {
             self.interface = Some(interface);
@@ -348,6 +419,7 @@ mod tests {
         until: Option<Instant>,
         announced: usize,
         refuses: bool,
+        has_no_carrier: bool,
     }
 
     impl FakeLink {
@@ -357,6 +429,10 @@ mod tests {
     }
 
     impl Link for FakeLink {
+        fn look(&mut self) -> Result<(), String> {
+            if self.has_no_carrier { Err("no carrier".to_owned()) } else { Ok(()) }
+        }
+
         fn lend(&mut self) -> Result<(), String> {
             if self.refuses {
                 return Err("refused".to_owned());
@@ -464,5 +540,49 @@ mod tests {
         world.link.refuses = false;
         world.run(50, true);
         assert_eq!((world.link.has_it(world.now), world.link.announced, world.takeovers), (true, 1, 1));
+    }
+
+    #[test]
+    fn who_has_no_carrier_gives_it_up_and_may_have_it_again_when_the_link_has_settled() {
+        let mut world = World::new();
+        world.run(5_000, true);
+        world.link.has_no_carrier = true;
+        world.run(50, true);
+        assert_eq!((world.link.has_it(world.now), world.lender.is_able(world.now)), (false, false));
+        // A link that flaps is none.
+        for _ in 0..10 {
+            world.link.has_no_carrier ^= true;
+            world.run(1_000, true);
+        }
+        world.link.has_no_carrier = true;
+        world.run(50, true);
+        world.link.has_no_carrier = false;
+        world.run(2_900, true);
+        assert_eq!((world.lender.is_able(world.now), world.takeovers), (false, 1));
+        world.run(150, true);
+        assert_eq!((world.lender.is_able(world.now), world.link.has_it(world.now), world.takeovers), (true, true, 2));
+        assert_eq!(world.lender.failures, 0, "the kernel did what it was asked for");
+    }
+
+    #[test]
+    fn a_kernel_that_goes_on_refusing_leaves_it_to_others_for_longer_each_time() {
+        let mut world = World::new();
+        world.run(5_000, true);
+        world.link.refuses = true;
+        // When it is to be lent anew, which it is each second.
+        world.run(1_100, true);
+        assert_eq!((world.link.has_it(world.now), world.lender.is_able(world.now)), (false, false), "taken back before it runs out");
+        for rest_s in [10, 20, 40, 80, 160, 320, 640, 640] {
+            let failures = world.lender.failures;
+            world.run(1_000 * rest_s - 100, true);
+            assert_eq!((world.lender.is_able(world.now), world.lender.failures), (false, failures), "{rest_s} s");
+            world.run(50, true);
+            assert!(world.lender.is_able(world.now), "{rest_s} s");
+            world.run(1_050, true);
+            assert!(!world.lender.is_able(world.now), "{rest_s} s");
+        }
+        world.link.refuses = false;
+        world.run(641_000, true);
+        assert_eq!((world.link.has_it(world.now), world.lender.rest), (true, Duration::ZERO));
     }
 }

@@ -72,6 +72,7 @@ fn node_record(name: &str, incarnation: Incarnation) -> NodeRecord {
         load: 0,
         capacity: 100,
         draining: false,
+        vips: Vec::new(),
     }
 }
 

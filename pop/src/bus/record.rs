@@ -2,7 +2,7 @@
 //! that is accepted is within what a session of this node would accept from a client of its own.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use flatbuffers::{FlatBufferBuilder, Follow, Verifiable, WIPOffset};
 use pop_proto::control::{Codec, LAYERS_MAX as RIDS_MAX, MediaKind, TrackSsrcs};
@@ -13,7 +13,7 @@ use pop_session::member::{MemberState, PermissionSubject, Permissions, Quality, 
 use pop_session::participant::Kind;
 use pop_session::presence::{LocalRecord, Manifest, Record, RemoteKey, RemoteTrack, Taking, Version};
 
-/// Newest version of records that is written: 1 has `Track.waits` and `Track.ssrcs`. Readers take 0, too.
+/// Newest version of records that is written: 1 has `Track.waits`, `Track.ssrcs` and `Node.vips`. Readers take 0, too.
 pub const SCHEMA: u8 = 1;
 
 /// Longest record of a participant in bytes: metadata and attributes of 64 KiB each are allowed to a member, and the rest fits the rest.
@@ -28,6 +28,9 @@ const PAGE_BYTES: usize = 64 << 10;
 
 /// Longest of the small ones: node record, beat, digest.
 const SMALL_LEN_MAX: usize = 2_048;
+
+/// Service addresses of a node: a config has 8 at most, and those of a later release may have more.
+const VIPS_MAX: usize = 64;
 
 const TEXT_LEN_MAX: usize = 256;
 const OPAQUE_LEN_MAX: usize = 64 << 10;
@@ -75,6 +78,8 @@ pub struct NodeRecord {
     pub capacity: u32,
     /// It lets its people go.
     pub draining: bool,
+    /// Service addresses that its host can have now.
+    pub vips: Vec<IpAddr>,
 }
 
 /// A participant's record with its writer.
@@ -558,6 +563,7 @@ fn read_format(format: &fb::Format) -> Result<PayloadFormat, RecordError> {
 
 pub(super) fn encode_node(record: &NodeRecord, counter: u32) -> Vec<u8> {
     let mut builder = FlatBufferBuilder::with_capacity(256);
+    let vips: Vec<_> = record.vips.iter().map(write_address).collect();
     let args = fb::NodeArgs {
         node: record.node.0,
         start: record.incarnation.start,
@@ -570,6 +576,7 @@ pub(super) fn encode_node(record: &NodeRecord, counter: u32) -> Vec<u8> {
         load: record.load,
         capacity: record.capacity,
         draining: record.draining,
+        vips: (!vips.is_empty()).then(|| builder.create_vector(&vips)),
     };
     let root = fb::Node::create(&mut builder, &args);
     finish(builder, root)
@@ -578,6 +585,10 @@ pub(super) fn encode_node(record: &NodeRecord, counter: u32) -> Vec<u8> {
 /// A node's record, and how new it is.
 pub(super) fn decode_node(bytes: &[u8]) -> Result<(NodeRecord, u32), RecordError> {
     let node = read::<fb::Node<'_>>(bytes, SMALL_LEN_MAX, 1)?;
+    let vips = node.vips().unwrap_or_default();
+    if vips.len() > VIPS_MAX {
+        return Err(RecordError::TooLarge);
+    }
     let record = NodeRecord {
         name: read_text(Some(node.name()), TEXT_LEN_MAX)?,
         pop: read_text(Some(node.pop()), TEXT_LEN_MAX)?,
@@ -588,8 +599,21 @@ pub(super) fn decode_node(bytes: &[u8]) -> Result<(NodeRecord, u32), RecordError
         load: node.load(),
         capacity: node.capacity(),
         draining: node.draining(),
+        vips: vips.iter().map(read_address).collect(),
     };
     Ok((record, node.counter()))
+}
+
+fn write_address(address: &IpAddr) -> fb::Address {
+    let bits = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    fb::Address::new((bits >> 64) as u64, bits as u64)
+}
+
+fn read_address(address: &fb::Address) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_bits(u128::from(address.high()) << 64 | u128::from(address.low()))).to_canonical()
 }
 
 pub(super) fn encode_beat(beat: Beat) -> Vec<u8> {

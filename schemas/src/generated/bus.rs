@@ -1170,6 +1170,134 @@ impl<'a> Permissions {
 
 }
 
+/// An IP address, first octet first: 128 bits, of IPv4 as IPv4-mapped (RFC 4291, section 2.5.5.2).
+// struct Address, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Address(pub [u8; 16]);
+impl Default for Address { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for Address {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Address")
+      .field("high", &self.high())
+      .field("low", &self.low())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Address {}
+impl<'a> ::flatbuffers::Follow<'a> for Address {
+  type Inner = &'a Address;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Address>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Address {
+  type Inner = &'a Address;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Address>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Address {
+    type Output = Address;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Address as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Address {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Address {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    high: u64,
+    low: u64,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_high(high);
+    s.set_low(low);
+    s
+  }
+
+  pub fn high(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_high(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn low(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_low(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 pub enum LayerOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -2583,6 +2711,7 @@ impl<'a> Node<'a> {
   pub const VT_LOAD: ::flatbuffers::VOffsetT = 20;
   pub const VT_CAPACITY: ::flatbuffers::VOffsetT = 22;
   pub const VT_DRAINING: ::flatbuffers::VOffsetT = 24;
+  pub const VT_VIPS: ::flatbuffers::VOffsetT = 26;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2597,6 +2726,7 @@ impl<'a> Node<'a> {
     builder.add_nonce(args.nonce);
     builder.add_start(args.start);
     builder.add_node(args.node);
+    if let Some(x) = args.vips { builder.add_vips(x); }
     builder.add_capacity(args.capacity);
     if let Some(x) = args.release { builder.add_release(x); }
     if let Some(x) = args.mesh { builder.add_mesh(x); }
@@ -2691,6 +2821,14 @@ impl<'a> Node<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Node::VT_DRAINING, Some(false)).unwrap()}
   }
+  /// Service addresses that its host can have now; none: a node that holds none. Since version 1.
+  #[inline]
+  pub fn vips(&self) -> Option<::flatbuffers::Vector<'a, Address>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Address>>>(Node::VT_VIPS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Node<'_> {
@@ -2710,6 +2848,7 @@ impl ::flatbuffers::Verifiable for Node<'_> {
      .visit_field::<u16>("load", Self::VT_LOAD, false)?
      .visit_field::<u32>("capacity", Self::VT_CAPACITY, false)?
      .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Address>>>("vips", Self::VT_VIPS, false)?
      .finish();
     Ok(())
   }
@@ -2726,6 +2865,7 @@ pub struct NodeArgs<'a> {
     pub load: u16,
     pub capacity: u32,
     pub draining: bool,
+    pub vips: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Address>>>,
 }
 impl<'a> Default for NodeArgs<'a> {
   #[inline]
@@ -2742,6 +2882,7 @@ impl<'a> Default for NodeArgs<'a> {
       load: 0,
       capacity: 0,
       draining: false,
+      vips: None,
     }
   }
 }
@@ -2796,6 +2937,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> NodeBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Node::VT_DRAINING, draining, false);
   }
   #[inline]
+  pub fn add_vips(&mut self, vips: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Address>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Node::VT_VIPS, vips);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> NodeBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     NodeBuilder {
@@ -2826,6 +2971,7 @@ impl ::core::fmt::Debug for Node<'_> {
       ds.field("load", &self.load());
       ds.field("capacity", &self.capacity());
       ds.field("draining", &self.draining());
+      ds.field("vips", &self.vips());
       ds.finish()
   }
 }

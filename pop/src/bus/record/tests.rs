@@ -108,6 +108,10 @@ fn member() -> Manifest {
     }
 }
 
+fn addresses() -> Vec<IpAddr> {
+    ["192.0.2.80", "2001:db8::80"].map(|address| address.parse().expect("an address")).into()
+}
+
 fn local(manifest: Option<Manifest>) -> LocalRecord {
     LocalRecord { participant: ParticipantId(u64::MAX - 1), version: Version { epoch: 3, counter: u32::MAX }, manifest }
 }
@@ -168,8 +172,14 @@ fn golden_records_of_both_versions_are_read_and_written() {
             load: 250,
             capacity: 400,
             draining: true,
+            // A node of version 0 knows of none, and one of version 1 that has none writes what that one did.
+            vips: Vec::new(),
         };
-        assert_eq!(decode_node(&golden(version, "node", &encode_node(&record, 7))).expect("we wrote it"), (record, 7));
+        assert_eq!(decode_node(&golden(version, "node", &encode_node(&record, 7))).expect("we wrote it"), (record.clone(), 7));
+        if version == SCHEMA {
+            let record = NodeRecord { vips: addresses(), ..record };
+            assert_eq!(decode_node(&golden(version, "node_vips", &encode_node(&record, 7))).expect("we wrote it"), (record, 7));
+        }
         let beat = Beat { incarnation: ME.1, counter: 7 };
         assert_eq!(decode_beat(&golden(version, "beat", &encode_beat(beat))), Ok(beat));
         let digest = Digest { incarnation: ME.1, sum: Sum { count: 3, hash: 1 << 60 } };
@@ -226,12 +236,32 @@ fn small_records_come_back_as_they_were() {
         load: 999,
         capacity: 2_000,
         draining: true,
+        vips: addresses(),
     };
     assert_eq!(decode_node(&encode_node(&record, 7)), Ok((record, 7)));
     let beat = Beat { incarnation: ME.1, counter: 9 };
     assert_eq!(decode_beat(&encode_beat(beat)), Ok(beat));
     let digest = Digest { incarnation: ME.1, sum: Sum { count: 3, hash: u64::MAX } };
     assert_eq!(decode_digest(&encode_digest(digest)), Ok(digest));
+}
+
+#[test]
+fn a_node_with_more_service_addresses_than_one_may_have_is_refused() {
+    let of = |count: u32| NodeRecord {
+        name: "a".into(),
+        pop: "fra".into(),
+        node: ME.0,
+        incarnation: ME.1,
+        mesh: None,
+        release: "0.1.0".into(),
+        load: 0,
+        capacity: 0,
+        draining: false,
+        vips: (0..count).map(|last| IpAddr::V4((0xc000_0200 + last).into())).collect(),
+    };
+    let most = of(VIPS_MAX as u32);
+    assert_eq!(decode_node(&encode_node(&most, 1)), Ok((most, 1)));
+    assert_eq!(decode_node(&encode_node(&of(VIPS_MAX as u32 + 1), 1)), Err(RecordError::TooLarge));
 }
 
 #[test]
@@ -273,6 +303,7 @@ fn mutated_records_are_refused_or_bounded_and_never_panic() {
         load: 1,
         capacity: 2,
         draining: false,
+        vips: addresses(),
     };
     let record = encode(Some(member()));
     let seeds = [

@@ -37,6 +37,7 @@ fn record(name: &str, start: u64) -> NodeRecord {
         load: 0,
         capacity: 1,
         draining: false,
+        vips: Vec::new(),
     }
 }
 
