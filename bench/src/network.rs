@@ -92,9 +92,14 @@ impl Network {
         command
     }
 
-    /// The file of the node's namespace; `None`: the one of this process.
+    /// What `ip netns` calls the node's namespace; `None`: the one of this process.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.veth.as_ref().map(|veth| &*veth.name)
+    }
+
+    /// Its file.
     pub(crate) fn namespace(&self) -> Option<String> {
-        self.veth.as_ref().map(|veth| format!("/run/netns/{}", veth.name))
+        self.name().map(|name| format!("/run/netns/{name}"))
     }
 
     /// It is a veth pair.

@@ -7,7 +7,10 @@
 //!                      detect              signalling                   ICE            DTLS   keyframe
 //! ```
 //! People are light: they do what livekit-client does, at once, and decode nothing. Somebody who watches at the third node shows what the
-//! others feel of it.
+//! others feel of it. With `--rtt` people are so far away ([`distance`]).
+
+mod distance;
+mod lives;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -17,21 +20,25 @@ use std::time::{Duration, Instant};
 
 use livekit_protocol as proto;
 use pop::dtls::{Certificate, Dtls};
+use pop_bench::seeded::SplitMix64;
 use pop_proto::control::SrtpKeys;
 use pop_proto::srtp::{SrtpReceiver, SrtpSender};
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader};
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::wire::{Protocol, demux};
-use pop_session::life::SILENCE_ENDED_MAX;
+use pop_session::life::{BEAT_INTERVAL, SILENCE_ENDED_MAX};
 use proto::signal_request::Message as Say;
 use proto::signal_response::Message as Told;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use self::distance::Distance;
+use self::lives::{Life, Lives};
 use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, JOIN_TIMEOUT, check_connectivity, shake_hands};
 use crate::fanout::packet::{HEADER_LEN, Place, write_packet};
@@ -48,6 +55,14 @@ use crate::{http, make_folder_of, write_json};
 /// The nodes. People's sockets are at the last one, which has their transports elsewhere.
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const DOOR: usize = 2;
+
+/// On loopback nobody else's, most likely; at a distance in a namespace of their own.
+const NEAR: [IpAddr; NAMES.len()] = [ip(127, 1), ip(127, 2), ip(127, 3)];
+const FAR: [IpAddr; NAMES.len()] = [ip(10, 1), ip(10, 2), ip(10, 3)];
+
+const fn ip(first: u8, last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(first, 0, 71, last))
+}
 
 /// One frame, which is one packet.
 const FRAME: Duration = Duration::from_millis(33);
@@ -79,6 +94,17 @@ pub(crate) struct ResumeArgs {
     /// Kills, one after the other, each with people of its own.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     kills: u32,
+    /// People are so many milliseconds away, there and back: so many kills with each, over wires that `shaper` plays. Needs root. Default:
+    /// loopback, without any distance.
+    #[arg(long, value_name = "MS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(..=1_000))]
+    rtt: Vec<u32>,
+    /// Kill at a drawn moment of people's lives (before the answer, in a handshake, while a track is turned off and on, ..) rather than while all
+    /// watch, and fail when anybody is not in the picture soon.
+    #[arg(long)]
+    lives: bool,
+    /// Of what is drawn for `--lives`.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// The server to start; default: `pop` beside this program.
     #[arg(long)]
     pop: Option<PathBuf>,
@@ -91,9 +117,34 @@ pub(crate) struct ResumeArgs {
 pub(crate) fn run(args: &ResumeArgs) -> Result<(), String> {
     make_folder_of(args.json.as_deref())?;
     let program = args.pop.clone().map_or_else(program_beside, Ok)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let json = runtime.map_err(|error| format!("no runtime: {error}"))?.block_on(measure(args, &program))?;
-    write_json(args.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|error| error.to_string())?)
+    let mut distance = if args.rtt.is_empty() { None } else { Some(Distance::make(FAR)?) };
+    // A thread of its own: it and its children stay in the nodes' namespace.
+    let measured = std::thread::scope(|scope| {
+        let json = scope.spawn(|| {
+            let (nodes, people) = match &distance {
+                Some(distance) => (distance.nodes(), Some(distance.people())),
+                None => (None, None),
+            };
+            if let Some(nodes) = &nodes {
+                pop_uring::enter_namespace(nodes).map_err(|error| format!("{}: {error}", nodes.display()))?;
+            }
+            let people = runtime(people)?;
+            runtime(nodes)?.block_on(measure(args, &program, distance.as_mut(), people.handle()))
+        });
+        json.join().unwrap_or_else(|_| Err("the measurement panicked".to_owned()))
+    });
+    write_json(args.json.as_deref(), &serde_json::to_string_pretty(&measured?).map_err(|error| error.to_string())?)
+}
+
+/// Sockets that its tasks make are in the namespace.
+fn runtime(namespace: Option<PathBuf>) -> Result<Runtime, String> {
+    let enter = move || {
+        if let Some(namespace) = &namespace {
+            pop_uring::enter_namespace(namespace).expect("it is there as long as the distance is");
+        }
+    };
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().on_thread_start(enter).build().map_err(|error| format!("no runtime: {error}"))
 }
 
 /// How long each phase took one person.
@@ -115,8 +166,37 @@ struct Spread {
     p50_ms: f64,
     p99_ms: f64,
     max_ms: f64,
-    /// What no node could do without.
+    /// What no node could do without: round trips, and what else.
+    minimum_ms: f64,
     minimum: String,
+}
+
+/// At one distance.
+#[derive(Debug, Serialize)]
+struct Round {
+    rtt_ms: u32,
+    phases: Vec<Spread>,
+    /// Of each kill, from it to the last picture.
+    all_back_ms: Vec<f64>,
+    bystanders: Vec<Bystander>,
+    /// With `--lives`, instead of the others.
+    lives: Vec<Lives>,
+}
+
+/// At one distance so far.
+#[derive(Default)]
+struct Seen {
+    phases: Vec<Phases>,
+    all_back_ms: Vec<f64>,
+    bystanders: Vec<Bystander>,
+    lives: Vec<Life>,
+}
+
+impl Round {
+    fn of(rtt_ms: u32, Seen { phases, all_back_ms, bystanders, lives }: Seen) -> Round {
+        let phases = if phases.is_empty() { Vec::new() } else { spreads(rtt_ms, &phases) };
+        Round { rtt_ms, phases, all_back_ms, bystanders, lives: lives::sum(&lives) }
+    }
 }
 
 /// What somebody at another node felt.
@@ -128,46 +208,91 @@ struct Bystander {
     interval_max_ms: f64,
 }
 
-async fn measure(args: &ResumeArgs, program: &Path) -> Result<Value, String> {
-    let mut nodes = Nodes::make(program)?;
+async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Distance>, people: &Handle) -> Result<Value, String> {
+    let mut nodes = Nodes::make(program, distance.as_ref().map_or(NEAR, |_| FAR), people.clone())?;
     let certificate = Certificate::generate().map_err(|error| error.to_string())?;
     let dtls = Dtls::new(certificate, 2 * args.people as usize + 8);
-    let (mut phases, mut back_ms, mut bystanders) = (Vec::new(), Vec::new(), Vec::new());
-    for kill in 0..args.kills {
-        nodes.until_whole().await?;
-        let call = Call::begin(&nodes, &dtls, &format!("resume-{kill}"), args.people).await?;
-        sleep(WATCH).await;
-        let (seen, back, bystander) = call.kill(&mut nodes).await?;
-        eprintln!("kill {kill}: {} people, the last is back after {:.0} ms, {bystander:?}", seen.len(), ms(back));
-        phases.extend(seen);
-        back_ms.push(ms(back));
-        bystanders.push(bystander);
+    let mut rounds = Vec::new();
+    for rtt_ms in if args.rtt.is_empty() { vec![0] } else { args.rtt.clone() } {
+        if let Some(distance) = &mut distance {
+            distance.set(rtt_ms)?;
+        }
+        let mut seen = Seen::default();
+        for kill in 0..args.kills {
+            nodes.until_whole().await?;
+            let room = format!("resume-{rtt_ms}-{kill}");
+            if args.lives {
+                let rtt = Duration::from_millis(rtt_ms.into());
+                let seed = SplitMix64::new(args.seed ^ u64::from(rtt_ms) << 32 ^ u64::from(kill) << 48).next_u64();
+                seen.lives.extend(lives::kill(&mut nodes, &dtls, &room, args.people, rtt, seed).await?);
+            } else {
+                kill_watched(&mut nodes, &dtls, &room, args.people, &mut seen).await?;
+            }
+        }
+        rounds.push(Round::of(rtt_ms, seen));
     }
-    let round_trips = |n: u32| format!("{n} round trips");
-    let spreads = [
-        spread("detect", &phases, |of| of.detect, "half a round trip: the kernel ends the dead node's connections".to_owned()),
-        spread("signalling", &phases, |of| of.signalling, format!("3 round trips, {} ms the verdict", SILENCE_ENDED_MAX.as_millis())),
-        spread("ice", &phases, |of| of.ice, round_trips(1)),
-        spread("dtls", &phases, |of| of.dtls, round_trips(3)),
-        spread("keyframe", &phases, |of| of.keyframe, format!("2 round trips and up to {} ms, a frame", FRAME.as_millis())),
-        spread("gap", &phases, |of| of.gap, String::new()),
-    ];
-    for of in &spreads {
-        eprintln!("{:>10}: p50 {:6.1} ms, p99 {:6.1} ms, max {:6.1} ms   {}", of.phase, of.p50_ms, of.p99_ms, of.max_ms, of.minimum);
+    for Round { rtt_ms, phases, lives, .. } in &rounds {
+        for Spread { phase, p50_ms, p99_ms, max_ms, minimum_ms, minimum } in phases {
+            eprintln!(
+                "{rtt_ms:>4} ms away {phase:>10}: p50 {p50_ms:6.1} ms, p99 {p99_ms:6.1} ms, max {max_ms:6.1} ms   at least {minimum_ms:5.1}: {minimum}"
+            );
+        }
+        for Lives { stage, people, untouched, resumed, anew, attempts_max, back_p50_ms, back_p99_ms, back_max_ms } in lives {
+            eprintln!(
+                "{rtt_ms:>4} ms away {stage:>10?}: {people:>4} people, {untouched} untouched, {resumed} resumed, {anew} began anew, \
+                 attempts {attempts_max} at most; back p50 {back_p50_ms:6.1} ms, p99 {back_p99_ms:6.1} ms, max {back_max_ms:6.1} ms"
+            );
+        }
     }
-    let config = json!({ "people": args.people, "kills": args.kills });
-    let detail = json!({ "phases": spreads, "all_back_ms": back_ms, "bystanders": bystanders });
-    Ok(case_json("resume", &Figures::default(), &Machine::describe("none", None), config, detail))
+    let config = json!({ "lives": args.lives, "seed": args.seed, "people": args.people, "kills": args.kills, "rtt_ms": args.rtt, "loopback": distance.is_none() });
+    Ok(case_json("resume", &Figures::default(), &Machine::describe("none", None), config, json!({ "round_trips": rounds })))
+}
+
+/// All people of a room watch, then their node is killed.
+async fn kill_watched(nodes: &mut Nodes, dtls: &Dtls, room: &str, people: u32, seen: &mut Seen) -> Result<(), String> {
+    let call = Call::begin(nodes, dtls, room, people).await?;
+    sleep(WATCH).await;
+    let (phases, back, bystander) = call.kill(nodes).await?;
+    eprintln!("{room}: {} people, the last is back after {:.0} ms, {bystander:?}", phases.len(), ms(back));
+    seen.phases.extend(phases);
+    seen.all_back_ms.push(ms(back));
+    seen.bystanders.push(bystander);
+    Ok(())
 }
 
 fn ms(of: Duration) -> f64 {
     of.as_secs_f64() * 1_000.0
 }
 
-fn spread(phase: &'static str, all: &[Phases], of: impl Fn(&Phases) -> Duration, minimum: String) -> Spread {
-    let mut sorted: Vec<f64> = all.iter().map(|phases| ms(of(phases))).collect();
-    sorted.sort_by(f64::total_cmp);
-    Spread { phase, p50_ms: share(&sorted, 0.5), p99_ms: share(&sorted, 0.99), max_ms: share(&sorted, 1.0), minimum }
+/// What people of one distance needed, beside what the protocols ask for: whole round trips of one message and its answer, and the time in which
+/// a node may not be taken for dead. Computing and frames that are not due yet are left out.
+fn spreads(rtt_ms: u32, all: &[Phases]) -> Vec<Spread> {
+    let verdict = SILENCE_ENDED_MAX - BEAT_INTERVAL;
+    let of = |phase, of: fn(&Phases) -> Duration, trips: f64, at_least: Duration, minimum: &str| {
+        let mut sorted: Vec<f64> = all.iter().map(|phases| ms(of(phases))).collect();
+        sorted.sort_by(f64::total_cmp);
+        let minimum_ms = (trips * f64::from(rtt_ms)).max(ms(at_least));
+        let [p50_ms, p99_ms, max_ms] = [0.5, 0.99, 1.0].map(|part| share(&sorted, part));
+        Spread { phase, p50_ms, p99_ms, max_ms, minimum_ms, minimum: minimum.to_owned() }
+    };
+    let none = Duration::ZERO;
+    let mut spreads = vec![
+        of("detect", |of| of.detect, 0.5, none, "half a round trip, the end of the connection on its way"),
+        of(
+            "signalling",
+            |of| of.signalling,
+            3.0,
+            verdict,
+            "3 round trips (TCP, the upgrade, the offer), or the verdict after the last beat",
+        ),
+        of("ice", |of| of.ice, 1.0, none, "1 round trip, a check"),
+        of("dtls", |of| of.dtls, 2.0, none, "2 round trips (RFC 5246 section 7.3)"),
+        of("keyframe", |of| of.keyframe, 0.0, none, "nothing: its first packet may follow the keys at once"),
+    ];
+    let minimum_ms = spreads.iter().map(|of| of.minimum_ms).sum::<f64>() - 0.5 * f64::from(rtt_ms);
+    let gap = of("gap", |of| of.gap, 0.0, none, "all of them, but for the last packet's way");
+    spreads.push(Spread { minimum_ms, ..gap });
+    spreads
 }
 
 /// The value below which this share of `sorted` is; 0 of nothing.
@@ -176,18 +301,22 @@ fn share(sorted: &[f64], part: f64) -> f64 {
     sorted.get(at.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// The PoP: processes on addresses of loopback.
+/// The PoP: processes with an address each.
 struct Nodes {
+    addresses: [IpAddr; NAMES.len()],
     program: PathBuf,
     folder: PathBuf,
     /// None of them is there while it is dead.
     servers: [Option<Server>; NAMES.len()],
+    /// Where people are.
+    people: Handle,
 }
 
 impl Nodes {
-    fn make(program: &Path) -> Result<Nodes, String> {
+    fn make(program: &Path, addresses: [IpAddr; NAMES.len()], people: Handle) -> Result<Nodes, String> {
         let folder = std::env::temp_dir().join(format!("pop-bench-resume-{}", std::process::id()));
-        let mut nodes = Nodes { program: program.to_owned(), folder, servers: [const { None }; NAMES.len()] };
+        let servers = [const { None }; NAMES.len()];
+        let mut nodes = Nodes { addresses, program: program.to_owned(), folder, servers, people };
         nodes.ca(&["init"])?;
         for (at, name) in NAMES.into_iter().enumerate() {
             let out = nodes.folder.join(name);
@@ -198,7 +327,7 @@ impl Nodes {
                 "--pop",
                 "bench",
                 "--address",
-                &address(at).to_string(),
+                &addresses[at].to_string(),
                 "--out",
                 &out.to_string_lossy(),
             ])?;
@@ -216,9 +345,9 @@ impl Nodes {
     }
 
     fn start(&mut self, at: usize) -> Result<(), String> {
-        let (name, own, folder) = (NAMES[at], address(at), self.folder.join(NAMES[at]));
+        let (name, own, folder) = (NAMES[at], self.addresses[at], self.folder.join(NAMES[at]));
         let others: Vec<String> =
-            (0..NAMES.len()).filter(|other| *other != at).map(|other| format!("\"{}:7447\"", address(other))).collect();
+            (0..NAMES.len()).filter(|other| *other != at).map(|other| format!("\"{}:7447\"", self.addresses[other])).collect();
         let text = format!(
             "[http]\nlisten = \"{own}:7880\"\nconnections_per_address_max = 4096\nrequests_per_address_per_s_max = 100000\n\
              [admin]\nlisten = \"{own}:9464\"\nsocket = \"{files}/pop.sock\"\n\
@@ -245,7 +374,7 @@ impl Nodes {
     async fn until_whole(&self) -> Result<(), String> {
         let begun = Instant::now();
         loop {
-            if (0..NAMES.len()).all(|at| is_whole(at).unwrap_or(false)) {
+            if self.addresses.into_iter().all(|address| is_whole(address).unwrap_or(false)) {
                 return Ok(());
             }
             if begun.elapsed() > SETTLE {
@@ -263,13 +392,8 @@ impl Drop for Nodes {
     }
 }
 
-/// Nobody else's on this host, most likely.
-fn address(at: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(127, 0, 71, at as u8 + 1))
-}
-
-fn is_whole(at: usize) -> Option<bool> {
-    let page = http::request("GET", &format!("http://{}:9464/api/v1/status", address(at)), &[], "").ok()?;
+fn is_whole(address: IpAddr) -> Option<bool> {
+    let page = http::request("GET", &format!("http://{address}:9464/api/v1/status"), &[], "").ok()?;
     let status: Value = serde_json::from_str(&page.body).ok()?;
     let up = |list: &str| status[list].as_array().map_or(0, |of| of.iter().filter(|it| it["state"] == "up").count());
     Some(up("nodes") == NAMES.len() - 1 && up("links") == NAMES.len() - 1)
@@ -291,8 +415,9 @@ impl Call {
         let token = |identity: &str, grant| sign_token(KEY, room, identity, grant, now_s);
         let door = nodes.http(DOOR)?.to_owned();
         // Where the door has transports of this room; the other node has who is watched.
-        let scout = Person::come(dtls.clone(), &door, token("scout", Grant::Watch)).await?;
-        let victim = (0..NAMES.len()).find(|at| address(*at) == scout.server.ip()).ok_or("the answer names no node's address")?;
+        let scout = nodes.people.spawn(Person::come(dtls.clone(), door.clone(), token("scout", Grant::Watch)));
+        let scout = scout.await.map_err(|error| error.to_string())??;
+        let victim = (0..NAMES.len()).find(|at| nodes.addresses[*at] == scout.server.ip()).ok_or("the answer names no node's address")?;
         if victim == DOOR {
             return Err("the node that people's sockets are at has their transports, too".to_owned());
         }
@@ -308,22 +433,23 @@ impl Call {
         let (gate, mut coming) = (Arc::new(Semaphore::new(JOINS_AT_ONCE)), JoinSet::new());
         for n in 0..people {
             let (dtls, door, gate, token) = (dtls.clone(), door.clone(), Arc::clone(&gate), token(&format!("person-{n}"), Grant::Watch));
-            coming.spawn(async move {
+            let come = async move {
                 let _permit = gate.acquire().await.map_err(|error| error.to_string())?;
-                let mut person = Person::come(dtls, &door, token).await?;
+                let mut person = Person::come(dtls, door, token).await?;
                 person.until_picture().await?;
                 Ok::<_, String>(person)
-            });
+            };
+            coming.spawn_on(come, &nodes.people);
         }
         while let Some(person) = coming.join_next().await {
             let person = person.map_err(|error| error.to_string())??;
-            if person.server.ip() != address(victim) {
-                return Err(format!("a person of {room} is at {}, the others at {}", person.server, address(victim)));
+            if person.server.ip() != nodes.addresses[victim] {
+                return Err(format!("a person of {room} is at {}, the others at {}", person.server, nodes.addresses[victim]));
             }
             let killed = Arc::clone(&killed);
-            all.spawn(async move {
-                timeout(RESUME_TIMEOUT, person.resume(&killed)).await.unwrap_or_else(|_| Err("nobody came back".to_owned()))
-            });
+            let resume =
+                async move { timeout(RESUME_TIMEOUT, person.resume(&killed)).await.unwrap_or_else(|_| Err("nobody came back".to_owned())) };
+            all.spawn_on(resume, &nodes.people);
         }
         drop(scout);
         Ok(Call { people: all, victim, killed, bystander, publisher })
@@ -369,7 +495,7 @@ async fn member(http: &str, dtls: &Dtls, token: String, ssrc: Option<u32>) -> Re
 }
 
 fn bind() -> Result<std::net::UdpSocket, String> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
     socket.map_err(|error| format!("client socket: {error}"))
 }
 
@@ -456,18 +582,18 @@ fn offer_of(dtls: &Dtls) -> Offer {
 }
 
 impl Person {
-    async fn come(dtls: Dtls, door: &str, token: String) -> Result<Person, String> {
+    async fn come(dtls: Dtls, door: String, token: String) -> Result<Person, String> {
         let media = UdpSocket::from_std(bind()?).map_err(|error| format!("client socket: {error}"))?;
         let offer = offer_of(&dtls);
         let request = join_request(None, Media::Video, &offer);
-        let (mut signal, told) = Signal::open(door, &token, &request).await?;
+        let (mut signal, told) = Signal::open(&door, &token, &request).await?;
         let Told::Join(welcome) = told else { return Err("the server's first message is no JoinResponse".to_owned()) };
         let sid = welcome.participant.ok_or("the JoinResponse names nobody")?.sid;
         let description = signal.read_description().await?;
         let answer = Answer::parse(&description.sdp)?;
         let mut early = Vec::new();
         let keys = connect(&dtls, &media, &offer, &answer, &mut early).await?.2;
-        let (offer, door) = (describe(&offer, 1), door.to_owned());
+        let offer = describe(&offer, 1);
         Ok(Person { dtls, media, signal, door, token, sid, offer, answer: description, server: answer.candidate, keys, early })
     }
 

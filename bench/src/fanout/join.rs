@@ -87,9 +87,10 @@ async fn signal(ticket: &Ticket, offer: String) -> Result<(Answer, String), Stri
 pub(crate) async fn check_connectivity(socket: &UdpSocket, answer: &Answer, checks: &mut Checks) -> Result<(), String> {
     let mut retry = CHECK_RETRY;
     let mut buffer = [0; DATAGRAM_LEN_MAX];
+    // One request, sent again (RFC 8489 section 6.2.1): the answer to the first is good, however far away it comes from.
+    let mut request = [0; 256];
+    let len = checks.write_check(&mut request);
     loop {
-        let mut request = [0; 256];
-        let len = checks.write_check(&mut request);
         socket.send_to(&request[..len], answer.candidate).await.map_err(|e| format!("{}: {e}", answer.candidate))?;
         let pause = sleep(retry);
         tokio::pin!(pause);

@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message as WebSocketFrame;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
 use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, JOIN_TIMEOUT, check_connectivity, shake_hands};
@@ -175,7 +175,8 @@ impl Signal {
         let wrapped = proto::WrappedJoinRequest { join_request: request.encode_to_vec(), ..Default::default() };
         let base = http.replacen("http://", "ws://", 1);
         let text = URL_SAFE_NO_PAD.encode(wrapped.encode_to_vec());
-        let (socket, _) = connect_async(format!("{base}/rtc/v1?access_token={token}&join_request={text}"))
+        // Without delay, as browsers do: else the second of two messages waits for the first one's acknowledgement.
+        let (socket, _) = connect_async_with_config(format!("{base}/rtc/v1?access_token={token}&join_request={text}"), None, true)
             .await
             .map_err(|e| format!("{base}/rtc/v1: {e}"))?;
         let mut signal = Signal(socket);
