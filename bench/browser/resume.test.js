@@ -1,5 +1,6 @@
 // A node dies, and the browser whose call it carried goes on at another with the peer connection that it has: no track comes or goes,
 // nobody sees anybody leave, and data goes on both ways. Firefox cannot, and begins anew at once.
+// POP_KILLS=20 (scripts/test --long kill) adds so many kills at drawn moments (POP_SEED), of people who are up to 150 ms away.
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -12,6 +13,9 @@ import { beginFrames, framesOf, longestGap } from "./kill.js";
 import { openRoom, serveLiveKitPage } from "./livekit.js";
 import { addMailbox } from "./mailbox.js";
 import { startPop } from "./nodes.js";
+
+const KILLS = Number(process.env.POP_KILLS ?? 0);
+const RTTS_MS = [0, 10, 50, 100, 150];
 
 let pop, site, chromium, firefox, service;
 
@@ -149,3 +153,72 @@ test("Firefox, whose connection keeps its certificate, begins anew at once", asy
     await person.page.close();
   }
 });
+
+/** SplitMix64 of `seed`: a number from 0 up to 1 at each call. */
+function draws(seed) {
+  let state = BigInt(seed);
+  const cut = (value) => BigInt.asUintN(64, value);
+  return () => {
+    state = cut(state + 0x9e3779b97f4a7c15n);
+    let z = cut((state ^ (state >> 30n)) * 0xbf58476d1ce4e5b9n);
+    z = cut((z ^ (z >> 27n)) * 0x94d049bb133111ebn);
+    return Number((z ^ (z >> 31n)) >> 11n) / 2 ** 53;
+  };
+}
+
+/** Joins, as an application does: again when it failed. */
+async function comeAtLast(browser, room, identity) {
+  const token = await pop.nodes.b.token(room, identity);
+  for (let left = 10; ; left--) {
+    const person = await openRoom(browser, site);
+    try {
+      return Object.assign(person, await person.join(service.url, token));
+    } catch (error) {
+      await person.page.close();
+      if (left === 0) throw error;
+      await pause(0.3);
+    }
+  }
+}
+
+if (KILLS > 0) {
+  test("Chromium is in the call soon, at whatever moment its node is killed", async (t) => {
+    const seed = Number(process.env.POP_SEED ?? 1);
+    const draw = draws(seed);
+    const bob = await come(chromium, pop.nodes.b.http.replace("http", "ws"), "whenever", "bob");
+    const sid = await bob.camera(true, { resolution: { width: 320, height: 180, frameRate: 15 } });
+    for (let kill = 0; kill < KILLS; kill++) {
+      const rtt = RTTS_MS[kill % RTTS_MS.length];
+      await pop.network.change(`people-a delay ${rtt / 2}ms`);
+      await pop.network.change(`people-c delay ${rtt / 2}ms`);
+      service = await serveAddress("a");
+      // Joining takes a third of it; then she publishes.
+      const moment = 3 * draw();
+      const coming = (async () => {
+        const ann = await comeAtLast(chromium, "whenever", `ann-${kill}`);
+        return [ann, await ann.camera(true, { resolution: { width: 320, height: 180, frameRate: 15 } })];
+      })();
+      await pause(moment);
+      service.to = "c";
+      const killed = Date.now();
+      await pop.nodes.a.kill();
+      service.cut();
+      const told = `kill ${kill}, seed ${seed}, ${rtt} ms away, ${Math.round(1_000 * moment)} ms after she began to come`;
+      const [ann, own] = await coming;
+      const decoded = async (person, track) => (await person.received())[track]?.frames ?? 0;
+      for (const [who, person, track] of [["ann", ann, sid], ["bob", bob, own]]) {
+        const before = await decoded(person, track);
+        await until(`${told}: ${who} sees the other`, async () => (await decoded(person, track)) > before + 10, 20);
+      }
+      t.diagnostic(`${told}: both see each other ${Date.now() - killed} ms after the kill`);
+      await ann.leave();
+      await ann.page.close();
+      service.close();
+      await pop.nodes.a.start();
+      await pop.untilWhole();
+    }
+    for (const name of ["a", "c"]) await pop.network.change(`people-${name} delay 0ms`);
+    await bob.leave();
+    await bob.page.close();
+  });
+}
