@@ -8,7 +8,8 @@ const PATIENCE_MS = 15_000;
 
 /** Whether the node is a lab's. */
 export async function isLab() {
-  return (await fetch("/demo/crash").catch(() => undefined))?.ok ?? false;
+  const response = await fetch("/demo/crash").catch(() => undefined);
+  return response?.ok ? (await response.json()).lab : false;
 }
 
 /** Ends the node that carries `sid`, of whom `token` is. The answer never comes: whoever could give it is dead. */

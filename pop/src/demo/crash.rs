@@ -1,11 +1,12 @@
 //! `POST /demo/crash?reconnect=1&sid=SID`: the node that carries a participant's media ends as a crash ends it. In a lab alone; a `GET`
-//! tells whether this is one. Who asks another node is carried there, as one who comes back is.
+//! tells whether this is one, also where it is none: a page that finds nothing complains. Who asks another node is carried there, as one who comes back is.
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
 
 use super::guest::admitted;
 use crate::config::DemoConfig;
@@ -13,12 +14,11 @@ use crate::logging::AUDIT;
 use crate::node::Node;
 use crate::signal::{self, CRASH_PATH};
 
-/// The endpoint of `node`; none where it is not a lab's.
+/// The endpoint of `node`.
 pub(super) fn routes(node: Node, config: &DemoConfig) -> Router {
-    if !config.crash {
-        return Router::new();
-    }
-    let routes = Router::new().route(CRASH_PATH, get(|| async { StatusCode::NO_CONTENT }).post(crash));
+    let is_lab = config.crash;
+    let tell = get(move || async move { Json(json!({ "lab": is_lab })) });
+    let routes = Router::new().route(CRASH_PATH, if is_lab { tell.post(crash) } else { tell });
     signal::carried(node.clone(), routes.with_state(node))
 }
 
