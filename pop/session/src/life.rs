@@ -95,7 +95,7 @@ pub enum Verdict {
     },
 }
 
-/// The verdict of those who are asked since `waited`. Others hold it for dead together or not at all, so who has said that he does not
+/// The verdict of those who have been asked for as long as `waited`. Others hold it for dead together or not at all, so who has said that he does not
 /// speaks for those who may be dead themselves: whoever has no connection to it, and whoever is silent for long enough to be.
 pub fn verdict(witnesses: &[Witness], waited: Duration) -> Verdict {
     let is_known_alive = witnesses.iter().any(|of| of.holds_dead == Some(false));

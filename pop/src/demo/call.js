@@ -307,8 +307,8 @@ class Call {
       await back;
       const gap = await watched;
       if (this.isOver) return;
+      // The next reading shows it on the tiles.
       this.hosted = null;
-      await this.showHosts();
       const { [this.own.identity]: after } = await hostsOf(this.token);
       const seen = gap === undefined ? "" : ` The picture stood still for ${gap} ms.`;
       this.say(`The node ${before} is dead.${seen} This call is at ${after} now.`);

@@ -1,5 +1,6 @@
 //! `POST /demo/crash?reconnect=1&sid=SID`: the node that carries a participant's media ends as a crash ends it. In a lab alone; a `GET`
-//! tells whether this is one, also where it is none: a page that finds nothing complains. Who asks another node is carried there, as one who comes back is.
+//! tells whether this is one, also where it is none: a page that finds nothing complains. Who asks another node is carried there, as one
+//! who comes back is.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};

@@ -119,8 +119,8 @@ pub(super) struct Rate {
     troubled_at: Time,
     retry_after: Duration,
     grown_at: Time,
-    /// Nothing that was sent before is judged.
-    blind_until: Time,
+    /// What was sent before did not leave: nothing is judged before feedback on what came later.
+    blind_until: Option<Time>,
 }
 
 impl Rate {
@@ -140,13 +140,13 @@ impl Rate {
             troubled_at: Time::ZERO,
             retry_after: RETRY_MIN,
             grown_at: Time::ZERO,
-            blind_until: Time::ZERO,
+            blind_until: None,
         }
     }
 
     /// What was sent until now did not leave.
     pub(super) fn stood_still(&mut self, now: Time) {
-        self.blind_until = now;
+        self.blind_until = Some(now);
     }
 
     /// In bit/s of datagrams; `None`: no limit is known.
@@ -173,11 +173,10 @@ impl Rate {
             let queue = self.least.above(now, feedback.echo_us, came_us);
             self.queue_us = Some(self.queue_us.map_or(queue, |least| least.min(queue)));
         }
-        let is_blind = feedback.echo_us < self.blind_until.as_micros();
-        if self.window.remote_us == 0 || is_blind || self.blind_until != Time::ZERO {
+        if self.window.remote_us == 0 || self.blind_until.is_some() {
             // What was before it was sent to nobody, or did not leave.
             (self.window, self.loss_window, self.queue_us) = (mark, mark, None);
-            self.blind_until = if is_blind { self.blind_until } else { Time::ZERO };
+            self.blind_until = self.blind_until.filter(|until| feedback.echo_us < until.as_micros());
             return;
         }
         self.measure_loss(mark);
