@@ -190,6 +190,11 @@ class Links(unittest.IsolatedAsyncioTestCase):
             self.assertGreater(nodes["b"].drops()["relay_auth"], 5, "what was corrupted was seen by the seal")
             self.assertGreater(nodes["b"].drops()["relay_replay"], 5, "and what came twice by the window")
 
+    def losses(self):
+        """Where what did not arrive may have been left, for a failure."""
+        counted = {n: {k: v for k, v in nodes[n].metrics().items() if v and re.search("_link_(limit|dropped|lost)|stale|pause", k)} for n in nodes}
+        return f"{counted}; {[line for name in nodes for line in nodes[name].log[-200:] if 'stood still' in line]}"
+
     def whereabouts(self, guest):
         """What a guest has, and what became of data, for a failure."""
         told = {name: len(guest.told(name)) for name in ("data_received", "reconnecting", "reconnected", "disconnected")}
@@ -205,7 +210,7 @@ class Links(unittest.IsolatedAsyncioTestCase):
             await asyncio.to_thread(self.attack_relay, wire)
             await asyncio.to_thread(self.attack_mesh)
             for kind, share in (await delivered).items():
-                self.assertEqual(share, 1.0, kind)
+                self.assertEqual(share, 1.0, f"{kind}; {self.losses()}")
             drops = nodes["b"].drops()
             for reason in ("relay_malformed", "relay_auth", "relay_replay", "relay_unknown_link"):
                 self.assertGreater(drops[reason], 100, drops)
