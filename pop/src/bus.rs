@@ -51,6 +51,11 @@ const ACCEPT_TIMEOUT_MS: u64 = 1_000;
 /// A sender that waits for a peer gives it up after this, in microseconds; zenoh's lease comes first.
 const WAIT_BEFORE_CLOSE_US: u64 = 500_000;
 
+/// Batches of messages that wait for a peer, of a priority; the most that zenoh takes. Zenoh's thread says itself what its tables tell
+/// (`ResponseFinal` of a question that is not for us, declarations), and waits for a batch that only it could free: with the two of
+/// its default three small answers were enough for a bus that stood still for `WAIT_BEFORE_CLOSE_US`, and lost its connection.
+const QUEUE: usize = 16;
+
 /// Longest message that is taken: a page with its key.
 const MESSAGE_LEN_MAX: usize = record::PAGE_LEN_MAX + 4_096;
 
@@ -68,10 +73,8 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// With more it is unsound: zenoh-link-tls 1.10.2 reads and writes one TLS connection from two tasks through an `UnsafeCell`, and each step of
 /// either changes what both use. On two threads a connection that failed under both at once ended the process in `alloc::handle_alloc_error`,
 /// having cloned half of an error (2,199,727,050,928 bytes). On one thread a step of one is over before the other's begins.
-const RUNTIME_VARIABLE: (&str, &str) = (
-    "ZENOH_RUNTIME",
-    "(rx:(handover:app),acc:(handover:app),net:(handover:app),tx:(handover:app),app:(worker_threads:1,max_blocking_threads:4))",
-);
+pub const RUNTIME: &str =
+    "(rx:(handover:app),acc:(handover:app),net:(handover:app),tx:(handover:app),app:(worker_threads:1,max_blocking_threads:4))";
 
 /// Keeps zenoh to one thread. Comes before this process has any other thread; without it there are six, and TLS is not safe.
 ///
@@ -79,7 +82,7 @@ const RUNTIME_VARIABLE: (&str, &str) = (
 ///
 /// There are other threads.
 pub fn limit_threads() -> io::Result<()> {
-    pop_uring::set_variable(RUNTIME_VARIABLE.0, RUNTIME_VARIABLE.1)
+    pop_uring::set_variable("ZENOH_RUNTIME", RUNTIME)
 }
 
 /// Where the bus is and who this node is on it.
@@ -148,7 +151,10 @@ impl BusSettings {
                     "tx": {
                         "lease": LEASE_MS,
                         "keep_alive": 4,
-                        "queue": { "congestion_control": { "block": { "wait_before_close": WAIT_BEFORE_CLOSE_US } } },
+                        "queue": {
+                            "size": { "control": QUEUE, "interactive_high": QUEUE, "data_high": QUEUE },
+                            "congestion_control": { "block": { "wait_before_close": WAIT_BEFORE_CLOSE_US } },
+                        },
                     },
                     "rx": { "max_message_size": MESSAGE_LEN_MAX },
                     "tls": tls,
@@ -656,7 +662,8 @@ fn ask(
     }
     let asked = Asked { then, is_answered: false.into() };
     let get = session.get(key).target(QueryTarget::All).consolidation(ConsolidationMode::None).timeout(QUERY_TIMEOUT);
-    let get = get.congestion_control(CongestionControl::Block).priority(Priority::InteractiveHigh).express(true);
+    // Another priority than that of what `bus-out` puts, and many to a batch: the other end's thread may have to answer by itself (`QUEUE`).
+    let get = get.congestion_control(CongestionControl::Block).priority(Priority::DataHigh).express(false);
     get.allowed_destination(Locality::Remote)
         .payload(payload)
         .callback(move |reply| {

@@ -137,6 +137,14 @@ impl Node {
         begun.elapsed()
     }
 
+    /// Takes what comes in so long.
+    async fn listen(&mut self, time: Duration) {
+        let over = Instant::now() + time;
+        while let Ok(event) = tokio::time::timeout(over.saturating_duration_since(Instant::now()), self.events.recv()).await {
+            self.apply(event.expect("the bus is open"));
+        }
+    }
+
     fn ids(&self) -> Vec<u64> {
         self.others.keys().map(|(_, id)| *id).collect()
     }
@@ -186,6 +194,51 @@ async fn three_nodes_know_each_others_participants_and_a_late_one_resyncs() {
     a.others.clear();
     a.bus.watch(&room());
     a.until("all again", SOON, |a| a.others.len() == 3).await;
+}
+
+/// Zenoh's thread answers a question for another node by itself, and must not wait there for what only it could free. Tests run with its
+/// one thread as nodes do (`.cargo/config.toml`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_meet_lose_no_connection() {
+    const NODES: u64 = 5;
+    assert_eq!(std::env::var("ZENOH_RUNTIME").as_deref(), Ok(pop::bus::RUNTIME));
+    let addresses: Vec<SocketAddr> = (0..NODES).map(|_| free_address()).collect();
+    let mut nodes = Vec::new();
+    for at in 0..addresses.len() {
+        let others: Vec<SocketAddr> = addresses.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, address)| *address).collect();
+        let node = Node::start(&format!("node-{at}"), 1_000, &addresses[at..=at], &others).await;
+        node.put(&local(at as u64 + 1, 1));
+        nodes.push(node);
+    }
+    for node in &mut nodes {
+        node.until("everybody is here", Duration::from_secs(10), |node| {
+            node.up.len() == addresses.len() - 1 && node.others.len() == addresses.len() - 1
+        })
+        .await;
+    }
+    for node in &mut nodes {
+        node.listen(Duration::from_millis(300)).await;
+        assert!(node.gone.is_empty(), "{:?}", node.gone);
+    }
+}
+
+/// What a node hears of is told to each other node when they meet, all of it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_host_thousands_of_rooms_meet() {
+    const ROOMS: u64 = 2_000;
+    let address = free_address();
+    let mut a = Node::start("a", 1_000, &[address], &[]).await;
+    for room in 0..ROOMS {
+        a.bus.watch(&SessionId::new(&format!("a room whose name is of some length, number {room}")).expect("a name"));
+    }
+    let mut b = Node::start("b", 1_000, &[], &[address]).await;
+    b.put(&local(2, 1));
+    let took =
+        a.until("b and its participant are here", Duration::from_secs(10), |node| node.up.len() == 1 && node.others.len() == 1).await;
+    println!("{ROOMS} rooms: b is here {took:?} after it began");
+    a.listen(Duration::from_millis(700)).await;
+    b.listen(Duration::from_millis(10)).await;
+    assert!(a.gone.is_empty() && b.gone.is_empty(), "{:?}, {:?}", a.gone, b.gone);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -472,7 +525,6 @@ async fn a_certificate_of_the_operators_ca_is_let_in_and_no_other() {
     a.until("b's participant", SOON, |a| a.others.len() == 1).await;
     a.put(&local(10, 1));
     b.until("a's participant", SOON, |b| b.ids() == [10]).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
     while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(10), a.events.recv()).await {
         a.apply(event);
     }
