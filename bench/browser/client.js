@@ -7,6 +7,9 @@ globalThis.popClient = (() => {
   let etag;
   let answer;
   let timer;
+  let begun;
+  let gone;
+  const decoded = [];
 
   async function exchange(url) {
     await pc.setLocalDescription();
@@ -57,7 +60,8 @@ globalThis.popClient = (() => {
 
   async function publish(options) {
     token = options.token;
-    pc = new RTCPeerConnection();
+    begun = () => publish(options);
+    open();
     const { width = 640, height = 480 } = options;
     // Chromium makes three layers of nothing smaller, and its fake camera gives that size only when it must.
     const video = options.simulcast ? { width: { exact: 1280 }, height: { exact: 720 } } : { width, height, frameRate: 30 };
@@ -89,7 +93,8 @@ globalThis.popClient = (() => {
 
   async function watch(options) {
     token = options.token;
-    pc = new RTCPeerConnection();
+    begun = () => watch(options);
+    open();
     const video = pc.addTransceiver("video", { direction: "recvonly" });
     if (options.descriptor) describe(video);
     pc.addTransceiver("audio", { direction: "recvonly" });
@@ -101,6 +106,38 @@ globalThis.popClient = (() => {
     element.srcObject = stream;
     pc.ontrack = (event) => stream.addTrack(event.track);
     await exchange(options.url);
+  }
+
+  /** `gone` ends when nothing comes back over the connection: the browser says so, after some seconds. */
+  function open() {
+    const opened = new RTCPeerConnection();
+    gone = new Promise((resolve) => {
+      opened.addEventListener("iceconnectionstatechange", () => ["disconnected", "failed"].includes(opened.iceConnectionState) && resolve(performance.timeOrigin + performance.now()));
+    });
+    pc = opened;
+  }
+
+  /** What a client does whose server is gone: it waits until its browser says so, asks for an ICE restart, and when the resource is unknown it posts anew.
+   * The PATCH's status, and when the browser said so and when the answer to the POST was there, in milliseconds since 1970. */
+  async function anew() {
+    const goneAt = await gone;
+    const { status } = await patch("*");
+    if (status !== 404) throw new Error(`PATCH answered ${status}`);
+    pc.close();
+    await begun();
+    return { status, goneAt, answeredAt: performance.timeOrigin + performance.now() };
+  }
+
+  /** From now on it is noted when a picture was decoded, to some 20 ms, whatever connection it came by. */
+  function follow() {
+    let frames = 0;
+    setInterval(async () => {
+      const report = [...(await pc.getStats()).values()].find(({ type, kind }) => type === "inbound-rtp" && kind === "video");
+      if (report && report.framesDecoded !== frames) {
+        frames = report.framesDecoded;
+        if (frames > 0) decoded.push({ at: performance.timeOrigin + performance.now() });
+      }
+    }, 20);
   }
 
   /** A PATCH with our ICE agent's fragment: its first section, which is the transport of all (RFC 9725 section 4.3). */
@@ -186,5 +223,5 @@ globalThis.popClient = (() => {
     return RTCRtpReceiver.getCapabilities("video").codecs.some((c) => c.mimeType.toLowerCase() === `video/${codec.toLowerCase()}`);
   }
 
-  return { publish, watch, trickle, restart, stats, stop, extensions, decodes };
+  return { publish, watch, anew, follow, decoded: () => decoded, trickle, restart, stats, stop, extensions, decodes };
 })();

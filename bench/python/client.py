@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -79,6 +80,7 @@ class Client:
         self.wrong_fingerprint = wrong_fingerprint
         self.sent = {"audio": [], "video": []}
         self.received = {"audio": [], "video": []}
+        self.arrivals = {"audio": [], "video": []}
         self.ssrcs = {}
         self.reports_sent = {"audio": [], "video": []}
         self.reports_received = {"audio": [], "video": []}
@@ -161,6 +163,7 @@ class Client:
 
         async def recorded_handle_rtp(data, arrival_time_ms):
             self._note(self.received, data)
+            self._note_arrivals()
             await handle_rtp(data, arrival_time_ms=arrival_time_ms)
 
         async def recorded_handle_rtcp(data):
@@ -241,6 +244,12 @@ class Client:
         if kind:
             self.ssrcs[packet.ssrc] = kind
             book[kind].append(Sample(packet.sequence_number, packet.timestamp, packet.marker, packet.payload))
+
+    def _note_arrivals(self):
+        """When the last packet came of each kind of which one has."""
+        for kind, packets in self.received.items():
+            if len(packets) > len(self.arrivals[kind]):
+                self.arrivals[kind].append(time.monotonic())
 
     def _note_reports(self, book, data):
         """Each sender report ties a time of the publisher's clock to one of its stream's."""

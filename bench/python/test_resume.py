@@ -152,29 +152,47 @@ class Resume(Call):
             await bob.leave()
             await ann.leave()
 
-    async def test_a_whip_camera_whose_node_died_is_told_so_at_once_and_posts_anew(self):
-        nodes, room = await self.start(split=False), "camera"
-        viewer, camera, again = Client(), Client(), Client()
+    async def test_a_whip_camera_and_a_whep_viewer_whose_node_died_are_told_so_at_once_and_post_anew(self):
+        """What a client needs to notice is its own matter: here it asks as soon as its node is dead."""
+        nodes = await self.start(split=False)
+        camera, far, camera_again = Client(), Client(), Client()
+        still, viewer, viewer_again = Client(), Client(), Client()
         try:
-            await (await camera.publish(nodes["a"], room)).until_connected()
-            await (await viewer.watch(nodes["b"], room)).until_connected()
-            await until("some packets", lambda: min(len(it) for it in viewer.received.values()) >= 50, 20)
-            fragment = sdp_fragment(camera.connections[-1])
+            await (await camera.publish(nodes["a"], "up")).until_connected()
+            await (await far.watch(nodes["b"], "up")).until_connected()
+            await (await still.publish(nodes["b"], "down")).until_connected()
+            await (await viewer.watch(nodes["a"], "down")).until_connected()
+            for client in (far, viewer):
+                await until("some packets", lambda: min(len(it) for it in client.received.values()) >= 50, 20)
             nodes["a"].kill()
             died = time.monotonic()
-            before = {kind: len(it) for kind, it in viewer.received.items()}
+            before = {kind: len(it) for kind, it in far.received.items()}
             # The service address leads to another node now. A fingerprint may not change (RFC 9725), so there is nothing to restart.
-            for name in ("b", "c"):
-                camera.resource = camera.resource.replace(nodes["a"].http, nodes[name].http).replace(nodes["b"].http, nodes[name].http)
-                status, _, answer = await camera.patch(fragment, "*")
-                print(f"PATCH at {name} after {time.monotonic() - died:.3f} s: {status} {answer.strip()}", flush=True)
-                self.assertEqual(status, 404)
-            camera.resource = None
-            await (await again.publish(nodes["c"], room)).until_connected()
-            await until("packets again", lambda: all(len(it) > before[kind] + 20 for kind, it in viewer.received.items()), 20)
-            print(f"20 packets of each kind {time.monotonic() - died:.2f} s after the death", flush=True)
+            for client in (camera, viewer):
+                fragment = sdp_fragment(client.connections[-1])
+                for name in ("b", "c"):
+                    client.resource = client.resource.replace(nodes["a"].http, nodes[name].http).replace(nodes["b"].http, nodes[name].http)
+                    status, _, answer = await client.patch(fragment, "*")
+                    print(f"PATCH at {name} after {time.monotonic() - died:.3f} s: {status} {answer.strip()}", flush=True)
+                    self.assertEqual(status, 404)
+                client.resource = None
+            await asyncio.gather(camera_again.publish(nodes["c"], "up"), viewer_again.watch(nodes["c"], "down"))
+            await until("the camera again", lambda: all(len(it) > before[kind] + 20 for kind, it in far.received.items()), 20)
+            await until("the picture again", lambda: all(len(it) > 20 for it in viewer_again.received.values()), 20)
+            for kind in ("audio", "video"):
+                # Who watches on gets what is sent now, but for the numbers of VP8's pictures, which go on: X, I and 15 bits of them.
+                head = {"audio": 0, "video": 4}[kind]
+                bodies = lambda samples: [it.payload[head:] for it in samples]
+                for sent, received in ((camera_again, far.received[kind][-15:]), (still, viewer_again.received[kind][:15])):
+                    got, sent = bodies(received), bodies(sent.sent[kind])
+                    self.assertTrue(got[0] in sent, f"{kind} that was sent")
+                    first = sent.index(got[0])
+                    self.assertTrue(got == sent[first : first + len(got)], f"{kind} as it was sent, and in order")
+                up = next(at for at in far.arrivals[kind][before[kind] :] if at > died + 0.1) - far.arrivals[kind][before[kind] - 1]
+                down = viewer_again.arrivals[kind][0] - viewer.arrivals[kind][-1]
+                print(f"ms without {kind}: WHIP {1_000 * up:.0f}, WHEP {1_000 * down:.0f}", flush=True)
         finally:
-            for client in (camera, again, viewer):
+            for client in (camera, camera_again, far, still, viewer, viewer_again):
                 await client.close()
 
 
