@@ -8,6 +8,8 @@ import nodes as nodes_of_one_pop
 from client import Client, sdp_fragment, until
 from guest import Guest, Wire, until_tone, watch
 from livekit import rtc
+from livekit.rtc._ffi_client import FfiClient
+from livekit.rtc._proto.ffi_pb2 import FfiRequest
 
 RED, BLUE = (90, 240), (240, 110)
 
@@ -136,6 +138,56 @@ class Resume(Call):
             await bob.leave()
             await ann.leave()
             wire.close()
+
+    async def test_what_a_client_has_paused_stays_so_where_it_goes_on(self):
+        """LiveKit's Rust SDK, which this one stands on, does not say it again. Python has no name for the request; its SDK's library has it."""
+        nodes, room = await self.start(split=False), "paused"
+        wire = Wire(nodes["a"])
+        ann, bob = Guest(nodes["a"], room, "ann"), Guest(nodes["b"], room, "bob")
+        ann.url = f"ws://127.0.0.1:{await wire.start()}"
+        paused = lambda at: self.wish(at, room, "ann").get("paused")
+        try:
+            await ann.join()
+            await bob.join()
+            await bob.publish_video(BLUE)
+            track = await ann.track("bob", rtc.TrackKind.KIND_VIDEO)
+            pictures = Pictures(track)
+            await until("pictures", lambda: pictures.at, 10)
+            (publication,) = ann.tracks("bob", rtc.TrackKind.KIND_VIDEO)
+            self.enable(publication, False)
+            await until("a knows", lambda: paused("a"), 5)
+            # Others are told of it together, at most 2 s later.
+            await asyncio.sleep(2.5)
+            await until("c keeps the room", lambda: self.people("c", room) == {"ann": "a", "bob": "b"}, 5)
+            wire.node = nodes["c"]
+            nodes["a"].kill()
+            wire.cut()
+            await ann.until_told("reconnected")
+            at = self.people("b", room)["ann"]
+            self.assertEqual(paused(at), True, f"at {at}")
+            seen = len(pictures.at)
+            self.enable(publication, True)
+            await until("pictures again", lambda: len(pictures.at) > seen + 5, 10)
+            self.assertEqual(paused(at), False)
+            pictures.close()
+        finally:
+            await bob.leave()
+            await ann.leave()
+            wire.close()
+
+    @staticmethod
+    def enable(publication, enabled):
+        request = FfiRequest()
+        request.enable_remote_track_publication.track_publication_handle = publication._ffi_handle.handle
+        request.enable_remote_track_publication.enabled = enabled
+        FfiClient.instance.request(request)
+
+    def wish(self, at, room, identity):
+        """How a member wants the picture that it is fed with, as its node knows it."""
+        (session,) = (it for it in self.nodes[at].sessions()["sessions"] if it["id"] == room)
+        (person,) = (it for it in session["participants"] if it["identity"] == identity)
+        fed = [it for it in person.get("subscriptions", ()) if it["kind"] == "video" and it["source"]]
+        return fed[0].get("wish", {}) if fed else {}
 
     async def test_two_whose_node_died_behind_the_proxy_of_another_go_on(self):
         nodes, room = await self.start(split=True), "both"

@@ -275,7 +275,7 @@ impl Node {
             match news {
                 News::Record(record) => {
                     let (id, writer) = (record.key.participant, (record.key.node, self.replica.start_of(record.key.node)));
-                    if self.session.handle_record(now, record) == Applied::New {
+                    if self.session.handle_record(now, *record) == Applied::New {
                         self.writers.insert(id, writer);
                     }
                 }

@@ -42,7 +42,7 @@ impl Sum {
 /// What its session has to hear.
 #[derive(Debug)]
 pub(crate) enum News {
-    Record(Record),
+    Record(Box<Record>),
     Up(u64),
     Gone(u64),
     Restarted(u64),
@@ -232,7 +232,7 @@ impl Peer {
         } else {
             self.known.remove(&participant);
         }
-        news.push(News::Record(Record { key: RemoteKey { node, participant }, version, manifest }));
+        news.push(News::Record(Box::new(Record { key: RemoteKey { node, participant }, version, manifest })));
     }
 
     /// What was known before a pull and is not in it has gone. Of what was known before the node was gone a second pull decides: whoever

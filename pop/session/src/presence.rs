@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pop_proto::control::{Codec, TrackSsrcs};
-use pop_schemas::{Identity, ParticipantId, Time};
+use pop_schemas::{Identity, ParticipantId, Time, TrackId};
 
 use crate::format::PayloadFormat;
-use crate::member::{MemberState, Permissions, SubscriptionPermission, TrackInfo};
+use crate::member::{MemberState, Permissions, Quality, SubscriptionPermission, TrackInfo};
 use crate::participant::Kind;
+use crate::session::MEMBER_SUBSCRIPTIONS_MAX;
 
 /// Remote participants that one session remembers, tombstones included; a peer cannot grow it without end.
 pub const REMOTE_PARTICIPANTS_MAX: usize = 65_536;
@@ -29,6 +30,9 @@ pub const TOMBSTONE_LIFE: Duration = GRACE_MAX.saturating_add(Duration::from_sec
 
 /// Tracks of one remote participant that are looked at.
 pub const REMOTE_TRACKS_MAX: usize = 64;
+
+/// Tracks that a manifest has wishes for: as many as a member may take.
+pub const WISHES_MAX: usize = MEMBER_SUBSCRIPTIONS_MAX;
 
 /// A participant and the node that owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +79,24 @@ pub struct Manifest {
     pub tracks: Vec<RemoteTrack>,
     /// How it takes the tracks of others.
     pub taking: Taking,
+    /// What it wants of them other than in the beginning; at most [`WISHES_MAX`].
+    pub wishes: Vec<Wish>,
+}
+
+/// How a member wants a track of somebody else, as its client said last. Whoever takes the member over goes on so: livekit-client says it again
+/// when it is back, but LiveKit's Rust SDK, and what is built on it (Python, Node, C++, Unity), does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Which.
+    pub track: TrackId,
+    /// Counts when no height is told; [`Quality::Off`]: nothing for now.
+    pub quality: Quality,
+    /// Of the place where it is shown, in pixels; 0: not told.
+    pub height: u32,
+    /// Frames per second; 0: not told.
+    pub fps: u16,
+    /// 1 is the highest.
+    pub priority: u8,
 }
 
 /// What a member's client said, when it came, of how it takes tracks: whoever takes it over goes on so.
@@ -145,6 +167,7 @@ impl Manifest {
             takers: SubscriptionPermission { all: true, participants: Vec::new() },
             tracks: Vec::new(),
             taking: Taking::default(),
+            wishes: Vec::new(),
         }
     }
 

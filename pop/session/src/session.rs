@@ -125,6 +125,9 @@ pub struct Session {
     changed: BTreeSet<ParticipantId>,
     /// (or other nodes alone), ...
     restated: BTreeSet<ParticipantId>,
+    /// (or other nodes, of how they want tracks, when it is time), ...
+    rewished: BTreeSet<ParticipantId>,
+    wishes_at: Option<Time>,
     /// ... who is gone, ...
     gone: Vec<ParticipantInfo>,
     /// (and who has gone lately: those whose socket was away did not hear of it), ...
@@ -169,6 +172,8 @@ impl Session {
             told_counts: (0, 0),
             changed: BTreeSet::new(),
             restated: BTreeSet::new(),
+            rewished: BTreeSet::new(),
+            wishes_at: None,
             gone: Vec::new(),
             past: VecDeque::new(),
             ended: Vec::new(),
@@ -308,8 +313,9 @@ impl Session {
         let members = [&self.connecting, &self.socketless, &self.asking];
         let members = members.iter().filter_map(|deadlines| deadlines.first()).map(|(deadline, _)| *deadline);
         let tracks = self.calming.first().map(|(deadline, _)| *deadline);
-        let room = [self.speakers.due, self.quality_due, self.history.deadline(), self.remotes.deadline(), self.tell_at, self.room_at];
-        members.chain(tracks).chain(room.into_iter().flatten()).min()
+        let news = [self.tell_at, self.room_at, self.wishes_at];
+        let room = [self.speakers.due, self.quality_due, self.history.deadline(), self.remotes.deadline()];
+        members.chain(tracks).chain(room.into_iter().chain(news).flatten()).min()
     }
 
     /// Ends those who did not connect, or come back, in time, and those whose node did not.
@@ -325,6 +331,7 @@ impl Session {
         self.judge(now);
         self.forget_old_data(now);
         self.tell_waiting(now);
+        self.tell_wishes(now);
         self.settle(now);
     }
 
@@ -405,6 +412,7 @@ impl Session {
         self.forget_identity(&participant);
         self.forget_deadlines(&participant);
         self.restated.remove(&id);
+        self.rewished.remove(&id);
         if let Some(resource) = &participant.resource {
             self.by_resource.remove(resource);
         }

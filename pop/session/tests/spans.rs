@@ -966,3 +966,74 @@ fn whoever_is_cut_off_and_comes_back_wherever_each_has_one_owner_in_the_end() {
     }
     assert!(moves > 400, "{moves} times one was taken over");
 }
+
+/// How each track that comes is wanted, by the last command.
+fn wanted(commands: &[Command]) -> BTreeMap<TrackId, LayerWish> {
+    let wish = |command: &Command| match command {
+        Command::Wish { subscription, wish } => Some((*subscription, *wish)),
+        _ => None,
+    };
+    let wishes: BTreeMap<_, _> = commands.iter().filter_map(wish).collect();
+    fed(commands).into_iter().filter_map(|(section, (track, _))| Some((track?, *wishes.get(&section)?))).collect()
+}
+
+fn settings(track: TrackId, quality: Quality, fps: u32) -> MemberRequest {
+    MemberRequest::TrackSettings(TrackSettings { tracks: vec![track], quality, fps, priority: 2, ..TrackSettings::default() })
+}
+
+#[test]
+fn what_a_client_wants_of_tracks_holds_where_it_is_taken_over_though_it_does_not_say_it_again() {
+    let (mut mesh, ann, _, [video, audio], fed_before) = two_in_a_call();
+    mesh.on(A, |stage| {
+        stage.say("ann", settings(video, Quality::Low, 15));
+        stage.say("ann", settings(audio, Quality::Off, 0));
+    });
+    mesh.pass(Duration::from_secs(2));
+    mesh.cut = Some(A);
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    let fed: Vec<_> = fed_before.iter().map(|(mid, track)| (mid.as_str().into(), *track)).collect();
+    let sync = MemberSync { fed: fed.clone(), ..MemberSync::default() };
+    mesh.on(C, |stage| come_back(stage, "ann", ann, sync, offer_of_ann()));
+    let low = LayerWish { paused: false, spatial_max: 0, temporal_max: 1, priority: 2 };
+    let paused = LayerWish { paused: true, ..LayerWish::default() };
+    assert_eq!(wanted(&mesh.nodes[&C].heard.commands), [(video, low), (audio, paused)].into());
+    // C knows it for the next one, and a client that says it again is heard.
+    mesh.node(B, |session, now| session.handle_node_away(now, C));
+    mesh.cut = Some(C);
+    mesh.on(B, |stage| come_back(stage, "ann", ann, MemberSync { fed, ..MemberSync::default() }, offer_of_ann()));
+    assert_eq!(wanted(&mesh.nodes[&B].heard.commands)[&video], low);
+    mesh.on(B, |stage| stage.say("ann", settings(video, Quality::High, 0)));
+    assert_eq!(wanted(&mesh.nodes[&B].heard.commands)[&video], LayerWish { priority: 2, ..LayerWish::default() });
+}
+
+#[test]
+fn what_a_client_says_is_paused_is_paused_where_it_is_taken_over() {
+    let (mut mesh, ann, _, [video, audio], fed_before) = two_in_a_call();
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    let fed = fed_before.iter().map(|(mid, track)| (mid.as_str().into(), *track)).collect();
+    let sync = MemberSync { fed, disabled: vec![video], ..MemberSync::default() };
+    mesh.on(C, |stage| come_back(stage, "ann", ann, sync, offer_of_ann()));
+    let wanted = wanted(&mesh.nodes[&C].heard.commands);
+    assert!(wanted[&video].paused && !wanted.get(&audio).is_some_and(|wish| wish.paused), "{wanted:?}");
+}
+
+#[test]
+fn wishes_that_change_often_are_one_record_and_no_news_to_members() {
+    let (mut mesh, _, _, [video, _], _) = two_in_a_call();
+    let before = mesh.records.len();
+    for fps in (1..100).map(|n| 1 + n % 60) {
+        mesh.on(A, |stage| stage.say("ann", settings(video, Quality::High, fps)));
+    }
+    assert_eq!(mesh.records.len(), before, "it may have more to say");
+    mesh.pass(Duration::from_secs(2));
+    assert_eq!(mesh.records.len(), before + 1);
+    assert_eq!(seen(&mesh.on(B, |stage| stage.told("bob"))), []);
+    // What is as it was is no news either.
+    mesh.on(A, |stage| stage.say("ann", settings(video, Quality::High, 1 + 99 % 60)));
+    mesh.pass(Duration::from_secs(2));
+    assert_eq!(mesh.records.len(), before + 1);
+}

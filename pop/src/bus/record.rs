@@ -11,9 +11,9 @@ use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Track
 use pop_session::format::{Format, H264Profile, PayloadFormat};
 use pop_session::member::{MemberState, PermissionSubject, Permissions, Quality, Source, SubscriptionPermission, TrackInfo, VideoLayer};
 use pop_session::participant::Kind;
-use pop_session::presence::{LocalRecord, Manifest, Record, RemoteKey, RemoteTrack, Taking, Version};
+use pop_session::presence::{LocalRecord, Manifest, Record, RemoteKey, RemoteTrack, Taking, Version, WISHES_MAX, Wish};
 
-/// Newest version of records that is written: 1 has `Track.waits`, `Track.ssrcs` and `Node.vips`. Readers take 0, too.
+/// Newest version of records that is written: 1 has `Track.waits`, `Track.ssrcs`, `Manifest.wishes` and `Node.vips`. Readers take 0, too.
 pub const SCHEMA: u8 = 1;
 
 /// Longest record of a participant in bytes: metadata and attributes of 64 KiB each are allowed to a member, and the rest fits the rest.
@@ -183,6 +183,7 @@ fn is_bounded(manifest: &Manifest) -> bool {
         && manifest.permissions.sources.len() <= LAYERS_MAX
         && manifest.tracks.len() <= TRACKS_MAX
         && manifest.tracks.iter().all(track)
+        && manifest.wishes.len() <= WISHES_MAX
         && manifest.takers.participants.len() <= TAKERS_MAX
         && manifest.takers.participants.iter().all(|(_, tracks)| tracks.as_ref().is_none_or(|tracks| tracks.len() <= TAKER_TRACKS_MAX))
 }
@@ -192,6 +193,7 @@ fn write_manifest<'a>(builder: &mut FlatBufferBuilder<'a>, manifest: &Manifest, 
     let takers: Vec<_> = manifest.takers.participants.iter().map(|(who, tracks)| write_taker(builder, who, tracks.as_deref())).collect();
     let attributes: Vec<_> =
         manifest.attributes.iter().flat_map(|(name, value)| [name, value]).map(|text| builder.create_string(text)).collect();
+    let wishes: Vec<_> = manifest.wishes.iter().map(write_wish).collect();
     let allowed = &manifest.permissions;
     let sources: Vec<_> = allowed.sources.iter().map(|&source| write_source(source)).collect();
     let permissions = fb::Permissions::new(
@@ -227,8 +229,13 @@ fn write_manifest<'a>(builder: &mut FlatBufferBuilder<'a>, manifest: &Manifest, 
         takers: (!takers.is_empty()).then(|| builder.create_vector(&takers)),
         takes_everything: manifest.taking.everything,
         takes_adaptive: manifest.taking.adaptive,
+        wishes: (!wishes.is_empty() && schema >= 1).then(|| builder.create_vector(&wishes)),
     };
     fb::Manifest::create(builder, &args)
+}
+
+fn write_wish(wish: &Wish) -> fb::Wish {
+    fb::Wish::new(wish.track.0, wish.height, wish.fps, write_quality(wish.quality), wish.priority)
 }
 
 fn write_taker<'a>(builder: &mut FlatBufferBuilder<'a>, who: &PermissionSubject, tracks: Option<&[TrackId]>) -> WIPOffset<fb::Taker<'a>> {
@@ -289,12 +296,7 @@ fn write_ssrcs<'a>(builder: &mut FlatBufferBuilder<'a>, track: &RemoteTrack) -> 
 
 fn write_layer<'a>(builder: &mut FlatBufferBuilder<'a>, layer: &VideoLayer) -> WIPOffset<fb::Layer<'a>> {
     let args = fb::LayerArgs {
-        quality: match layer.quality {
-            Quality::Low => fb::Quality::Low,
-            Quality::Medium => fb::Quality::Medium,
-            Quality::High => fb::Quality::High,
-            Quality::Off => fb::Quality::Off,
-        },
+        quality: write_quality(layer.quality),
         width: layer.width,
         height: layer.height,
         bitrate: layer.bitrate,
@@ -302,6 +304,15 @@ fn write_layer<'a>(builder: &mut FlatBufferBuilder<'a>, layer: &VideoLayer) -> W
         spatial: layer.spatial,
     };
     fb::Layer::create(builder, &args)
+}
+
+fn write_quality(quality: Quality) -> fb::Quality {
+    match quality {
+        Quality::Low => fb::Quality::Low,
+        Quality::Medium => fb::Quality::Medium,
+        Quality::High => fb::Quality::High,
+        Quality::Off => fb::Quality::Off,
+    }
 }
 
 fn write_source(source: Source) -> fb::Source {
@@ -386,6 +397,10 @@ fn read_manifest(manifest: fb::Manifest<'_>) -> Result<Manifest, RecordError> {
     let tracks = manifest.tracks().unwrap_or_default();
     let sources = manifest.sources().unwrap_or_default();
     let takers = manifest.takers().unwrap_or_default();
+    let wishes = manifest.wishes().unwrap_or_default();
+    if wishes.len() > WISHES_MAX {
+        return Err(RecordError::TooLarge);
+    }
     if tracks.len() > TRACKS_MAX || sources.len() > LAYERS_MAX || takers.len() > TAKERS_MAX {
         return Err(RecordError::TooLarge);
     }
@@ -425,7 +440,13 @@ fn read_manifest(manifest: fb::Manifest<'_>) -> Result<Manifest, RecordError> {
         },
         tracks: tracks.iter().map(read_track).collect::<Result<_, _>>()?,
         taking: Taking { everything: manifest.takes_everything(), adaptive: manifest.takes_adaptive() },
+        wishes: wishes.iter().map(read_wish).collect::<Result<_, _>>()?,
     })
+}
+
+fn read_wish(wish: &fb::Wish) -> Result<Wish, RecordError> {
+    let quality = read_quality(wish.quality())?;
+    Ok(Wish { track: TrackId(wish.track()), quality, height: wish.height(), fps: wish.fps(), priority: wish.priority() })
 }
 
 fn read_taker(taker: fb::Taker<'_>) -> Result<(PermissionSubject, Option<Vec<TrackId>>), RecordError> {
@@ -494,18 +515,22 @@ fn read_track(track: fb::Track<'_>) -> Result<RemoteTrack, RecordError> {
 
 fn read_layer(layer: fb::Layer<'_>) -> Result<VideoLayer, RecordError> {
     Ok(VideoLayer {
-        quality: match layer.quality() {
-            fb::Quality::Low => Quality::Low,
-            fb::Quality::Medium => Quality::Medium,
-            fb::Quality::High => Quality::High,
-            fb::Quality::Off => Quality::Off,
-            _ => return Err(RecordError::Malformed),
-        },
+        quality: read_quality(layer.quality())?,
         width: layer.width(),
         height: layer.height(),
         bitrate: layer.bitrate(),
         rid: read_text(layer.rid(), TEXT_LEN_MAX)?,
         spatial: layer.spatial(),
+    })
+}
+
+fn read_quality(quality: fb::Quality) -> Result<Quality, RecordError> {
+    Ok(match quality {
+        fb::Quality::Low => Quality::Low,
+        fb::Quality::Medium => Quality::Medium,
+        fb::Quality::High => Quality::High,
+        fb::Quality::Off => Quality::Off,
+        _ => return Err(RecordError::Malformed),
     })
 }
 

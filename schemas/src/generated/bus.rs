@@ -1170,6 +1170,234 @@ impl<'a> Permissions {
 
 }
 
+/// How a member wants a track of somebody else, as its client said last.
+// struct Wish, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Wish(pub [u8; 16]);
+impl Default for Wish { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for Wish {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Wish")
+      .field("track", &self.track())
+      .field("height", &self.height())
+      .field("fps", &self.fps())
+      .field("quality", &self.quality())
+      .field("priority", &self.priority())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Wish {}
+impl<'a> ::flatbuffers::Follow<'a> for Wish {
+  type Inner = &'a Wish;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Wish>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Wish {
+  type Inner = &'a Wish;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Wish>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Wish {
+    type Output = Wish;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Wish as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Wish {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Wish {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    track: u64,
+    height: u32,
+    fps: u16,
+    quality: Quality,
+    priority: u8,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_track(track);
+    s.set_height(height);
+    s.set_fps(fps);
+    s.set_quality(quality);
+    s.set_priority(priority);
+    s
+  }
+
+  pub fn track(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_track(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Of the place where it is shown, in pixels; 0: not told.
+  pub fn height(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_height(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Frames per second; 0: not told.
+  pub fn fps(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[12..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_fps(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[12..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Counts when no height is told. `Off`: nothing for now.
+  pub fn quality(&self) -> Quality {
+    let mut mem = ::core::mem::MaybeUninit::<<Quality as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[14..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<Quality as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_quality(&mut self, x: Quality) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[14..].as_mut_ptr(),
+        ::core::mem::size_of::<<Quality as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// 1 is the highest.
+  pub fn priority(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[15..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_priority(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[15..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 /// An IP address, first octet first: 128 bits, of IPv4 as IPv4-mapped (RFC 4291, section 2.5.5.2).
 // struct Address, aligned to 8
 #[repr(transparent)]
@@ -2173,6 +2401,7 @@ impl<'a> Manifest<'a> {
   pub const VT_TAKERS: ::flatbuffers::VOffsetT = 28;
   pub const VT_TAKES_EVERYTHING: ::flatbuffers::VOffsetT = 30;
   pub const VT_TAKES_ADAPTIVE: ::flatbuffers::VOffsetT = 32;
+  pub const VT_WISHES: ::flatbuffers::VOffsetT = 34;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2185,6 +2414,7 @@ impl<'a> Manifest<'a> {
   ) -> ::flatbuffers::WIPOffset<Manifest<'bldr>> {
     let mut builder = ManifestBuilder::new(_fbb);
     builder.add_joined_at_ms(args.joined_at_ms);
+    if let Some(x) = args.wishes { builder.add_wishes(x); }
     if let Some(x) = args.takers { builder.add_takers(x); }
     if let Some(x) = args.tracks { builder.add_tracks(x); }
     if let Some(x) = args.sources { builder.add_sources(x); }
@@ -2312,6 +2542,14 @@ impl<'a> Manifest<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Manifest::VT_TAKES_ADAPTIVE, Some(false)).unwrap()}
   }
+  /// What it wants other than all that there is. Since version 1.
+  #[inline]
+  pub fn wishes(&self) -> Option<::flatbuffers::Vector<'a, Wish>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Wish>>>(Manifest::VT_WISHES, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Manifest<'_> {
@@ -2335,6 +2573,7 @@ impl ::flatbuffers::Verifiable for Manifest<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Taker>>>>("takers", Self::VT_TAKERS, false)?
      .visit_field::<bool>("takes_everything", Self::VT_TAKES_EVERYTHING, false)?
      .visit_field::<bool>("takes_adaptive", Self::VT_TAKES_ADAPTIVE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Wish>>>("wishes", Self::VT_WISHES, false)?
      .finish();
     Ok(())
   }
@@ -2355,6 +2594,7 @@ pub struct ManifestArgs<'a> {
     pub takers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Taker<'a>>>>>,
     pub takes_everything: bool,
     pub takes_adaptive: bool,
+    pub wishes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Wish>>>,
 }
 impl<'a> Default for ManifestArgs<'a> {
   #[inline]
@@ -2375,6 +2615,7 @@ impl<'a> Default for ManifestArgs<'a> {
       takers: None,
       takes_everything: true,
       takes_adaptive: false,
+      wishes: None,
     }
   }
 }
@@ -2445,6 +2686,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ManifestBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Manifest::VT_TAKES_ADAPTIVE, takes_adaptive, false);
   }
   #[inline]
+  pub fn add_wishes(&mut self, wishes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Wish>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Manifest::VT_WISHES, wishes);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ManifestBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ManifestBuilder {
@@ -2479,6 +2724,7 @@ impl ::core::fmt::Debug for Manifest<'_> {
       ds.field("takers", &self.takers());
       ds.field("takes_everything", &self.takes_everything());
       ds.field("takes_adaptive", &self.takes_adaptive());
+      ds.field("wishes", &self.wishes());
       ds.finish()
   }
 }

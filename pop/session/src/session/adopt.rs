@@ -1,8 +1,8 @@
 //! A member whose node died is taken over by the node that its client comes to: the same participant with the same tracks, under the next
 //! epoch.
 //!
-//! What it is comes from the record that its owner wrote last; what it takes, and how its sections are called, from what its client says
-//! when it is back (`Sync`) and from its next offer. Until that offer its tracks are away: whoever takes them keeps them and gets nothing.
+//! What it is, and how it wants the tracks of others, comes from the record that its owner wrote last; what it takes, and how its sections are
+//! called, from what its client says when it is back (`Sync`) and from its next offer. Until that offer its tracks are away: whoever takes them keeps them and gets nothing.
 
 use pop_proto::control::MediaKind;
 use pop_schemas::{ParticipantId, Time, TrackId};
@@ -19,7 +19,7 @@ use super::{CONNECT_TIMEOUT, MEMBER_SECTIONS_MAX, Session};
 use crate::format::map_payload_types;
 use crate::member::{OfferedSection, Resume};
 use crate::participant::{Connection, Kind, LocalParticipant, Origin, Texts};
-use crate::presence::{Manifest, RemoteParticipant, RemoteTrack};
+use crate::presence::{Manifest, RemoteParticipant, RemoteTrack, Wish};
 
 /// What is known of a member that was taken over, until its new transport is connected.
 #[derive(Debug, Default)]
@@ -32,6 +32,14 @@ pub(crate) struct Adopted {
     published: Vec<(Box<str>, TrackId)>,
     /// Of each sender, the last reliable message that it has.
     pub(super) received: Option<Vec<(ParticipantId, u32)>>,
+    /// How it wanted the tracks of others.
+    wishes: Vec<Wish>,
+}
+
+impl Adopted {
+    pub(super) fn wish_for(&self, track: TrackId) -> Option<Wish> {
+        self.wishes.iter().find(|wish| wish.track == track).copied()
+    }
 }
 
 /// No participant changes more often than this within one epoch.
@@ -76,12 +84,12 @@ impl Session {
         self.begin(now, resume.now_ms);
         self.far.remove(&id);
         let (from, version) = (remote.key().node, remote.version());
-        let Manifest { identity, hidden, name, metadata, attributes, joined_at_ms, permissions, takers, tracks, taking, .. } =
+        let Manifest { identity, hidden, name, metadata, attributes, joined_at_ms, permissions, takers, tracks, taking, wishes, .. } =
             remote.into_manifest();
         let mut member = Member::new(permissions, taking.everything, taking.adaptive, &resume.client);
         member.takers = Takers::new(takers);
         member.last_message = self.forget_remote_news(id);
-        member.adopted = Some(Box::default());
+        member.adopted = Some(Box::new(Adopted { wishes, ..Adopted::default() }));
         let mut ours = Vec::new();
         for told in tracks {
             let Some(track) = self.tracks.get_mut(&told.info.track).filter(|track| track.owner == id) else { continue };

@@ -269,7 +269,7 @@ impl Session {
             MemberRequest::Sync(sync) => self.sync(now, id, *sync),
             MemberRequest::Leave => self.remove(now, id, CloseReason::Left),
             MemberRequest::SocketClosed => self.lose_socket(now, id),
-            MemberRequest::TrackSettings(settings) => self.take_settings(id, settings),
+            MemberRequest::TrackSettings(settings) => self.take_settings(now, id, settings),
             MemberRequest::SubscriptionPermission(permission) => return self.set_subscription_permission(id, permission),
             MemberRequest::UpdateMetadata(update) => self.update_own_texts(now, id, *update),
         }
@@ -281,7 +281,7 @@ impl Session {
         let Sync { tracks, subscribe, disabled, published, received, fed } = sync;
         self.note_sync(id, subscribe, &published, &received, fed);
         self.restore_choices(now, id, tracks, subscribe);
-        self.disable_tracks(id, &disabled);
+        self.disable_tracks(now, id, &disabled);
         self.repeat_published(id, &published);
         self.repeat_demand(id);
         if let Some(opened) = self.participants.get(&id).map(|participant| participant.opened) {

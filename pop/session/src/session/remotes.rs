@@ -13,6 +13,7 @@ use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId};
 use super::Session;
 use super::output::{CloseReason, Output};
 use super::permissions::Takers;
+use super::wishes::wishes_of;
 use crate::member::{LeaveReason, MemberState, ParticipantInfo};
 use crate::participant::{Choice, LocalParticipant, Origin, Track};
 use crate::presence::{
@@ -358,6 +359,7 @@ impl Session {
     pub(super) fn put_records(&mut self, changed: &BTreeSet<ParticipantId>) {
         let ended = std::mem::take(&mut self.ended);
         self.restated.retain(|id| !changed.contains(id));
+        self.rewished.retain(|id| !changed.contains(id));
         let records = changed.iter().filter_map(|id| self.participants.get(id)).map(|participant| self.record(participant));
         let records: Vec<_> = ended.into_iter().chain(records).collect();
         self.outputs.extend(records.into_iter().map(|record| Output::Put(Box::new(record))));
@@ -386,6 +388,7 @@ impl Session {
             waits: track.is_away(),
         });
         let taking = participant.member.as_ref().map_or_else(Taking::default, |member| member.taking());
+        let wishes = participant.member.as_deref().map(wishes_of).unwrap_or_default();
         let takers = participant.member.as_ref().map_or_else(|| Takers::everybody().told(), |member| member.takers.told());
         let manifest = Manifest {
             identity: info.identity,
@@ -400,6 +403,7 @@ impl Session {
             takers,
             tracks: tracks.collect(),
             taking,
+            wishes,
         };
         LocalRecord { participant: participant.id, version: version_of(participant), manifest: Some(manifest) }
     }

@@ -110,7 +110,8 @@ impl Session {
         }
         member.next_serial += 1;
         member.patience.try_once_more();
-        let (serial, settings) = (member.next_serial, Settings::new(member.adaptive_stream));
+        let before = member.adopted.as_ref().and_then(|adopted| adopted.wish_for(track));
+        let (serial, settings) = (member.next_serial, before.map_or_else(|| Settings::new(member.adaptive_stream), Settings::from_wish));
         let subscription = Subscription { serial, section: None, failed: false, denied: false, was_denied: false, settings };
         member.subscriptions.insert(track, subscription);
         self.recheck(id, track);

@@ -7,24 +7,30 @@ use pop_proto::control::{Command, LayerWish, MediaKind};
 use pop_schemas::{ParticipantId, SubscriptionId, Time, TrackId};
 
 use super::Session;
+use super::members::Member;
 use crate::member::{Notice, Quality, TrackSettings, VideoLayer};
 use crate::participant::{Choice, LocalSection, Track};
+use crate::presence::{WISHES_MAX, Wish};
 
 /// A publisher is told of less demand when it has lasted this long (LiveKit's figure): an encoder that stops and starts costs a
 /// keyframe each time, and a viewer that scrolls comes back. More demand is told at once.
 pub(super) const DEMAND_CALM: Duration = Duration::from_secs(5);
+
+/// Other nodes hear of wishes together, at most this much later: a client that fits them to a page that is scrolled has many. Those of a
+/// node that dies meanwhile are lost, and its people get what they wanted before.
+const WISHES_WAIT: Duration = Duration::from_secs(2);
 
 /// Heights that stand for the qualities where a publisher told no sizes (LiveKit's figures).
 const LOW_HEIGHT: u32 = 180;
 const MEDIUM_HEIGHT: u32 = 360;
 
 /// How a member wants a track.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(super) disabled: bool,
     quality: Quality,
     height: u32,
-    fps: u32,
+    fps: u16,
     priority: u8,
 }
 
@@ -38,7 +44,19 @@ impl Settings {
     fn from_request(request: &TrackSettings) -> Settings {
         let TrackSettings { disabled, quality, height, fps, priority, .. } = *request;
         let priority = if priority == 0 { u8::MAX } else { u8::try_from(priority).unwrap_or(u8::MAX) };
+        let fps = u16::try_from(fps).unwrap_or(u16::MAX);
         Settings { disabled: disabled || quality == Quality::Off, quality, height, fps, priority }
+    }
+
+    /// A track is wanted again by new settings alone, so those of one that is paused need not be kept.
+    fn to_wish(self, track: TrackId) -> Wish {
+        let Settings { disabled, quality, height, fps, priority } = self;
+        Wish { track, quality: if disabled { Quality::Off } else { quality }, height, fps, priority }
+    }
+
+    pub(super) fn from_wish(wish: Wish) -> Settings {
+        let Wish { quality, height, fps, priority, .. } = wish;
+        Settings { disabled: quality == Quality::Off, quality, height, fps, priority }
     }
 
     /// A muted track is not forwarded: its client may go on sending after an operator has silenced it.
@@ -105,22 +123,39 @@ impl Demand {
 
 impl Session {
     /// Takes how a member wants tracks. Those that it does not take are none of its business.
-    pub(super) fn take_settings(&mut self, id: ParticipantId, request: TrackSettings) {
+    pub(super) fn take_settings(&mut self, now: Time, id: ParticipantId, request: TrackSettings) {
         let settings = Settings::from_request(&request);
         for track in request.tracks {
             let Some(subscription) = self.member_mut(id).and_then(|member| member.subscriptions.get_mut(&track)) else {
                 self.unknown_events += 1;
                 continue;
             };
-            subscription.settings = settings;
+            let before = std::mem::replace(&mut subscription.settings, settings);
             if let Some(section) = subscription.section {
                 self.wish_for(id, track, section);
+            }
+            if before != settings {
+                self.note_wish(now, id);
+            }
+        }
+    }
+
+    fn note_wish(&mut self, now: Time, id: ParticipantId) {
+        self.rewished.insert(id);
+        self.wishes_at.get_or_insert(now + WISHES_WAIT);
+    }
+
+    /// Tells other nodes what members want since the last time.
+    pub(super) fn tell_wishes(&mut self, now: Time) {
+        if self.wishes_at.take_if(|at| *at <= now).is_some() {
+            for id in std::mem::take(&mut self.rewished) {
+                self.restate(id);
             }
         }
     }
 
     /// Pauses tracks of a client that is back, as it says that they are.
-    pub(super) fn disable_tracks(&mut self, id: ParticipantId, tracks: &[TrackId]) {
+    pub(super) fn disable_tracks(&mut self, now: Time, id: ParticipantId, tracks: &[TrackId]) {
         for track in tracks {
             let subscription = self.member_mut(id).and_then(|member| member.subscriptions.get_mut(track));
             let Some(subscription) = subscription else { continue };
@@ -128,6 +163,7 @@ impl Session {
             if let Some(section) = subscription.section {
                 self.wish_for(id, *track, section);
             }
+            self.note_wish(now, id);
         }
     }
 
@@ -255,6 +291,13 @@ impl Session {
         let takers = track.takers.iter().filter_map(|taker| self.sections.get(taker));
         takers.map(wanted).max_by_key(|quality| rank(*quality)).unwrap_or(Quality::Off)
     }
+}
+
+/// What a member wants other than in the beginning.
+pub(super) fn wishes_of(member: &Member) -> Vec<Wish> {
+    let first = Settings::new(member.adaptive_stream);
+    let wanted = member.subscriptions.iter().filter(|(_, subscription)| subscription.settings != first);
+    wanted.map(|(track, subscription)| subscription.settings.to_wish(*track)).take(WISHES_MAX).collect()
 }
 
 /// How much it is.

@@ -105,6 +105,7 @@ fn member() -> Manifest {
             },
         ],
         taking: Taking { everything: false, adaptive: true },
+        wishes: Vec::new(),
     }
 }
 
@@ -124,7 +125,12 @@ fn encode(manifest: Option<Manifest>) -> Vec<u8> {
 fn a_record_comes_back_as_it_was() {
     let audience =
         Manifest::new(Identity::new("viewer").unwrap(), Kind::Viewer, Permissions { sources: Vec::new(), ..member().permissions });
-    for (what, manifest) in [("a member with two tracks", Some(member())), ("a viewer", Some(audience)), ("a tombstone", None)] {
+    for (what, manifest) in [
+        ("a member with two tracks", Some(member())),
+        ("with wishes", Some(watching())),
+        ("a viewer", Some(audience)),
+        ("a tombstone", None),
+    ] {
         let bytes = encode(manifest.clone());
         println!("{what}: {} bytes", bytes.len());
         let Written { incarnation, record } = decode_participant(&bytes).expect("we wrote it");
@@ -133,8 +139,21 @@ fn a_record_comes_back_as_it_was() {
     }
 }
 
-/// What version 0 makes of it: it has neither.
+/// The same, who wants what others publish in so many ways.
+fn watching() -> Manifest {
+    let wish = |track, quality, height, fps, priority| Wish { track: TrackId(track), quality, height, fps, priority };
+    let wishes = vec![
+        wish(1, Quality::Off, 0, 0, 255),
+        wish(u64::MAX, Quality::High, u32::MAX, u16::MAX, 1),
+        wish(7, Quality::Low, 180, 15, 2),
+        wish(8, Quality::Medium, 0, 0, 0),
+    ];
+    Manifest { wishes, ..member() }
+}
+
+/// What version 0 makes of it: it has none of them.
 fn without_news(mut manifest: Manifest) -> Manifest {
+    manifest.wishes.clear();
     manifest.tracks.iter_mut().for_each(|track| (track.waits, track.ssrcs) = (false, Default::default()));
     manifest
 }
@@ -157,7 +176,9 @@ fn golden(version: u8, name: &str, written: &[u8]) -> Vec<u8> {
 #[test]
 fn golden_records_of_both_versions_are_read_and_written() {
     for version in [0, SCHEMA] {
-        for (name, manifest) in [("member", Some(member())), ("tombstone", None)] {
+        // Who wishes nothing is written as before there were wishes.
+        let wishes = (version == SCHEMA).then_some(("member_wishes", Some(watching())));
+        for (name, manifest) in [("member", Some(member())), ("tombstone", None)].into_iter().chain(wishes) {
             let written = encode_participant(ME.0, ME.1, &local(manifest.clone()), version).expect("it is bounded");
             let read = decode_participant(&golden(version, name, &written)).expect("we wrote it").record.manifest;
             assert_eq!(read, if version == 0 { manifest.map(without_news) } else { manifest }, "version {version}, {name}");
@@ -200,7 +221,7 @@ fn the_largest_record_that_a_member_may_have_fits() {
 
 #[test]
 fn what_is_beyond_a_bound_is_neither_written_nor_read() {
-    let beyond: [fn(&mut Manifest); 9] = [
+    let beyond: [fn(&mut Manifest); 10] = [
         |manifest| manifest.name = text(TEXT_LEN_MAX + 1),
         |manifest| manifest.metadata = text(OPAQUE_LEN_MAX + 1),
         |manifest| drop(manifest.attributes.insert("a".into(), text(OPAQUE_LEN_MAX))),
@@ -210,6 +231,7 @@ fn what_is_beyond_a_bound_is_neither_written_nor_read() {
         |manifest| manifest.tracks[1].formats = vec![manifest.tracks[1].formats[0]; FORMATS_MAX + 1],
         |manifest| manifest.takers.participants = vec![manifest.takers.participants[0].clone(); TAKERS_MAX + 1],
         |manifest| manifest.tracks[0].info.stream = text(TEXT_LEN_MAX + 1),
+        |manifest| manifest.wishes = vec![watching().wishes[0]; WISHES_MAX + 1],
     ];
     for (i, change) in beyond.into_iter().enumerate() {
         let mut manifest = member();
@@ -305,7 +327,7 @@ fn mutated_records_are_refused_or_bounded_and_never_panic() {
         draining: false,
         vips: addresses(),
     };
-    let record = encode(Some(member()));
+    let record = encode(Some(watching()));
     let seeds = [
         record.clone(),
         encode(None),
