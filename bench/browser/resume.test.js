@@ -62,7 +62,16 @@ test("Chromium goes on at another node when its node is killed", async (t) => {
   await until("ann has what bob said", async () => (await ann.count("before")) === 10);
   await ann.microphone(false);
   await until("c keeps the room", async () => Object.keys(await pop.people("c", room)).length === 3);
-  await pause(2);
+  // At b nobody but bob is.
+  const written = async () => {
+    const metrics = await pop.nodes.b.metrics();
+    return { records: metrics.get('pop_bus_records_total{direction="out"}'), bytes: metrics.get("pop_bus_record_bytes_total") };
+  };
+  const coming = await written();
+  await pause(3);
+  const [there, { records, bytes }] = [await written(), coming];
+  t.diagnostic(`bob's record: ${records} times and ${bytes} bytes until he was in the call, ${there.records - records} times and ${there.bytes - bytes} bytes in 3 s of it`);
+  assert.ok(bytes > 0 && there.bytes - bytes <= 3 * 1_000, "what goes on is not told again and again");
   const [before, seen] = [await ann.received(), { ann: (await ann.names()).length, bob: (await bob.names()).length }];
   for (const person of [ann, bob, eve]) await beginFrames(person);
   await pause(1);

@@ -1,5 +1,5 @@
 //! `pop-bench bus`: how long a change of a participant's state takes to the other node of a PoP, beside a bare zenoh put of the same length
-//! in the same run, and how long a node that joins a session needs to know all who are in it.
+//! in the same run, how long a node that joins a session needs to know all who are in it, and how long the records of members are.
 //!
 //! ```text
 //! for each rate, in turn: Bus::put_participant at a -> zenoh over loopback -> BusEvent::Record at b
@@ -7,6 +7,8 @@
 //! 10,000 participants at a -> a node opens its bus and watches their session -> the last one known
 //! ```
 //! Every latency starts when its change was due, so a queue in front of a slow bus is inside it. All ends are in this process.
+
+mod records;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -91,6 +93,10 @@ struct Step {
 }
 
 async fn measure(args: &BusArgs) -> Result<Value, String> {
+    let records = records::measure()?;
+    for kind in &records {
+        eprintln!("{kind}");
+    }
     let mut steps = Vec::new();
     let ours = Ours::open().await?;
     let bare = Bare::open().await?;
@@ -126,7 +132,8 @@ async fn measure(args: &BusArgs) -> Result<Value, String> {
     };
     let config = json!({ "rates": args.rates, "repeats": args.repeats, "duration_s": args.duration.as_secs_f64(), "participants": args.participants });
     let bytes = encoded(1, 1)?.len();
-    let detail = json!({ "rates": steps, "record_bytes": bytes, "resync_ms": resync_ms, "repeats": args.repeats });
+    let detail =
+        json!({ "rates": steps, "record_bytes": bytes, "member_records": records, "resync_ms": resync_ms, "repeats": args.repeats });
     Ok(case_json("bus", &figures, &Machine::describe("none", None), config, detail))
 }
 

@@ -54,6 +54,7 @@ impl From<RecordError> for Ignored {
 pub struct BusCounters {
     pub(super) records_in: AtomicU64,
     pub(super) records_out: AtomicU64,
+    pub(super) record_bytes_out: AtomicU64,
     ignored: [AtomicU64; Ignored::ALL.len()],
     pub(super) refused: AtomicU64,
     pub(super) resyncs: AtomicU64,
@@ -68,6 +69,10 @@ pub struct BusCounters {
 
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+pub(super) fn add(counter: &AtomicU64, more: usize) {
+    counter.fetch_add(more as u64, Ordering::Relaxed);
 }
 
 fn read(counter: &AtomicU64) -> u64 {
@@ -87,6 +92,11 @@ impl BusCounters {
     /// Records of ours that were written.
     pub fn records_out(&self) -> u64 {
         read(&self.records_out)
+    }
+
+    /// Their bytes, once each, however many nodes there are.
+    pub fn record_bytes_out(&self) -> u64 {
+        read(&self.record_bytes_out)
     }
 
     /// Messages that had no effect.

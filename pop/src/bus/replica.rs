@@ -21,7 +21,7 @@ use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::placement::{KEEPERS, rank};
 use pop_session::presence::{LocalRecord, REMOTE_PARTICIPANTS_MAX, Record, RemoteKey, TOMBSTONE_LIFE, Version};
 
-use super::counters::{BusCounters, Ignored, count};
+use super::counters::{BusCounters, Ignored, add, count};
 use super::record::{self, Beat, Digest, NodeRecord, Page, RecordError, SCHEMA, Sum, Written};
 use crate::config::PEERS_MAX;
 
@@ -760,6 +760,7 @@ impl Replica {
             if let Some(own) = self.own.get_mut(&session).and_then(|own| own.records.get_mut(&participant)) {
                 own.is_unsent = false;
                 count(&self.counters.records_out);
+                add(&self.counters.record_bytes_out, own.bytes.len());
                 return Some(Send::Participant(session, participant, Arc::clone(&own.bytes)));
             }
         }

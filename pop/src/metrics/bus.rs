@@ -39,6 +39,11 @@ impl Collector for BusCollector {
 
         let (up, gone) = counters.transitions();
         for (name, help, count) in [
+            (
+                "pop_bus_record_bytes",
+                "Bytes of participants' records that were written, without the bus's own",
+                counters.record_bytes_out(),
+            ),
             ("pop_bus_records_refused", "Records of this node that others would not accept, and that were not written", counters.refused()),
             ("pop_bus_resyncs", "Times that all records of a node in a session were read", counters.resyncs()),
             ("pop_bus_repairs", "Digests that told of something missed", counters.repairs()),
