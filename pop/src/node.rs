@@ -720,12 +720,16 @@ impl Node {
 
     /// Returns when the directory and every room have answered. A node whose control tasks are stuck never returns.
     pub async fn rooms_answer(&self) {
-        for room in self.shared.directory.rooms().await {
+        let ask = |room: directory::RoomSender| {
             let (reply, answer) = oneshot::channel();
             // A room that has just ended needs not answer.
-            if room.send(RoomMessage::Ping { reply }).is_ok() {
-                let _ = answer.await;
-            }
+            room.send(RoomMessage::Ping { reply }).is_ok().then_some(answer)
+        };
+        // All are asked before any is waited for: on a busy node each answer takes a turn of the runtime, and hundreds of them in a row
+        // would take it for stuck.
+        let asked: Vec<_> = self.shared.directory.rooms().await.into_iter().filter_map(ask).collect();
+        for answer in asked {
+            let _ = answer.await;
         }
     }
 
