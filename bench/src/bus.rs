@@ -1,17 +1,21 @@
-//! `pop-bench bus`: how long a change of a participant's state takes to the other node of a PoP, beside a bare zenoh put of the same length
-//! in the same run, how long a node that joins a session needs to know all who are in it, and how long the records of members are.
+//! `pop-bench bus`: how long a change of a participant's state takes to the other node of a PoP and to a client there, beside a bare zenoh
+//! put of the same length in the same run, how long a node that joins a session needs to know all who are in it, and how long the records
+//! of members are.
 //!
 //! ```text
-//! for each rate, in turn: Bus::put_participant at a -> zenoh over loopback -> BusEvent::Record at b
+//! for each rate, in turn: client -> WebSocket -> pop, node a -> zenoh, mTLS -> pop, node b -> WebSocket -> client
+//!                         Bus::put_participant at a -> zenoh over loopback -> BusEvent::Record at b
 //!                         session.put at a          -> zenoh over loopback -> subscriber at b
 //! 10,000 participants at a -> a node opens its bus and watches their session -> the last one known
 //! ```
-//! Every latency starts when its change was due, so a queue in front of a slow bus is inside it. All ends are in this process.
+//! Every latency starts when its change was due, so a queue in front of whatever is slow is inside it. All clients, and all ends of the
+//! second and third side, are in this process; the two nodes are processes.
 
+mod clients;
 mod records;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,19 +30,20 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zenoh::Session;
 
+use self::clients::{Beside, Clients};
 use crate::blast::{latency_us, new_histogram};
-use crate::fanout::parse_duration;
+use crate::fanout::{parse_duration, program_beside};
 use crate::machine::Machine;
 use crate::result::{Figures, LatencyUs, case_json};
 use crate::{make_folder_of, write_json};
 
 const POP: &str = "bench";
 
-/// Participants whose state changes in turn.
+/// Participants whose state changes in turn, where nobody keeps them from changing it often.
 const PARTICIPANTS: u64 = 100;
 
 /// How long what was said may be on its way after the last of it.
-const TAIL: Duration = Duration::from_secs(3);
+const TAIL: Duration = Duration::from_secs(10);
 
 /// How long nodes have to find each other, or to know everybody.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -61,6 +66,9 @@ pub(crate) struct BusArgs {
     /// Participants of the session that a node joins.
     #[arg(long, default_value_t = 10_000)]
     participants: u64,
+    /// The server to start; default: `pop` beside this program.
+    #[arg(long)]
+    pop: Option<PathBuf>,
     /// Write the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -72,68 +80,86 @@ pub(crate) fn run(args: &BusArgs) -> Result<(), String> {
         return Err("a run needs a duration".to_owned());
     }
     make_folder_of(args.json.as_deref())?;
+    let program = args.pop.clone().map_or_else(program_beside, Ok)?;
     limit_threads().map_err(|error| format!("zenoh's threads: {error}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let json = runtime.map_err(|error| format!("no runtime: {error}"))?.block_on(measure(args))?;
+    let json = runtime.map_err(|error| format!("no runtime: {error}"))?.block_on(measure(args, &program))?;
     write_json(args.json.as_deref(), &serde_json::to_string_pretty(&json).map_err(|error| error.to_string())?)
 }
 
 /// One side at one rate: all its runs together.
 #[derive(Debug, Serialize)]
 struct Step {
+    /// For tables.
+    name: String,
     side: &'static str,
     rate: u32,
     /// Changes that were made.
     sent: u64,
-    /// Of these, heard each for itself. A bus may leave out what a newer change of the same participant has replaced.
+    /// Of these, heard each for itself.
     heard: u64,
+    /// Of these, never heard because a newer change of the same participant was heard first: it replaces them.
+    replaced: u64,
     /// Participants, or keys, whose last change was never heard.
     lost: u64,
+    /// Heard, while changes were due.
+    packets_per_second: f64,
+    /// Neither heard nor replaced, as a share of `sent`.
+    loss: f64,
     latency_us: Option<LatencyUs>,
+    /// Why there are not as many runs as of the other sides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
+    #[serde(flatten)]
+    beside: Option<Beside>,
 }
 
-async fn measure(args: &BusArgs) -> Result<Value, String> {
+async fn measure(args: &BusArgs, program: &Path) -> Result<Value, String> {
     let records = records::measure()?;
     for kind in &records {
         eprintln!("{kind}");
     }
     let mut steps = Vec::new();
+    let mut clients = Clients::open(program).await?;
     let ours = Ours::open().await?;
     let bare = Bare::open().await?;
     for rate in &args.rates {
-        let mut sides = [Tally::new("pop", *rate), Tally::new("zenoh", *rate)];
+        let mut sides = ["clients", "pop", "zenoh"].map(|side| Tally::new(side, *rate));
         for _ in 0..args.repeats {
-            ours.run(*rate, args.duration, &mut sides[0]).await?;
-            bare.run(*rate, args.duration, &mut sides[1]).await?;
+            // Fewer people may still be a figure, and the other sides are.
+            if sides[0].failed.is_none() {
+                sides[0].failed = clients.run(*rate, args.duration, &mut sides[0]).await.err();
+            }
+            ours.run(*rate, args.duration, &mut sides[1]).await?;
+            bare.run(*rate, args.duration, &mut sides[2]).await?;
         }
         for side in sides {
             let step = side.end();
-            eprintln!(
-                "{:>6} at {rate:>6}/s: {} of {} heard, {} lost, {}",
-                step.side,
-                step.heard,
-                step.sent,
-                step.lost,
-                shown(step.latency_us)
-            );
+            if let Some(sentence) = &step.failed {
+                eprintln!("{:>18}: {sentence}", step.name);
+            }
+            let Step { name, sent, heard, replaced, lost, latency_us, beside, .. } = &step;
+            eprintln!("{name:>18}: {heard} of {sent} heard, {replaced} replaced, {lost} lost, {}", shown(*latency_us));
+            if let Some(Beside { left_us, cores, .. }) = beside {
+                eprintln!("{:>18}  said when due: {}; cores {cores:?}", "", shown(*left_us));
+            }
             steps.push(step);
         }
     }
-    drop(bare);
+    drop((bare, clients));
     let resync_ms = resync(args.participants).await?;
     eprintln!("a node knows {} participants {resync_ms:.0} ms after it began to open its bus", args.participants);
-    let promised = steps.iter().find(|step| step.side == "pop");
-    let last = steps.iter().rev().find(|step| step.side == "pop");
+    let of_clients = steps.first();
     let figures = Figures {
-        packets_per_second: last.map(|step| f64::from(step.rate) * step.heard as f64 / step.sent as f64),
-        loss: last.map(|step| step.lost as f64 / (PARTICIPANTS * u64::from(args.repeats)) as f64),
-        latency_us: promised.and_then(|step| step.latency_us),
+        packets_per_second: of_clients.map(|step| step.packets_per_second),
+        loss: of_clients.map(|step| step.loss),
+        latency_us: of_clients.and_then(|step| step.latency_us),
         ..Figures::default()
     };
     let config = json!({ "rates": args.rates, "repeats": args.repeats, "duration_s": args.duration.as_secs_f64(), "participants": args.participants });
     let bytes = encoded(1, 1)?.len();
     let detail =
-        json!({ "rates": steps, "record_bytes": bytes, "member_records": records, "resync_ms": resync_ms, "repeats": args.repeats });
+        json!({ "runs": steps, "record_bytes": bytes, "member_records": records, "resync_ms": resync_ms, "repeats": args.repeats });
     Ok(case_json("bus", &figures, &Machine::describe("none", None), config, detail))
 }
 
@@ -141,23 +167,40 @@ fn shown(latency: Option<LatencyUs>) -> String {
     latency.map_or_else(|| "nothing".to_owned(), |us| format!("p50 {:.0} us, p99 {:.0} us, max {:.0} us", us.p50, us.p99, us.max))
 }
 
-/// What was heard, by participant and change: shared with who hears it.
+/// All runs of one side at one rate.
 struct Tally {
     side: &'static str,
     rate: u32,
     latency: Histogram<u64>,
     sent: u64,
+    replaced: u64,
+    missing: u64,
     lost: u64,
+    beside: Option<Beside>,
+    failed: Option<String>,
 }
 
 impl Tally {
     fn new(side: &'static str, rate: u32) -> Tally {
-        Tally { side, rate, latency: new_histogram(), sent: 0, lost: 0 }
+        Tally { side, rate, latency: new_histogram(), sent: 0, replaced: 0, missing: 0, lost: 0, beside: None, failed: None }
     }
 
     fn end(self) -> Step {
-        let Tally { side, rate, latency, sent, lost } = self;
-        Step { side, rate, sent, heard: latency.len(), lost, latency_us: latency_us(&latency) }
+        let Tally { side, rate, latency, sent, replaced, missing, lost, beside, failed } = self;
+        Step {
+            name: format!("{side} at {rate}/s"),
+            side,
+            rate,
+            sent,
+            heard: latency.len(),
+            replaced,
+            lost,
+            packets_per_second: if sent == 0 { 0.0 } else { f64::from(rate) * latency.len() as f64 / sent as f64 },
+            loss: if sent == 0 { 0.0 } else { missing as f64 / sent as f64 },
+            latency_us: latency_us(&latency),
+            failed,
+            beside,
+        }
     }
 }
 
@@ -166,18 +209,28 @@ fn due(begun: Instant, rate: u32, n: u64) -> Instant {
     begun + Duration::from_secs_f64(n as f64 / f64::from(rate))
 }
 
-/// Which participant the change is of, and which of its changes it is, from 1 on.
-fn of(n: u64) -> (u64, u32) {
-    (n % PARTICIPANTS + 1, (n / PARTICIPANTS + 1) as u32)
+/// Which of so many participants the change is of, and which of its changes it is, from 1 on.
+fn of(n: u64, participants: u64) -> (u64, u32) {
+    (n % participants + 1, (n / participants + 1) as u32)
 }
 
-fn number_of(participant: u64, change: u32) -> u64 {
-    (u64::from(change) - 1) * PARTICIPANTS + participant - 1
+fn number_of(participant: u64, change: u32, participants: u64) -> u64 {
+    (u64::from(change) - 1) * participants + participant - 1
+}
+
+/// Changes of a run.
+fn count(rate: u32, duration: Duration) -> u64 {
+    (duration.as_secs_f64() * f64::from(rate)) as u64
+}
+
+/// What a participant's metadata is after a change.
+fn text(participant: u64, change: u32) -> String {
+    format!("{participant} {change}")
 }
 
 /// Makes all changes of a run when they are due.
 async fn make(begun: Instant, rate: u32, duration: Duration, mut change: impl FnMut(u64)) -> u64 {
-    let count = (duration.as_secs_f64() * f64::from(rate)) as u64;
+    let count = count(rate, duration);
     let mut next = 0;
     while next < count {
         while next < count && due(begun, rate, next) <= Instant::now() {
@@ -191,7 +244,8 @@ async fn make(begun: Instant, rate: u32, duration: Duration, mut change: impl Fn
 
 fn record(participant: u64, counter: u32) -> Result<LocalRecord, String> {
     let identity = Identity::new(&format!("somebody-{participant}")).map_err(|error| error.to_string())?;
-    let manifest = Manifest::new(identity, Kind::Publisher, Permissions::PUBLISHER);
+    let metadata = text(participant, counter).into();
+    let manifest = Manifest { metadata, ..Manifest::new(identity, Kind::Publisher, Permissions::PUBLISHER) };
     Ok(LocalRecord { participant: ParticipantId(participant), version: Version { epoch: 0, counter }, manifest: Some(manifest) })
 }
 
@@ -254,26 +308,35 @@ struct Heard {
     rate: u32,
     before: u32,
     latency: Histogram<u64>,
+    /// The newest change of each participant.
     last: Vec<u32>,
+    /// Changes before the newest that were not heard.
+    replaced: u64,
 }
 
 impl Heard {
-    fn new(begun: Instant, rate: u32, before: u32) -> Heard {
-        Heard { begun, rate, before, latency: new_histogram(), last: vec![0; PARTICIPANTS as usize] }
+    fn new(begun: Instant, rate: u32, before: u32, participants: u64) -> Heard {
+        Heard { begun, rate, before, latency: new_histogram(), last: vec![0; participants as usize], replaced: 0 }
     }
 
+    /// Told again, or an older change: nothing.
     fn note(&mut self, participant: u64, change: u32) {
+        let participants = self.last.len() as u64;
         let Some(change) = change.checked_sub(self.before).filter(|change| *change > 0) else { return };
-        let Some(last) = participant.checked_sub(1).and_then(|at| self.last.get_mut(at as usize)) else { return };
-        *last = change.max(*last);
-        let late = Instant::now().saturating_duration_since(due(self.begun, self.rate, number_of(participant, change)));
+        let Some(last) = participant.checked_sub(1).and_then(|at| self.last.get_mut(at as usize)).filter(|last| **last < change) else {
+            return;
+        };
+        self.replaced += u64::from(change - *last - 1);
+        *last = change;
+        let late = Instant::now().saturating_duration_since(due(self.begun, self.rate, number_of(participant, change, participants)));
         self.latency.saturating_record(late.as_nanos() as u64);
     }
 
     /// Participants of which less than the last of `sent` changes was heard.
     fn behind(&self, sent: u64) -> u64 {
-        (0..PARTICIPANTS.min(sent)).filter(|at| self.last[*at as usize] < of((sent - 1 - at) / PARTICIPANTS * PARTICIPANTS + at).1).count()
-            as u64
+        let participants = self.last.len() as u64;
+        let last_of = |at: u64| of((sent - 1 - at) / participants * participants + at, participants).1;
+        (0..participants.min(sent)).filter(|at| self.last[*at as usize] < last_of(*at)).count() as u64
     }
 }
 
@@ -285,7 +348,7 @@ impl Ours {
         let room = session("room")?;
         a.watch(&room);
         b.watch(&room);
-        let heard = Arc::new(Mutex::new(Heard::new(Instant::now(), 1, 0)));
+        let heard = Arc::new(Mutex::new(Heard::new(Instant::now(), 1, 0, PARTICIPANTS)));
         await_node(&mut of_b).await?;
         await_node(&mut of_a).await?;
         tokio::spawn(async move { while of_a.recv().await.is_some() {} });
@@ -303,17 +366,20 @@ impl Ours {
     async fn run(&self, rate: u32, duration: Duration, tally: &mut Tally) -> Result<(), String> {
         let (room, before) = (session("room")?, *lock(&self.before));
         let begun = Instant::now() + 20 * TICK;
-        *lock(&self.heard) = Heard::new(begun, rate, before);
+        *lock(&self.heard) = Heard::new(begun, rate, before, PARTICIPANTS);
         let records: Vec<_> = (1..=PARTICIPANTS).map(|participant| record(participant, 0)).collect::<Result<_, _>>()?;
         let sent = make(begun, rate, duration, |n| {
-            let (participant, change) = of(n);
+            let (participant, change) = of(n, PARTICIPANTS);
             let mut record = records[participant as usize - 1].clone();
             record.version.counter = before + change;
+            if let Some(manifest) = &mut record.manifest {
+                manifest.metadata = text(participant, before + change).into();
+            }
             // One that is too large is none of these.
             let _ = self.a.put_participant(&room, &record);
         })
         .await;
-        *lock(&self.before) += of(sent).1;
+        *lock(&self.before) += of(sent, PARTICIPANTS).1;
         self.heard.settle(sent, tally).await
     }
 }
@@ -332,6 +398,8 @@ impl Settle for Arc<Mutex<Heard>> {
         let heard = lock(self);
         tally.sent += sent;
         tally.lost += heard.behind(sent);
+        tally.replaced += heard.replaced;
+        tally.missing += sent.saturating_sub(heard.latency.len() + heard.replaced);
         tally.latency.add(&heard.latency).map_err(|error| error.to_string())
     }
 }
@@ -358,7 +426,7 @@ impl Bare {
         let address = free_address()?;
         let a = zenoh::open(bare_config(&[address], &[])?).await.map_err(|error| error.to_string())?;
         let b = zenoh::open(bare_config(&[], &[address])?).await.map_err(|error| error.to_string())?;
-        let heard = Arc::new(Mutex::new(Heard::new(Instant::now(), 1, 0)));
+        let heard = Arc::new(Mutex::new(Heard::new(Instant::now(), 1, 0, PARTICIPANTS)));
         let shared = Arc::clone(&heard);
         let hears = b.declare_subscriber("bare/**").callback(move |sample| {
             let bytes = sample.payload().to_bytes();
@@ -392,13 +460,13 @@ impl Bare {
         let len = encoded(1, 1)?.len();
         let begun = Instant::now() + 20 * TICK;
         let before = *lock(&self.before);
-        *lock(&self.heard) = Heard::new(begun, rate, before);
+        *lock(&self.heard) = Heard::new(begun, rate, before, PARTICIPANTS);
         let sent = make(begun, rate, duration, |n| {
-            let (participant, change) = of(n);
+            let (participant, change) = of(n, PARTICIPANTS);
             self.put(participant, before + change, len);
         })
         .await;
-        *lock(&self.before) += of(sent).1;
+        *lock(&self.before) += of(sent, PARTICIPANTS).1;
         self.heard.settle(sent, tally).await
     }
 }
@@ -448,22 +516,32 @@ mod tests {
     #[test]
     fn changes_go_round_and_are_found_again() {
         for n in [0, 1, 99, 100, 12_345] {
-            let (participant, change) = of(n);
-            assert_eq!(number_of(participant, change), n);
+            let (participant, change) = of(n, 100);
+            assert_eq!(number_of(participant, change, 100), n);
         }
     }
 
     #[tokio::test]
     async fn who_missed_the_last_change_is_behind() {
-        let mut heard = Heard::new(Instant::now(), 1_000, 7);
+        let mut heard = Heard::new(Instant::now(), 1_000, 7, 100);
         assert_eq!(heard.behind(150), 100);
         for n in 0..150 {
-            let (participant, change) = of(n);
+            let (participant, change) = of(n, 100);
             heard.note(participant, 7 + change);
         }
         assert_eq!((heard.behind(150), heard.latency.len()), (0, 150));
         assert_eq!(heard.behind(151), 1);
         heard.note(1, 7);
-        assert_eq!(heard.latency.len(), 150, "a change of an earlier run");
+        heard.note(1, 8);
+        assert_eq!((heard.latency.len(), heard.replaced), (150, 0), "a change of an earlier run, and one told again");
+    }
+
+    #[tokio::test]
+    async fn a_change_that_a_newer_one_overtook_is_replaced() {
+        let mut heard = Heard::new(Instant::now(), 1_000, 0, 2);
+        for (participant, change) in [(1, 1), (1, 4), (1, 3), (2, 2)] {
+            heard.note(participant, change);
+        }
+        assert_eq!((heard.latency.len(), heard.replaced, heard.behind(8)), (3, 3, 1));
     }
 }

@@ -15,6 +15,7 @@ mod latency;
 mod machine;
 mod measured;
 mod network;
+mod nodes;
 mod oracle;
 mod pcap;
 mod peers;

@@ -14,7 +14,6 @@ mod lives;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -43,22 +42,20 @@ use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, JOIN_TIMEOUT, check_connectivity, shake_hands};
 use crate::fanout::packet::{HEADER_LEN, Place, write_packet};
 use crate::fanout::program_beside;
-use crate::fanout::server::Server;
 use crate::machine::Machine;
-use crate::network::Network;
+use crate::nodes::{KEY, Nodes};
 use crate::result::{Figures, case_json};
 use crate::rooms::member::{Member, Signal, Ticket, describe, join, join_request, wait_for_keyframe};
 use crate::sdp::{Answer, Media, Offer};
 use crate::token::{Grant, sign_token};
-use crate::{http, make_folder_of, write_json};
+use crate::{make_folder_of, write_json};
 
-/// The nodes. People's sockets are at the last one, which has their transports elsewhere.
-const NAMES: [&str; 3] = ["a", "b", "c"];
+/// People's sockets are at the last of three nodes, which has their transports elsewhere.
 const DOOR: usize = 2;
 
 /// On loopback nobody else's, most likely; at a distance in a namespace of their own.
-const NEAR: [IpAddr; NAMES.len()] = [ip(127, 1), ip(127, 2), ip(127, 3)];
-const FAR: [IpAddr; NAMES.len()] = [ip(10, 1), ip(10, 2), ip(10, 3)];
+const NEAR: [IpAddr; 3] = [ip(127, 1), ip(127, 2), ip(127, 3)];
+const FAR: [IpAddr; 3] = [ip(10, 1), ip(10, 2), ip(10, 3)];
 
 const fn ip(first: u8, last: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(first, 0, 71, last))
@@ -67,9 +64,6 @@ const fn ip(first: u8, last: u8) -> IpAddr {
 /// One frame, which is one packet.
 const FRAME: Duration = Duration::from_millis(33);
 const PACKET_LEN: usize = 200;
-
-/// How long nodes have to find each other.
-const SETTLE: Duration = Duration::from_secs(30);
 
 /// People that come at the same time.
 const JOINS_AT_ONCE: usize = 20;
@@ -82,8 +76,6 @@ const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The bystander's last packet has come when none has for so long.
 const QUIET: Duration = Duration::from_secs(5);
-
-const KEY: (&str, &str) = ("bench", "a secret of this run alone, 0123456789ab");
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -209,7 +201,7 @@ struct Bystander {
 }
 
 async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Distance>, people: &Handle) -> Result<Value, String> {
-    let mut nodes = Nodes::make(program, distance.as_ref().map_or(NEAR, |_| FAR), people.clone())?;
+    let mut nodes = Nodes::make(program, &distance.as_ref().map_or(NEAR, |_| FAR), Some(DOOR), people.clone())?;
     let certificate = Certificate::generate().map_err(|error| error.to_string())?;
     let dtls = Dtls::new(certificate, 2 * args.people as usize + 8);
     let mut rounds = Vec::new();
@@ -301,104 +293,6 @@ fn share(sorted: &[f64], part: f64) -> f64 {
     sorted.get(at.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// The PoP: processes with an address each.
-struct Nodes {
-    addresses: [IpAddr; NAMES.len()],
-    program: PathBuf,
-    folder: PathBuf,
-    /// None of them is there while it is dead.
-    servers: [Option<Server>; NAMES.len()],
-    /// Where people are.
-    people: Handle,
-}
-
-impl Nodes {
-    fn make(program: &Path, addresses: [IpAddr; NAMES.len()], people: Handle) -> Result<Nodes, String> {
-        let folder = std::env::temp_dir().join(format!("pop-bench-resume-{}", std::process::id()));
-        let servers = [const { None }; NAMES.len()];
-        let mut nodes = Nodes { addresses, program: program.to_owned(), folder, servers, people };
-        nodes.ca(&["init"])?;
-        for (at, name) in NAMES.into_iter().enumerate() {
-            let out = nodes.folder.join(name);
-            nodes.ca(&[
-                "issue",
-                "--node",
-                name,
-                "--pop",
-                "bench",
-                "--address",
-                &addresses[at].to_string(),
-                "--out",
-                &out.to_string_lossy(),
-            ])?;
-            nodes.start(at)?;
-        }
-        Ok(nodes)
-    }
-
-    fn ca(&self, words: &[&str]) -> Result<(), String> {
-        let mut command = Command::new(&self.program);
-        command.arg("ca").args(words).arg("--dir").arg(self.folder.join("ca"));
-        let ended = command.output().map_err(|error| format!("{}: {error}", self.program.display()))?;
-        let said = String::from_utf8_lossy(&ended.stderr);
-        if ended.status.success() { Ok(()) } else { Err(format!("pop ca {}: {}", words[0], said.trim())) }
-    }
-
-    fn start(&mut self, at: usize) -> Result<(), String> {
-        let (name, own, folder) = (NAMES[at], self.addresses[at], self.folder.join(NAMES[at]));
-        let others: Vec<String> =
-            (0..NAMES.len()).filter(|other| *other != at).map(|other| format!("\"{}:7447\"", self.addresses[other])).collect();
-        let text = format!(
-            "[http]\nlisten = \"{own}:7880\"\nconnections_per_address_max = 4096\nrequests_per_address_per_s_max = 100000\n\
-             [admin]\nlisten = \"{own}:9464\"\nsocket = \"{files}/pop.sock\"\n\
-             [media]\naddresses = [\"{own}\"]\nport = 20000\nconsent_timeout = \"120s\"\n\
-             [auth.keys]\n{} = \"{}\"\n[node]\nname = \"{name}\"\npop = \"bench\"\nstate_dir = \"{files}/state\"\n\
-             [bus]\nlisten = [\"{own}:7447\"]\nconnect = [{}]\n\
-             [mesh]\nsplit = {}\nlisten = \"{own}:7890\"\nca = \"{files}/ca.pem\"\ncert = \"{files}/node.pem\"\nkey = \"{files}/node.key\"\n\
-             [log]\nlevel = \"error\"\n",
-            KEY.0,
-            KEY.1,
-            others.join(", "),
-            at == DOOR,
-            files = folder.display(),
-        );
-        self.servers[at] = Some(Server::run(&self.program, &Network::open(true), self.folder.join(format!("{name}-config")), &text)?);
-        Ok(())
-    }
-
-    fn http(&self, at: usize) -> Result<&str, String> {
-        self.servers[at].as_ref().map(|server| &*server.http).ok_or_else(|| format!("node {} is dead", NAMES[at]))
-    }
-
-    /// Each knows all others, and has a link to each.
-    async fn until_whole(&self) -> Result<(), String> {
-        let begun = Instant::now();
-        loop {
-            if self.addresses.into_iter().all(|address| is_whole(address).unwrap_or(false)) {
-                return Ok(());
-            }
-            if begun.elapsed() > SETTLE {
-                return Err(format!("the nodes do not know each other after {SETTLE:?}"));
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
-impl Drop for Nodes {
-    fn drop(&mut self) {
-        self.servers = [const { None }; NAMES.len()];
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn is_whole(address: IpAddr) -> Option<bool> {
-    let page = http::request("GET", &format!("http://{address}:9464/api/v1/status"), &[], "").ok()?;
-    let status: Value = serde_json::from_str(&page.body).ok()?;
-    let up = |list: &str| status[list].as_array().map_or(0, |of| of.iter().filter(|it| it["state"] == "up").count());
-    Some(up("nodes") == NAMES.len() - 1 && up("links") == NAMES.len() - 1)
-}
-
 /// One room: who is watched, who watches, and somebody who watches at the node of the first.
 struct Call {
     people: JoinSet<Result<(Phases, Instant), String>>,
@@ -417,11 +311,12 @@ impl Call {
         // Where the door has transports of this room; the other node has who is watched.
         let scout = nodes.people.spawn(Person::come(dtls.clone(), door.clone(), token("scout", Grant::Watch)));
         let scout = scout.await.map_err(|error| error.to_string())??;
-        let victim = (0..NAMES.len()).find(|at| nodes.addresses[*at] == scout.server.ip()).ok_or("the answer names no node's address")?;
+        let victim =
+            (0..nodes.addresses.len()).find(|at| nodes.addresses[*at] == scout.server.ip()).ok_or("the answer names no node's address")?;
         if victim == DOOR {
             return Err("the node that people's sockets are at has their transports, too".to_owned());
         }
-        let stage = (0..NAMES.len()).find(|at| ![victim, DOOR].contains(at)).ok_or("there are three nodes")?;
+        let stage = (0..nodes.addresses.len()).find(|at| ![victim, DOOR].contains(at)).ok_or("there are three nodes")?;
         let publisher =
             member(nodes.http(stage)?, dtls, token("publisher", Grant::Publish), Some(u32::from_be_bytes(crate::random::random_bytes())))
                 .await?;

@@ -15,7 +15,7 @@ pub(crate) enum Grant {
     Publish,
     /// To watch alone.
     Watch,
-    /// Both.
+    /// Both, and to change its own texts.
     Member,
     /// To watch, without the others hearing of it.
     Hidden,
@@ -27,7 +27,7 @@ pub(crate) fn sign_token(key: (&str, &str), room: &str, identity: &str, grant: G
     let claims = json!({
         "iss": key.0, "sub": identity, "nbf": now_s - 10, "iat": now_s, "exp": now_s + LIFETIME_S,
         "video": {"room": room, "roomJoin": true, "canPublish": publishes, "canSubscribe": watches,
-            "hidden": matches!(grant, Grant::Hidden)},
+            "canUpdateOwnMetadata": matches!(grant, Grant::Member), "hidden": matches!(grant, Grant::Hidden)},
     });
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.1.as_bytes()), signed.as_bytes());

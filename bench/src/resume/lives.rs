@@ -27,10 +27,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{DOOR, NAMES, Nodes, Person, bind, member, ms, offer_of, publish, share};
+use super::{DOOR, Person, bind, member, ms, offer_of, publish, share};
 use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, check_connectivity, shake_hands};
 use crate::fanout::packet::{read_payload, starts_keyframe};
+use crate::nodes::{KEY, Nodes};
 use crate::rooms::member::{Member, Signal, describe, join_request};
 use crate::sdp::{Answer, Media, Offer};
 use crate::token::{Grant, sign_token};
@@ -128,12 +129,12 @@ struct Shared {
 pub(super) async fn kill(nodes: &mut Nodes, dtls: &Dtls, room: &str, people: u32, rtt: Duration, seed: u64) -> Result<Vec<Life>, String> {
     let mut random = SplitMix64::new(seed);
     let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(|error| error.to_string())?.as_secs();
-    let token = |identity: &str, grant| sign_token(super::KEY, room, identity, grant, now_s);
+    let token = |identity: &str, grant| sign_token(KEY, room, identity, grant, now_s);
     let door = nodes.http(DOOR)?.to_owned();
     let scout = nodes.people.spawn(Person::come(dtls.clone(), door.clone(), token("scout", Grant::Watch)));
     let scout = scout.await.map_err(|error| error.to_string())??;
     let victim = nodes.addresses.iter().position(|address| *address == scout.server.ip()).ok_or("the answer names no node's address")?;
-    let stage = (0..NAMES.len()).find(|at| ![victim, DOOR].contains(at)).ok_or("there are three nodes")?;
+    let stage = (0..nodes.addresses.len()).find(|at| ![victim, DOOR].contains(at)).ok_or("there are three nodes")?;
     let ssrc = u32::from_be_bytes(crate::random::random_bytes());
     let publisher = member(nodes.http(stage)?, dtls, token("publisher", Grant::Publish), Some(ssrc)).await?;
     let publisher = tokio::spawn(publish(publisher)).abort_handle();

@@ -269,10 +269,17 @@ pub(crate) fn join_request(ssrc: Option<u32>, media: Media, offer: &Offer) -> pr
         }
     };
     proto::JoinRequest {
-        client_info: Some(proto::ClientInfo { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() }),
-        connection_settings: Some(proto::ConnectionSettings { auto_subscribe: true, ..Default::default() }),
         add_track_requests: ssrc.map(|_| track).into_iter().collect(),
         publisher_offer: Some(describe(offer, 1)),
+        ..greeting()
+    }
+}
+
+/// The same of one that has no media yet.
+pub(crate) fn greeting() -> proto::JoinRequest {
+    proto::JoinRequest {
+        client_info: Some(proto::ClientInfo { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() }),
+        connection_settings: Some(proto::ConnectionSettings { auto_subscribe: true, ..Default::default() }),
         ..Default::default()
     }
 }
