@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pop_dataplane::STOOD_STILL;
-use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId, fnv1a};
 use pop_session::life::BEAT_INTERVAL;
 use pop_session::presence::{LocalRecord, RemoteKey};
 use serde_json::json;
@@ -184,18 +184,30 @@ enum Key {
     Live(NodeId, Incarnation),
 }
 
+/// Where sessions lie, about the root of how many a PoP may have.
+const SHARDS: u64 = 64;
+
+fn shard(session: &SessionId) -> String {
+    format!("{:02x}", fnv1a(session.as_str().bytes()) % SHARDS)
+}
+
 impl Keys {
+    /// Zenoh compares a key with all that lie beside it, for each put and each declaration: sessions lie in `SHARDS` places, not in one.
+    fn session(&self, session: &SessionId) -> String {
+        format!("{}/session/{}/{session}", self.root, shard(session))
+    }
+
     fn participant(&self, session: &SessionId, node: NodeId, participant: ParticipantId) -> String {
-        format!("{}/session/{session}/participant/{node}/{:016x}", self.root, participant.0)
+        format!("{}/participant/{node}/{:016x}", self.session(session), participant.0)
     }
 
     /// Of all nodes and participants.
     fn participants(&self, session: &SessionId) -> String {
-        format!("{}/session/{session}/participant/**", self.root)
+        format!("{}/participant/**", self.session(session))
     }
 
     fn digest(&self, session: &SessionId, node: NodeId) -> String {
-        format!("{}/session/{session}/digest/{node}", self.root)
+        format!("{}/digest/{node}", self.session(session))
     }
 
     /// `kind` is `node` or `beat`.
@@ -214,7 +226,10 @@ impl Keys {
         let mut part = || parts.next();
         let parsed = match part()? {
             "session" => {
-                let session = SessionId::new(part()?).ok()?;
+                let (place, session) = (part()?, SessionId::new(part()?).ok()?);
+                if place != shard(&session) {
+                    return None;
+                }
                 match part()? {
                     "participant" => {
                         let node = hex(part()?)?;
@@ -505,7 +520,7 @@ impl Bus {
 /// What is heard for the life of the session.
 async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
     let keys = &shared.keys;
-    for kind in ["node", "beat", "session/*/digest"] {
+    for kind in ["node", "beat", "session/*/*/digest"] {
         let handler = Arc::clone(shared);
         let key = format!("{}/{kind}/*", keys.root);
         let declared = session.declare_subscriber(key).allowed_origin(Locality::Remote);
@@ -712,15 +727,21 @@ mod tests {
         let session = SessionId::new("@a room, 100 %").unwrap();
         let (node, incarnation) = (NodeId(0xab), Incarnation { start: 7, nonce: u64::MAX });
         let participant = keys.participant(&session, node, ParticipantId(5));
-        assert_eq!(participant, "pop/fra/session/@a room, 100 %/participant/00000000000000ab/0000000000000005");
+        assert_eq!(participant, "pop/fra/session/1f/@a room, 100 %/participant/00000000000000ab/0000000000000005");
         let key = RemoteKey { node: 0xab, participant: ParticipantId(5) };
         assert_eq!(keys.parse(&participant), Some(Key::Participant(session.clone(), key)));
         assert_eq!(keys.parse(&keys.digest(&session, node)), Some(Key::Digest(session, node)));
         assert_eq!(keys.parse(&keys.of_node("node", node)), Some(Key::Node(node)));
         assert_eq!(keys.parse(&keys.of_node("beat", node)), Some(Key::Beat(node)));
         assert_eq!(keys.parse(&keys.of_start("live", node, incarnation)), Some(Key::Live(node, incarnation)));
-        for bad in ["pop/ber/node/00000000000000ab", "pop/fra/node/ab", "pop/fra/node/00000000000000AB", "pop/fra/node/00000000000000ab/x"]
-        {
+        let elsewhere = participant.replace("/1f/", "/20/");
+        for bad in [
+            "pop/ber/node/00000000000000ab",
+            "pop/fra/node/ab",
+            "pop/fra/node/00000000000000AB",
+            "pop/fra/node/00000000000000ab/x",
+            &elsewhere,
+        ] {
             assert_eq!(keys.parse(bad), None, "{bad}");
         }
     }

@@ -325,7 +325,7 @@ async fn what_is_forged_is_counted_and_changes_nothing() {
           scouting: {{multicast: {{enabled: false}}, gossip: {{enabled: false}}}}}}"
     );
     let forger = zenoh::open(zenoh::Config::from_json5(&config).expect("a config")).await.expect("it opens");
-    let key = |node: NodeId, participant: u64| format!("pop/{POP}/session/room/participant/{node}/{participant:016x}");
+    let key = |node: NodeId, participant: u64| format!("pop/{POP}/session/1a/room/participant/{node}/{participant:016x}");
     let honest = encode_participant(b.id, b.incarnation, &local(66, 9), SCHEMA).expect("it is bounded");
     let counters = c.bus.counters();
     let count = |why| counters.ignored(why);
@@ -334,7 +334,7 @@ async fn what_is_forged_is_counted_and_changes_nothing() {
         (key(b.id, 67), honest.clone(), Ignored::Foreign),
         (key(b.id, 66), honest.clone(), Ignored::UnknownNode),
         (key(b.id, 66), honest[..honest.len() - 9].to_vec(), Ignored::Malformed),
-        (format!("pop/{POP}/session/room/participant/x/y"), honest.clone(), Ignored::Malformed),
+        (format!("pop/{POP}/session/1a/room/participant/x/y"), honest.clone(), Ignored::Malformed),
         (key(b.id, 66), vec![0; pop::bus::RECORD_LEN_MAX + 1], Ignored::TooLarge),
         (format!("pop/{POP}/node/{}", b.id), honest.clone(), Ignored::Malformed),
         (format!("pop/{POP}/beat/{}", b.id), vec![7; 3], Ignored::Malformed),

@@ -119,9 +119,13 @@ impl NodeId {
     /// The node `name` of `pop`: FNV-1a of both, so that all nodes know each other's number without asking. That two names of one mesh
     /// get the same is less likely than 1 in 10^13; it shows as a duplicate node.
     pub fn of(pop: &str, name: &str) -> NodeId {
-        let bytes = pop.bytes().chain([b'/']).chain(name.bytes());
-        NodeId(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))
+        NodeId(fnv1a(pop.bytes().chain([b'/']).chain(name.bytes())))
     }
+}
+
+/// FNV-1a of 64 bits, where all nodes and releases have to agree.
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl fmt::Display for NodeId {

@@ -4,5 +4,5 @@ pub mod generated;
 pub mod id;
 pub mod time;
 
-pub use id::{IdError, Identity, Incarnation, NodeId, ParticipantId, SessionId, SubscriptionId, TrackId, TransportId};
+pub use id::{IdError, Identity, Incarnation, NodeId, ParticipantId, SessionId, SubscriptionId, TrackId, TransportId, fnv1a};
 pub use time::Time;

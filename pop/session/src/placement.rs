@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use pop_schemas::{NodeId, SessionId};
+use pop_schemas::{NodeId, SessionId, fnv1a};
 
 /// Nodes that watch a session though nobody of it need be there: the first of its [`rank`]. Clients go to the first two of them (one
 /// holds a client's socket, another its transport), so when one of these dies the next that takes its people knows them already.
@@ -12,15 +12,11 @@ pub const KEEPERS: usize = 3;
 /// word, sessions spread, and a node that comes or goes changes nobody else's place in the order.
 pub fn rank(session: &SessionId, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
     let mut ranked: Vec<_> = nodes.into_iter().collect();
-    let seed = session.as_str().bytes().fold(FNV_OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME));
+    let seed = fnv1a(session.as_str().bytes());
     ranked.sort_by_key(|node| (Reverse(mix(seed ^ mix(node.0))), *node));
     ranked.dedup();
     ranked
 }
-
-// FNV-1a of 64 bits: all releases must agree on it.
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 /// The finalizer of SplitMix64: each bit of the input changes half of the output's.
 fn mix(mut x: u64) -> u64 {

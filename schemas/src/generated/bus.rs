@@ -2731,7 +2731,7 @@ impl ::core::fmt::Debug for Manifest<'_> {
 pub enum ParticipantOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// `pop/{pop}/session/{session}/participant/{node}/{participant}`: written by its owner alone.
+/// `pop/{pop}/session/{shard}/{session}/participant/{node}/{participant}`: written by its owner alone.
 pub struct Participant<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
@@ -3356,7 +3356,7 @@ impl ::core::fmt::Debug for Beat<'_> {
 pub enum DigestOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// `pop/{pop}/session/{session}/digest/{node}`: what a node has of a session, so that others see what they have missed.
+/// `pop/{pop}/session/{shard}/{session}/digest/{node}`: what a node has of a session, so that others see what they have missed.
 pub struct Digest<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
