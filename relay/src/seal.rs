@@ -3,6 +3,10 @@
 //! The counter in the head is the nonce. It goes on through all generations, each of which has its own key, so that no pair of key
 //! and nonce comes twice and one replay window serves all. Make before break: a receiver opens the next generation as soon as it has
 //! its keys, a sender seals under it when the receiver has said so, and the old one opens for [`OLD_KEYS_LIVE`] more.
+//!
+//! A datagram tells its generation by one bit, so a receiver has the newest two. Who was not told that the next one opens, since what
+//! tells it is lost, seals under it all the same when the one after that comes: both ends step together, over a way that loses nothing,
+//! so the receiver has it since the step before. A sealer is never more than one generation behind.
 
 use std::time::Duration;
 
@@ -52,7 +56,7 @@ impl Key {
 /// Seals what one end of a link sends.
 pub struct Sealer {
     key: Key,
-    /// Waits until the other end can open it.
+    /// Waits until the other end can open it, or there is no other choice.
     next_key: Option<Key>,
     counter: u64,
     /// Sealed under `key`.
@@ -66,19 +70,27 @@ impl Sealer {
         Sealer { key: Key::new(keys, generation), next_key: None, counter: 0, sealed: 0, told: false }
     }
 
-    /// Has the keys of a later generation ready. One that is not later is ignored: a key never comes back.
+    /// Has the keys of a later generation ready. The one that waits, if any, is sealed under from now on: the other end opens it, and
+    /// no longer the one before. One that is not later is ignored: a key never comes back.
     pub fn rekey(&mut self, keys: &[u8; KEYS_LEN], generation: u32) {
-        if generation > self.next_key.as_ref().unwrap_or(&self.key).generation {
-            self.next_key = Some(Key::new(keys, generation));
+        if generation > self.next_key.as_ref().unwrap_or(&self.key).generation
+            && let Some(key) = self.next_key.replace(Key::new(keys, generation))
+        {
+            self.step(key);
         }
     }
 
     /// The other end can open `generation`: what is sealed from now on is sealed under it, when its keys are here.
     pub fn confirm(&mut self, generation: u32) {
         if let Some(key) = self.next_key.take_if(|key| key.generation == generation) {
-            self.key = key;
-            (self.sealed, self.told) = (0, false);
+            self.step(key);
         }
+    }
+
+    /// To a key that has sealed nothing.
+    fn step(&mut self, key: Key) {
+        self.key = key;
+        (self.sealed, self.told) = (0, false);
     }
 
     /// The generation that is sealed under.
@@ -103,7 +115,9 @@ impl Sealer {
         let len = OVERHEAD + payload.len() + rest.len();
         let out = out.get_mut(..len).ok_or(RelayDrop::TooLarge)?;
         if self.sealed >= DATAGRAMS_PER_KEY_MAX {
-            return Err(RelayDrop::KeysUsed);
+            // If the other end cannot open it yet, it soon can.
+            let key = self.next_key.take().ok_or(RelayDrop::KeysUsed)?;
+            self.step(key);
         }
         (head.phase, head.counter) = (self.key.phase(), self.counter);
         let head = head.bytes();
@@ -246,7 +260,32 @@ mod tests {
         sealer.pretend_sealed(DATAGRAMS_PER_KEY_MAX);
         assert_eq!(sealer.seal(HEAD, &[], &[], &mut out), Err(RelayDrop::KeysUsed));
         sealer.rekey(&[2; KEYS_LEN], 1);
-        sealer.confirm(1);
+        // Nothing but the next key can be sealed under, whether the other end has said that it opens it or not.
         assert!(sealer.seal(HEAD, &[], &[], &mut out).is_ok());
+        assert_eq!((sealer.generation(), sealer.counter()), (1, 2));
+        sealer.confirm(1);
+        sealer.pretend_sealed(DATAGRAMS_PER_KEY_MAX);
+        assert_eq!(sealer.seal(HEAD, &[], &[], &mut out), Err(RelayDrop::KeysUsed), "a key is used once");
+    }
+
+    #[test]
+    fn a_sealer_that_nobody_answers_is_one_generation_behind_and_no_nonce_comes_twice() {
+        let (mut sealer, mut opener) = (Sealer::new(&[0; KEYS_LEN], 0), Opener::new(&[0; KEYS_LEN], 0));
+        let mut out = [0; 64];
+        for generation in 1..=5 {
+            let now = Time::from_millis(120_000 * u64::from(generation));
+            sealer.pretend_sealed(1_000);
+            // Whichever end steps first.
+            for end in [generation % 2, 1 - generation % 2] {
+                match end {
+                    0 => sealer.rekey(&[generation as u8; KEYS_LEN], generation),
+                    _ => opener.rekey(now, &[generation as u8; KEYS_LEN], generation),
+                }
+            }
+            assert_eq!(sealer.generation(), generation - 1);
+            let len = sealer.seal(HEAD, b"unheard", &[], &mut out).expect("a key that has sealed little");
+            assert_eq!(sealer.counter(), u64::from(generation), "counters go on");
+            assert_eq!(open(&mut opener, now, &out[..len]).as_deref(), Ok(b"unheard".as_slice()), "generation {generation}");
+        }
     }
 }

@@ -118,6 +118,60 @@ fn a_rekey_loses_nothing_however_late_the_other_end_hears_of_it() {
     }
 }
 
+/// Both ends step to `generation`, the second one 5 ms after the first: the control link is up.
+fn rekey(net: &mut Net, generation: u32) {
+    for end in [0, 1] {
+        let (now, link) = (net.now, &mut net.ends[end].link);
+        link.rekey(now, generation, &keys_of(end, generation), &keys_of(1 - end, generation));
+        net.talk(Duration::from_millis(5), 1_100);
+    }
+}
+
+#[test]
+fn media_crosses_again_after_an_outage_of_several_key_steps() {
+    for cut in [[true, true], [true, false], [false, true]] {
+        for steps in [2, 3] {
+            let mut net = Net::new(15, Wire::GOOD, [1, 1]);
+            net.talk(SECOND, 1_100);
+            net.cut = cut;
+            for generation in 1..=steps {
+                net.run(120 * SECOND);
+                rekey(&mut net, generation);
+            }
+            net.run(SECOND);
+            net.cut = [false; 2];
+            net.run(SECOND);
+            let before = [0, 1].map(|from| net.delivered(from, 0..20));
+            net.talk(SECOND, 1_100);
+            net.run(SECOND);
+            for from in 0..2 {
+                let (sent, in_time, _) = net.delivered(from, 0..20);
+                let (sent, in_time) = (sent - before[from].0, in_time - before[from].1);
+                assert!(sent > 0 && in_time == sent, "{cut:?}, {steps} steps: {in_time} of {sent} of end {from} came");
+            }
+            assert_eq!(net.ends.each_ref().map(|end| end.link.generation()), [steps; 2], "{cut:?}");
+        }
+    }
+}
+
+#[test]
+fn the_way_that_is_left_carries_everything_while_the_other_is_cut_however_often_keys_step() {
+    let mut net = Net::new(16, Wire::GOOD, [1, 1]);
+    net.talk(SECOND, 1_100);
+    net.cut = [false, true];
+    for generation in 1..=3 {
+        net.run(120 * SECOND);
+        // What is under way in the moment of a step may need the keys of before.
+        rekey(&mut net, generation);
+        net.run(SECOND);
+        let before = net.delivered(0, 0..20);
+        net.talk(SECOND, 1_100);
+        net.run(SECOND);
+        let (sent, in_time, _) = net.delivered(0, 0..20);
+        assert!(sent > before.0 && in_time - before.1 == sent - before.0, "generation {generation}");
+    }
+}
+
 #[test]
 fn packets_that_do_not_fit_the_path_are_split_and_joined() {
     for mtu in [1_200, 1_280] {

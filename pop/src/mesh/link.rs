@@ -55,9 +55,9 @@ const DATA_COST: usize = 256;
 /// How long one generation of keys is used.
 const REKEY_INTERVAL: Duration = Duration::from_secs(120);
 
-/// After a step to new keys no other one is made for so long. A datagram tells its generation by one bit: the second step would take away
-/// the keys of the first ones while they are still sealed under, and nothing would ever be opened again. Keys that are used up meanwhile
-/// are those of before.
+/// After a step to new keys no other one is made for so long. A datagram tells its generation by one bit: the second step takes away the
+/// keys of before the first, so both ends must have made the first by then, their workers too. Keys that are used up meanwhile are those
+/// of before.
 const REKEY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a link ended.

@@ -169,6 +169,8 @@ pub struct Net {
     waiting: [Vec<Vec<u8>>; 2],
     /// An end stands still until then: nothing leaves it, and what comes is stale.
     still: [Option<Time>; 2],
+    /// Nothing that this end sends comes.
+    pub cut: [bool; 2],
 }
 
 impl Net {
@@ -183,7 +185,20 @@ impl Net {
         };
         let ends = [end(0), end(1)];
         let (rng, flying, waiting) = (Rng::new(seed), BinaryHeap::new(), Default::default());
-        Net { now, wire, ends, rng, flying, serial: 0, swallowed: 0, turn_ms_max: 1, turns: [now; 2], waiting, still: [None; 2] }
+        Net {
+            now,
+            wire,
+            ends,
+            rng,
+            flying,
+            serial: 0,
+            swallowed: 0,
+            turn_ms_max: 1,
+            turns: [now; 2],
+            waiting,
+            still: [None; 2],
+            cut: [false; 2],
+        }
     }
 
     /// From now on, for so long.
@@ -196,7 +211,7 @@ impl Net {
             return;
         }
         self.ends[from].datagrams.push(datagram.len());
-        if datagram.len() > self.wire.mtu || self.rng.permille(self.wire.loss_permille) {
+        if self.cut[from] || datagram.len() > self.wire.mtu || self.rng.permille(self.wire.loss_permille) {
             self.swallowed += 1;
             return;
         }
