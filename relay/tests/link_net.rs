@@ -144,9 +144,9 @@ fn media_crosses_again_after_an_outage_of_several_key_steps() {
             let before = [0, 1].map(|from| net.delivered(from, 0..20));
             net.talk(SECOND, 1_100);
             net.run(SECOND);
-            for from in 0..2 {
+            for (from, before) in before.iter().enumerate() {
                 let (sent, in_time, _) = net.delivered(from, 0..20);
-                let (sent, in_time) = (sent - before[from].0, in_time - before[from].1);
+                let (sent, in_time) = (sent - before.0, in_time - before.1);
                 assert!(sent > 0 && in_time == sent, "{cut:?}, {steps} steps: {in_time} of {sent} of end {from} came");
             }
             assert_eq!(net.ends.each_ref().map(|end| end.link.generation()), [steps; 2], "{cut:?}");
