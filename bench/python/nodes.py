@@ -2,6 +2,7 @@
 
 import pathlib
 import socket
+import ssl
 import subprocess
 import tempfile
 
@@ -19,35 +20,35 @@ def free_tcp_ports(count):
 
 class Nodes(dict):
     """The nodes by name, from construction until `stop`. `split`: clients get their transports on another node than their sockets.
-    `schemas`: those that speak another version to the others than the newest."""
+    `schemas`: those that speak another version to the others than the newest. `awaits_twin`: they look for one more, see `twin`."""
 
-    def __init__(self, test, names, split=True, schemas=None, **options):
+    def __init__(self, test, names, split=True, schemas=None, awaits_twin=False, **options):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
-        place = pathlib.Path(self.folder.name)
-        ca = ["--dir", place / "ca"]
-        subprocess.run([PROGRAMS / "pop", "ca", "init", *ca], check=True, stdout=subprocess.DEVNULL)
-        ports = free_tcp_ports(2 * len(names))
-        bus = dict(zip(names, ports))
+        self.place = place = pathlib.Path(self.folder.name)
+        self._ca("init")
+        *ports, self.twin_port = free_tcp_ports(2 * len(names) + 1)
+        self.bus = bus = dict(zip(names, ports))
         mesh = dict(zip(names, ports[len(names) :]))
-        for name in names:
+
+        def start(name, bus_port, mesh_port, called):
             out = place / name
-            words = ["--node", name, "--pop", "python", "--address", "127.0.0.1", "--out", out]
-            subprocess.run([PROGRAMS / "pop", "ca", "issue", *ca, *words], check=True, stdout=subprocess.DEVNULL)
             others = [f"127.0.0.1:{bus[other]}" for other in names if other != name]
-            self[name] = Node(
-                f"{test}-{name}",
+            if awaits_twin:
+                others.append(f"127.0.0.1:{self.twin_port}")
+            return Node(
+                f"{test}-{called}",
                 extra=f"""
 [node]
 name = "{name}"
 pop = "python"
 state_dir = "{out}/state"
 [bus]
-listen = ["127.0.0.1:{bus[name]}"]
+listen = ["127.0.0.1:{bus_port}"]
 connect = {others}
 [mesh]
 split = {str(split).lower()}
-listen = "127.0.0.1:{mesh[name]}"
+listen = "127.0.0.1:{mesh_port}"
 relay_port = 0
 ca = "{out}/ca.pem"
 cert = "{out}/node.pem"
@@ -56,7 +57,35 @@ key = "{out}/node.key"
 """,
                 **options,
             )
+
+        for name in names:
+            self._ca("issue", "--node", name, "--pop", "python", "--address", "127.0.0.1", "--out", place / name)
+            self[name] = start(name, bus[name], mesh[name], name)
             self[name].may_be_idle = len(names) > 2
+        self._start = start
+
+    def _ca(self, what, *words):
+        subprocess.run([PROGRAMS / "pop", "ca", what, "--dir", self.place / "ca", *words], check=True, stdout=subprocess.DEVNULL)
+
+    def renew(self, name):
+        """Gives a node another certificate and key while it runs."""
+        self._ca("renew", "--out", self.place / name)
+        words = [PROGRAMS / "pop", "reload", "--socket", self[name].socket]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+    def certificate_of_bus(self, name):
+        """What it shows to who comes to its bus."""
+        files = self.place / name
+        context = ssl.create_default_context(cafile=files / "ca.pem")
+        context.load_cert_chain(files / "node.pem", files / "node.key")
+        with socket.create_connection(("127.0.0.1", self.bus[name]), timeout=10) as connection:
+            with context.wrap_socket(connection, server_hostname=f"{name}.python.pop.internal") as secured:
+                return secured.getpeercert(binary_form=True)
+
+    def twin(self, name):
+        """A second process with a node's name and state, as if it were one more host. The caller stops it."""
+        (mesh_port,) = free_tcp_ports(1)
+        return self._start(name, self.twin_port, mesh_port, f"{name}-twin")
 
     def are_whole(self):
         """Each node that lives knows all others that do, and has a link with each."""

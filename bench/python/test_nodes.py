@@ -2,6 +2,7 @@
 transport the one has may speak with the other."""
 
 import statistics
+import time
 import unittest
 
 import nodes as nodes_of_one_pop
@@ -23,6 +24,14 @@ def setUpModule():
 
 def tearDownModule():
     nodes.stop()
+
+
+def shows_another(name, before):
+    try:
+        return nodes.certificate_of_bus(name) != before
+    except OSError:
+        # It enters the bus anew just now.
+        return False
 
 
 def people(nodes, at, room):
@@ -58,6 +67,64 @@ class Nodes(unittest.IsolatedAsyncioTestCase):
 
     async def test_and_back(self):
         await call(self, nodes, "back", "b", "a")
+
+    async def test_what_crosses_the_link_is_counted_apart(self):
+        def crossed(name, direction, scope):
+            prefix = f'pop_rtp_bytes_total{{direction="{direction}",scope="{scope}"'
+            return sum(value for key, value in nodes[name].metrics().items() if key.startswith(prefix))
+
+        before = {name: crossed(name, direction, "pop") for name, direction in (("a", "out"), ("b", "in"))}
+        await call(self, nodes, "counted", "a", "b")
+        # 200 packets of sound and 200 of pictures; workers tell what they did each second.
+        await until("both count them", lambda: all(crossed(*at, "pop") - before[at[0]] > 50_000 for at in (("a", "out"), ("b", "in"))), 5)
+        for name in nodes:
+            self.assertEqual(crossed(name, "in", "mesh") + crossed(name, "out", "mesh"), 0, "nobody is of another PoP")
+
+    async def test_a_node_gets_another_certificate_under_a_call(self):
+        publisher, viewer = Client(), Client()
+        try:
+            await (await viewer.watch(nodes["b"], "renewed")).until_connected()
+            await (await publisher.publish(nodes["a"], "renewed")).until_connected()
+            await until("some packets", lambda: min(len(p) for p in viewer.received.values()) >= 50, 30)
+            for name in nodes:
+                before = nodes.certificate_of_bus(name)
+                nodes.renew(name)
+                begun = time.monotonic()
+                await until(f"{name} shows the other one", lambda: shows_another(name, before), 5)
+                await until("nodes that know each other", nodes.are_whole, 5)
+                print(f"{name} is on the bus with another certificate after {1_000 * (time.monotonic() - begun):.0f} ms")
+            more = {kind: len(packets) + 100 for kind, packets in viewer.received.items()}
+            await until("more packets", lambda: all(len(viewer.received[kind]) >= more[kind] for kind in more), 30)
+            for kind in ("audio", "video"):
+                assert_same_stream(self, list(publisher.sent[kind]), list(viewer.received[kind]), 150)
+            self.assertEqual(people(nodes, "b", "renewed").keys(), people(nodes, "a", "renewed").keys())
+            for node in nodes.values():
+                self.assertEqual([line for line in node.log if "node away" in line], [])
+        finally:
+            await viewer.close()
+            await publisher.close()
+
+    async def test_a_second_process_with_a_nodes_name_ends_the_first_loudly(self):
+        """The later start is the one that the operator meant."""
+        twins = nodes_of_one_pop.Nodes("twins", ("a", "b"), split=False, awaits_twin=True)
+        try:
+            await until("nodes that know each other", twins.are_whole, 10)
+            twin = twins.twin("a")
+            for node in (*twins.values(), twin):
+                node.may_be_idle = True
+            try:
+                await until("the first ends", lambda: not twins["a"].is_alive(), 15)
+                self.assertEqual(twins["a"].process.returncode, 1)
+                twins["a"].reader.join()
+                said = [line for line in twins["a"].log if "give each node of a PoP its own node.name" in line]
+                self.assertEqual(len(said), 1, twins["a"].log)
+                twins["a"].is_killed = True
+                await until("the second is b's other node", lambda: [it["state"] for it in twins["b"].status()["nodes"]] == ["up"], 10)
+                self.assertTrue(twin.is_alive() and twins["b"].is_alive())
+            finally:
+                twin.stop()
+        finally:
+            twins.stop()
 
     async def test_a_resource_is_moved_and_ended_at_the_other_node(self):
         viewer = Client()

@@ -22,23 +22,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use pop_dataplane::STOOD_STILL;
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId, fnv1a};
 use pop_session::life::BEAT_INTERVAL;
 use pop_session::presence::{LocalRecord, RemoteKey};
 use serde_json::json;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use zenoh::bytes::ZBytes;
+use zenoh::liveliness::LivelinessToken;
 use zenoh::qos::{CongestionControl, Priority};
 use zenoh::query::{ConsolidationMode, Query, QueryTarget};
 use zenoh::sample::{Locality, Sample, SampleKind};
 use zenoh::{Session, Wait};
+use zeroize::Zeroizing;
 
 pub use counters::{BusCounters, Ignored};
 pub use record::{NodeRecord, RECORD_LEN_MAX, RecordError, SCHEMA, encode_participant};
 pub use replica::{BusEvent, Gone};
 
 use crate::config::Config;
+use crate::mesh::MeshIdentity;
+use crate::reload::{Applier, Prepared};
 use replica::{PageAsk, Replica, Send};
 
 /// A peer whose packets stop is given up after this; its own says so to others, too.
@@ -61,6 +67,9 @@ const MESSAGE_LEN_MAX: usize = record::PAGE_LEN_MAX + 4_096;
 
 /// Queries of others that wait to be answered.
 const QUERIES_MAX: usize = 1_024;
+
+/// The address of a session that has ended may be in use for a moment.
+const ENTER_AGAIN: Duration = Duration::from_millis(25);
 
 /// How long a node that leaves goes on telling what it has put.
 pub const LEAVE_MAX: Duration = Duration::from_millis(500);
@@ -266,6 +275,8 @@ struct State {
     is_closed: bool,
     /// What was put before is sent first: until then.
     leaves_until: Option<Instant>,
+    /// The bus is to be entered anew with these.
+    renewal: Option<BusSettings>,
 }
 
 #[derive(Debug)]
@@ -303,6 +314,11 @@ impl Shared {
             self.to_take.notify_one();
         }
         result
+    }
+
+    fn enter_anew(&self, settings: BusSettings) {
+        self.lock().renewal = Some(settings);
+        self.to_send.notify_one();
     }
 
     fn close(&self) {
@@ -419,10 +435,11 @@ impl Bus {
         let counters = Arc::new(BusCounters::default());
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                replica: Replica::new(node, incarnation, Arc::clone(&counters)).writing(settings.schema),
+                replica: Replica::new(node, &settings.pop, incarnation, Arc::clone(&counters)).writing(settings.schema),
                 queries: VecDeque::new(),
                 is_closed: false,
                 leaves_until: None,
+                renewal: None,
             }),
             left: Notify::new(),
             to_send: Condvar::new(),
@@ -438,10 +455,11 @@ impl Bus {
         let start = |name: &str, run: Box<dyn FnOnce() + std::marker::Send>| {
             thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|error| format!("no thread for the bus: {error}"))
         };
-        let (of_beat, session_of_beat) = (Arc::clone(&shared), session.clone());
-        let beat = start("bus-beat", Box::new(move || beat_on(of_beat, session_of_beat)))?;
-        let of_out = Arc::clone(&shared);
-        start("bus-out", Box::new(move || send_all(&of_out, session, beat)))?;
+        let current = Current::new(session.clone());
+        let (of_beat, current_of_beat) = (Arc::clone(&shared), Arc::clone(&current));
+        let beat = start("bus-beat", Box::new(move || beat_on(of_beat, current_of_beat)))?;
+        let (of_out, runtime) = (Arc::clone(&shared), Handle::current());
+        start("bus-out", Box::new(move || send_all(&of_out, session, &current, beat, &runtime)))?;
         let bus = Bus { _leave: Arc::new(Leave(Arc::clone(&shared))), shared: Arc::clone(&shared) };
         Ok((bus, BusEvents(shared)))
     }
@@ -477,7 +495,7 @@ impl Bus {
 
     /// A participant of ours has another owner, who tells of it.
     pub fn withdraw(&self, session: &SessionId, participant: ParticipantId) {
-        self.shared.change(|replica| replica.withdraw_participant(session, participant));
+        self.shared.change(|replica| replica.withdraw_participant(Instant::now(), session, participant));
     }
 
     /// Leaves the bus when what was put before has been sent, or [`LEAVE_MAX`] is over; returns then.
@@ -511,9 +529,81 @@ impl Bus {
         self.shared.is_hung.store(false, Ordering::Relaxed);
     }
 
+    /// Leaves the bus and enters it with other settings, soon; what is put meanwhile is told then.
+    pub fn enter_anew(&self, settings: BusSettings) {
+        self.shared.enter_anew(settings);
+    }
+
+    /// Takes other files for `settings` when they change.
+    pub(crate) fn applier(&self, settings: &BusSettings) -> BusApplier {
+        let files = settings.tls.as_ref().and_then(|files| read_files(files).ok());
+        BusApplier { shared: Arc::clone(&self.shared), settings: settings.clone(), files: Arc::new(Mutex::new(files)) }
+    }
+
     /// For the metrics.
     pub fn counters(&self) -> Arc<BusCounters> {
         Arc::clone(&self.shared.counters)
+    }
+}
+
+/// `mesh.ca`, `mesh.cert` and `mesh.key`, as the bus uses them. Zenoh reads them once, for all who come to it: so the bus is left and entered
+/// anew, which takes a moment in which this node is not on it, and nobody takes it for dead.
+pub(crate) struct BusApplier {
+    shared: Arc<Shared>,
+    settings: BusSettings,
+    /// What they held when the bus was entered last.
+    files: Arc<Mutex<Option<Files>>>,
+}
+
+/// CA, chain and key, PEM.
+type Files = [Zeroizing<Vec<u8>>; 3];
+
+fn read_files((ca, cert, key): &(PathBuf, PathBuf, PathBuf)) -> Result<Files, String> {
+    let read = |path: &PathBuf| std::fs::read(path).map(Zeroizing::new).map_err(|error| format!("{}: {error}", path.display()));
+    Ok([read(ca)?, read(cert)?, read(key)?])
+}
+
+#[async_trait]
+impl Applier for BusApplier {
+    fn keys(&self) -> &'static [&'static str] {
+        &["mesh.ca", "mesh.cert", "mesh.key"]
+    }
+
+    async fn prepare(&self, new: &Config) -> Result<Prepared, String> {
+        MeshIdentity::of(new).map_err(|error| format!("{error}; the old certificate stays"))?;
+        let tls = new.mesh.files().map(|(ca, cert, key)| (ca.clone(), cert.clone(), key.clone()));
+        if tls.is_some() != self.settings.tls.is_some() {
+            return Err("mesh.ca, mesh.cert and mesh.key cannot come or go while the bus is open: restart the node".to_owned());
+        }
+        let Some(paths) = tls else { return Ok(Prepared::new(Vec::new(), async {})) };
+        let read = read_files(&paths)?;
+        if lock(&self.files).as_ref() == Some(&read) {
+            return Ok(Prepared::new(Vec::new(), async {}));
+        }
+        let settings = BusSettings { tls: Some(paths), ..self.settings.clone() };
+        let (shared, files) = (Arc::clone(&self.shared), Arc::clone(&self.files));
+        Ok(Prepared::new(vec!["the bus is entered anew with this certificate".to_owned()], async move {
+            *lock(&files) = Some(read);
+            shared.enter_anew(settings);
+        }))
+    }
+}
+
+/// A panic while it is held ends the process.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The session as of now: `bus-out` replaces it.
+struct Current(Mutex<Session>);
+
+impl Current {
+    fn new(session: Session) -> Arc<Current> {
+        Arc::new(Current(Mutex::new(session)))
+    }
+
+    fn get(&self) -> Session {
+        lock(&self.0).clone()
     }
 }
 
@@ -538,15 +628,27 @@ async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
     Ok(())
 }
 
-/// The thread `bus-out`. It is the last of the two: who waits for it may end the process, in which zenoh must not be called any more.
-fn send_all(shared: &Arc<Shared>, session: Session, beat: JoinHandle<()>) {
-    let token = session.liveliness().declare_token(shared.keys.of_start("live", shared.node, shared.incarnation)).wait();
-    if let Err(error) = &token {
-        tracing::error!(%error, "the bus: no liveliness token; others see the end of this node later");
+/// What `bus-out` declares of this node, until dropped.
+struct Declared {
+    _token: Option<LivelinessToken>,
+    subscribers: Subscribers,
+}
+
+impl Declared {
+    fn of(shared: &Shared, session: &Session) -> Declared {
+        let token = session.liveliness().declare_token(shared.keys.of_start("live", shared.node, shared.incarnation)).wait();
+        if let Err(error) = &token {
+            tracing::error!(%error, "the bus: no liveliness token; others see the end of this node later");
+        }
+        Declared { _token: token.ok(), subscribers: HashMap::new() }
     }
-    let mut subscribers = HashMap::new();
+}
+
+/// The thread `bus-out`. It is the last of the two: who waits for it may end the process, in which zenoh must not be called any more.
+fn send_all(shared: &Arc<Shared>, mut session: Session, current: &Current, beat: JoinHandle<()>, runtime: &Handle) {
+    let mut declared = Declared::of(shared, &session);
     loop {
-        let (query, send) = {
+        let (query, send, renewal) = {
             let mut state = shared.lock();
             loop {
                 let is_late = state.leaves_until.is_some_and(|until| until <= Instant::now());
@@ -558,9 +660,13 @@ fn send_all(shared: &Arc<Shared>, session: Session, beat: JoinHandle<()>) {
                         tracing::debug!(%error, "the bus was left without a word");
                     }
                     let _ = beat.join();
-                    drop(session);
+                    drop((declared, session));
                     shared.left.notify_waiters();
                     return;
+                }
+                let renewal = state.renewal.take();
+                if renewal.is_some() {
+                    break (None, None, renewal);
                 }
                 let query = state.queries.pop_front().map(|query| {
                     let answer = answer(shared, &state.replica, &query);
@@ -568,18 +674,67 @@ fn send_all(shared: &Arc<Shared>, session: Session, beat: JoinHandle<()>) {
                 });
                 let send = state.replica.poll_send(Instant::now());
                 if query.is_some() || send.is_some() {
-                    break (query, send);
+                    break (query, send, None);
                 }
                 state = shared.to_send.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         };
+        if let Some(settings) = renewal {
+            drop(declared);
+            if let Some(entered) = reopen(shared, &session, &settings, runtime) {
+                session = entered;
+            }
+            *lock(&current.0) = session.clone();
+            declared = Declared::of(shared, &session);
+        }
         if let Some((query, Some(answer))) = query {
             let key = query.key_expr().clone();
             log_failure("answer", query.reply(key, answer).wait());
         }
         if let Some(send) = send {
-            log_failure("send", perform(shared, &session, &mut subscribers, send));
+            log_failure("send", perform(shared, &session, &mut declared.subscribers, send));
         }
+    }
+}
+
+/// Leaves the bus and enters it with other settings; `None`: the node leaves it for good meanwhile. Others have this node away from it until
+/// then, and read anew what it has when it is back.
+fn reopen(shared: &Arc<Shared>, session: &Session, settings: &BusSettings, runtime: &Handle) -> Option<Session> {
+    if let Err(error) = session.close().wait() {
+        tracing::debug!(%error, "the bus was left without a word");
+    }
+    let mut is_told = false;
+    loop {
+        let entered = settings.zenoh_config().and_then(|config| {
+            runtime
+                .block_on(async {
+                    let session = zenoh::open(config).await?;
+                    declare(&session, shared).await?;
+                    Ok(session)
+                })
+                .map_err(|error: zenoh::Error| error.to_string())
+        });
+        let mut state = shared.lock();
+        match entered {
+            Ok(session) => {
+                // Of the old session.
+                state.queries.clear();
+                state.replica.handle_reopened();
+                drop(state);
+                tracing::info!("the bus was entered anew, with the certificate of now");
+                return Some(session);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::error!(%error, "the bus cannot be entered anew; this node is not on it, and tries on");
+                }
+                if state.is_closed || state.leaves_until.is_some() {
+                    return None;
+                }
+            }
+        }
+        drop(state);
+        thread::sleep(ENTER_AGAIN);
     }
 }
 
@@ -692,7 +847,7 @@ fn ask(
 }
 
 /// The thread `bus-beat`: the clock of the replica, and the sign of life for others.
-fn beat_on(shared: Arc<Shared>, session: Session) {
+fn beat_on(shared: Arc<Shared>, current: Arc<Current>) {
     let key = shared.keys.of_node("beat", shared.node);
     let (mut tick_at, mut beat_at) = (Instant::now(), Instant::now());
     loop {
@@ -710,6 +865,7 @@ fn beat_on(shared: Arc<Shared>, session: Session) {
         if now >= beat_at && !shared.is_hung.load(Ordering::Relaxed) {
             beat_at = now + BEAT_INTERVAL - replica::TICK / 2;
             let bytes = shared.lock().replica.beat();
+            let session = current.get();
             // Rather none than one that waits.
             let put = session.put(&key, bytes).congestion_control(CongestionControl::Drop).priority(Priority::RealTime);
             log_failure("beat", put.express(true).allowed_destination(Locality::Remote).wait());

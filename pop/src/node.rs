@@ -52,7 +52,7 @@ pub use selftest::{SelfTest, TryResult, WorkerTest};
 pub(crate) use spread::RemoteTrack;
 
 use crate::backend::{self, Choice};
-use crate::bus::{Bus, BusCounters, BusSettings, NodeRecord};
+use crate::bus::{Bus, BusApplier, BusCounters, BusSettings, NodeRecord};
 use crate::cluster::{self, Cluster, Goal};
 use crate::config::{Backend, Config};
 use crate::data::DataCounters;
@@ -167,6 +167,8 @@ pub(crate) struct Shared {
 pub struct Joined {
     /// Of its bus, when it has one.
     pub bus: Option<Arc<BusCounters>>,
+    /// Takes other certificates for it.
+    pub(crate) bus_files: Option<BusApplier>,
     /// Its links, when it has some.
     pub mesh: Option<Mesh>,
 }
@@ -294,10 +296,19 @@ impl Node {
             None => None,
         };
         let bus = match BusSettings::of(config) {
-            Some(settings) => Some(Bus::open(&BusSettings { name: shared.name.clone(), ..settings }, id, incarnation).await?),
+            Some(settings) => {
+                let settings = BusSettings { name: shared.name.clone(), ..settings };
+                let opened = Bus::open(&settings, id, incarnation).await?;
+                Some((opened, settings))
+            }
             None => None,
         };
-        let joined = Joined { bus: bus.as_ref().map(|(bus, _)| bus.counters()), mesh: mesh.as_ref().map(|(mesh, _)| mesh.clone()) };
+        let (bus, settings) = bus.unzip();
+        let joined = Joined {
+            bus: bus.as_ref().map(|(bus, _)| bus.counters()),
+            bus_files: bus.as_ref().zip(settings.as_ref()).map(|((bus, _), settings)| bus.applier(settings)),
+            mesh: mesh.as_ref().map(|(mesh, _)| mesh.clone()),
+        };
         if mesh.is_none() && bus.is_none() {
             return Ok(joined);
         }

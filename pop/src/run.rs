@@ -138,6 +138,7 @@ async fn serve(start: Start<'_>) -> Result<(), Failure> {
     ];
     let carrier = joined.mesh.clone();
     appliers.extend(joined.mesh.map(|mesh| Box::new(MeshApplier(mesh)) as Box<dyn Applier>));
+    appliers.extend(joined.bus_files.map(|bus| Box::new(bus) as Box<dyn Applier>));
     appliers.extend(tls.clone().map(|tls| Box::new(TlsApplier(tls)) as Box<dyn Applier>));
     let reloader = Reloader::new(args.config.as_deref(), text, appliers, notifier.clone());
     let operations = Operations { reloader: reloader.clone(), log: log.clone() };

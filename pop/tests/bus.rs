@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pop::bus::{Bus, BusEvent, BusEvents, BusSettings, Gone, Ignored, NodeRecord, SCHEMA, encode_participant};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId};
@@ -483,6 +483,11 @@ async fn a_change_is_known_within_milliseconds_and_a_crowd_within_a_second() {
 
 /// A CA and a certificate of it, in files of `folder`.
 fn certificates(folder: &Path, ca: &str) -> (PathBuf, PathBuf, PathBuf) {
+    certificates_for(folder, ca, &[Duration::from_secs(3_600)]).remove(0)
+}
+
+/// A CA and certificates of it that hold for so long, in files of `folder`.
+fn certificates_for(folder: &Path, ca: &str, lives: &[Duration]) -> Vec<(PathBuf, PathBuf, PathBuf)> {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let ca_key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
@@ -490,15 +495,56 @@ fn certificates(folder: &Path, ca: &str) -> (PathBuf, PathBuf, PathBuf) {
     params.distinguished_name.push(rcgen::DnType::CommonName, ca);
     let ca_certificate = params.self_signed(&ca_key).expect("it signs itself");
     let issuer = Issuer::new(params, ca_key);
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec![format!("a.{POP}.pop.internal")]).expect("a name");
-    let certificate = params.signed_by(&key, &issuer).expect("it signs");
-    let write = |what: &str, text: String| {
-        let path = folder.join(format!("{ca}-{what}.pem"));
-        std::fs::write(&path, text).expect("the folder takes files");
-        path
-    };
-    (write("ca", ca_certificate.pem()), write("node", certificate.pem()), write("key", key.serialize_pem()))
+    let issued = lives.iter().enumerate().map(|(n, life)| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![format!("a.{POP}.pop.internal")]).expect("a name");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is later");
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        (params.not_before, params.not_after) = (epoch + (now - Duration::from_secs(60)), epoch + (now + *life));
+        let certificate = params.signed_by(&key, &issuer).expect("it signs");
+        let write = |what: &str, text: String| {
+            let path = folder.join(format!("{ca}-{what}-{n}.pem"));
+            std::fs::write(&path, text).expect("the folder takes files");
+            path
+        };
+        (write("ca", ca_certificate.pem()), write("node", certificate.pem()), write("key", key.serialize_pem()))
+    });
+    issued.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_enters_anew_with_another_certificate_outlives_the_one_of_before() {
+    pop::dtls::install_crypto_provider();
+    let folder = std::env::temp_dir().join(format!("pop-bus-anew-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("there is a place for files");
+    let life = Duration::from_secs(4);
+    let mut issued = certificates_for(&folder, "ours", &[life, Duration::from_secs(3_600)]).into_iter();
+    let (short, long) = (issued.next().expect("two"), issued.next().expect("two"));
+    let address = free_address();
+    let begun = Instant::now();
+    let of_a = |files: &(PathBuf, PathBuf, PathBuf)| BusSettings { tls: Some(files.clone()), ..settings("a", &[address], &[]) };
+    let mut a = Node::start_with("a", 1, &of_a(&short)).await;
+    let mut b = Node::start_with("b", 1, &BusSettings { tls: Some(long.clone()), ..settings("b", &[], &[address]) }).await;
+    a.put(&local(10, 1));
+    b.put(&local(20, 1));
+    a.until("b's participant", SOON, |a| a.ids() == [20]).await;
+    b.until("a's participant", SOON, |b| b.ids() == [10]).await;
+    a.bus.enter_anew(of_a(&long));
+    // What is put while it is away from the bus is told when it is back.
+    a.put(&local(11, 1));
+    b.until("a is away from the bus", SOON, |b| !b.gone.is_empty()).await;
+    let away = b.until("a with all of its people", SOON, |b| b.ids() == [10, 11]).await;
+    println!("back on the bus after {away:?}");
+    // By then b's connection of before would have ended, and no other could be made.
+    let until = begun + life + Duration::from_secs(2);
+    tokio::time::sleep(until.saturating_duration_since(Instant::now())).await;
+    let gone = b.gone.len();
+    a.put(&local(12, 1));
+    b.put(&local(21, 1));
+    b.until("a's last participant", SOON, |b| b.ids() == [10, 11, 12]).await;
+    a.until("b's last participant", SOON, |a| a.ids() == [20, 21]).await;
+    assert_eq!(b.gone.len(), gone, "and a was there all the time");
+    std::fs::remove_dir_all(&folder).expect("it is ours");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

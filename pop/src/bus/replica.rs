@@ -143,6 +143,10 @@ struct Own {
 struct OwnSession {
     records: BTreeMap<ParticipantId, Own>,
     digest_at: Instant,
+    /// It is in `digests_unsent`.
+    is_digest_unsent: bool,
+    /// When the last of them that has another owner went: without a record the session has digests still, which say so.
+    withdrawn_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -188,6 +192,7 @@ enum PullState {
 #[derive(Debug)]
 pub(super) struct Replica {
     node: NodeId,
+    pop: Box<str>,
     incarnation: Incarnation,
     /// Version of the records that it writes.
     schema: u8,
@@ -226,9 +231,10 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(node: NodeId, incarnation: Incarnation, counters: Arc<BusCounters>) -> Self {
+    pub(super) fn new(node: NodeId, pop: &str, incarnation: Incarnation, counters: Arc<BusCounters>) -> Self {
         Self {
             node,
+            pop: pop.into(),
             incarnation,
             schema: SCHEMA,
             counters,
@@ -274,7 +280,12 @@ impl Replica {
             }
         };
         // Its keepers hear of a session by its digest, so the first one does not wait.
-        let own = self.own.entry(session.clone()).or_insert_with(|| OwnSession { records: BTreeMap::new(), digest_at: now });
+        let own = self.own.entry(session.clone()).or_insert_with(|| OwnSession {
+            records: BTreeMap::new(),
+            digest_at: now,
+            is_digest_unsent: false,
+            withdrawn_at: None,
+        });
         let is_here = local.manifest.is_some();
         let is_unsent = own.records.get(&local.participant).is_some_and(|known| known.is_unsent);
         own.records.insert(local.participant, Own { version: local.version, bytes, is_here, is_unsent: true });
@@ -282,30 +293,33 @@ impl Replica {
             self.unsent.push_back((session.clone(), local.participant));
         }
         if !is_here {
-            self.tombstones.push_back((now, session.clone(), local.participant, local.version));
-            if self.tombstones.len() > TOMBSTONES_MAX {
-                self.forget_tombstone();
-            }
+            self.bury(now, session, local.participant, local.version);
         }
         Ok(())
     }
 
     /// One of ours has another owner: nobody is told of it from here any more, and by the next digest those who still believe us learn that.
-    pub(super) fn withdraw_participant(&mut self, session: &SessionId, participant: ParticipantId) {
+    pub(super) fn withdraw_participant(&mut self, now: Instant, session: &SessionId, participant: ParticipantId) {
         let Some(own) = self.own.get_mut(session) else { return };
-        own.records.remove(&participant);
-        if own.records.is_empty() {
-            self.own.remove(session);
+        let Some(Own { version, .. }) = own.records.remove(&participant) else { return };
+        own.withdrawn_at = Some(now);
+        self.bury(now, session, participant, version);
+    }
+
+    fn bury(&mut self, now: Instant, session: &SessionId, participant: ParticipantId, version: Version) {
+        self.tombstones.push_back((now, session.clone(), participant, version));
+        if self.tombstones.len() > TOMBSTONES_MAX {
+            self.forget_tombstone();
         }
     }
 
     fn forget_tombstone(&mut self) {
-        let Some((_, session, participant, version)) = self.tombstones.pop_front() else { return };
+        let Some((at, session, participant, version)) = self.tombstones.pop_front() else { return };
         let Some(own) = self.own.get_mut(&session) else { return };
         if own.records.get(&participant).is_some_and(|own| !own.is_here && own.version == version) {
             own.records.remove(&participant);
         }
-        if own.records.is_empty() {
+        if own.records.is_empty() && own.withdrawn_at.is_none_or(|last| last <= at) {
             self.own.remove(&session);
         }
     }
@@ -334,6 +348,17 @@ impl Replica {
         self.forget(nodes.values().map(BTreeMap::len).sum());
         self.watches_unsent.push_back((session.clone(), false));
         self.end_pulls(|(of, _)| of == session);
+    }
+
+    /// All that was declared on the bus is gone; what others told meanwhile is repaired as always.
+    pub(super) fn handle_reopened(&mut self) {
+        self.watches_unsent = self.watched.keys().map(|session| (session.clone(), true)).collect();
+        self.end_pulls(|_| true);
+        let up: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| peer.record.is_some()).map(|(&node, _)| node).collect();
+        let sessions: Vec<SessionId> = self.watched.keys().cloned().collect();
+        for session in &sessions {
+            up.iter().for_each(|&node| self.pull(session, node));
+        }
     }
 
     /// Asks `node` for all that it says, and tells it once more: what came while the node was held for away counted for nothing.
@@ -500,7 +525,8 @@ impl Replica {
     }
 
     pub(super) fn handle_node(&mut self, now: Instant, key: NodeId, record: NodeRecord, counter: u32) {
-        if record.node != key || NodeId::of(&record.pop, &record.name) != key {
+        // Who may be on this bus is the operator's CA's to say, and it makes certificates for nodes of other PoPs, too.
+        if record.node != key || NodeId::of(&record.pop, &record.name) != key || record.pop != self.pop {
             self.counters.ignore(Ignored::Foreign);
             return;
         }
@@ -724,7 +750,9 @@ impl Replica {
         for (session, own) in &mut self.own {
             if own.digest_at <= now {
                 own.digest_at = now + DIGEST_INTERVAL;
-                self.digests_unsent.push_back(session.clone());
+                if !std::mem::replace(&mut own.is_digest_unsent, true) {
+                    self.digests_unsent.push_back(session.clone());
+                }
             }
         }
         for (key, pull) in &mut self.pulls {
@@ -774,12 +802,16 @@ impl Replica {
             let incarnation = peer.incarnation;
             return Some(Send::AskPage(PageAsk { session, node, incarnation, from: pull.from, number: pull.number }));
         }
-        let session = self.digests_unsent.pop_front()?;
-        let mut sum = Sum::default();
-        for (&participant, own) in self.own.get(&session).into_iter().flat_map(|own| &own.records).filter(|(_, own)| own.is_here) {
-            sum.add(participant, own.version);
+        while let Some(session) = self.digests_unsent.pop_front() {
+            let Some(own) = self.own.get_mut(&session) else { continue };
+            own.is_digest_unsent = false;
+            let mut sum = Sum::default();
+            for (&participant, own) in own.records.iter().filter(|(_, own)| own.is_here) {
+                sum.add(participant, own.version);
+            }
+            return Some(Send::Digest(session, record::encode_digest(Digest { incarnation: self.incarnation, sum })));
         }
-        Some(Send::Digest(session, record::encode_digest(Digest { incarnation: self.incarnation, sum })))
+        None
     }
 
     /// Something was put that was not sent.

@@ -53,7 +53,7 @@ impl Net {
         let mut net = Net { begun, now: begun, nodes: Vec::new(), seen, events, cut: BTreeSet::new(), loses_puts: false };
         for &(name, start) in nodes {
             let record = record(name, start);
-            let mut node = Replica::new(record.node, record.incarnation, Arc::default());
+            let mut node = Replica::new(record.node, "fra", record.incarnation, Arc::default());
             node.put_node(record);
             node.watch(&room());
             net.nodes.push(node);
@@ -64,6 +64,11 @@ impl Net {
     fn put(&mut self, node: usize, participant: u64, counter: u32, is_here: bool) {
         let now = self.now;
         self.nodes[node].put_participant(now, &room(), &local(participant, counter, is_here)).expect("it is bounded");
+    }
+
+    fn withdraw(&mut self, node: usize, participant: u64) {
+        let now = self.now;
+        self.nodes[node].withdraw_participant(now, &room(), ParticipantId(participant));
     }
 
     /// `ms` in ticks, each node's beats and timers, and all messages until nobody has one.
@@ -250,7 +255,7 @@ fn who_went_on_elsewhere_while_its_node_was_gone_ends_there_a_moment_after_the_n
     net.cut = [(0, 1), (1, 0)].into();
     net.run(600);
     assert_eq!(net.gone(1), [Gone::Silent]);
-    net.nodes[0].withdraw_participant(&room(), ParticipantId(1));
+    net.withdraw(0, 1);
     let told = |net: &Net| {
         let records =
             net.events[1].iter().filter_map(|event| if let BusEvent::Record { record, .. } = event { Some(record) } else { None });
@@ -410,9 +415,37 @@ fn one_that_has_another_owner_is_told_of_no_longer() {
     net.put(0, 2, 1, true);
     net.run(200);
     assert_eq!(net.ids(1), [1, 2]);
-    net.nodes[0].withdraw_participant(&room(), ParticipantId(1));
+    net.withdraw(0, 1);
     net.run(200);
     assert_eq!(net.ids(1), [1, 2], "others hear its new owner first");
     net.run(1_600);
     assert_eq!(net.ids(1), [2]);
+    net.withdraw(0, 2);
+    net.run(1_600);
+    assert_eq!(net.ids(1), [] as [u64; 0], "the last of the session, too");
+    assert!(net.nodes[0].own.contains_key(&room()));
+    net.run(TOMBSTONE_LIFE.as_millis() as u64);
+    assert!(net.nodes[0].own.is_empty(), "and then the session is forgotten");
+}
+
+#[test]
+fn a_bus_that_is_slower_than_digests_keeps_no_more_than_one_of_each_session() {
+    let mut node = Net::new(&[("a", 1)]).nodes.remove(0);
+    let begun = Instant::now();
+    node.put_participant(begun, &room(), &local(1, 1, true)).expect("it is bounded");
+    for n in 0..1_000 {
+        node.handle_timeout(begun + n * DIGEST_INTERVAL);
+    }
+    assert_eq!(node.digests_unsent.len(), 1);
+}
+
+#[test]
+fn a_node_of_another_pop_is_none_of_this_one() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    let of_ams = NodeRecord { pop: "ams".into(), node: NodeId::of("ams", "x"), ..record("x", 1) };
+    let now = net.now;
+    net.nodes[0].handle_node(now, of_ams.node, of_ams, 1);
+    net.run(200);
+    let up = net.events[0].iter().filter(|event| matches!(event, BusEvent::NodeUp(_))).count();
+    assert_eq!((up, net.nodes[0].counters.ignored(Ignored::Foreign)), (1, 1));
 }
