@@ -36,7 +36,7 @@ use crate::admin;
 use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
 use crate::data::{DataDrop, SenderPlace};
 use crate::logging::AUDIT;
-use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Outgoing, Peer};
+use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Outgoing, Peer, Unheard};
 use crate::metrics::Deaths;
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
 use crate::rejoin;
@@ -71,6 +71,9 @@ const RECORDS_MAX: usize = 4_096;
 /// So long the people of a node that lives, and is not on the bus, are believed to be as they were when the bus told of them last: on a
 /// link with 10 % loss the bus was away for up to 9 s.
 const UNTOLD_MAX: Duration = Duration::from_secs(15);
+
+/// Words of other nodes (who speaks, what was said of a room, who wants to hear) that wait in the mailboxes of rooms, of all together.
+const WORDS_MAX: usize = 4_096;
 
 /// How often it is looked at whether this node stood still.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -272,6 +275,7 @@ impl Cluster {
             orders: HashMap::new(),
             next_order: 0,
             obeying: Arc::new(Semaphore::new(ORDERS_MAX)),
+            words: Arc::new(Semaphore::new(WORDS_MAX)),
             hang: None,
             doubted_until: None,
             began,
@@ -534,6 +538,8 @@ struct State {
     next_order: u64,
     /// Places for orders of other nodes.
     obeying: Arc<Semaphore>,
+    /// Places of [`WORDS_MAX`].
+    words: Arc<Semaphore>,
     hang: Option<Hang>,
     /// This node stood still, and until then believes who holds it for dead.
     doubted_until: Option<Instant>,
@@ -770,6 +776,9 @@ impl State {
                             self.hold_dead(node, None);
                             // Whom it had is not there any longer, and nobody will say so.
                             self.tell_rooms(node, NodeFate::Restarted);
+                        } else {
+                            // What it asked for before the bus told of it was ignored.
+                            self.send(node, Message::Gap);
                         }
                     }
                 }
@@ -884,7 +893,7 @@ impl State {
             return self.ask_whether_dead(shared);
         }
         let is_remembered = self.doubted_until.is_some_and(|until| Instant::now() < until);
-        if is_remembered && self.mesh.as_ref().is_some_and(|mesh| mesh.verdicts(0).into_iter().any(|(_, dead)| dead)) {
+        if is_remembered && self.mesh.as_ref().is_some_and(|mesh| mesh.verdicts(0).into_iter().any(|(_, said)| said.dead)) {
             return self.rejoin(shared);
         }
         self.judge_lives(shared);
@@ -953,11 +962,12 @@ impl State {
         self.doubted_until = Some(now + HANG_REMEMBERED);
         let verdicts = self.mesh.as_ref().map_or_else(Vec::new, |mesh| mesh.verdicts(hang.since_us));
         let witness = |(node, of): (&NodeId, &Node)| {
-            let holds_dead = verdicts.iter().find(|(of, _)| of == node).map(|(_, dead)| *dead);
+            let said = verdicts.iter().find(|(of, _)| of == node).map(|(_, said)| *said);
+            let holds_dead = said.map(|said| said.dead);
             let is_connected = self.links.contains_key(node) || of.gone_at.is_none();
             // Who is away is not waited for, and may hold this node for dead in turn. Who has had no link yet tells once he has.
             let is_asked = of.is_up() && of.life.has_heard(Way::Link) || holds_dead == Some(true);
-            is_asked.then_some(Witness { is_connected, holds_dead })
+            is_asked.then_some(Witness { is_connected, holds_dead, stood_still: said.is_some_and(|said| said.hung) })
         };
         let witnesses: Vec<_> = self.nodes.iter().filter_map(witness).collect();
         let waited = now.saturating_duration_since(hang.since);
@@ -1064,6 +1074,11 @@ impl State {
     }
 
     async fn handle_mesh(&mut self, event: MeshEvent) {
+        if let MeshEvent::Data { node, .. } | MeshEvent::Message { node, .. } = &event
+            && !self.nodes.contains_key(node)
+        {
+            return self.ignore(*node, event);
+        }
         match event {
             MeshEvent::LinkUp { peer, secret } => self.link_up(*peer, secret).await,
             MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
@@ -1098,6 +1113,41 @@ impl State {
                 _ => {}
             },
         }
+    }
+
+    /// Sessions do not span PoPs yet: a node that is none of this one, or of which the bus has not told yet, has a link and no say.
+    fn ignore(&self, node: NodeId, event: MeshEvent) {
+        if let Some(mesh) = &self.mesh {
+            mesh.ignore(Unheard::Foreign);
+        }
+        match event {
+            MeshEvent::Data { .. } => {
+                if let Some(shared) = self.shared.upgrade() {
+                    shared.data.count_drop(DataDrop::Foreign);
+                }
+            }
+            MeshEvent::Message { message: Message::Want(control::Want { track, .. }), .. } => {
+                self.refuse(node, track, "this node's rooms are not yours");
+            }
+            MeshEvent::Message { message: Message::Order(Order { number, .. }), .. } => {
+                self.send(node, Message::Done(Done { number, outcome: Outcome::UnknownParticipant }));
+            }
+            _ => {}
+        }
+    }
+
+    /// A place for a word that a room is to hear; `None`: too many wait, and the node is told to ask for what it has missed.
+    fn place_of_word(&mut self, node: NodeId) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.words).try_acquire_owned().ok();
+        if place.is_none() {
+            if let Some(mesh) = &self.mesh {
+                mesh.ignore(Unheard::Full);
+            }
+            if let Some(link) = self.links.get_mut(&node) {
+                link.gap_at.get_or_insert(Instant::now() + ASK_AGAIN);
+            }
+        }
+        place
     }
 
     async fn link_up(&mut self, peer: Peer, secret: LinkSecret) {
@@ -1252,7 +1302,7 @@ impl State {
     /// Another node's operator wants something of a room of this one.
     fn take_order(&self, node: NodeId, order: Order) {
         let number = order.number;
-        let place = Arc::clone(&self.obeying).try_acquire_owned().ok().filter(|_| self.nodes.contains_key(&node));
+        let place = Arc::clone(&self.obeying).try_acquire_owned().ok();
         let (Some(place), Some(shared), Some(requests)) = (place, self.shared.upgrade(), self.requests.upgrade()) else {
             return self.send(node, Message::Done(Done { number, outcome: Outcome::UnknownParticipant }));
         };
@@ -1301,12 +1351,16 @@ impl State {
     }
 
     fn take_follow(&mut self, node: NodeId, session: &SessionId, age: Duration, received: Vec<(ParticipantId, u32)>) {
-        // Sessions do not span PoPs yet.
-        let room = self.room(session).filter(|_| self.nodes.contains_key(&node));
-        if let Some((room, link)) = room.zip(self.links.get_mut(&node)) {
-            link.asked.insert(session.clone());
-            let _ = room.send(RoomMessage::Followed { node, age, received });
+        let Some(room) = self.room(session) else { return };
+        // What it asked for before is answered as of when the room comes to it, so once is enough.
+        if self.links.get(&node).is_none_or(|link| link.asked.contains(session)) {
+            return;
         }
+        let Some(place) = self.place_of_word(node) else { return };
+        if let Some(link) = self.links.get_mut(&node) {
+            link.asked.insert(session.clone());
+        }
+        let _ = room.send(RoomMessage::Followed { node, age, received, place });
     }
 
     fn tell_abroad(&mut self, session: SessionId, node: Option<NodeId>, told: Abroad, hold: Option<SenderPlace>) {
@@ -1375,7 +1429,7 @@ impl State {
     }
 
     fn take_data(&self, node: NodeId, data: Data, place: OwnedSemaphorePermit) {
-        let Some(room) = self.room(&data.session).filter(|_| self.nodes.contains_key(&node)) else {
+        let Some(room) = self.room(&data.session) else {
             if let Some(shared) = self.shared.upgrade() {
                 shared.data.count_drop(DataDrop::Foreign);
             }
@@ -1386,15 +1440,16 @@ impl State {
         let _ = room.send(RoomMessage::RemoteData { node, sender, message, place });
     }
 
-    fn take_heard(&self, node: NodeId, heard: Heard) {
+    fn take_heard(&mut self, node: NodeId, heard: Heard) {
         let Heard { session, speaking, connections } = heard;
-        let Some(room) = self.room(&session).filter(|_| self.nodes.contains_key(&node)) else { return };
+        let Some(room) = self.room(&session) else { return };
+        let Some(place) = self.place_of_word(node) else { return };
         let quality = |told: &Connection| {
             let grade = *GRADES.get(usize::from(told.grade))?;
             Some(ConnectionQuality { participant: told.participant, grade, score: f32::from(told.score) / 100.0 })
         };
         let connections = connections.iter().filter_map(quality).collect();
-        let _ = room.send(RoomMessage::Heard { node, speaking, connections });
+        let _ = room.send(RoomMessage::Heard { node, speaking, connections, place });
     }
 
     /// To one node, or to all of the PoP. It waits behind data: what is dropped there comes with the answer to the next [`Follow`].
@@ -1407,11 +1462,11 @@ impl State {
         }
     }
 
-    fn take_room_word(&self, node: NodeId, word: control::Room) {
+    fn take_room_word(&mut self, node: NodeId, word: control::Room) {
         let control::Room { session, metadata, participants_max, said } = word;
-        // Sessions do not span PoPs yet.
-        let Some(room) = self.room(&session).filter(|_| self.nodes.contains_key(&node)) else { return };
-        let _ = room.send(RoomMessage::Word(RoomWord { metadata: metadata.into(), participants_max, said }));
+        let Some(room) = self.room(&session) else { return };
+        let Some(place) = self.place_of_word(node) else { return };
+        let _ = room.send(RoomMessage::Word { word: RoomWord { metadata: metadata.into(), participants_max, said }, place });
     }
 
     fn await_again(&mut self, node: NodeId, track: TrackId) {
@@ -1425,11 +1480,7 @@ impl State {
 
     /// Another node's subscribers want a track: its room knows whether it is ours.
     fn consider(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16) {
-        // Sessions do not span PoPs yet.
-        let is_sound = self
-            .links
-            .get(&node)
-            .is_some_and(|link| link.is_placed && self.nodes.contains_key(&node) && usize::from(worker) < link.peer.workers.len());
+        let is_sound = self.links.get(&node).is_some_and(|link| link.is_placed && usize::from(worker) < link.peer.workers.len());
         let room = self.room(&session).filter(|_| is_sound);
         let (Some(room), Some(requests)) = (room, self.requests.upgrade()) else {
             return self.refuse(node, track, "this node has no such room");
@@ -1461,7 +1512,10 @@ impl State {
                 shared.command(home, Command::ExportToLink { track, link, alias, on: false }).await;
                 alias
             }
-            None if link.exports.len() >= EXPORTS_MAX => return self.refuse(node, track, "this node sends as many tracks as it may"),
+            None if link.exports.len() >= EXPORTS_MAX => {
+                self.tell_demand(&session, track, false);
+                return self.refuse(node, track, "this node sends as many tracks as it may");
+            }
             None => {
                 while link.exports.values().any(|export| export.alias == self.next_alias) {
                     self.next_alias = self.next_alias.wrapping_add(1);

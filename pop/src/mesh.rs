@@ -47,9 +47,10 @@ use counters::Counters;
 use link::{Item, Link};
 
 pub use carry::{Answering, CARRIED_MAX, Carried, CarryError, Elsewhere};
-pub use counters::{MeshCounters, Refusal};
+pub use counters::{MeshCounters, Refusal, Unheard};
 pub use identity::{MeshFiles, MeshIdentity};
 pub(crate) use link::Outgoing;
+pub(crate) use link::Said;
 pub use link::{DataRefused, Ended};
 pub use name::NodeName;
 
@@ -311,6 +312,8 @@ impl Mesh {
     pub fn forget(&self, node: NodeId) {
         let mut table = self.0.shared.table();
         table.ways.remove(&node);
+        // Should it be back, it begins as one that lives.
+        table.dead.remove(&node);
         if let Some(dialer) = table.dialers.remove(&node) {
             dialer.task.abort();
         }
@@ -382,10 +385,15 @@ impl Mesh {
         since_us
     }
 
-    /// Who has answered that question, and whether they hold this node for dead.
-    pub fn verdicts(&self, since_us: u64) -> Vec<(NodeId, bool)> {
+    /// Who has answered that question, and what.
+    pub(crate) fn verdicts(&self, since_us: u64) -> Vec<(NodeId, Said)> {
         let table = self.0.shared.table();
         table.links.iter().filter_map(|(node, link)| Some((*node, link.verdict(since_us)?))).collect()
+    }
+
+    /// Counts something that came over a link and is not heard.
+    pub(crate) fn ignore(&self, why: Unheard) {
+        self.0.shared.counters.ignore(why);
     }
 
     /// Steps to the next generation of keys: they are used up. `false`: there is no link.

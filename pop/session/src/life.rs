@@ -79,6 +79,8 @@ pub struct Witness {
     pub is_connected: bool,
     /// What it has said.
     pub holds_dead: Option<bool>,
+    /// It stood still itself: that it holds nobody for dead says nothing, and more will not come of it.
+    pub stood_still: bool,
 }
 
 /// What a node that stood still is held for.
@@ -98,7 +100,7 @@ pub enum Verdict {
 /// The verdict of those who have been asked for as long as `waited`. Others hold it for dead together or not at all, so who has said that he does not
 /// speaks for those who may be dead themselves: whoever has no connection to it, and whoever is silent for long enough to be.
 pub fn verdict(witnesses: &[Witness], waited: Duration) -> Verdict {
-    let is_known_alive = witnesses.iter().any(|of| of.holds_dead == Some(false));
+    let is_known_alive = witnesses.iter().any(|of| of.holds_dead == Some(false) && !of.stood_still);
     let may_say = |of: &Witness| of.holds_dead.is_none() && (!is_known_alive || of.is_connected && waited < VERDICT_WAIT_OTHERS_MAX);
     if witnesses.iter().any(|of| of.holds_dead == Some(true)) {
         Verdict::Dead

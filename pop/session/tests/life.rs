@@ -268,14 +268,15 @@ fn a_node_that_has_no_link_yet_is_not_dead_because_the_bus_began_anew() {
     assert!(dead_at.is_some_and(|(fate, when)| fate == Fate::Dead && when <= at(1_480)), "{dead_at:?}");
 }
 
-/// Verdicts of others that are connected, or not (`x`): `A`, `D`: they hold it for alive, for dead; `?`: they have said nothing.
+/// Verdicts of others that are connected, or not (`x`): `A`, `D`: they hold it for alive, for dead; `a`: as `A`, and they stood still
+/// themselves; `?`: they have said nothing.
 fn witnesses(of: &str) -> Vec<Witness> {
     let said = |letter| match letter {
-        'A' => Some(false),
+        'A' | 'a' => Some(false),
         'D' => Some(true),
         _ => None,
     };
-    of.chars().map(|letter| Witness { is_connected: letter != 'x', holds_dead: said(letter) }).collect()
+    of.chars().map(|letter| Witness { is_connected: letter != 'x', holds_dead: said(letter), stood_still: letter == 'a' }).collect()
 }
 
 #[test]
@@ -288,6 +289,15 @@ fn a_node_that_stood_still_waits_for_nobody_who_died_meanwhile_when_another_spea
     assert_eq!(after("Ax", Duration::ZERO), alive(false), "its connections have ended");
     assert_eq!(after("A?", VERDICT_WAIT_OTHERS_MAX - Duration::from_millis(1)), Verdict::Wait, "it may answer yet");
     assert_eq!(after("A?", VERDICT_WAIT_OTHERS_MAX), alive(false), "its host is silent");
+}
+
+#[test]
+fn who_stood_still_with_it_does_not_speak_for_those_who_may_hold_both_for_dead() {
+    let after = |of, waited| verdict(&witnesses(of), waited);
+    assert_eq!(after("ax", VERDICT_WAIT_MAX - Duration::from_millis(1)), Verdict::Wait, "the third may have the people of both");
+    assert_eq!(after("aD", Duration::ZERO), Verdict::Dead);
+    assert_eq!(after("aA", Duration::ZERO), Verdict::Alive { is_settled: true });
+    assert_eq!(after("aa", Duration::ZERO), Verdict::Alive { is_settled: false }, "all stood still: nobody knows more");
 }
 
 #[test]

@@ -274,6 +274,38 @@ fn a_client_that_comes_back_gets_what_people_of_other_nodes_have_said_meanwhile(
 }
 
 #[test]
+fn what_one_said_at_its_former_node_is_not_heard_there_again_from_its_next_one() {
+    let mut pop = Pop::with_people();
+    pop.on(A, |stage| {
+        stage.enter("amy");
+        stage.offer("amy", first_offer());
+        stage.connect("amy");
+    });
+    for n in 1..=3 {
+        pop.say(A, "ann", message(true, n, &[], n.to_string().as_bytes()));
+    }
+    assert_eq!(pop.got(A, "amy"), bodies(&["1", "2", "3"]));
+    let ann = pop.id(A, "ann");
+    // C takes A for dead, and A lives.
+    pop.on(C, |stage| {
+        stage.session.handle_node_away(stage.now, A);
+        stage.drain();
+        stage.members.insert("ann", ann);
+        assert_eq!(stage.resume("ann"), Ok(Reply::Joined));
+        stage.offer("ann", first_offer());
+        stage.connect("ann");
+    });
+    pop.follow(A, C);
+    for n in 2..=4 {
+        pop.on(A, |stage| {
+            stage.session.handle_remote_data(stage.now, C, Some(ann), Arc::new(message(true, n, &[], n.to_string().as_bytes())))
+        });
+    }
+    pop.on(A, |stage| stage.drain());
+    assert_eq!(pop.got(A, "amy"), bodies(&["4"]));
+}
+
+#[test]
 fn a_node_speaks_for_its_own_people_alone() {
     let mut pop = Pop::with_people();
     let (bob, eve, ann) = (pop.id(B, "bob"), pop.id(C, "eve"), pop.id(A, "ann"));

@@ -89,6 +89,28 @@ impl Refusal {
     }
 }
 
+/// Why what a node says over a link that is up counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unheard {
+    /// It is no node of this PoP, as far as the bus has told.
+    Foreign,
+    /// Too much waits for this node's rooms; it is told to ask for what it has missed.
+    Full,
+}
+
+impl Unheard {
+    /// All, in the order of their counters.
+    pub const ALL: [Unheard; 2] = [Unheard::Foreign, Unheard::Full];
+
+    /// As metrics say it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Unheard::Foreign => "foreign",
+            Unheard::Full => "full",
+        }
+    }
+}
+
 /// What became of a client's request that another node has, or of one that this node has for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carry {
@@ -129,6 +151,7 @@ pub(super) struct Counters {
     refused: [AtomicU64; Refusal::ALL.len()],
     messages_in: AtomicU64,
     messages_out: AtomicU64,
+    unheard: [AtomicU64; Unheard::ALL.len()],
     rekeys: AtomicU64,
     carried: [AtomicU64; Carry::ALL.len()],
     joined: AtomicI64,
@@ -145,6 +168,8 @@ pub struct MeshCounters {
     pub messages_in: u64,
     /// Control messages that were written.
     pub messages_out: u64,
+    /// Of those that came, the ones that counted for nothing, by reason.
+    pub unheard: [(Unheard, u64); Unheard::ALL.len()],
     /// New generations of keys.
     pub rekeys: u64,
     /// Requests of clients that this node carried elsewhere, or answered for another, by what became of them.
@@ -175,6 +200,10 @@ impl Counters {
         self.messages_out.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn ignore(&self, why: Unheard) {
+        self.unheard[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn rekey(&self) {
         self.rekeys.fetch_add(1, Ordering::Relaxed);
     }
@@ -193,6 +222,7 @@ impl Counters {
             refused: Refusal::ALL.map(|reason| (reason, self.refused[reason as usize].load(Ordering::Relaxed))),
             messages_in: self.messages_in.load(Ordering::Relaxed),
             messages_out: self.messages_out.load(Ordering::Relaxed),
+            unheard: Unheard::ALL.map(|why| (why, self.unheard[why as usize].load(Ordering::Relaxed))),
             rekeys: self.rekeys.load(Ordering::Relaxed),
             carried: Carry::ALL.map(|outcome| (outcome, self.carried[outcome as usize].load(Ordering::Relaxed))),
             joined: self.joined.load(Ordering::Relaxed),

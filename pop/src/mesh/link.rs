@@ -20,6 +20,9 @@ use crate::data::SenderPlace;
 /// That this node lives is said so often.
 const ALIVE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// One that stood still answers another that did so often at most.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(20);
+
 /// A peer that says nothing for so long, or takes nothing, has no link.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
@@ -232,7 +235,9 @@ pub(super) struct Link {
     /// The peer's clock in the last [`Alive`] that came.
     their_us: AtomicU64,
     /// Our clock in it, and whether the peer holds this node for dead.
-    answer: Mutex<(u64, bool)>,
+    answer: Mutex<(u64, Said)>,
+    /// When this end answered last, of the clock of [`Shared::now_us`].
+    answered_us: AtomicU64,
     data: Mutex<DataQueue>,
     /// Something came into it.
     data_queued: Notify,
@@ -242,6 +247,15 @@ pub(super) struct Link {
     /// What its workers told last, together.
     pub(super) figures: Mutex<LinkStats>,
     ended: watch::Sender<Option<Ended>>,
+}
+
+/// What another node says of this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// It holds this node for dead.
+    pub(crate) dead: bool,
+    /// It stood still itself, and does not know yet.
+    pub(crate) hung: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -265,6 +279,7 @@ impl Link {
             heard_ms: AtomicU64::new(0),
             their_us: AtomicU64::new(0),
             answer: Mutex::default(),
+            answered_us: AtomicU64::new(0),
             data: Mutex::default(),
             data_queued: Notify::new(),
             data_places: Arc::new(Semaphore::new(DATA_IN_LEN_MAX as usize)),
@@ -339,19 +354,25 @@ impl Link {
 
     fn take_alive(&self, shared: &Shared, alive: Alive) {
         self.their_us.store(alive.now_us, Ordering::Relaxed);
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = (alive.echo_us, alive.dead);
+        let said = Said { dead: alive.dead, hung: alive.hung };
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = (alive.echo_us, said);
         if alive.hung {
-            // It waits for the answer.
-            self.tell_alive(shared);
+            // It waits for the answer. Of two that stood still each answer would be a question.
+            let now_us = shared.now_us();
+            let is_early = now_us < self.answered_us.load(Ordering::Relaxed) + ANSWER_INTERVAL.as_micros() as u64;
+            if !is_early || !shared.is_hung() {
+                self.answered_us.store(now_us, Ordering::Relaxed);
+                self.tell_alive(shared);
+            }
         } else {
             self.hear();
         }
     }
 
-    /// Whether the peer holds this node for dead, as it has said since our clock showed `since_us`; `None`: it has not said.
-    pub(super) fn verdict(&self, since_us: u64) -> Option<bool> {
-        let (echo_us, dead) = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        (echo_us >= since_us).then_some(dead)
+    /// What the peer holds this node for, as it has said since our clock showed `since_us`; `None`: it has not said.
+    pub(super) fn verdict(&self, since_us: u64) -> Option<Said> {
+        let (echo_us, said) = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        (echo_us >= since_us).then_some(said)
     }
 
     /// How long ago its last sign of life came; `None`: none has. That there is a link is none.

@@ -21,7 +21,7 @@ impl MeshCollector {
 
 impl Collector for MeshCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let MeshCounters { links, refused, messages_in, messages_out, rekeys, carried, joined, expires_at_s } = self.0.counters();
+        let MeshCounters { links, refused, messages_in, messages_out, unheard, rekeys, carried, joined, expires_at_s } = self.0.counters();
         let gauges = [
             ("pop_mesh_links", "Links to other nodes that are up", links as u64),
             (
@@ -44,6 +44,11 @@ impl Collector for MeshCollector {
         let mut family = encoder.encode_descriptor("pop_mesh_messages", help, None, MetricType::Counter)?;
         for (direction, count) in [("in", messages_in), ("out", messages_out)] {
             ConstCounter::new(count).encode(family.encode_family(&[("direction", direction)])?)?;
+        }
+        let help = "Control messages that counted for nothing: of a node that is none of this PoP (foreign), or too many for this node's rooms (full)";
+        let mut family = encoder.encode_descriptor("pop_mesh_ignored_messages", help, None, MetricType::Counter)?;
+        for (why, count) in unheard {
+            ConstCounter::new(count).encode(family.encode_family(&[("reason", why.label())])?)?;
         }
         let help =
             "Requests of clients that belong to another node, by what became of them; answered and full are of those that came from others";

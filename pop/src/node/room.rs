@@ -158,14 +158,20 @@ pub(crate) enum RoomMessage {
         node: NodeId,
         speaking: Vec<(ParticipantId, u8)>,
         connections: Vec<ConnectionQuality>,
+        /// In the bound of all that wait, until it is taken; so of the next two.
+        place: OwnedSemaphorePermit,
     },
     /// What another node knows to have been said of the room.
-    Word(RoomWord),
+    Word {
+        word: RoomWord,
+        place: OwnedSemaphorePermit,
+    },
     /// Another node wants what ours say.
     Followed {
         node: NodeId,
         age: Duration,
         received: Vec<(ParticipantId, u32)>,
+        place: OwnedSemaphorePermit,
     },
     /// What that node's participants say is to be asked for.
     Follow {
@@ -445,9 +451,18 @@ impl Room {
             RoomMessage::RemoteData { node, sender, message, place: _place } => {
                 self.count_data(shared, |session| session.handle_remote_data(now, node.0, sender, message));
             }
-            RoomMessage::Heard { node, speaking, connections } => self.session.handle_heard(now, node.0, &speaking, &connections),
-            RoomMessage::Word(word) => self.session.handle_room_word(now, word),
-            RoomMessage::Followed { node, age, received } => self.session.handle_follow(now, node.0, age, &received),
+            RoomMessage::Heard { node, speaking, connections, place } => {
+                drop(place);
+                self.session.handle_heard(now, node.0, &speaking, &connections);
+            }
+            RoomMessage::Word { word, place } => {
+                drop(place);
+                self.session.handle_room_word(now, word);
+            }
+            RoomMessage::Followed { node, age, received, place } => {
+                drop(place);
+                self.session.handle_follow(now, node.0, age, &received);
+            }
             RoomMessage::Follow { node } => {
                 if let Some(cluster) = shared.cluster.get() {
                     cluster.follow(self.session.id(), node, self.session.received_of(node.0));

@@ -62,7 +62,7 @@ pub enum Abroad {
 #[derive(Debug, Default)]
 pub(super) struct News {
     /// The last reliable message of each.
-    received: BTreeMap<ParticipantId, u32>,
+    pub(super) received: BTreeMap<ParticipantId, u32>,
     /// Who speaks.
     pub(super) speaking: BTreeMap<ParticipantId, u8>,
     /// How each is connected.

@@ -26,6 +26,9 @@ const COUNTER_BITS: u32 = 31;
 /// The last of an epoch.
 pub(super) const COUNTER_MAX: u32 = (1 << COUNTER_BITS) - 1;
 
+/// The last that is believed; ours go on from there.
+const EPOCH_MAX: u32 = u32::MAX / 2;
+
 /// What members and sections here have of a remote participant.
 #[derive(Debug)]
 pub(super) struct Far {
@@ -122,10 +125,11 @@ impl Session {
 
     fn take_record(&mut self, now: Time, record: Record) -> Applied {
         let RemoteKey { node, participant: id } = record.key;
-        // No node counts so far: what comes after it would be older for clients.
-        if record.version.counter > COUNTER_MAX {
+        // No node counts so far: what comes after it would be older for clients, or for everybody.
+        if record.version.counter > COUNTER_MAX || record.version.epoch > EPOCH_MAX {
             return Applied::Stale;
         }
+        let mut said = 0;
         if let Some(local) = self.participants.get_mut(&id) {
             let is_newer = (record.version.epoch, Reverse(node)) > (local.epoch, Reverse(self.node));
             // The first epoch is no take-over: who writes it of one of ours has no right to.
@@ -142,6 +146,7 @@ impl Session {
             if let Some(local) = self.participants.get(&id).filter(|local| record.manifest.is_none() && local.is_shown()) {
                 self.gone.push(self.describe_gone(local, LeaveReason::ClientInitiated));
             }
+            said = self.member(id).map_or(0, |member| member.last_message);
             self.remove(now, id, CloseReason::TakenOver);
         }
         let before = self.remotes.find(id).map(describe_remote);
@@ -152,6 +157,10 @@ impl Session {
         }
         let applied = self.remotes.apply(now, self.limits.grace, record);
         if applied == Applied::New {
+            // What it said here it may say again there.
+            if said > 0 {
+                self.news.received.insert(id, said);
+            }
             self.refresh_remote(now, id, before);
         }
         applied
