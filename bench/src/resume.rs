@@ -44,7 +44,7 @@ use crate::fanout::packet::{HEADER_LEN, Place, write_packet};
 use crate::fanout::program_beside;
 use crate::machine::Machine;
 use crate::nodes::{KEY, Nodes};
-use crate::result::{Figures, case_json};
+use crate::result::{Figures, LatencyUs, case_json};
 use crate::rooms::member::{Member, Signal, Ticket, describe, join, join_request, wait_for_keyframe};
 use crate::sdp::{Answer, Media, Offer};
 use crate::token::{Grant, sign_token};
@@ -204,7 +204,7 @@ async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Di
     let mut nodes = Nodes::make(program, &distance.as_ref().map_or(NEAR, |_| FAR), Some(DOOR), people.clone())?;
     let certificate = Certificate::generate().map_err(|error| error.to_string())?;
     let dtls = Dtls::new(certificate, 2 * args.people as usize + 8);
-    let mut rounds = Vec::new();
+    let (mut rounds, mut gaps_ms) = (Vec::new(), Vec::new());
     for rtt_ms in if args.rtt.is_empty() { vec![0] } else { args.rtt.clone() } {
         if let Some(distance) = &mut distance {
             distance.set(rtt_ms)?;
@@ -221,6 +221,7 @@ async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Di
                 kill_watched(&mut nodes, &dtls, &room, args.people, &mut seen).await?;
             }
         }
+        gaps_ms.extend(seen.phases.iter().map(|phases| phases.gap).chain(seen.lives.iter().filter_map(Life::back)).map(ms));
         rounds.push(Round::of(rtt_ms, seen));
     }
     for Round { rtt_ms, phases, lives, .. } in &rounds {
@@ -237,7 +238,16 @@ async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Di
         }
     }
     let config = json!({ "lives": args.lives, "seed": args.seed, "people": args.people, "kills": args.kills, "rtt_ms": args.rtt, "loopback": distance.is_none() });
-    Ok(case_json("resume", &Figures::default(), &Machine::describe("none", None), config, json!({ "round_trips": rounds })))
+    gaps_ms.sort_by(f64::total_cmp);
+    let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|part| 1_000.0 * share(&gaps_ms, part));
+    let latency_us = (!gaps_ms.is_empty()).then_some(LatencyUs { p50, p99, p999, max });
+    Ok(case_json(
+        "resume",
+        &Figures { latency_us, ..Figures::default() },
+        &Machine::describe("none", None),
+        config,
+        json!({ "round_trips": rounds }),
+    ))
 }
 
 /// All people of a room watch, then their node is killed.

@@ -83,6 +83,13 @@ pub(super) struct Life {
     back: Duration,
 }
 
+impl Life {
+    /// From the kill to the picture, of one that had to come back.
+    pub(super) fn back(&self) -> Option<Duration> {
+        (self.resumes + self.anew > 0).then_some(self.back)
+    }
+}
+
 /// Of all who were at one stage.
 #[derive(Debug, Serialize)]
 pub(super) struct Lives {
