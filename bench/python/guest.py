@@ -33,6 +33,8 @@ class Guest:
         self.token = sign(room, identity, **grants)
         self.events = []
         self.tasks = []
+        # Of its tone.
+        self.volume = 10_000
         self.room = rtc.Room()
         for name in self.EVENTS:
             self.room.on(name, lambda *arguments, name=name: self.events.append((name, arguments)))
@@ -100,7 +102,7 @@ class Guest:
         samples, begin = RATE // 50, 0
         while True:
             wave = numpy.sin(2 * numpy.pi * hertz * (begin + numpy.arange(samples)) / RATE)
-            data = (wave * 10_000).astype(numpy.int16).tobytes()
+            data = (wave * self.volume).astype(numpy.int16).tobytes()
             await source.capture_frame(rtc.AudioFrame(data, RATE, 1, samples))
             begin += samples
 

@@ -20,9 +20,10 @@ def free_tcp_ports(count):
 
 class Nodes(dict):
     """The nodes by name, from construction until `stop`. `split`: clients get their transports on another node than their sockets.
-    `schemas`: those that speak another version to the others than the newest. `awaits_twin`: they look for one more, see `twin`."""
+    `schemas`: those that speak another version to the others than the newest. `awaits_twin`: they look for one more, see `twin`.
+    `session`: lines of that part of the config."""
 
-    def __init__(self, test, names, split=True, schemas=None, awaits_twin=False, **options):
+    def __init__(self, test, names, split=True, schemas=None, awaits_twin=False, session="", **options):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
         self.place = place = pathlib.Path(self.folder.name)
@@ -54,6 +55,8 @@ ca = "{out}/ca.pem"
 cert = "{out}/node.pem"
 key = "{out}/node.key"
 {f"schema = {schemas[name]}" if name in (schemas or {}) else ""}
+[session]
+{session}
 """,
                 **options,
             )

@@ -1,6 +1,7 @@
 """Two nodes of one PoP: aiortc publishes at the one and watches at the other, and every payload arrives as it was sent. A client whose
 transport the one has may speak with the other."""
 
+import asyncio
 import statistics
 import time
 import unittest
@@ -262,6 +263,54 @@ class MixedSchemas(unittest.IsolatedAsyncioTestCase):
         finally:
             await bob.leave()
             await ann.leave()
+
+
+class FewVoices(unittest.IsolatedAsyncioTestCase):
+    """Of the microphones of a room one goes to the other node at once."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.nodes = nodes_of_one_pop.Nodes("voices", ("a", "b"), split=False, session="loudest = 1")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.nodes.stop()
+
+    async def asyncSetUp(self):
+        await until("nodes that know each other", self.nodes.are_whole, 10)
+
+    async def test_who_speaks_is_heard_at_the_other_node_and_who_is_silent_costs_the_link_nothing(self):
+        ann, bob, far = Guest(self.nodes["a"], "few", "ann"), Guest(self.nodes["a"], "few", "bob"), Guest(self.nodes["b"], "few", "far")
+        voices = ((ann, 440), (bob, 620))
+        try:
+            for guest in (ann, bob, far):
+                await guest.join()
+            for guest, hertz in voices:
+                guest.volume = 0
+                await guest.publish_tone(hertz)
+            heard = [await far.track(guest.identity, rtc.TrackKind.KIND_AUDIO) for guest, _ in voices]
+            for speaker in (0, 1):
+                for at, (guest, _) in enumerate(voices):
+                    guest.volume = 10_000 if at == speaker else 0
+                await until_tone(heard[speaker], voices[speaker][1])
+                before = self.figures()
+                await asyncio.sleep(2)
+                crossed, came, held_back = (now - then for now, then in zip(self.figures(), before))
+                # Two microphones with 50 packets a second each.
+                self.assertGreater(came, 150)
+                self.assertLess(abs(crossed - came / 2), 20)
+                self.assertLess(abs(held_back - came / 2), 20)
+        finally:
+            for guest in (far, bob, ann):
+                await guest.leave()
+
+    def figures(self):
+        metrics = self.nodes["a"].metrics()
+
+        def total(name, way):
+            return sum(count for key, count in metrics.items() if key.startswith(f"pop_{name}_total{{") and f'direction="{way}"' in key)
+
+        return total("relay_packets", "out"), total("rtp_packets", "in"), self.nodes["a"].drops()["relay_not_loudest"]
 
 
 if __name__ == "__main__":

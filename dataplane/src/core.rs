@@ -1095,7 +1095,7 @@ impl Core {
             Command::RekeyLink { link, generation, keys } => self.rekey_link(now, link, generation, &keys),
             Command::CloseLink { link } => self.close_link(link),
             Command::OpenRemoteTrack { open, extensions, link, alias } => self.open_remote_track(&open, extensions, link, alias),
-            Command::ExportToLink { track, link, alias, on } => self.export_to_link(track, link, alias, on),
+            Command::ExportToLink { track, link, alias, loudest, on } => self.export_to_link(track, link, alias, loudest, on),
             Command::Tap { track, tap } => {
                 if let Some(index) = self.track_ids.get(&track) {
                     self.tracks[*index].tap = tap;

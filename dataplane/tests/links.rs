@@ -12,8 +12,8 @@ use pop_dataplane::handover::{Crossing, Ends};
 use pop_dataplane::limits::WorkerLimits;
 use pop_dataplane::{Counters, Gauges};
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, LayerWish, LinkId, LinkKeys, MediaKind, OpenLink, OpenSubscription, OpenTrack, OpenTransport, Path,
-    PayloadType, SELF_TEST,
+    Codec, Extension, ExtensionIds, LayerWish, LinkId, LinkKeys, LoudestOf, MediaKind, OpenLink, OpenSubscription, OpenTrack,
+    OpenTransport, Path, PayloadType, SELF_TEST,
 };
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::{Command, DropReason, Event};
@@ -127,7 +127,7 @@ impl Mesh {
     /// Node 2 takes a track of node 1.
     fn relay(&mut self, track: OpenTrack, extensions: ExtensionIds) {
         let alias = 100 + track.track.0 as u16;
-        self.origin.command(Command::ExportToLink { track: track.track, link: LinkId::new(2, 0), alias, on: true });
+        self.origin.command(Command::ExportToLink { track: track.track, link: LinkId::new(2, 0), alias, loudest: None, on: true });
         self.edge.command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: LinkId::new(1, 0), alias });
     }
 
@@ -847,6 +847,186 @@ fn small_audio_packets_of_a_turn_share_a_datagram() {
     assert_eq!(media, 50, "six packets in each");
 }
 
+/// Microphones 20 to 24 on node 1, of which `max` cross at once, and somebody on node 2 who hears them all.
+struct Voices {
+    mesh: Mesh,
+    speakers: Vec<Client>,
+    listener: Client,
+    /// Packets of each so far.
+    spoken: u64,
+    /// What was heard of each: packet's number, sequence number and timestamp.
+    heard: [Vec<(u64, u64, u32)>; 5],
+}
+
+impl Voices {
+    const LEVEL: u8 = 8;
+    const IDS: ExtensionIds = IDS.with(Extension::AudioLevel, Voices::LEVEL);
+
+    fn new(max: u8) -> Voices {
+        let mut mesh = Mesh::new();
+        let speakers = (20..25).map(|id| {
+            let client = mesh.origin.connect_with(OpenTransport { extensions: Voices::IDS, ..open_transport(id) });
+            mesh.origin.command(Command::OpenTrack(Box::new(Voices::track(id))));
+            mesh.edge.command(Command::OpenRemoteTrack {
+                open: Box::new(Voices::track(id)),
+                extensions: Voices::IDS,
+                link: LinkId::new(1, 0),
+                alias: id as u16,
+            });
+            client
+        });
+        let speakers = speakers.collect();
+        let listener = mesh.edge.connect(2);
+        let mut voices = Voices { mesh, speakers, listener, spoken: 0, heard: Default::default() };
+        (20..25).for_each(|id| voices.export(id, max, true));
+        for id in 20..25 {
+            let open = OpenSubscription { kind: MediaKind::Audio, transport: TransportId(2), ..Rig::subscription(id) };
+            voices.mesh.edge.command(Command::OpenSubscription(Box::new(open)));
+            voices.mesh.edge.forward(id, Some(id));
+        }
+        voices.mesh.pass(Duration::from_millis(20));
+        voices.mesh.forget();
+        voices
+    }
+
+    fn track(id: u64) -> OpenTrack {
+        let payload_types = vec![PayloadType { number: 96, codec: Codec::Opus, rtx: None }];
+        OpenTrack { kind: MediaKind::Audio, payload_types, ..Rig::track(id) }
+    }
+
+    fn export(&mut self, id: u64, max: u8, on: bool) {
+        let loudest = Some(LoudestOf { session: 7, max });
+        self.mesh.origin.command(Command::ExportToLink { track: TrackId(id), link: LinkId::new(2, 0), alias: id as u16, loudest, on });
+    }
+
+    fn packet(&self, speaker: usize, index: u64, level: Option<u8>) -> Vec<u8> {
+        let payload = [&index.to_be_bytes()[..], &[7; 40]].concat();
+        let level = level.map(|level| [level]);
+        let elements = level.as_ref().map(|level| (Voices::LEVEL, &level[..]));
+        let (ssrc, timestamp) = (20 + speaker as u32, 960 * index as u32);
+        protect(
+            &self.speakers[speaker],
+            &Packet { ssrc, payload_type: 96, index, timestamp, elements: elements.as_slice(), payload: &payload },
+        )
+    }
+
+    /// Each has a packet every 20 ms for so long; `None`: one that tells no level. How many of each were heard.
+    fn talk(&mut self, ms: u64, levels: [Option<u8>; 5]) -> [usize; 5] {
+        let before = self.heard.each_ref().map(Vec::len);
+        for tick in 0..ms / 20 {
+            if tick % 50 == 0 {
+                self.mesh.edge.receive(&self.listener, self.listener.check(common::PWD));
+            }
+            for (speaker, level) in levels.into_iter().enumerate() {
+                let mut packet = self.packet(speaker, self.spoken, level);
+                let path = self.speakers[speaker].path;
+                self.mesh.origin.core.handle_datagram(self.mesh.origin.now, path, &mut packet);
+            }
+            self.spoken += 1;
+            let [_, at_once] = self.mesh.cross();
+            self.hear(&at_once);
+            let [_, later] = self.mesh.pass(Duration::from_millis(20));
+            self.hear(&later);
+        }
+        std::array::from_fn(|speaker| self.heard[speaker].len() - before[speaker])
+    }
+
+    fn hear(&mut self, sent: &[Sent]) {
+        for (index, header, payload) in media_to(&mut self.listener, sent) {
+            let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
+            let spoken = u64::from_be_bytes(payload[..8].try_into().unwrap());
+            self.heard[number(8) as usize - 20].push((spoken, index, number(4)));
+        }
+    }
+}
+
+#[test]
+fn of_many_microphones_the_loudest_cross_a_link_and_what_does_not_is_neither_lost_nor_late() {
+    let mut voices = Voices::new(2);
+    let quiet = [Some(80); 5];
+    assert_eq!(voices.talk(1_000, quiet), [50, 50, 0, 0, 0], "who was first, as nobody needs a place");
+    let with = |loud: [usize; 2]| std::array::from_fn(|speaker| Some(if loud.contains(&speaker) { 25 } else { 80 }));
+    assert_eq!(voices.talk(2_000, with([4, 4]))[4], 100, "from the first packet on");
+    assert_eq!(voices.talk(2_000, with([3, 4]))[3..], [100, 100], "both");
+    let heard = voices.talk(4_000, with([0, 1]));
+    assert!(heard[0] >= 98 && heard[1] >= 98, "the places of those before are free within 2 s: {heard:?}");
+    assert_eq!(voices.talk(900, quiet), [45, 45, 0, 0, 0], "a pause");
+    let counters = voices.mesh.origin_counters();
+    // One more where the place was taken from somebody whose packet of that moment had gone.
+    let (packets, crossed) = (5 * voices.spoken, counters.relay_packets_out);
+    assert!((2 * voices.spoken..=2 * voices.spoken + 4).contains(&crossed), "two at each moment: {crossed}");
+    assert_eq!((voices.mesh.origin.drops(DropReason::RelayNotLoudest), counters.relay_repairs_out), (packets - crossed, 0));
+    for (speaker, heard) in voices.heard.iter().enumerate() {
+        let times = |a: &(u64, u64, u32), b: &(u64, u64, u32)| (b.0 - a.0, u64::from(b.2.wrapping_sub(a.2)));
+        for (a, b) in heard.iter().zip(heard.iter().skip(1)) {
+            assert_eq!(b.1, a.1 + 1, "no number is missing, of {speaker}");
+            let (packets, ticks) = times(a, b);
+            assert!(ticks.abs_diff(960 * packets) <= 960, "the clock went on, of {speaker}: {packets} packets, {ticks} ticks");
+        }
+    }
+    assert_eq!(voices.mesh.edge.drops(DropReason::TooOld) + voices.mesh.edge.drops(DropReason::Duplicate), 0);
+}
+
+#[test]
+fn the_loudest_are_repaired_and_late_packets_of_before_do_not_cross() {
+    let mut voices = Voices::new(1);
+    voices.mesh.lose = 10;
+    let loud = |speaker: usize| std::array::from_fn(|other| Some(if other == speaker { 20 } else { 90 }));
+    for round in 0..6 {
+        let speaker = round % 2;
+        voices.talk(2_000, [Some(90); 5]);
+        let first = voices.spoken + 5;
+        voices.talk(2_000, loud(speaker));
+        let heard: HashSet<_> = voices.heard[speaker].iter().map(|(spoken, ..)| *spoken).collect();
+        let missing: Vec<_> = (first..voices.spoken - 5).filter(|spoken| !heard.contains(spoken)).collect();
+        assert!(missing.is_empty(), "of {speaker} in round {round}: {missing:?}");
+    }
+    assert!(voices.mesh.count(1, REPAIR) > 20);
+    voices.mesh.lose = 0;
+    // Of the time of another, and of its own, both late.
+    assert_eq!(voices.talk(1_000, loud(1)), [0, 50, 0, 0, 0]);
+    voices.talk(2_000, [Some(90); 5]);
+    let before = voices.packet(0, voices.spoken, Some(20));
+    voices.spoken += 1;
+    assert_eq!(voices.talk(200, loud(0)), [10, 0, 0, 0, 0]);
+    let own = voices.packet(0, voices.spoken, Some(20));
+    voices.spoken += 1;
+    assert_eq!(voices.talk(200, loud(0)), [10, 0, 0, 0, 0]);
+    let held_back = voices.mesh.origin.drops(DropReason::RelayNotLoudest);
+    for (late, heard) in [(before, 0), (own, 1)] {
+        let count = voices.heard[0].len();
+        let [_, edge] = voices.mesh.receive(&voices.speakers[0], late);
+        voices.hear(&edge);
+        assert_eq!(voices.heard[0].len(), count + heard);
+    }
+    assert_eq!(voices.mesh.origin.drops(DropReason::RelayNotLoudest), held_back + 1);
+}
+
+#[test]
+fn microphones_that_tell_no_level_always_cross() {
+    let mut voices = Voices::new(1);
+    assert_eq!(voices.talk(1_000, [None; 5]), [50; 5]);
+    assert_eq!(voices.talk(1_000, [Some(30), Some(30), None, None, None]), [50, 0, 50, 50, 50]);
+    // Who has told one and tells none now is silent.
+    assert_eq!(voices.talk(1_000, [Some(30), None, None, None, None]), [50, 0, 50, 50, 50]);
+}
+
+#[test]
+fn a_microphone_that_goes_leaves_its_place_and_one_that_is_offered_again_goes_on() {
+    let mut voices = Voices::new(1);
+    let quiet = [Some(90); 5];
+    assert_eq!(voices.talk(200, quiet), [10, 0, 0, 0, 0]);
+    voices.export(20, 1, false);
+    assert_eq!(voices.talk(200, quiet), [0, 10, 0, 0, 0]);
+    voices.mesh.origin.command(Command::CloseTrack { track: TrackId(21) });
+    assert_eq!(voices.talk(200, quiet), [0, 0, 10, 0, 0]);
+    assert_eq!(voices.talk(200, [Some(90), Some(90), Some(90), Some(20), Some(90)]), [0, 0, 1, 10, 0], "who has it speaks first");
+    // The other end has not heard of it yet.
+    voices.export(23, 1, true);
+    voices.mesh.pass(Duration::from_millis(1_100));
+    assert_eq!(voices.talk(200, [Some(90), Some(90), Some(90), Some(20), Some(90)]), [0, 0, 1, 10, 0]);
+}
+
 #[test]
 fn a_track_of_another_node_is_mirrored_to_other_workers_and_never_sent_back() {
     let (mut mesh, publisher) = simulcast();
@@ -855,7 +1035,7 @@ fn a_track_of_another_node_is_mirrored_to_other_workers_and_never_sent_back() {
     let track = OpenTrack { ssrc: None, layers: vec!["a".into(), "b".into()], order: vec![0, 1], ..Rig::track(1) };
     mesh.other.command(Command::OpenMirror { open: Box::new(track), home: 0 });
     mesh.edge.command(Command::Export { track: TrackId(1), to: 1, on: true });
-    mesh.edge.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(1, 0), alias: 7, on: true });
+    mesh.edge.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(1, 0), alias: 7, loudest: None, on: true });
     let mut far = mesh.other.viewer(2, 1);
     mesh.other.command(wish(2, 1));
     let mut lens = Vec::new();
@@ -933,7 +1113,7 @@ fn a_third_node_sends_nothing_under_our_association_and_nothing_that_it_was_not_
     third.command(open(3, 2, 1));
     mesh.edge.command(open(2, 3, 1));
     let liar = third.publisher(9);
-    third.command(Command::ExportToLink { track: TrackId(9), link: LinkId::new(2, 0), alias: 101, on: true });
+    third.command(Command::ExportToLink { track: TrackId(9), link: LinkId::new(2, 0), alias: 101, loudest: None, on: true });
     // It believes to be asked.
     let wanting = {
         let mut wanting = node(2);
@@ -1009,7 +1189,7 @@ fn closing_a_link_or_either_end_of_a_track_leaves_nothing() {
     let before = mesh.origin_counters().relay_packets_out;
     assert_eq!(before, 50);
     // The track ends at both ends, and packets of it are on their way.
-    mesh.origin.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(2, 0), alias: 101, on: false });
+    mesh.origin.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(2, 0), alias: 101, loudest: None, on: false });
     mesh.edge.command(Command::CloseTrack { track: TrackId(1) });
     mesh.receive(&publisher, publisher.packet(1, 50, &vp8(false, 500)));
     assert_eq!(mesh.origin_counters().relay_packets_out, before);

@@ -28,8 +28,8 @@ use common::{PWD, Packet, Pair, Rig, open_transport, protect, vp8};
 use pop_dataplane::core::Core;
 use pop_dataplane::limits::WorkerLimits;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, MediaKind, Numbering, OpenLink, OpenRtp, OpenSubscription,
-    OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SrtpProfile, TCP_SOCKET_BASE,
+    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, LoudestOf, MediaKind, Numbering, OpenLink, OpenRtp,
+    OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SrtpProfile, TCP_SOCKET_BASE,
 };
 use pop_proto::probe::{IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::twcc::TwccRecorder;
@@ -394,30 +394,38 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     };
     let (mut origin, mut edge) = (node(1), node(2));
     let mut publisher = origin.publisher(1);
-    let speaker = origin.connect(20);
-    let audio = OpenTrack {
+    let ids = open_transport(1).extensions.with(Extension::AudioLevel, 8);
+    let speakers = [20, 21].map(|id| origin.connect_with(OpenTransport { extensions: ids, ..open_transport(id) }));
+    let audio = [20, 21].map(|id| OpenTrack {
         kind: MediaKind::Audio,
         payload_types: vec![PayloadType { number: 96, codec: Codec::Opus, rtx: None }],
-        ..Rig::track(20)
-    };
-    origin.command(Command::OpenTrack(Box::new(audio.clone())));
-    for track in [Rig::track(1), audio] {
-        let (id, alias, extensions) = (track.track, track.track.0 as u16, open_transport(1).extensions);
-        origin.command(Command::ExportToLink { track: id, link: LinkId::new(2, 0), alias, on: true });
+        ..Rig::track(id)
+    });
+    audio.iter().for_each(|track| origin.command(Command::OpenTrack(Box::new(track.clone()))));
+    for track in [Rig::track(1)].into_iter().chain(audio) {
+        let (id, alias, extensions) = (track.track, track.track.0 as u16, ids);
+        let loudest = (track.kind == MediaKind::Audio).then_some(LoudestOf { session: 1, max: 1 });
+        origin.command(Command::ExportToLink { track: id, link: LinkId::new(2, 0), alias, loudest, on: true });
         edge.command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: LinkId::new(1, 0), alias });
     }
     let mut viewers: Vec<_> = (2..6).map(|id| edge.viewer(id, 1)).collect();
-    edge.command(Command::OpenSubscription(Box::new(OpenSubscription {
-        kind: MediaKind::Audio,
-        transport: TransportId(2),
-        ..Rig::subscription(20)
-    })));
-    edge.forward(20, Some(20));
+    for id in [20, 21] {
+        let open = OpenSubscription { kind: MediaKind::Audio, transport: TransportId(2), ..Rig::subscription(id) };
+        edge.command(Command::OpenSubscription(Box::new(open)));
+        edge.forward(id, Some(id));
+    }
     let mut datagrams = Vec::new();
     for index in 0..6_000u64 {
         datagrams.push((true, publisher.path, publisher.packet(1, index, &vp8(index % 300 == 0, 1_000))));
-        if index % 10 == 0 {
-            datagrams.push((true, speaker.path, speaker.packet(20, index / 10, &[7; 60])));
+        if index % 20 == 0 {
+            // They take turns.
+            for (speaker, is_loud) in speakers.iter().zip([index / 2_000 % 2 == 0, index / 2_000 % 2 == 1]) {
+                let (ssrc, index) = (speaker.id as u32, index / 20);
+                let elements: [(u8, &[u8]); 1] = [(8, &[if is_loud { 20 } else { 127 }])];
+                let packet =
+                    Packet { ssrc, payload_type: 96, index, timestamp: 960 * index as u32, elements: &elements, payload: &[7; 60] };
+                datagrams.push((true, speaker.path, protect(speaker, &packet)));
+            }
         }
         if index % 100 == 0 {
             let info = SenderInfo { ssrc: 1, ntp: index << 32, rtp_timestamp: 90 * index as u32, packets: 1, octets: 1 };
@@ -465,10 +473,12 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     let third = datagrams.len() / 3;
     run([&mut origin, &mut edge], &mut datagrams[..third], 1);
     let before = (thread_allocations(), *origin.core.counters(), *edge.core.counters());
+    let held_back = origin.drops(DropReason::RelayNotLoudest);
     run([&mut origin, &mut edge], &mut datagrams[third..2 * third], 1);
     assert_eq!(thread_allocations() - before.0, 0);
+    assert!(origin.drops(DropReason::RelayNotLoudest) - held_back > 50, "one of two crosses");
     let (of_origin, of_edge) = (origin.core.counters(), edge.core.counters());
-    assert!(of_edge.relay_packets_in - before.2.relay_packets_in > 2_100, "{of_edge:?}");
+    assert!(of_edge.relay_packets_in - before.2.relay_packets_in > 2_000, "{of_edge:?}");
     assert!(of_origin.relay_repairs_out - before.1.relay_repairs_out > 50, "{of_origin:?}");
     assert!(of_origin.rtcp_pli_out > before.1.rtcp_pli_out && of_edge.relay_datagrams_out > before.2.relay_datagrams_out, "{of_origin:?}");
     assert!(edge.drops(DropReason::RelayUnknownLink) > 10);

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use pop_dataplane::limits::LINKS_MAX;
 use pop_proto::control::{
-    Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack, PAYLOAD_TYPES_MAX,
-    PayloadType, SELF_TEST,
+    Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, LoudestOf, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack,
+    PAYLOAD_TYPES_MAX, PayloadType, SELF_TEST,
 };
 use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
@@ -251,6 +251,7 @@ impl Cluster {
         bus: Option<(Bus, BusEvents)>,
         mesh: Option<(Mesh, mpsc::Receiver<MeshEvent>)>,
         splits: bool,
+        loudest: u8,
     ) -> Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
@@ -259,6 +260,7 @@ impl Cluster {
         let state = State {
             shared,
             splits,
+            loudest,
             record,
             bus,
             mesh,
@@ -269,6 +271,7 @@ impl Cluster {
             links: HashMap::new(),
             wants: HashMap::new(),
             next_alias: first_alias(),
+            next_number: 0,
             considered: 0,
             is_proving: false,
             next_to_prove: None,
@@ -487,6 +490,8 @@ struct Export {
     home: usize,
     link: LinkId,
     alias: u16,
+    /// The session's number on the link.
+    number: u32,
 }
 
 /// A track that sections here want.
@@ -512,6 +517,8 @@ struct State {
     shared: Weak<Shared>,
     /// Clients get their transports on another node than their sockets.
     splits: bool,
+    /// Microphones of a session that cross a link at once; 0: all.
+    loudest: u8,
     /// What others know of this node.
     record: NodeRecord,
     bus: Option<Bus>,
@@ -527,6 +534,8 @@ struct State {
     /// The next track's name on any link. It goes on from link to link, so that what was told of a track on the link before means no other
     /// one on the link that took its place.
     next_alias: u16,
+    /// The last number that a session got on a link.
+    next_number: u32,
     /// Wishes that rooms have not answered.
     considered: usize,
     /// Somebody is being asked to prove that it is this node.
@@ -1509,7 +1518,7 @@ impl State {
             Some(export) if (export.home, export.link) == (home, id) => export.alias,
             Some(export) => {
                 let (home, link, alias) = (export.home, export.link, export.alias);
-                shared.command(home, Command::ExportToLink { track, link, alias, on: false }).await;
+                shared.command(home, Command::ExportToLink { track, link, alias, loudest: None, on: false }).await;
                 alias
             }
             None if link.exports.len() >= EXPORTS_MAX => {
@@ -1527,8 +1536,15 @@ impl State {
         };
         let Some(link) = self.links.get_mut(&node) else { return };
         let of = session.clone();
-        link.exports.insert(track, Export { session, home, link: id, alias });
-        shared.command(home, Command::ExportToLink { track, link: id, alias, on: true }).await;
+        let known = link.exports.values().find(|export| export.session == session).map(|export| export.number);
+        let number = known.unwrap_or_else(|| {
+            self.next_number = self.next_number.wrapping_add(1);
+            self.next_number
+        });
+        let is_bounded = open.kind == MediaKind::Audio && self.loudest > 0;
+        let loudest = is_bounded.then_some(LoudestOf { session: number, max: self.loudest });
+        link.exports.insert(track, Export { session, home, link: id, alias, number });
+        shared.command(home, Command::ExportToLink { track, link: id, alias, loudest, on: true }).await;
         let offer = Offer {
             track,
             alias,
@@ -1550,8 +1566,8 @@ impl State {
     async fn stop_export(&mut self, node: NodeId, track: TrackId) {
         let Some(shared) = self.shared.upgrade() else { return };
         let Some(export) = self.links.get_mut(&node).and_then(|link| link.exports.remove(&track)) else { return };
-        let Export { session, home, link, alias } = export;
-        shared.command(home, Command::ExportToLink { track, link, alias, on: false }).await;
+        let Export { session, home, link, alias, .. } = export;
+        shared.command(home, Command::ExportToLink { track, link, alias, loudest: None, on: false }).await;
         self.tell_demand(&session, track, false);
     }
 

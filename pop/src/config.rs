@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pop_proto::loudest::LOUDEST_MAX;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
@@ -166,6 +167,9 @@ pub struct SessionConfig {
     /// How long people of a node that gives no sign of life are kept in their rooms.
     #[serde(deserialize_with = "value::duration::<_, 500, 120_000>")]
     pub grace: Duration,
+    /// Microphones of one session that cross a link to another node at once at most, the loudest; 0: all.
+    #[serde(deserialize_with = "value::bounded::<_, _, 0, { LOUDEST_MAX as u64 }>")]
+    pub loudest: u8,
 }
 
 /// `[dataplane]`: all sizes are per worker.
@@ -307,7 +311,7 @@ impl Default for MediaConfig {
 
 impl Default for SessionConfig {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(5) }
+        Self { grace: Duration::from_secs(5), loudest: 16 }
     }
 }
 

@@ -527,6 +527,15 @@ pub struct OpenLink {
     pub playout: Duration,
 }
 
+/// A bound on the microphones of a session that cross a link at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoudestOf {
+    /// Which session: a number that all tracks of it have on this link.
+    pub session: u32,
+    /// So many, at most [`LOUDEST_MAX`](crate::loudest::LOUDEST_MAX): as the first of them told.
+    pub max: u8,
+}
+
 /// What a link has done since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LinkStats {
@@ -715,6 +724,8 @@ pub enum Command {
         link: LinkId,
         /// What it is called there; one alias of a link names one track at a time.
         alias: u16,
+        /// Of a microphone, where not all of a session cross at once.
+        loudest: Option<LoudestOf>,
         /// `false` stops.
         on: bool,
     },

@@ -130,6 +130,8 @@ drop_reasons! {
     RelayBurst = "relay_burst",
     /// Video for a link that loses too much to carry all of it.
     RelayCongested = "relay_congested",
+    /// Audio for a link that takes the loudest microphones of a session alone: this was none of them.
+    RelayNotLoudest = "relay_not_loudest",
     /// To a link whose keys have sealed as much as they may: it waits for the next.
     RelayKeysUsed = "relay_keys_used",
     /// It waited, or was to leave, while this node did not run, or does not know yet whether others hold it for dead.

@@ -15,6 +15,7 @@ pub mod ice;
 pub mod inbound;
 pub mod layering;
 pub mod layers;
+pub mod loudest;
 pub mod outbound;
 pub mod picture;
 pub mod probe;

@@ -11,10 +11,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
-use pop_proto::control::{ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST};
+use pop_proto::control::{
+    ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, LoudestOf, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST,
+};
 use pop_proto::header::CopiedElements;
-use pop_proto::history::{Lookup, Meta, SLOT_LEN};
+use pop_proto::history::{Lookup, Meta, SLOT_LEN, Stored};
 use pop_proto::layers::LayerState;
+use pop_proto::loudest::Loudest;
 use pop_proto::sequence::{SequenceUnwrapper, extend_sequence};
 use pop_proto::wire::rtp;
 use pop_proto::{DropReason, Event};
@@ -27,7 +30,7 @@ use slab::Slab;
 use super::mirror::elsewhere;
 use super::pacer::{PACER_LEN, Pacer};
 use super::transmit::{Train, Transmit};
-use super::{Core, Fresh, Source, Stream, TICKS_PER_ROUND, Track, has_room};
+use super::{Core, Fresh, Layer, Source, Stream, TICKS_PER_ROUND, Track, has_room};
 use crate::limits::FRESH_MAX;
 
 /// A layer of which nothing came for so long was not wanted meanwhile, and its numbers went on: the next one is ahead, however far. No
@@ -42,10 +45,15 @@ const SHARED_PERCENT: u64 = 90;
 /// A layer that does not cross comes back when there is room for this much of it, in percent: bitrates vary with the picture.
 const BACK_PERCENT: u64 = 115;
 
+/// Silence, in -dBov.
+const SILENT_LEVEL: u8 = 127;
+
 /// Bytes of one link's state, for the memory plan.
 pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + PACER_LEN + TOLD_MAX * size_of::<LinkTold>();
-/// Bytes of one track on one link, for the memory plan: its places in the lists of both.
-pub const LINK_TRACK_LEN: usize = 2 * (size_of::<LinkEnd>() + size_of::<(u16, usize)>() + size_of::<usize>());
+/// Bytes of one track on one link, for the memory plan: its places in the lists of both, and those among the loudest of a session that has
+/// no other track.
+pub const LINK_TRACK_LEN: usize =
+    2 * (size_of::<LinkEnd>() + size_of::<(u16, usize)>() + 2 * size_of::<usize>() + size_of::<Stage>()) + Loudest::MEMORY_LEN_PER_TRACK;
 
 /// A track's other end on another node.
 #[derive(Clone, Copy)]
@@ -64,10 +72,77 @@ pub(super) struct LinkEnd {
     pub(super) came: bool,
     /// In its link's `dirty`.
     is_dirty: bool,
+    /// It is one of these; `None`: it always crosses.
+    stage: Option<u32>,
+    /// See [`Loudest::takes`].
+    louder: u8,
+    /// Its packets have told how loud they are.
+    has_levels: bool,
+    /// The last packet did not cross.
+    is_held: bool,
+    /// How often it has begun to cross again, modulo 256. The other end takes each for a beginning of the layer, and what did not cross
+    /// neither for lost nor for late.
+    returns: u8,
+    /// The layer's epoch and the first packet since: what comes late of before is of no use.
+    returned_at: (u16, u64),
 }
 
 /// See [`LinkEnd::fits`].
 const ALL: u8 = LAYERS_MAX as u8;
+
+impl LinkEnd {
+    fn new(link: usize, alias: u16) -> LinkEnd {
+        LinkEnd {
+            link,
+            alias,
+            wanted: 0,
+            fits: ALL,
+            next_fits: ALL,
+            came: false,
+            is_dirty: false,
+            stage: None,
+            louder: 0,
+            has_levels: false,
+            is_held: false,
+            returns: 0,
+            returned_at: (0, 0),
+        }
+    }
+
+    /// How often a layer has begun anew for the other end.
+    fn epoch_of(&self, layer: &Layer) -> u8 {
+        (layer.epoch as u8).wrapping_add(self.returns)
+    }
+
+    /// Whether a packet of audio crosses, where not all of a session do. `at`: its layer's epoch and its number.
+    fn takes(&mut self, now: Time, stages: &mut Slab<Stage>, track: usize, at: (u16, u64), stored: &Stored<'_>) -> bool {
+        let Some(Stage { loudest, .. }) = self.stage.and_then(|stage| stages.get_mut(stage as usize)) else { return true };
+        let level = stored.meta.elements.audio_level(stored.packet).map(|level| level & 0x7f);
+        self.has_levels |= level.is_some();
+        let takes = match level {
+            // What comes late tells nothing of now.
+            _ if stored.meta.repeated => loudest.has(track) || !self.has_levels,
+            None if !self.has_levels => true,
+            level => loudest.takes(now, track, level.unwrap_or(SILENT_LEVEL), &mut self.louder),
+        };
+        if !takes {
+            self.is_held = true;
+            return false;
+        }
+        if self.is_held && !stored.meta.repeated {
+            self.is_held = false;
+            (self.returns, self.returned_at) = (self.returns.wrapping_add(1), at);
+        }
+        !self.is_held && (at.0 != self.returned_at.0 || at >= self.returned_at)
+    }
+}
+
+/// The microphones of a session of which the loudest cross a link.
+struct Stage {
+    session: u32,
+    tracks: Vec<usize>,
+    loudest: Loudest,
+}
 
 /// What of a track is to be told to its other end.
 #[derive(Clone, Copy)]
@@ -104,6 +179,7 @@ struct LinkState {
     limit: Option<u64>,
     /// Packets that did not leave for that.
     congested: u64,
+    stages: Slab<Stage>,
 }
 
 impl LinkState {
@@ -117,6 +193,29 @@ impl LinkState {
         self.told.reserve(most.saturating_sub(self.told.len()));
         let tracks = self.outgoing.len();
         self.dirty.iter_mut().for_each(|dirty| dirty.reserve(tracks.saturating_sub(dirty.len())));
+    }
+
+    /// A microphone crosses if it is among the loudest of its session.
+    fn enter_stage(&mut self, track: usize, of: LoudestOf) -> u32 {
+        let known = self.stages.iter().find(|(_, stage)| stage.session == of.session).map(|(at, _)| at);
+        let new = || Stage { session: of.session, tracks: Vec::new(), loudest: Loudest::new(of.max) };
+        let at = known.unwrap_or_else(|| self.stages.insert(new()));
+        let stage = &mut self.stages[at];
+        stage.tracks.push(track);
+        stage.loudest.make_room(stage.tracks.len());
+        at as u32
+    }
+
+    /// Nothing of a track goes over it any more.
+    fn forget(&mut self, track: usize) {
+        self.outgoing.retain(|(_, t)| *t != track);
+        self.told.retain(|told| told.track != track);
+        self.dirty.iter_mut().for_each(|dirty| dirty.retain(|t| *t != track));
+        self.stages.retain(|_, stage| {
+            stage.tracks.retain(|t| *t != track);
+            stage.loudest.leave(track);
+            !stage.tracks.is_empty()
+        });
     }
 }
 
@@ -229,9 +328,7 @@ impl Links {
         for end in ends {
             let state = &mut self.slab[end];
             state.incoming.retain(|(_, t)| *t != track);
-            state.outgoing.retain(|(_, t)| *t != track);
-            state.told.retain(|told| told.track != track);
-            state.dirty.iter_mut().for_each(|dirty| dirty.retain(|t| *t != track));
+            state.forget(track);
         }
     }
 }
@@ -279,6 +376,7 @@ impl Core {
             pacer: Pacer::new(),
             limit: None,
             congested: 0,
+            stages: Slab::new(),
         });
         self.links.ids.insert(open.link, index);
         self.links.mark_urgent(index);
@@ -337,7 +435,7 @@ impl Core {
             let id = self.tracks[before].id;
             self.forget_track(id, before);
         }
-        let end = LinkEnd { link, alias, wanted: 0, fits: ALL, next_fits: ALL, came: false, is_dirty: false };
+        let end = LinkEnd::new(link, alias);
         let index = self.insert_track(&elsewhere(open), Source::Link(end, extensions));
         // Nothing is wanted before there is a subscriber.
         self.tracks[index].layers.iter_mut().for_each(|layer| layer.inbound.set_wanted(false));
@@ -347,7 +445,7 @@ impl Core {
         self.links.slab[link].make_room();
     }
 
-    pub(super) fn export_to_link(&mut self, id: TrackId, link: LinkId, alias: u16, on: bool) {
+    pub(super) fn export_to_link(&mut self, id: TrackId, link: LinkId, alias: u16, loudest: Option<LoudestOf>, on: bool) {
         let (Some(&index), Some(&at)) = (self.track_ids.get(&id), self.links.ids.get(&link)) else { return };
         // A packet never goes back where it came from.
         if let Source::Link(end, _) = &self.tracks[index].source
@@ -356,29 +454,21 @@ impl Core {
             return;
         }
         let state = &mut self.links.slab[at];
-        state.outgoing.retain(|(_, track)| *track != index);
-        state.dirty.iter_mut().for_each(|dirty| dirty.retain(|track| *track != index));
-        state.told.retain(|told| told.track != index);
+        state.forget(index);
+        // The other end may go on with what it has of it.
+        let returns = self.tracks[index].exports.iter().find(|export| export.link == at).map_or(0, |export| export.returns);
         self.tracks[index].exports.retain(|export| export.link != at);
         if on {
             if let Some(before) = name(&mut state.outgoing, alias, index) {
-                state.dirty.iter_mut().for_each(|dirty| dirty.retain(|track| *track != before));
-                state.told.retain(|told| told.track != before);
+                state.forget(before);
                 self.tracks[before].exports.retain(|export| export.link != at);
                 self.look_at_ends(before);
                 self.review_layers(before);
             }
             self.links.slab[at].make_room();
+            let stage = loudest.map(|of| self.links.slab[at].enter_stage(index, of));
             // Nothing, until the other end asks.
-            self.tracks[index].exports.push(LinkEnd {
-                link: at,
-                alias,
-                wanted: 0,
-                fits: ALL,
-                next_fits: ALL,
-                came: false,
-                is_dirty: false,
-            });
+            self.tracks[index].exports.push(LinkEnd { stage, returns, ..LinkEnd::new(at, alias) });
         }
         self.look_at_ends(index);
         self.review_layers(index);
@@ -620,8 +710,8 @@ impl Core {
             }
         }
         while let Some(frame) = link.next_repair() {
-            let layer = find(&state.outgoing, frame.alias).and_then(|track| tracks[track].layers.get(usize::from(frame.layer)));
-            let held = layer.filter(|layer| layer.epoch as u8 == frame.epoch);
+            let track = find(&state.outgoing, frame.alias).map(|track| &tracks[track]);
+            let held = track.and_then(|track| track.layer_over(index, frame.layer, frame.epoch));
             let waits = state.pacer.is_armed() && held.is_some_and(|layer| layer.inbound.kind() == MediaKind::Video);
             let written = match held.map(|layer| layer.inbound.history().lookup(pool, frame.sequence)) {
                 // It has its turn before what is new of video.
@@ -651,8 +741,8 @@ impl Core {
             let link = state.link.as_mut().expect("it is out only while a datagram of it is read");
             let mut train = Train::new(out);
             let is_audio = cursor.kind == 0;
-            while let Some(&track) = state.dirty[cursor.kind].get(cursor.track) {
-                let track = &mut tracks[track];
+            while let Some(&at) = state.dirty[cursor.kind].get(cursor.track) {
+                let track = &mut tracks[at];
                 let export = track.exports.iter_mut().find(|export| export.link == index).expect("a dirty track is exported");
                 while let Some(&Fresh { layer, sequence, .. }) = track.fresh.get(cursor.fresh) {
                     if export.wanted >> layer & 1 == 0 {
@@ -666,14 +756,24 @@ impl Core {
                         cursor.fresh += 1;
                         continue;
                     }
-                    let of_track = &track.layers[layer];
-                    let frame = FrameRef::new(export.alias, layer as u8, of_track.epoch as u8, sequence);
+                    let of_track = &mut track.layers[layer];
                     // Evicted within its own turn: the pool is far too small.
                     let Lookup::Held(stored) = of_track.inbound.history().lookup(pool, sequence) else {
                         drops[DropReason::PoolEmpty as usize] += 1;
                         cursor.fresh += 1;
                         continue;
                     };
+                    let returns = export.returns;
+                    if is_audio && !export.takes(now, &mut state.stages, at, (of_track.epoch, sequence), &stored) {
+                        drops[DropReason::RelayNotLoudest as usize] += 1;
+                        cursor.fresh += 1;
+                        continue;
+                    }
+                    if export.returns != returns {
+                        // For the other end it begins anew, and the clock with it.
+                        of_track.forget_told();
+                    }
+                    let frame = FrameRef::new(export.alias, layer as u8, export.epoch_of(of_track), sequence);
                     let len = stored.packet.len();
                     if !is_audio && state.pacer.is_armed() {
                         if !state.pacer.push(frame, len, false) {
@@ -745,8 +845,7 @@ impl Core {
             let mut train = Train::new(&mut *out);
             while let Some((frame, is_repair)) = state.pacer.next(now) {
                 let track = find(&state.outgoing, frame.alias).map(|track| &tracks[track]);
-                let layer = track.and_then(|track| track.layers.get(usize::from(frame.layer)));
-                let held = layer.filter(|layer| layer.epoch as u8 == frame.epoch);
+                let held = track.and_then(|track| track.layer_over(index, frame.layer, frame.epoch));
                 let lookup = held.map(|layer| layer.inbound.history().lookup(pool, frame.sequence));
                 let export = track.and_then(|track| track.exports.iter().find(|export| export.link == index));
                 // It may have fallen while it waited.
@@ -828,7 +927,7 @@ fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize) {
     for (_, track) in &state.outgoing {
         let track = &mut tracks[*track];
         let is_audio = track.layers[0].inbound.kind() == MediaKind::Audio;
-        if is_audio {
+        if is_audio && !track.export_to(link).is_held {
             room = room.saturating_sub(track.ranks.steps(now, 0).map(|step| step.rate).sum());
         }
         track.export_to(link).next_fits = if is_audio { ALL } else { 0 };
@@ -878,6 +977,12 @@ impl Track {
     /// Its end on a link that it goes over.
     fn export_to(&mut self, link: usize) -> &mut LinkEnd {
         self.exports.iter_mut().find(|export| export.link == link).expect("what goes over a link has an end on it")
+    }
+
+    /// The layer of which a packet went over a link, unless it has begun anew since.
+    fn layer_over(&self, link: usize, layer: u8, epoch: u8) -> Option<&Layer> {
+        let export = self.exports.iter().find(|export| export.link == link)?;
+        self.layers.get(usize::from(layer)).filter(|layer| export.epoch_of(layer) == epoch)
     }
 }
 
