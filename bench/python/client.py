@@ -79,6 +79,7 @@ class Client:
         self.setup = setup
         self.wrong_fingerprint = wrong_fingerprint
         self.sent = {"audio": [], "video": []}
+        self.departures = {"audio": [], "video": []}
         self.received = {"audio": [], "video": []}
         self.arrivals = {"audio": [], "video": []}
         self.ssrcs = {}
@@ -159,11 +160,12 @@ class Client:
                 self._note_reports(self.reports_sent, data)
             else:
                 self._note(self.sent, data)
+                self._note_times(self.sent, self.departures)
             await send_rtp(data)
 
         async def recorded_handle_rtp(data, arrival_time_ms):
             self._note(self.received, data)
-            self._note_arrivals()
+            self._note_times(self.received, self.arrivals)
             await handle_rtp(data, arrival_time_ms=arrival_time_ms)
 
         async def recorded_handle_rtcp(data):
@@ -245,11 +247,11 @@ class Client:
             self.ssrcs[packet.ssrc] = kind
             book[kind].append(Sample(packet.sequence_number, packet.timestamp, packet.marker, packet.payload))
 
-    def _note_arrivals(self):
-        """When the last packet came of each kind of which one has."""
-        for kind, packets in self.received.items():
-            if len(packets) > len(self.arrivals[kind]):
-                self.arrivals[kind].append(time.monotonic())
+    def _note_times(self, book, times):
+        """When the last packet of each kind went or came, where there is one more."""
+        for kind, packets in book.items():
+            if len(packets) > len(times[kind]):
+                times[kind].append(time.monotonic())
 
     def _note_reports(self, book, data):
         """Each sender report ties a time of the publisher's clock to one of its stream's."""

@@ -194,18 +194,23 @@ async def until_tone(track, hertz, seconds=15):
 
 
 class Wire:
-    """A TCP proxy to `node`, which may become another, that can be cut."""
+    """A TCP proxy to `node`, which may become another, that can be cut. Who connects while it is not `open` waits."""
 
     def __init__(self, node):
-        self.node, self.pairs = node, []
+        self.node, self.pairs, self.open = node, [], asyncio.Event()
+        self.open.set()
 
     async def start(self):
         self.server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self.server.sockets[0].getsockname()[1]
 
     async def _accept(self, reader, writer):
+        await self.open.wait()
         host, port = self.node.http.removeprefix("http://").rsplit(":", 1)
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        try:
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            return writer.transport.abort()
         self.pairs += [writer, far_writer]
         await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
 

@@ -8,24 +8,35 @@ import time
 
 INTERVAL_S = 0.01
 WORTH_TELLING_S = 0.1
+# Of a processor; a test has far fewer.
+KEPT_MAX = 10_000
 
 
 class Stalls:
-    """Watches each processor, before all ordinary work there, until `stop`."""
+    """Watches each processor, before all ordinary work there, until `stop`. Times are those of `time.monotonic`."""
 
     def __init__(self):
-        self.longest = multiprocessing.Array("d", os.cpu_count())
-        self.watchers = [multiprocessing.Process(target=watch, args=(cpu, self.longest), daemon=True) for cpu in os.sched_getaffinity(0)]
+        # Of each processor how many there were, and when each began and ended. Only its watcher writes, and nobody waits for a lock: that
+        # would look like one.
+        self.books = [multiprocessing.RawArray("d", 1 + 2 * KEPT_MAX) for _ in os.sched_getaffinity(0)]
+        pairs = zip(sorted(os.sched_getaffinity(0)), self.books)
+        self.watchers = [multiprocessing.Process(target=watch, args=pair, daemon=True) for pair in pairs]
         for watcher in self.watchers:
             watcher.start()
+        self.begin()
 
     def begin(self):
         """Forgets what was."""
-        self.longest[:] = [0.0] * len(self.longest)
+        self.since = time.monotonic()
 
     def seconds(self):
         """The longest since `begin` in which a processor did nothing for us."""
-        return max(self.longest)
+        return max((end - begin for begin, end in self.all()), default=0.0)
+
+    def all(self, seconds_min=0.0):
+        """Beginning and end of those since `begin` that were at least so long."""
+        pairs = [pair for book in self.books for pair in zip(book[1 : 1 + 2 * min(int(book[0]), KEPT_MAX) : 2], book[2::2])]
+        return sorted((begin, end) for begin, end in pairs if end > self.since and end - begin >= seconds_min)
 
     def stop(self):
         for watcher in self.watchers:
@@ -45,9 +56,13 @@ def pauses(cpu):
         before = now
 
 
-def watch(cpu, longest):
+def watch(cpu, book):
     for pause in pauses(cpu):
-        longest[cpu] = max(longest[cpu], pause)
+        if pause >= INTERVAL_S:
+            number, now = int(book[0]), time.monotonic()
+            at = 1 + 2 * (number % KEPT_MAX)
+            book[at], book[at + 1] = now - pause, now
+            book[0] = number + 1
 
 
 def tell(cpu):

@@ -3,6 +3,7 @@ its people, nobody else loses a packet, and a node that only had to wait is not 
 starved, 20 s unless told, by POP_HOGS processes, 16 unless told. POP_STOP_S: for how long a node stands still, 2 s unless told."""
 
 import asyncio
+import datetime
 import os
 import pathlib
 import signal
@@ -24,8 +25,12 @@ MEDIA_PORT, MESH_PORT, BUS_PORT = 10_000, 7_890, 7_447
 GRACE_S = 5
 # From the last sign of life, while the machine runs.
 DETECTION_S = 0.3
+# After the grace nobody sees who has not come back.
+GONE_S = 0.5
 # Of the machine. A node that does not run for a quarter of a second is dead, and so it may be with one that had to wait before.
 STALL_S = 0.1
+# What a standstill of the machine did shows so much later at most: a node asks the others before it goes on, and is judged then.
+AFTERMATH_S = 1.0
 HOGS_S = float(os.environ.get("POP_HOGS_S", "20"))
 STOP_S = float(os.environ.get("POP_STOP_S", "2"))
 HOGS = int(os.environ.get("POP_HOGS", "16"))
@@ -105,6 +110,16 @@ def people(at, room):
     return {it["identity"]: it["state"] for session in nodes[at].sessions()["sessions"] if session["id"] == room for it in session["participants"]}
 
 
+def bystanders_starts():
+    return {"b": start_of("c", "b"), "c": start_of("b", "c")}
+
+
+def explained(moments):
+    """Those of some moments that a standstill of the machine explains."""
+    stood = [(begin - STALL_S, end + AFTERMATH_S) for begin, end in stalls.all(STALL_S)]
+    return [at for at in moments if any(begin <= at <= end for begin, end in stood)]
+
+
 def content(kind, sample):
     """What no node changes: where a viewer's picture begins anew its numbers go on."""
     return VpxPayloadDescriptor.parse(sample.payload)[1] if kind == "video" else sample.payload
@@ -121,6 +136,7 @@ class Deaths(unittest.IsolatedAsyncioTestCase):
                 self.start_again(name)
         await self.until_whole()
         stalls.begin()
+        self.began, self.starts = time.monotonic(), bystanders_starts()
         self.clients = []
         self.before = {name: {what: counted(name, what) for what in ("deaths_total", "false_alarms_total", "detection_seconds_sum")} for name in nodes}
 
@@ -156,27 +172,40 @@ class Deaths(unittest.IsolatedAsyncioTestCase):
         return await self.publisher(at, "bystanders"), await self.viewer(to, "bystanders")
 
     async def assert_nothing_lost(self, publisher, viewer):
-        """Of what is sent from the first packet on that arrived. A node that stood still throws away what is stale."""
+        """Of what is sent from the first packet on that arrived. A node that stood still throws away what is stale: what was sent about when
+        the machine stood still may be missing, and nothing else."""
+        if bystanders_starts() != self.starts and stalls.seconds() >= DETECTION_S - STALL_S:
+            # Whose node was held for dead, for it did not run, has no call any more.
+            return print(f"{self._testMethodName}: a bystander's node began anew: {stalls.seconds():.3f} s without a processor", flush=True)
         sent = {kind: [content(kind, sample) for sample in samples] for kind, samples in publisher.sent.items()}
         # What is repaired may come a little later.
         await asyncio.sleep(1)
         for kind, contents in sent.items():
             arrived = {content(kind, sample) for sample in viewer.received[kind]}
             first = next(at for at, it in enumerate(contents) if it in arrived)
-            lost = [at for at, it in enumerate(contents) if at > first and it not in arrived]
+            lost = [publisher.departures[kind][at] for at, it in enumerate(contents) if at > first and it not in arrived]
             self.assertGreater(len(contents) - first, 50)
-            if lost and stalls.seconds() >= STALL_S:
-                print(f"{self._testMethodName}: {len(lost)} lost, and a processor stood still for {stalls.seconds():.3f} s", flush=True)
-                continue
-            self.assertEqual(lost, [], f"{kind} of {len(contents) - first} packets")
+            excused = explained(lost)
+            if excused:
+                print(f"{self._testMethodName}: {len(excused)} of {kind} lost when a processor stood still", flush=True)
+            unexplained = [round(at - publisher.departures[kind][first], 3) for at in lost if at not in excused]
+            self.assertEqual(unexplained, [], f"{kind}: seconds after the first of {len(contents) - first} packets")
 
     def assert_counted(self, what, at, expected):
-        """Where the machine stood still more may be counted, and is told."""
-        counts = [self.since(name, what) for name in at]
-        if counts != expected and stalls.seconds() >= STALL_S:
-            print(f"{self._testMethodName}: {what} {counts}, and a processor stood still for {stalls.seconds():.3f} s", flush=True)
-            return
-        self.assertEqual(counts, expected)
+        """What is counted when the machine stood still may be more, and is told."""
+        for name, count in zip(at, expected):
+            counted = self.since(name, what)
+            excused = len(explained(self.deaths_seen(name)))
+            if excused:
+                print(f"{self._testMethodName}: {what} {counted} at {name}, of which a standstill may explain {excused}", flush=True)
+            self.assertIn(count, range(int(counted) - excused, int(counted) + 1), f"{what} at {name}")
+
+    def deaths_seen(self, name):
+        """When a node held others for dead since the test began, by the audit log."""
+        wall = time.time() - time.monotonic()
+        lines = [line for line in nodes[name].log if "node away" in line and "fate=Dead" in line]
+        moments = [datetime.datetime.fromisoformat(line.split()[0]).timestamp() - wall for line in lines]
+        return [at for at in moments if at >= self.began]
 
     def since(self, name, what):
         return counted(name, what) - self.before[name][what]
@@ -204,9 +233,7 @@ class Deaths(unittest.IsolatedAsyncioTestCase):
         nodes["a"].kill()
         killed = time.monotonic()
         await self.until_dead("a")
-        self.assertEqual(people("b", "room").get("publisher-a"), "away")
-        await until("nobody of a", lambda: "publisher-a" not in people("b", "room"), GRACE_S + 2)
-        self.assertGreater(time.monotonic() - killed, GRACE_S - 0.1)
+        await self.until_gone("publisher-a", killed)
         self.start_again("a")
         await self.until_whole()
         await self.assert_nothing_lost(publisher, viewer)
@@ -220,9 +247,17 @@ class Deaths(unittest.IsolatedAsyncioTestCase):
         killed = time.monotonic()
         self.start_again("a")
         await until("another start of a", lambda: state("b", "a") == "up" and start_of("b", "a") > start, 5)
-        self.assertEqual(people("b", "room").get("publisher-a"), "away")
-        await until("nobody of a", lambda: "publisher-a" not in people("b", "room"), GRACE_S + 2)
-        self.assertGreater(time.monotonic() - killed, GRACE_S - 0.1)
+        await self.until_gone("publisher-a", killed, time.monotonic())
+
+    async def until_gone(self, identity, killed, away=None):
+        """It is kept for the grace, and soon after that no node shows it any more. `away`: since when at last, if that is not soon after the kill."""
+        self.assertEqual({people(at, "room").get(identity) for at in "bc"}, {"away"})
+        everywhere = lambda: all(identity not in people(at, "room") for at in "bc")
+        await until(f"{identity} is gone", everywhere, GRACE_S + 5)
+        gone = time.monotonic() - killed
+        print(f"{self._testMethodName}: gone {gone:.3f} s after the kill", flush=True)
+        self.assertGreater(gone, GRACE_S - 0.1)
+        self.assertLess(gone, (away - killed if away else DETECTION_S) + GRACE_S + GONE_S + 2 * stalls.seconds())
 
     async def stop(self, name, seconds):
         """Stops a node for so long; how long it was."""

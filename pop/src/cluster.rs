@@ -1649,7 +1649,12 @@ impl State {
             Goal::Origin(origin) => self.origin(*origin)?,
             Goal::Member { session, participant } => {
                 let owner = self.owner(session, *participant).or_else(|| self.origin((participant.0 >> 32) as u32));
-                owner.or_else(|| self.host(session, failed))?
+                // One that began anew knows nobody of a node that is gone, least of all those whom it had itself.
+                let grace = self.shared.upgrade().map(|shared| shared.grace()).unwrap_or_default();
+                let is_young = |of: &&Node| of.anew_at.is_some_and(|at| at.elapsed() < grace);
+                let young = self.nodes.values().filter(is_young).map(|of| of.record.node);
+                let failed: Vec<NodeId> = failed.iter().copied().chain(young).collect();
+                owner.or_else(|| self.host(session, &failed))?
             }
         };
         self.way_to(node)
