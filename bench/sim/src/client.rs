@@ -1,9 +1,9 @@
 //! A client of the room protocol, as far as it understands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pop_proto::control::{ExtensionIds, IceCredentials, MediaKind};
-use pop_schemas::TrackId;
+use pop_schemas::{ParticipantId, TrackId};
 use pop_session::member::{
     LeaveAction, MemberState, Notice, Offer, OfferedSection, ParticipantInfo, Permissions, ReceivingSection, SendingSection, Sync,
     TransportOffer,
@@ -34,6 +34,8 @@ pub(crate) struct Client {
     pub(crate) asked: Option<(u32, u32)>,
     offers: u32,
     pub(crate) is_connected: bool,
+    /// Whom it knew and its node did not when it came there: nobody tells it that they go.
+    pub(crate) missed: BTreeSet<ParticipantId>,
     /// Its tracks, by what it calls them.
     published: BTreeMap<Box<str>, TrackId>,
     /// It has been at more than one node, of which one may have known less than the other: what is older it leaves aside, as SDKs do.
@@ -50,9 +52,9 @@ pub(crate) enum Heard {
 
 impl Client {
     pub(crate) fn new(name: &'static str, permissions: Permissions, node: u64) -> Client {
-        let (others, sections, published) = Default::default();
+        let (others, sections, missed, published) = Default::default();
         let (asked, offers, is_connected, has_moved) = (Some((1, 1)), 0, false, false);
-        Client { name, permissions, node, others, sections, asked, offers, is_connected, published, has_moved }
+        Client { name, permissions, node, others, sections, asked, offers, is_connected, missed, published, has_moved }
     }
 
     /// What it says first when it is back: then comes an offer.

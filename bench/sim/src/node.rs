@@ -152,6 +152,11 @@ impl Node {
             }
             return Some((self.clients.remove(&id)?, refusal));
         }
+        let known: BTreeSet<_> = self.session.participants().map(|participant| participant.id()).collect();
+        if let Some(client) = self.clients.get_mut(&id) {
+            let others = client.others.values().map(|info| info.participant);
+            client.missed = others.filter(|other| !known.contains(other)).collect();
+        }
         self.say(now, id, MemberRequest::Sync(Box::new(sync)));
         None
     }

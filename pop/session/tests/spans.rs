@@ -711,6 +711,46 @@ fn only_who_it_was_takes_it_over_and_only_while_its_node_is_away() {
     );
 }
 
+#[test]
+fn a_sync_state_that_is_old_or_names_what_is_anothers_takes_nothing_and_ends_nothing() {
+    let (mut mesh, ann, [video, audio], of_bob, fed_before) = two_in_a_call();
+    for node in [B, C] {
+        mesh.node(node, |session, now| session.handle_node_away(now, A));
+    }
+    let (nobody, bob) = (TrackId(77), mesh.nodes[&B].members["bob"]);
+    // She publishes what is bob's, and nobody's, and was fed with her own; sections that there are not had something, and others' messages came.
+    let mids = fed_before.keys().map(|mid| mid.as_str().into()).chain(["8".into(), "none".into()]);
+    let forged = MemberSync {
+        published: vec![("cam".into(), of_bob[0]), ("mic".into(), nobody), ("cam".into(), video), ("mic".into(), audio)],
+        fed: mids.zip([video, nobody, of_bob[0], of_bob[1]]).collect(),
+        received: vec![(bob, 9), (ParticipantId(99), 9)],
+        disabled: vec![nobody, video],
+        ..MemberSync::default()
+    };
+    mesh.on(B, Stage::forget);
+    let answer = mesh.on(C, |stage| come_back(stage, "ann", ann, forged.clone(), offer_of_ann()));
+    assert_eq!((answer.sections["8"].takes, answer.sections["9"].takes), (Some(video), Some(audio)));
+    let of_others: BTreeSet<_> = feeds(&answer).into_values().collect();
+    assert!(of_others.is_subset(&of_bob.into()), "she is fed with bob's, or not yet: {of_others:?}");
+    let is_his = |mesh: &Mesh| of_bob.iter().all(|track| mesh.nodes[&C].session.remote_track(*track).map(|key| key.node) == Some(B));
+    assert!(is_his(&mesh));
+    // What she said before is said again, and so is what was so long ago; she sends on.
+    let stale =
+        MemberSync { published: vec![("cam".into(), nobody)], tracks: vec![nobody], fed: forged.fed.clone(), ..MemberSync::default() };
+    for old in [forged, stale] {
+        mesh.on(C, |stage| stage.say("ann", MemberRequest::Sync(Box::new(old))));
+    }
+    let answer = mesh.on(C, |stage| stage.offer("ann", offer_of_ann()));
+    assert_eq!((answer.sections["8"].takes, answer.sections["9"].takes), (Some(video), Some(audio)));
+    assert_eq!([video, audio].map(|track| mesh.nodes[&B].session.remote_track(track).map(|key| key.node)), [Some(C); 2]);
+    assert!(is_his(&mesh));
+    let told = mesh.on(B, |stage| stage.told("bob"));
+    assert!(seen(&told).iter().all(|seen| *seen == ("ann".into(), MemberState::Active, None)), "{told:?}");
+    // And what there is of his goes to her in the end.
+    let fed: BTreeSet<_> = feeds(&mesh.on(C, |stage| stage.offer("ann", offer_of_ann()))).into_values().collect();
+    assert_eq!(fed, of_bob.into());
+}
+
 /// A is cut off, and C takes over whom it had.
 fn taken_over_by_c(now_ms: u64) -> (Mesh, ParticipantId, TrackId) {
     let (mut mesh, ann, [video, _], ..) = two_in_a_call();
