@@ -24,15 +24,19 @@ export async function serveLiveKitPage() {
 function inPage() {
   const { Room, RoomEvent, Track, LogLevel, setLogLevel } = globalThis.LivekitClient;
   const log = [];
-  setLogLevel(LogLevel.debug);
+  // Of each line, in milliseconds since 1970.
+  const times = [];
   for (const level of ["debug", "info", "warn", "error"]) {
     const write = console[level].bind(console);
     console[level] = (...words) => {
-      log.push(`${level}: ${words.map((word) => (typeof word === "string" ? word : JSON.stringify(word))).join(" ")}`);
-      if (log.length > 4000) log.shift();
+      log.push(`${level}: ${words.filter((word) => typeof word === "string").join(" ")}`);
+      times.push(performance.timeOrigin + performance.now());
+      if (log.length > 4000) [log, times].forEach((list) => list.shift());
       write(...words);
     };
   }
+  // The library takes the console as it is now.
+  setLogLevel(LogLevel.debug);
   let room;
   const events = [];
 
@@ -160,6 +164,8 @@ function inPage() {
     events: () => events,
     names: () => events.map((event) => event.name),
     log: () => log,
+    /** When the first line with these words was written since `since`. */
+    logged: (words, since = 0) => times.find((at, i) => at >= since && log[i].includes(words)),
     camera: async (on, capture, publish) => (await room.localParticipant.setCameraEnabled(on, capture, publish))?.trackSid,
     microphone: async (on) => (await room.localParticipant.setMicrophoneEnabled(on))?.trackSid,
     unpublish: async (source) => {
@@ -177,6 +183,6 @@ export async function openRoom(browser, page) {
   const client = await browser.open(page.url);
   await client.page.evaluate(`(${inPage})()`);
   const call = (name) => (...values) => client.page.evaluate(`globalThis.popRoom.${name}(...${JSON.stringify(values)})`);
-  const names = ["join", "remotes", "received", "sent", "tone", "buffer", "quality", "enable", "speakers", "grades", "state", "metadata", "events", "names", "log", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
+  const names = ["join", "remotes", "received", "sent", "tone", "buffer", "quality", "enable", "speakers", "grades", "state", "metadata", "events", "names", "log", "logged", "camera", "microphone", "unpublish", "cutSocket", "simulate", "leave"];
   return { page: client.page, ...Object.fromEntries(names.map((name) => [name, call(name)])) };
 }
