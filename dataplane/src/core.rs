@@ -357,6 +357,8 @@ struct Track {
     tap: Option<u32>,
     /// How loud it is: audio alone.
     levels: Option<AudioLevels>,
+    /// When its publisher spoke last, as far as that was told.
+    spoke_at: Time,
     packets_reported: u64,
     /// Layers have other SSRCs than were told.
     is_bound_anew: bool,
@@ -1095,7 +1097,8 @@ impl Core {
             Command::RekeyLink { link, generation, keys } => self.rekey_link(now, link, generation, &keys),
             Command::CloseLink { link } => self.close_link(link),
             Command::OpenRemoteTrack { open, extensions, link, alias } => self.open_remote_track(&open, extensions, link, alias),
-            Command::ExportToLink { track, link, alias, loudest, on } => self.export_to_link(track, link, alias, loudest, on),
+            Command::ExportToLink { track, link, alias, bound, on } => self.export_to_link(track, link, alias, bound, on),
+            Command::Spoke { track } => self.note_speech(now, track),
             Command::Tap { track, tap } => {
                 if let Some(index) = self.track_ids.get(&track) {
                     self.tracks[*index].tap = tap;
@@ -1242,6 +1245,7 @@ impl Core {
             fresh: Vec::with_capacity(FRESH_MAX),
             tap: None,
             levels: (open.kind == MediaKind::Audio && matches!(source, Source::Transport(_))).then(AudioLevels::new),
+            spoke_at: Time::ZERO,
             packets_reported: 0,
             is_bound_anew: false,
             tells_left: LAYERS_TOLD_AT_ONCE,
@@ -1435,6 +1439,7 @@ impl Core {
             }
         }
         self.share_bandwidth(now);
+        self.choose_all_cameras();
         self.fit_links(now);
         self.report_stats();
         self.report_links();

@@ -12,8 +12,8 @@ use pop_dataplane::handover::{Crossing, Ends};
 use pop_dataplane::limits::WorkerLimits;
 use pop_dataplane::{Counters, Gauges};
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, LayerWish, LinkId, LinkKeys, LoudestOf, MediaKind, OpenLink, OpenSubscription, OpenTrack,
-    OpenTransport, Path, PayloadType, SELF_TEST,
+    Codec, Extension, ExtensionIds, LayerWish, LinkId, LinkKeys, MediaKind, OpenLink, OpenSubscription, OpenTrack, OpenTransport, Path,
+    PayloadType, SELF_TEST, SessionBound,
 };
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::{Command, DropReason, Event};
@@ -127,7 +127,7 @@ impl Mesh {
     /// Node 2 takes a track of node 1.
     fn relay(&mut self, track: OpenTrack, extensions: ExtensionIds) {
         let alias = 100 + track.track.0 as u16;
-        self.origin.command(Command::ExportToLink { track: track.track, link: LinkId::new(2, 0), alias, loudest: None, on: true });
+        self.origin.command(Command::ExportToLink { track: track.track, link: LinkId::new(2, 0), alias, bound: None, on: true });
         self.edge.command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: LinkId::new(1, 0), alias });
     }
 
@@ -895,8 +895,8 @@ impl Voices {
     }
 
     fn export(&mut self, id: u64, max: u8, on: bool) {
-        let loudest = Some(LoudestOf { session: 7, max });
-        self.mesh.origin.command(Command::ExportToLink { track: TrackId(id), link: LinkId::new(2, 0), alias: id as u16, loudest, on });
+        let bound = Some(SessionBound { session: 7, max });
+        self.mesh.origin.command(Command::ExportToLink { track: TrackId(id), link: LinkId::new(2, 0), alias: id as u16, bound, on });
     }
 
     fn packet(&self, speaker: usize, index: u64, level: Option<u8>) -> Vec<u8> {
@@ -1028,6 +1028,56 @@ fn a_microphone_that_goes_leaves_its_place_and_one_that_is_offered_again_goes_on
 }
 
 #[test]
+fn of_many_cameras_those_of_who_spoke_last_cross_a_link_if_somebody_there_watches() {
+    let mut mesh = Mesh::new();
+    let cameras: Vec<_> = (1..4).map(|id| mesh.origin.publisher(id)).collect();
+    for id in 1..4u64 {
+        let (track, link, alias) = (TrackId(id), LinkId::new(2, 0), id as u16);
+        let bound = Some(SessionBound { session: 7, max: 1 });
+        mesh.origin.command(Command::ExportToLink { track, link, alias, bound, on: true });
+        let extensions = open_transport(id).extensions;
+        mesh.edge.command(Command::OpenRemoteTrack { open: Box::new(Rig::track(id)), extensions, link: LinkId::new(1, 0), alias });
+    }
+    let mut viewers: Vec<_> = (1..4).map(|id| mesh.edge.viewer(10 + id, id)).collect();
+    mesh.pass(Duration::from_millis(20));
+    let (mut index, mut next) = (0, [100; 3]);
+    // A second of all, each tenth packet a keyframe; how many each viewer got.
+    let mut film = |mesh: &mut Mesh| {
+        let mut seen = [0; 3];
+        for _ in 0..30 {
+            for camera in &cameras {
+                let [_, sent] = mesh.receive(camera, camera.packet(camera.id as u32, index, &vp8(index % 10 == 0, 300)));
+                for (at, viewer) in viewers.iter_mut().enumerate() {
+                    for (number, _, _) in media_to(viewer, &sent) {
+                        assert_eq!(number, next[at], "no number is missing");
+                        (seen[at], next[at]) = (seen[at] + 1, number + 1);
+                    }
+                }
+            }
+            mesh.pass(Duration::from_millis(33));
+            index += 1;
+        }
+        seen
+    };
+    assert_eq!(film(&mut mesh), [30, 0, 0]);
+    let before = mesh.origin_counters().relay_packets_out;
+    mesh.origin.command(Command::Spoke { track: TrackId(3) });
+    assert_eq!(film(&mut mesh), [0, 0, 30]);
+    mesh.origin.command(Command::Spoke { track: TrackId(2) });
+    mesh.origin.command(Command::Spoke { track: TrackId(1) });
+    assert_eq!(film(&mut mesh), [30, 0, 0]);
+    assert_eq!(mesh.origin_counters().relay_packets_out - before, 60, "one crosses at each moment");
+    // Nobody watches 1 any more.
+    mesh.edge.command(Command::Wish { subscription: SubscriptionId(11), wish: LayerWish { paused: true, ..LayerWish::default() } });
+    mesh.pass(Duration::from_millis(1_200));
+    assert_eq!(film(&mut mesh), [0, 30, 0], "who spoke before");
+    // It goes.
+    mesh.origin.command(Command::CloseTrack { track: TrackId(2) });
+    mesh.pass(Duration::from_millis(1_200));
+    assert_eq!(film(&mut mesh), [0, 0, 30]);
+}
+
+#[test]
 fn a_track_of_another_node_is_mirrored_to_other_workers_and_never_sent_back() {
     let (mut mesh, publisher) = simulcast();
     mesh.edge_ends.supply(1);
@@ -1035,7 +1085,7 @@ fn a_track_of_another_node_is_mirrored_to_other_workers_and_never_sent_back() {
     let track = OpenTrack { ssrc: None, layers: vec!["a".into(), "b".into()], order: vec![0, 1], ..Rig::track(1) };
     mesh.other.command(Command::OpenMirror { open: Box::new(track), home: 0 });
     mesh.edge.command(Command::Export { track: TrackId(1), to: 1, on: true });
-    mesh.edge.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(1, 0), alias: 7, loudest: None, on: true });
+    mesh.edge.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(1, 0), alias: 7, bound: None, on: true });
     let mut far = mesh.other.viewer(2, 1);
     mesh.other.command(wish(2, 1));
     let mut lens = Vec::new();
@@ -1113,7 +1163,7 @@ fn a_third_node_sends_nothing_under_our_association_and_nothing_that_it_was_not_
     third.command(open(3, 2, 1));
     mesh.edge.command(open(2, 3, 1));
     let liar = third.publisher(9);
-    third.command(Command::ExportToLink { track: TrackId(9), link: LinkId::new(2, 0), alias: 101, loudest: None, on: true });
+    third.command(Command::ExportToLink { track: TrackId(9), link: LinkId::new(2, 0), alias: 101, bound: None, on: true });
     // It believes to be asked.
     let wanting = {
         let mut wanting = node(2);
@@ -1189,7 +1239,7 @@ fn closing_a_link_or_either_end_of_a_track_leaves_nothing() {
     let before = mesh.origin_counters().relay_packets_out;
     assert_eq!(before, 50);
     // The track ends at both ends, and packets of it are on their way.
-    mesh.origin.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(2, 0), alias: 101, loudest: None, on: false });
+    mesh.origin.command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(2, 0), alias: 101, bound: None, on: false });
     mesh.edge.command(Command::CloseTrack { track: TrackId(1) });
     mesh.receive(&publisher, publisher.packet(1, 50, &vp8(false, 500)));
     assert_eq!(mesh.origin_counters().relay_packets_out, before);

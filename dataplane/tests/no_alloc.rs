@@ -28,8 +28,8 @@ use common::{PWD, Packet, Pair, Rig, open_transport, protect, vp8};
 use pop_dataplane::core::Core;
 use pop_dataplane::limits::WorkerLimits;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, LoudestOf, MediaKind, Numbering, OpenLink, OpenRtp,
-    OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SrtpProfile, TCP_SOCKET_BASE,
+    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, MediaKind, Numbering, OpenLink, OpenRtp, OpenSubscription,
+    OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SessionBound, SrtpProfile, TCP_SOCKET_BASE,
 };
 use pop_proto::probe::{IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::twcc::TwccRecorder;
@@ -404,8 +404,8 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     audio.iter().for_each(|track| origin.command(Command::OpenTrack(Box::new(track.clone()))));
     for track in [Rig::track(1)].into_iter().chain(audio) {
         let (id, alias, extensions) = (track.track, track.track.0 as u16, ids);
-        let loudest = (track.kind == MediaKind::Audio).then_some(LoudestOf { session: 1, max: 1 });
-        origin.command(Command::ExportToLink { track: id, link: LinkId::new(2, 0), alias, loudest, on: true });
+        let bound = (track.kind == MediaKind::Audio).then_some(SessionBound { session: 1, max: 1 });
+        origin.command(Command::ExportToLink { track: id, link: LinkId::new(2, 0), alias, bound, on: true });
         edge.command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: LinkId::new(1, 0), alias });
     }
     let mut viewers: Vec<_> = (2..6).map(|id| edge.viewer(id, 1)).collect();

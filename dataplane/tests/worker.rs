@@ -319,7 +319,7 @@ fn two_workers_of_different_nodes_pass_media_over_their_relay_ports(backend: Bac
     let to = socket.local_addr().expect("bound");
     open_route(&origin, origin.add_socket(socket).expect("there is room"));
     let track = OpenTrack { ssrc: None, ..common::Rig::track(2) };
-    order(&origin, Command::ExportToLink { track: TrackId(2), link: LinkId::new(2, 0), alias: 9, loudest: None, on: true });
+    order(&origin, Command::ExportToLink { track: TrackId(2), link: LinkId::new(2, 0), alias: 9, bound: None, on: true });
     let remote = Command::OpenRemoteTrack { open: Box::new(track), extensions: ExtensionIds::NONE, link: LinkId::new(1, 0), alias: 9 };
     order(&edge, remote);
     let (source, sink) = (peer(), peer());

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use pop_dataplane::limits::LINKS_MAX;
 use pop_proto::control::{
-    Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, LoudestOf, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack,
-    PAYLOAD_TYPES_MAX, PayloadType, SELF_TEST,
+    Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack, PAYLOAD_TYPES_MAX,
+    PayloadType, SELF_TEST, SessionBound,
 };
 use pop_proto::{Command, Event};
 use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
@@ -34,6 +34,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::admin;
 use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
+use crate::config::SessionConfig;
 use crate::data::{DataDrop, SenderPlace};
 use crate::logging::AUDIT;
 use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Outgoing, Peer, Unheard};
@@ -251,7 +252,7 @@ impl Cluster {
         bus: Option<(Bus, BusEvents)>,
         mesh: Option<(Mesh, mpsc::Receiver<MeshEvent>)>,
         splits: bool,
-        loudest: u8,
+        session: SessionConfig,
     ) -> Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
@@ -260,7 +261,8 @@ impl Cluster {
         let state = State {
             shared,
             splits,
-            loudest,
+            loudest: session.loudest,
+            last_n: session.last_n,
             record,
             bus,
             mesh,
@@ -519,6 +521,8 @@ struct State {
     splits: bool,
     /// Microphones of a session that cross a link at once; 0: all.
     loudest: u8,
+    /// The same of cameras.
+    last_n: u8,
     /// What others know of this node.
     record: NodeRecord,
     bus: Option<Bus>,
@@ -1509,7 +1513,7 @@ impl State {
 
     async fn export(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16, exported: Option<Exported>) {
         let Some(shared) = self.shared.upgrade() else { return };
-        let Some(Exported { home, open, extensions }) = exported else {
+        let Some(Exported { home, open, extensions, is_camera }) = exported else {
             return self.refuse(node, track, "this node does not publish it");
         };
         let Some(link) = self.links.get_mut(&node) else { return self.tell_demand(&session, track, false) };
@@ -1518,7 +1522,7 @@ impl State {
             Some(export) if (export.home, export.link) == (home, id) => export.alias,
             Some(export) => {
                 let (home, link, alias) = (export.home, export.link, export.alias);
-                shared.command(home, Command::ExportToLink { track, link, alias, loudest: None, on: false }).await;
+                shared.command(home, Command::ExportToLink { track, link, alias, bound: None, on: false }).await;
                 alias
             }
             None if link.exports.len() >= EXPORTS_MAX => {
@@ -1541,10 +1545,14 @@ impl State {
             self.next_number = self.next_number.wrapping_add(1);
             self.next_number
         });
-        let is_bounded = open.kind == MediaKind::Audio && self.loudest > 0;
-        let loudest = is_bounded.then_some(LoudestOf { session: number, max: self.loudest });
+        let max = match open.kind {
+            MediaKind::Audio => self.loudest,
+            MediaKind::Video if is_camera => self.last_n,
+            MediaKind::Video => 0,
+        };
+        let bound = (max > 0).then_some(SessionBound { session: number, max });
         link.exports.insert(track, Export { session, home, link: id, alias, number });
-        shared.command(home, Command::ExportToLink { track, link: id, alias, loudest, on: true }).await;
+        shared.command(home, Command::ExportToLink { track, link: id, alias, bound, on: true }).await;
         let offer = Offer {
             track,
             alias,
@@ -1567,7 +1575,7 @@ impl State {
         let Some(shared) = self.shared.upgrade() else { return };
         let Some(export) = self.links.get_mut(&node).and_then(|link| link.exports.remove(&track)) else { return };
         let Export { session, home, link, alias, .. } = export;
-        shared.command(home, Command::ExportToLink { track, link, alias, loudest: None, on: false }).await;
+        shared.command(home, Command::ExportToLink { track, link, alias, bound: None, on: false }).await;
         self.tell_demand(&session, track, false);
     }
 

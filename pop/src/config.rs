@@ -170,6 +170,9 @@ pub struct SessionConfig {
     /// Microphones of one session that cross a link to another node at once at most, the loudest; 0: all.
     #[serde(deserialize_with = "value::bounded::<_, _, 0, { LOUDEST_MAX as u64 }>")]
     pub loudest: u8,
+    /// Cameras of one session that cross a link to another node at once at most, those of who spoke last; 0: all.
+    #[serde(deserialize_with = "value::bounded::<_, _, 0, 255>")]
+    pub last_n: u8,
 }
 
 /// `[dataplane]`: all sizes are per worker.
@@ -311,7 +314,7 @@ impl Default for MediaConfig {
 
 impl Default for SessionConfig {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(5), loudest: 16 }
+        Self { grace: Duration::from_secs(5), loudest: 16, last_n: 0 }
     }
 }
 

@@ -327,7 +327,7 @@ impl Node {
         if let Some((bus, _)) = &bus {
             bus.put_node(record.clone());
         }
-        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.mesh.split, config.session.loudest);
+        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.mesh.split, config.session);
         // A node joins once.
         let _ = shared.cluster.set(cluster);
         Ok(joined)

@@ -344,7 +344,7 @@ impl Links {
             self.next_alias += 1;
             let alias = self.next_alias;
             self.aliases.insert((origin, node, alias), id);
-            self.order(origin, Command::ExportToLink { track: id, link: link(node), alias, loudest: None, on: true });
+            self.order(origin, Command::ExportToLink { track: id, link: link(node), alias, bound: None, on: true });
             let (link, extensions) = (link(origin), ExtensionIds::NONE);
             self.order(node, Command::OpenRemoteTrack { open: Box::new(open), extensions, link, alias });
         }
@@ -384,7 +384,7 @@ impl Links {
         let held = self.aliases.iter().find(|((_, to, _), track)| *to == node && **track == viewer.track).map(|(key, _)| *key);
         if let Some((origin, _, alias)) = held {
             self.order(node, Command::CloseTrack { track: viewer.track });
-            self.order(origin, Command::ExportToLink { track: viewer.track, link: link(node), alias, loudest: None, on: false });
+            self.order(origin, Command::ExportToLink { track: viewer.track, link: link(node), alias, bound: None, on: false });
             self.aliases.remove(&(origin, node, alias));
         }
     }
@@ -396,7 +396,7 @@ impl Links {
         self.next_alias += 1;
         self.next_track += 1;
         let (alias, other_name, kind) = (self.next_alias, TrackId(self.next_track), self.tracks[&track].kind);
-        self.order(node, Command::ExportToLink { track, link: link(origin), alias, loudest: None, on: true });
+        self.order(node, Command::ExportToLink { track, link: link(origin), alias, bound: None, on: true });
         let open = describe(other_name, &self.tracks[&track]);
         let (link, extensions) = (link(node), ExtensionIds::NONE);
         self.order(origin, Command::OpenRemoteTrack { open: Box::new(open), extensions, link, alias });

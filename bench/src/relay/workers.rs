@@ -155,7 +155,7 @@ impl Workers {
         let (link, alias) = (LinkId::new(EDGE, 0), ALIAS);
         order(&self.origin, open_route(into, RtpPeer::Learnt { silence: Duration::from_secs(60), never: None }))?;
         order(&self.origin, Command::OpenTrack(Box::new(track.clone())))?;
-        order(&self.origin, Command::ExportToLink { track: TRACK, link, alias, loudest: None, on: true })?;
+        order(&self.origin, Command::ExportToLink { track: TRACK, link, alias, bound: None, on: true })?;
         let (link, extensions) = (LinkId::new(ORIGIN, 0), ExtensionIds::NONE);
         order(&self.edge, Command::OpenRemoteTrack { open: Box::new(track), extensions, link, alias })?;
         order(&self.edge, open_route(out, RtpPeer::Fixed(sink)))?;

@@ -527,12 +527,13 @@ pub struct OpenLink {
     pub playout: Duration,
 }
 
-/// A bound on the microphones of a session that cross a link at once.
+/// A bound on the tracks of one kind of a session that cross a link at once: of microphones the loudest do, at most
+/// [`LOUDEST_MAX`](crate::loudest::LOUDEST_MAX), of video that of who spoke last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoudestOf {
+pub struct SessionBound {
     /// Which session: a number that all tracks of it have on this link.
     pub session: u32,
-    /// So many, at most [`LOUDEST_MAX`](crate::loudest::LOUDEST_MAX): as the first of them told.
+    /// So many, as the first of them told.
     pub max: u8,
 }
 
@@ -679,6 +680,11 @@ pub enum Command {
         /// What.
         message: Arc<DataMessage>,
     },
+    /// Who publishes this track of video speaks, or did just now.
+    Spoke {
+        /// Which.
+        track: TrackId,
+    },
     /// Copy a track's decrypted packets to the service thread, or stop.
     Tap {
         /// Which.
@@ -724,8 +730,8 @@ pub enum Command {
         link: LinkId,
         /// What it is called there; one alias of a link names one track at a time.
         alias: u16,
-        /// Of a microphone, where not all of a session cross at once.
-        loudest: Option<LoudestOf>,
+        /// Where not all of a session cross at once.
+        bound: Option<SessionBound>,
         /// `false` stops.
         on: bool,
     },

@@ -8,11 +8,12 @@
 //! A packet crosses a link once per layer that somebody behind it wants. What is told is told again each second while it matters: a link
 //! loses. Sealing, numbering, repair and the path's MTU are [`pop_relay::link`]'s.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use pop_proto::control::{
-    ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, LoudestOf, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST,
+    ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST, SessionBound,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, SLOT_LEN, Stored};
@@ -64,6 +65,8 @@ pub(super) struct LinkEnd {
     alias: u16,
     /// The layers that are wanted, as was told last.
     pub(super) wanted: u8,
+    /// Of a track that goes over the link: the same, whether or not the track crosses. `wanted` is nothing while it does not.
+    pub(super) asked: u8,
     /// Layers of this rank, counted from the lowest quality, and above do not fit on the link.
     fits: u8,
     /// The same while that is chosen.
@@ -78,8 +81,10 @@ pub(super) struct LinkEnd {
     louder: u8,
     /// Its packets have told how loud they are.
     has_levels: bool,
-    /// The last packet did not cross.
+    /// It does not cross now, since others of its session do.
     is_held: bool,
+    /// The next packet that crosses begins the layer anew.
+    must_return: bool,
     /// How often it has begun to cross again, modulo 256. The other end takes each for a beginning of the layer, and what did not cross
     /// neither for lost nor for late.
     returns: u8,
@@ -96,6 +101,7 @@ impl LinkEnd {
             link,
             alias,
             wanted: 0,
+            asked: 0,
             fits: ALL,
             next_fits: ALL,
             came: false,
@@ -104,6 +110,7 @@ impl LinkEnd {
             louder: 0,
             has_levels: false,
             is_held: false,
+            must_return: false,
             returns: 0,
             returned_at: (0, 0),
         }
@@ -121,26 +128,32 @@ impl LinkEnd {
         self.has_levels |= level.is_some();
         let takes = match level {
             // What comes late tells nothing of now.
-            _ if stored.meta.repeated => loudest.has(track) || !self.has_levels,
+            _ if stored.meta.repeated => !self.must_return && (loudest.has(track) || !self.has_levels),
             None if !self.has_levels => true,
             level => loudest.takes(now, track, level.unwrap_or(SILENT_LEVEL), &mut self.louder),
         };
-        if !takes {
-            self.is_held = true;
-            return false;
-        }
-        if self.is_held && !stored.meta.repeated {
-            self.is_held = false;
+        self.is_held = !takes;
+        self.must_return |= !takes;
+        takes && (self.must_return || at.0 != self.returned_at.0 || at >= self.returned_at)
+    }
+
+    /// A packet crosses; true when it begins the layer anew for the other end.
+    fn cross(&mut self, at: (u16, u64)) -> bool {
+        let returns = std::mem::take(&mut self.must_return);
+        if returns {
             (self.returns, self.returned_at) = (self.returns.wrapping_add(1), at);
         }
-        !self.is_held && (at.0 != self.returned_at.0 || at >= self.returned_at)
+        returns
     }
 }
 
-/// The microphones of a session of which the loudest cross a link.
+/// The microphones, or the cameras, of a session of which not all cross a link.
 struct Stage {
     session: u32,
+    kind: MediaKind,
+    max: u8,
     tracks: Vec<usize>,
+    /// Of microphones.
     loudest: Loudest,
 }
 
@@ -195,14 +208,17 @@ impl LinkState {
         self.dirty.iter_mut().for_each(|dirty| dirty.reserve(tracks.saturating_sub(dirty.len())));
     }
 
-    /// A microphone crosses if it is among the loudest of its session.
-    fn enter_stage(&mut self, track: usize, of: LoudestOf) -> u32 {
-        let known = self.stages.iter().find(|(_, stage)| stage.session == of.session).map(|(at, _)| at);
-        let new = || Stage { session: of.session, tracks: Vec::new(), loudest: Loudest::new(of.max) };
+    /// A track crosses if it is among those of its session that do.
+    fn enter_stage(&mut self, track: usize, kind: MediaKind, of: SessionBound) -> u32 {
+        let SessionBound { session, max } = of;
+        let known = self.stages.iter().find(|(_, stage)| (stage.session, stage.kind) == (session, kind)).map(|(at, _)| at);
+        let new = || Stage { session, kind, max, tracks: Vec::new(), loudest: Loudest::new(max) };
         let at = known.unwrap_or_else(|| self.stages.insert(new()));
         let stage = &mut self.stages[at];
         stage.tracks.push(track);
-        stage.loudest.make_room(stage.tracks.len());
+        if kind == MediaKind::Audio {
+            stage.loudest.make_room(stage.tracks.len());
+        }
         at as u32
     }
 
@@ -445,7 +461,7 @@ impl Core {
         self.links.slab[link].make_room();
     }
 
-    pub(super) fn export_to_link(&mut self, id: TrackId, link: LinkId, alias: u16, loudest: Option<LoudestOf>, on: bool) {
+    pub(super) fn export_to_link(&mut self, id: TrackId, link: LinkId, alias: u16, bound: Option<SessionBound>, on: bool) {
         let (Some(&index), Some(&at)) = (self.track_ids.get(&id), self.links.ids.get(&link)) else { return };
         // A packet never goes back where it came from.
         if let Source::Link(end, _) = &self.tracks[index].source
@@ -466,7 +482,8 @@ impl Core {
                 self.review_layers(before);
             }
             self.links.slab[at].make_room();
-            let stage = loudest.map(|of| self.links.slab[at].enter_stage(index, of));
+            let kind = self.tracks[index].layers[0].inbound.kind();
+            let stage = bound.map(|of| self.links.slab[at].enter_stage(index, kind, of));
             // Nothing, until the other end asks.
             self.tracks[index].exports.push(LinkEnd { stage, returns, ..LinkEnd::new(at, alias) });
         }
@@ -578,17 +595,74 @@ impl Core {
         let index = find(&self.links.slab[link].outgoing, ask.alias).ok_or(DropReason::UnknownStream)?;
         let track = &mut self.tracks[index];
         let Some(export) = track.exports.iter_mut().find(|export| export.link == link) else { return Err(DropReason::UnknownStream) };
-        let before = std::mem::replace(&mut export.wanted, ask.wanted);
-        if before != ask.wanted {
+        let is_camera = track.layers[0].inbound.kind() == MediaKind::Video;
+        let (before, stage) = (std::mem::replace(&mut export.asked, ask.wanted), export.stage.filter(|_| is_camera));
+        if before == 0 {
+            track.layers.iter_mut().for_each(Layer::forget_told);
+        }
+        if let Some(stage) = stage.filter(|_| (before == 0) != (ask.wanted == 0)) {
+            self.choose_cameras(link, stage);
+        }
+        let track = &mut self.tracks[index];
+        let export = track.export_to(link);
+        let is_held = is_camera && export.is_held;
+        let (wanted, keyframes) = if is_held { (0, 0) } else { (ask.wanted, ask.keyframes) };
+        if std::mem::replace(&mut export.wanted, wanted) != wanted || before != ask.wanted {
             // Where not all fits it is chosen anew.
             self.links.slab[link].limit = None;
         }
-        if before == 0 {
-            track.layers.iter_mut().for_each(super::Layer::forget_told);
-        }
-        track.hear(ask.wanted, ask.keyframes);
+        track.hear(wanted, keyframes);
         self.review_layers(index);
         Ok(())
+    }
+
+    /// Who publishes a track speaks.
+    pub(super) fn note_speech(&mut self, now: Time, id: TrackId) {
+        let Some(&index) = self.track_ids.get(&id) else { return };
+        self.tracks[index].spoke_at = now;
+        for at in 0..self.tracks[index].exports.len() {
+            let LinkEnd { link, stage, .. } = self.tracks[index].exports[at];
+            stage.into_iter().for_each(|stage| self.choose_cameras(link, stage));
+        }
+    }
+
+    /// Chooses the cameras of a session that cross a link: of all that the other end asks for, those of who spoke last.
+    fn choose_cameras(&mut self, link: usize, stage: u32) {
+        let mut at = 0;
+        while let Some(Stage { tracks, max, kind: MediaKind::Video, .. }) = self.links.slab[link].stages.get(stage as usize)
+            && let Some(&track) = tracks.get(at)
+        {
+            let is_asked = |track: usize| self.tracks[track].exports.iter().any(|export| export.link == link && export.asked != 0);
+            let place = |track: usize| (self.tracks[track].spoke_at, Reverse(track));
+            let before = tracks.iter().filter(|other| is_asked(**other) && place(**other) > place(track)).count();
+            let is_held = before >= usize::from(*max);
+            self.hold(link, track, is_held);
+            at += 1;
+        }
+    }
+
+    /// Once a second for each link: one that crossed may have gone.
+    pub(super) fn choose_all_cameras(&mut self) {
+        for link in (self.tick..self.links.slab.capacity()).step_by(TICKS_PER_ROUND) {
+            let stages = self.links.slab.get(link).map_or(0, |state| state.stages.capacity());
+            (0..stages).for_each(|stage| self.choose_cameras(link, stage as u32));
+        }
+    }
+
+    /// A camera crosses no longer, or crosses again: then with a picture.
+    fn hold(&mut self, link: usize, index: usize, is_held: bool) {
+        let track = &mut self.tracks[index];
+        let export = track.export_to(link);
+        if std::mem::replace(&mut export.is_held, is_held) == is_held {
+            return;
+        }
+        export.must_return = true;
+        export.wanted = if is_held { 0 } else { export.asked };
+        let wanted = export.wanted;
+        track.layers.iter_mut().for_each(Layer::forget_told);
+        track.hear(wanted, wanted);
+        self.links.slab[link].limit = None;
+        self.review_layers(index);
     }
 
     /// The other end tells of a layer of a track that comes over the link.
@@ -697,7 +771,7 @@ impl Core {
                         rtp_timestamp: clock.map_or(0, |clock| clock.rtp_timestamp),
                         age: clock.map_or_else(Default::default, |clock| now.since(clock.at)),
                         ended: of_track.is_ended(),
-                        paused: !comes || rank >= export.fits,
+                        paused: !comes || rank >= export.fits || export.is_held,
                         rank,
                         rate_kbps: u32::try_from(rate / 1_000).unwrap_or(u32::MAX),
                     };
@@ -763,14 +837,14 @@ impl Core {
                         cursor.fresh += 1;
                         continue;
                     };
-                    let returns = export.returns;
-                    if is_audio && !export.takes(now, &mut state.stages, at, (of_track.epoch, sequence), &stored) {
+                    let number = (of_track.epoch, sequence);
+                    if is_audio && !export.takes(now, &mut state.stages, at, number, &stored) {
                         drops[DropReason::RelayNotLoudest as usize] += 1;
                         cursor.fresh += 1;
                         continue;
                     }
-                    if export.returns != returns {
-                        // For the other end it begins anew, and the clock with it.
+                    if export.cross(number) {
+                        // The clock begins anew with it.
                         of_track.forget_told();
                     }
                     let frame = FrameRef::new(export.alias, layer as u8, export.epoch_of(of_track), sequence);

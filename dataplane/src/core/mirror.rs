@@ -159,7 +159,7 @@ impl Core {
                 told.extend(far.map(|state| (index, Handed::Layer { track: id, layer: at, state })));
             }
             if is_new {
-                for export in track.exports.iter().filter(|export| export.wanted != 0) {
+                for export in track.exports.iter().filter(|export| export.asked != 0) {
                     links.tell(export.link, LinkTold { track: index, what: What::Layer(at) });
                 }
             }

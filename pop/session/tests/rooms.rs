@@ -65,6 +65,7 @@ impl Outcome {
             Command::CloseSubscription { .. } => "close subscription",
             Command::Forward { .. } => "forward",
             Command::Tap { .. } => "tap",
+            Command::Spoke { .. } => "spoke",
             Command::SendDtls { .. } | Command::InstallKeys { .. } => "dtls",
             Command::ProbeRates(_) => "probe rates",
             Command::Wish { .. } => "wish",

@@ -490,6 +490,35 @@ fn who_speaks_on_one_node_is_shown_on_all_three_times_a_second_at_most_until_it_
 }
 
 #[test]
+fn a_worker_hears_whose_cameras_that_other_nodes_take_speak_who_stops_before_who_speaks_on() {
+    let mut stage = Stage::new();
+    let mut tracks = Vec::new();
+    for name in ["ann", "bob"] {
+        stage.enter(name);
+        let microphone = stage.add_track(name, microphone("mic")).unwrap();
+        let camera = stage.add_track(name, camera("cam")).unwrap();
+        stage.offer(name, vec![sends("0", "mic", &[OPUS], &[]), sends("1", "cam", &[VP8], &[])]);
+        stage.session.handle_remote_demand(stage.now, camera, true);
+        stage.session.handle_remote_demand(stage.now, microphone, true);
+        tracks.push((microphone, camera));
+    }
+    let [(ann, anns), (bob, bobs)] = tracks[..] else { panic!("two people") };
+    let mut talk = |who: &[TrackId]| {
+        stage.forget();
+        for _ in 0..6 {
+            who.iter().for_each(|track| stage.event(Event::AudioLevel { track: *track, level: 10, active_percent: 100 }));
+            stage.pass(Duration::from_millis(400));
+        }
+        let spoke = |command: &Command| if let Command::Spoke { track } = command { Some(*track) } else { None };
+        stage.heard.commands.iter().filter_map(spoke).collect::<Vec<_>>()
+    };
+    assert_eq!(talk(&[]), []);
+    assert_eq!(talk(&[ann]), [anns]);
+    assert_eq!(talk(&[ann, bob])[..2], [anns, bobs]);
+    assert_eq!(talk(&[ann]), [bobs, anns]);
+}
+
+#[test]
 fn who_speaks_when_its_node_dies_speaks_no_longer() {
     let mut pop = Pop::with_people();
     let track = microphone_of(&mut pop, A, "ann");

@@ -231,6 +231,8 @@ pub(crate) struct Exported {
     pub(crate) home: usize,
     pub(crate) open: OpenTrack,
     pub(crate) extensions: ExtensionIds,
+    /// And no screen.
+    pub(crate) is_camera: bool,
 }
 
 /// A track of another node that sections here take.
@@ -477,8 +479,14 @@ impl Room {
             RoomMessage::RemoteOffered { remote, home } => self.offered.push((*remote, home)),
             RoomMessage::RemoteLost { track } => self.lost.push(track),
             RoomMessage::Wanted { track, on, reply } => {
-                let exported =
-                    self.spread.local_track(track).map(|(home, open, extensions)| Exported { home, open: open.clone(), extensions });
+                let is_camera = self.session.is_camera(track);
+                let exported = |(home, open, extensions): (usize, &OpenTrack, ExtensionIds)| Exported {
+                    home,
+                    open: open.clone(),
+                    extensions,
+                    is_camera,
+                };
+                let exported = self.spread.local_track(track).map(exported);
                 if exported.is_some() {
                     self.session.handle_remote_demand(now, track, on);
                 }

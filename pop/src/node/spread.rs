@@ -148,7 +148,9 @@ impl<S> Spread<S> {
             Command::CloseSubscription { subscription } => return self.close_section(*subscription, command),
             Command::Forward { subscription, track, .. } => return self.forward(*subscription, *track, command, claim),
             Command::Wish { subscription, .. } => self.sections.get(subscription).map(|section| section.worker),
-            Command::Tap { track, .. } | Command::BindLayers { track, .. } => self.tracks.get(track).map(|track| track.home),
+            Command::Tap { track, .. } | Command::BindLayers { track, .. } | Command::Spoke { track } => {
+                self.tracks.get(track).map(|track| track.home)
+            }
             Command::OpenMirror { .. }
             | Command::Export { .. }
             | Command::ProbeRates(_)

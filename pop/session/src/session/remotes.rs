@@ -7,14 +7,14 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use pop_proto::control::TrackStats;
+use pop_proto::control::{MediaKind, TrackStats};
 use pop_schemas::{Identity, ParticipantId, SubscriptionId, Time, TrackId};
 
 use super::Session;
 use super::output::{CloseReason, Output};
 use super::permissions::Takers;
 use super::wishes::wishes_of;
-use crate::member::{LeaveReason, MemberState, ParticipantInfo};
+use crate::member::{LeaveReason, MemberState, ParticipantInfo, Source};
 use crate::participant::{Choice, LocalParticipant, Origin, Track};
 use crate::presence::{
     Applied, LocalRecord, Manifest, REMOTE_TRACKS_MAX, Record, RemoteKey, RemoteParticipant, RemoteTrack, Taking, Version,
@@ -104,6 +104,12 @@ impl Session {
     pub fn remote_track(&self, track: TrackId) -> Option<RemoteKey> {
         let track = self.tracks.get(&track).filter(|track| track.is_remote())?;
         Some(self.remotes.find(track.owner)?.key())
+    }
+
+    /// Whether a track shows a camera: so does video that does not say what it shows.
+    pub fn is_camera(&self, track: TrackId) -> bool {
+        let shows = |track: &Track| track.kind == MediaKind::Video && matches!(track.info.source, Source::Camera | Source::Unknown);
+        self.tracks.get(&track).is_some_and(shows)
     }
 
     /// What other nodes should know of each of ours: the answer to one that asks for everything.

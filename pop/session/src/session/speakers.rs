@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pop_proto::Command;
 use pop_schemas::{ParticipantId, Time, TrackId};
 
 use super::Session;
@@ -88,10 +89,26 @@ impl Session {
         let is_quiet = self.speakers.voices.is_empty() && speaking.is_empty();
         self.speakers.due = (!is_quiet).then(|| now + SPEAKERS_INTERVAL);
         if speaking != self.speakers.here {
-            self.speakers.here = speaking;
+            let before = std::mem::replace(&mut self.speakers.here, speaking);
+            self.tell_who_spoke(&before);
             self.tell_speaking_abroad();
         }
         self.tell_speakers();
+    }
+
+    /// Of cameras that other nodes take, those of who spoke last go there: who stops was before who speaks on.
+    fn tell_who_spoke(&mut self, before: &BTreeMap<ParticipantId, u8>) {
+        let now = &self.speakers.here;
+        if before.keys().eq(now.keys()) {
+            return;
+        }
+        let stopped = before.keys().filter(|id| !now.contains_key(id));
+        let order: Vec<_> = stopped.chain(now.keys()).copied().collect();
+        for id in order {
+            let of = |track: &&TrackId| self.tracks.get(track).is_some_and(|track| track.owner == id) && self.is_camera(**track);
+            let cameras: Vec<_> = self.wanted_abroad.iter().filter(of).copied().collect();
+            cameras.into_iter().for_each(|track| self.command(Command::Spoke { track }));
+        }
     }
 
     /// Tells members whose speaking has changed, here or on other nodes.
