@@ -719,10 +719,12 @@ fn a_sync_state_that_is_old_or_names_what_is_anothers_takes_nothing_and_ends_not
     }
     let (nobody, bob) = (TrackId(77), mesh.nodes[&B].members["bob"]);
     // She publishes what is bob's, and nobody's, and was fed with her own; sections that there are not had something, and others' messages came.
-    let mids = fed_before.keys().map(|mid| mid.as_str().into()).chain(["8".into(), "none".into()]);
+    let own = |of: &TrackId| if *of == of_bob[0] { video } else { audio };
+    let fed_with_own = fed_before.iter().map(|(mid, of)| (mid.as_str().into(), own(of)));
+    let no_sections = [("8".into(), of_bob[0]), ("none".into(), of_bob[1]), ("9".into(), nobody)];
     let forged = MemberSync {
         published: vec![("cam".into(), of_bob[0]), ("mic".into(), nobody), ("cam".into(), video), ("mic".into(), audio)],
-        fed: mids.zip([video, nobody, of_bob[0], of_bob[1]]).collect(),
+        fed: fed_with_own.chain(no_sections).collect(),
         received: vec![(bob, 9), (ParticipantId(99), 9)],
         disabled: vec![nobody, video],
         ..MemberSync::default()
