@@ -10,6 +10,7 @@
 //! others believe that this node is dead. Nothing waits while it holds the replica.
 
 mod counters;
+mod machine;
 mod record;
 mod replica;
 
@@ -39,6 +40,7 @@ use zenoh::{Session, Wait};
 use zeroize::Zeroizing;
 
 pub use counters::{BusCounters, Ignored};
+pub use machine::{Machine, Wire};
 pub use record::{NodeRecord, RECORD_LEN_MAX, RecordError, SCHEMA, encode_participant};
 pub use replica::{BusEvent, Gone};
 

@@ -10,7 +10,7 @@ use pop_session::{Action, CloseReason, Join, Limits, Media, Opening, Output, Ref
 
 use crate::client::{Client, Heard, formats};
 use crate::dice::{Dice, mix};
-use crate::replica::{Message, News, Replica};
+use crate::replica::{News, Replica};
 
 /// Wall clock at the start of time, in milliseconds since 1970.
 const EPOCH_MS: u64 = 1_700_000_000_000;
@@ -50,8 +50,6 @@ pub(crate) struct Node {
     pub(crate) sections: BTreeMap<SubscriptionId, (TransportId, Option<TrackId>)>,
     /// Sections of clients of WHEP.
     pub(crate) viewers: Vec<SubscriptionId>,
-    /// What is to be said on the bus.
-    pub(crate) out: Vec<Message>,
     next: u64,
     /// How far its wall clock is ahead.
     skew_ms: u64,
@@ -80,7 +78,6 @@ impl Node {
             tracks: BTreeMap::new(),
             sections: BTreeMap::new(),
             viewers: Vec::new(),
-            out: Vec::new(),
             next: 0,
             skew_ms: mix(seed ^ id) % SKEW_MS_MAX,
             lost: BTreeMap::new(),
@@ -319,8 +316,7 @@ impl Node {
             match output {
                 Output::Put(record) => {
                     assert!(self.mine.contains(&record.participant), "it is none of ours to write: {record:?}");
-                    let message = self.replica.put(*record);
-                    self.out.push(message);
+                    self.replica.put(now, &record);
                 }
                 Output::Command(command) => self.obey(command),
                 // What is said between people is not simulated: records alone make the sets of people.
@@ -344,7 +340,7 @@ impl Node {
                 Output::Audit(audit) => {
                     if matches!(audit.action, Action::Left { reason: CloseReason::TakenOver, .. }) {
                         self.mine.remove(&audit.participant);
-                        self.replica.withdraw(audit.participant);
+                        self.replica.withdraw(now, audit.participant);
                     }
                 }
                 Output::Closed { .. } => {}

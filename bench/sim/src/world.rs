@@ -200,7 +200,7 @@ impl World {
         self.figures.carried = self.network.carried;
         self.figures.lost = self.network.lost;
         for node in self.nodes.values() {
-            self.figures.repairs += node.replica.repairs;
+            self.figures.repairs += node.replica.repairs();
             self.figures.fed_abroad += node.fed_abroad;
         }
         self.figures
@@ -229,8 +229,9 @@ impl World {
         let all: Vec<_> = self.starts.keys().copied().collect();
         self.gather();
         for (id, node) in &mut self.nodes {
-            for message in std::mem::take(&mut node.out) {
-                for to in all.iter().filter(|to| *to != id) {
+            // Who stands still says nothing.
+            while let Some((to, message)) = if self.still.contains_key(id) { None } else { node.replica.poll(self.now) } {
+                for to in all.iter().filter(|other| *other != id && to.is_none_or(|to| to == **other)) {
                     self.network.send(&mut self.dice, self.now, (*id, *to, message.clone()));
                 }
             }
@@ -320,13 +321,13 @@ impl World {
     fn tick(&mut self) {
         for (id, node) in self.nodes.iter_mut().filter(|(id, _)| !self.still.contains_key(id)) {
             let mut news = Vec::new();
-            let (all, asks) = node.replica.tick(self.now, &mut news);
+            let beat = node.replica.tick(self.now, &mut news);
             node.hear(self.now, news);
             node.pass(self.now);
             node.answer(self.now);
-            node.out.extend(all);
-            for (to, ask) in asks {
-                self.network.send(&mut self.dice, self.now, (*id, to, ask));
+            let Some(beat) = beat else { continue };
+            for to in self.starts.keys().filter(|to| *to != id) {
+                self.network.send(&mut self.dice, self.now, (*id, *to, beat.clone()));
             }
         }
     }
@@ -378,7 +379,7 @@ impl World {
         if let Some(node) = self.nodes.remove(&id) {
             self.figures.crashes += 1;
             self.figures.fed_abroad += node.fed_abroad;
-            self.figures.repairs += node.replica.repairs;
+            self.figures.repairs += node.replica.repairs();
         }
     }
 

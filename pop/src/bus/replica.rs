@@ -403,6 +403,12 @@ impl Replica {
         }
     }
 
+    /// In which start a node was heard last, also when it is gone.
+    pub(super) fn incarnation_of(&self, node: NodeId) -> Option<Incarnation> {
+        let fence = self.fences.get(&node).map(|(incarnation, _)| *incarnation);
+        self.peers.get(&node).map(|peer| peer.incarnation).or(fence)
+    }
+
     /// When the last beat of a node that is up came.
     pub(super) fn beat_at(&self, node: NodeId) -> Option<Instant> {
         self.peers.get(&node).filter(|peer| peer.record.is_some())?.beat_at

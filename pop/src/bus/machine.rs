@@ -1,0 +1,140 @@
+//! The bus without zenoh: somebody else carries its messages, in a time of his own. For simulations (`bench/sim`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_session::presence::{LocalRecord, RemoteKey};
+
+use super::replica::{BusEvent, PageAsk, Replica, Send};
+use super::{BusCounters, NodeRecord, QUERY_TIMEOUT, RecordError, record};
+
+/// What a node says to another one, or to all.
+#[derive(Clone, Debug)]
+pub struct Wire(Said);
+
+#[derive(Clone, Debug)]
+enum Said {
+    Beat(Vec<u8>),
+    Node(Vec<u8>),
+    Participant(SessionId, ParticipantId, Arc<[u8]>),
+    Digest(SessionId, Vec<u8>),
+    AskNode(Incarnation),
+    AskPage(PageAsk),
+    Page(PageAsk, Vec<u8>),
+}
+
+/// A node on such a bus.
+#[derive(Debug)]
+pub struct Machine {
+    incarnation: Incarnation,
+    counters: Arc<BusCounters>,
+    replica: Replica,
+    /// What zenoh would give up after [`QUERY_TIMEOUT`].
+    asked: VecDeque<(Instant, PageAsk)>,
+}
+
+impl Machine {
+    /// A node that says this of itself.
+    pub fn new(record: NodeRecord) -> Machine {
+        let counters = Arc::<BusCounters>::default();
+        let mut replica = Replica::new(record.node, &record.pop, record.incarnation, Arc::clone(&counters));
+        let incarnation = record.incarnation;
+        replica.put_node(record);
+        Machine { incarnation, counters, replica, asked: VecDeque::new() }
+    }
+
+    /// See [`Bus::watch`](super::Bus::watch).
+    pub fn watch(&mut self, session: &SessionId) {
+        self.replica.watch(session);
+    }
+
+    /// See [`Bus::put_participant`](super::Bus::put_participant).
+    ///
+    /// # Errors
+    ///
+    /// Others would not accept it.
+    pub fn put_participant(&mut self, now: Instant, session: &SessionId, record: &LocalRecord) -> Result<(), RecordError> {
+        self.replica.put_participant(now, session, record)
+    }
+
+    /// See [`Bus::withdraw`](super::Bus::withdraw).
+    pub fn withdraw(&mut self, now: Instant, session: &SessionId, participant: ParticipantId) {
+        self.replica.withdraw_participant(now, session, participant);
+    }
+
+    /// The sign of life, for all.
+    pub fn beat(&self) -> Wire {
+        Wire(Said::Beat(self.replica.beat()))
+    }
+
+    /// To be called every 25 ms.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while self.asked.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= QUERY_TIMEOUT) {
+            if let Some((_, ask)) = self.asked.pop_front() {
+                self.replica.handle_page(now, &ask, None);
+            }
+        }
+        self.replica.handle_timeout(now);
+    }
+
+    /// What to send next, and to whom; `None`: to all.
+    pub fn poll(&mut self, now: Instant) -> Option<(Option<NodeId>, Wire)> {
+        loop {
+            let (to, said) = match self.replica.poll_send(now)? {
+                // Everything is heard here.
+                Send::Watch(..) => continue,
+                Send::Node(bytes) => (None, Said::Node(bytes)),
+                Send::Participant(session, participant, bytes) => (None, Said::Participant(session, participant, bytes)),
+                Send::Digest(session, bytes) => (None, Said::Digest(session, bytes)),
+                Send::AskNode(node, incarnation) => (Some(node), Said::AskNode(incarnation)),
+                Send::AskPage(ask) => {
+                    self.asked.push_back((now, ask.clone()));
+                    (Some(ask.node), Said::AskPage(ask))
+                }
+            };
+            return Some((to, Wire(said)));
+        }
+    }
+
+    /// What came from `node`; what it is answered.
+    pub fn handle(&mut self, now: Instant, node: NodeId, Wire(said): Wire) -> Option<Wire> {
+        let replica = &mut self.replica;
+        let result = match said {
+            Said::Beat(bytes) => record::decode_beat(&bytes).map(|beat| replica.handle_beat(now, node, beat)),
+            Said::Node(bytes) => record::decode_node(&bytes).map(|(record, counter)| replica.handle_node(now, node, record, counter)),
+            Said::Participant(session, participant, bytes) => record::decode_participant(&bytes)
+                .map(|written| replica.handle_participant(&session, RemoteKey { node: node.0, participant }, written)),
+            Said::Digest(session, bytes) => record::decode_digest(&bytes).map(|digest| replica.handle_digest(&session, node, digest)),
+            Said::AskNode(incarnation) if incarnation == self.incarnation => {
+                return replica.answer_node().map(|bytes| Wire(Said::Node(bytes)));
+            }
+            Said::AskPage(ask) if ask.incarnation == self.incarnation => {
+                let page = replica.answer(&ask.session, ask.from);
+                return Some(Wire(Said::Page(ask, page)));
+            }
+            Said::AskNode(_) | Said::AskPage(_) => Ok(()),
+            Said::Page(ask, bytes) => record::decode_page(&bytes).map(|page| replica.handle_page(now, &ask, Some(page))),
+        };
+        if let Err(error) = result {
+            self.counters.ignore(error);
+        }
+        None
+    }
+
+    /// What others did.
+    pub fn poll_event(&mut self) -> Option<BusEvent> {
+        self.replica.poll_event()
+    }
+
+    /// In which start a node was heard last.
+    pub fn incarnation_of(&self, node: NodeId) -> Option<Incarnation> {
+        self.replica.incarnation_of(node)
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> &BusCounters {
+        &self.counters
+    }
+}
