@@ -6,7 +6,7 @@
 //!           |
 //!        Node: Session <-> clients, worker (models); a client whose node is gone goes on at another
 //!           | Put, handle_record, handle_node_*
-//!        Replica: beats, digests, pulls (the rules of `pop/src/bus`)
+//!        Machine of `pop::bus`: beats, digests, pulls, in the bytes of the bus
 //!           |
 //!        Network: delay, loss, repeats, cuts in both directions or in one
 //! ```

@@ -9,6 +9,9 @@ use pop_session::presence::{LocalRecord, Record, RemoteKey, Version};
 
 const BEAT_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A question, or its answer, is lost when it has none after this: where connections carry them, their ends would say so.
+const ANSWER_MAX: Duration = Duration::from_millis(200);
+
 /// How often the machine wants to be called; [`Replica::tick`] is called half as often.
 const TICK: Duration = Duration::from_millis(25);
 
@@ -63,7 +66,7 @@ impl Replica {
             vips: Vec::new(),
         };
         let room = SessionId::new("sim").expect("a name");
-        let mut machine = Machine::new(record);
+        let mut machine = Machine::new(record, ANSWER_MAX);
         machine.watch(&room);
         let (names, up, versions) = Default::default();
         Replica { machine, room, zero: Instant::now(), names, up, versions, beat_at: now }

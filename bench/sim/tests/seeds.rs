@@ -1,6 +1,7 @@
 //! Seeds in which the books must agree. `POP_SIM_SEEDS=N` tries so many, `POP_SIM_SEEDS=A..B` those.
 
 use std::ops::Range;
+use std::{panic, thread};
 
 use pop_sim::{Figures, World};
 
@@ -21,10 +22,24 @@ fn seeds() -> Range<u64> {
 #[test]
 fn whatever_happens_between_nodes_their_books_agree() {
     let mut all = Figures::default();
-    for seed in seeds() {
-        println!("POP_SIM_SEEDS={seed}..{}", seed + 1);
-        all += World::new(seed).run();
-    }
+    // Each core takes every so manieth.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let run_every = |first| {
+        let mut all = Figures::default();
+        for seed in seeds().skip(first).step_by(cores) {
+            all += panic::catch_unwind(|| World::new(seed).run()).unwrap_or_else(|cause| {
+                eprintln!("POP_SIM_SEEDS={seed}..{}", seed + 1);
+                panic::resume_unwind(cause)
+            });
+        }
+        all
+    };
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..cores).map(|first| scope.spawn(move || run_every(first))).collect();
+        for part in running {
+            all += part.join().unwrap_or_else(|cause| panic::resume_unwind(cause));
+        }
+    });
     println!("{all:?}");
     if seeds() == SEEDS {
         let mut said = vec![all.fed_abroad, all.crashes, all.cuts, all.repairs, all.lost, all.participants, all.tracks];

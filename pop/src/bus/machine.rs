@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::presence::{LocalRecord, RemoteKey};
 
 use super::replica::{BusEvent, PageAsk, Replica, Send};
-use super::{BusCounters, NodeRecord, QUERY_TIMEOUT, RecordError, record};
+use super::{BusCounters, NodeRecord, RecordError, record};
 
 /// What a node says to another one, or to all.
 #[derive(Clone, Debug)]
@@ -31,18 +31,18 @@ pub struct Machine {
     incarnation: Incarnation,
     counters: Arc<BusCounters>,
     replica: Replica,
-    /// What zenoh would give up after [`QUERY_TIMEOUT`].
     asked: VecDeque<(Instant, PageAsk)>,
+    give_up_after: Duration,
 }
 
 impl Machine {
-    /// A node that says this of itself.
-    pub fn new(record: NodeRecord) -> Machine {
+    /// A node that says this of itself, and gives up questions that have no answer after so long.
+    pub fn new(record: NodeRecord, give_up_after: Duration) -> Machine {
         let counters = Arc::<BusCounters>::default();
         let mut replica = Replica::new(record.node, &record.pop, record.incarnation, Arc::clone(&counters));
         let incarnation = record.incarnation;
         replica.put_node(record);
-        Machine { incarnation, counters, replica, asked: VecDeque::new() }
+        Machine { incarnation, counters, replica, asked: VecDeque::new(), give_up_after }
     }
 
     /// See [`Bus::watch`](super::Bus::watch).
@@ -71,7 +71,7 @@ impl Machine {
 
     /// To be called every 25 ms.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while self.asked.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= QUERY_TIMEOUT) {
+        while self.asked.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= self.give_up_after) {
             if let Some((_, ask)) = self.asked.pop_front() {
                 self.replica.handle_page(now, &ask, None);
             }
