@@ -301,7 +301,7 @@ struct Shared {
 impl Shared {
     /// A panic while it is held ends the process (`panic.rs`), so its state is whole.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Changes the replica, and wakes whoever has something to do then.
@@ -457,7 +457,8 @@ impl Bus {
         let start = |name: &str, run: Box<dyn FnOnce() + std::marker::Send>| {
             thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|error| format!("no thread for the bus: {error}"))
         };
-        let current = Current::new(session.clone());
+        // `bus-out` replaces it.
+        let current = Arc::new(Mutex::new(session.clone()));
         let (of_beat, current_of_beat) = (Arc::clone(&shared), Arc::clone(&current));
         let beat = start("bus-beat", Box::new(move || beat_on(of_beat, current_of_beat)))?;
         let (of_out, runtime) = (Arc::clone(&shared), Handle::current());
@@ -596,19 +597,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The session as of now: `bus-out` replaces it.
-struct Current(Mutex<Session>);
-
-impl Current {
-    fn new(session: Session) -> Arc<Current> {
-        Arc::new(Current(Mutex::new(session)))
-    }
-
-    fn get(&self) -> Session {
-        lock(&self.0).clone()
-    }
-}
-
 /// What is heard for the life of the session.
 async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
     let keys = &shared.keys;
@@ -631,6 +619,7 @@ async fn declare(session: &Session, shared: &Arc<Shared>) -> zenoh::Result<()> {
 }
 
 /// What `bus-out` declares of this node, until dropped.
+#[derive(Default)]
 struct Declared {
     _token: Option<LivelinessToken>,
     subscribers: Subscribers,
@@ -647,7 +636,7 @@ impl Declared {
 }
 
 /// The thread `bus-out`. It is the last of the two: who waits for it may end the process, in which zenoh must not be called any more.
-fn send_all(shared: &Arc<Shared>, mut session: Session, current: &Current, beat: JoinHandle<()>, runtime: &Handle) {
+fn send_all(shared: &Arc<Shared>, mut session: Session, current: &Mutex<Session>, beat: JoinHandle<()>, runtime: &Handle) {
     let mut declared = Declared::of(shared, &session);
     loop {
         let (query, send, renewal) = {
@@ -682,12 +671,12 @@ fn send_all(shared: &Arc<Shared>, mut session: Session, current: &Current, beat:
             }
         };
         if let Some(settings) = renewal {
-            drop(declared);
-            if let Some(entered) = reopen(shared, &session, &settings, runtime) {
+            declared = Declared::default();
+            if let Some(entered) = reopen(shared, &session, settings, runtime) {
                 session = entered;
+                *lock(current) = session.clone();
+                declared = Declared::of(shared, &session);
             }
-            *lock(&current.0) = session.clone();
-            declared = Declared::of(shared, &session);
         }
         if let Some((query, Some(answer))) = query {
             let key = query.key_expr().clone();
@@ -701,7 +690,7 @@ fn send_all(shared: &Arc<Shared>, mut session: Session, current: &Current, beat:
 
 /// Leaves the bus and enters it with other settings; `None`: the node leaves it for good meanwhile. Others have this node away from it until
 /// then, and read anew what it has when it is back.
-fn reopen(shared: &Arc<Shared>, session: &Session, settings: &BusSettings, runtime: &Handle) -> Option<Session> {
+fn reopen(shared: &Arc<Shared>, session: &Session, mut settings: BusSettings, runtime: &Handle) -> Option<Session> {
     if let Err(error) = session.close().wait() {
         tracing::debug!(%error, "the bus was left without a word");
     }
@@ -733,6 +722,8 @@ fn reopen(shared: &Arc<Shared>, session: &Session, settings: &BusSettings, runti
                 if state.is_closed || state.leaves_until.is_some() {
                     return None;
                 }
+                // The files of a later reload may be the ones that do.
+                settings = state.renewal.take().unwrap_or(settings);
             }
         }
         drop(state);
@@ -849,7 +840,7 @@ fn ask(
 }
 
 /// The thread `bus-beat`: the clock of the replica, and the sign of life for others.
-fn beat_on(shared: Arc<Shared>, current: Arc<Current>) {
+fn beat_on(shared: Arc<Shared>, current: Arc<Mutex<Session>>) {
     let key = shared.keys.of_node("beat", shared.node);
     let (mut tick_at, mut beat_at) = (Instant::now(), Instant::now());
     loop {
@@ -867,7 +858,7 @@ fn beat_on(shared: Arc<Shared>, current: Arc<Current>) {
         if now >= beat_at && !shared.is_hung.load(Ordering::Relaxed) {
             beat_at = now + BEAT_INTERVAL - replica::TICK / 2;
             let bytes = shared.lock().replica.beat();
-            let session = current.get();
+            let session = lock(&current).clone();
             // Rather none than one that waits.
             let put = session.put(&key, bytes).congestion_control(CongestionControl::Drop).priority(Priority::RealTime);
             log_failure("beat", put.express(true).allowed_destination(Locality::Remote).wait());

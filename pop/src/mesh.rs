@@ -49,9 +49,8 @@ use link::{Item, Link};
 pub use carry::{Answering, CARRIED_MAX, Carried, CarryError, Elsewhere};
 pub use counters::{MeshCounters, Refusal, Unheard};
 pub use identity::{MeshFiles, MeshIdentity};
-pub(crate) use link::Outgoing;
-pub(crate) use link::Said;
 pub use link::{DataRefused, Ended};
+pub(crate) use link::{Outgoing, Said};
 pub use name::NodeName;
 
 /// How long a connection may take to prove whose it is: TLS and both Hellos.

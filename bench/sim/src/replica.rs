@@ -135,7 +135,7 @@ impl Replica {
                 BusEvent::NodeUp(record) => {
                     let node = self.names[&record.node];
                     let before = self.up.insert(node, record.incarnation.start);
-                    // The first of it is told when it was there when the last was gone, too.
+                    // It began anew while it was gone.
                     if before.is_some_and(|before| before != record.incarnation.start) {
                         news.push(News::Restarted(node));
                     }

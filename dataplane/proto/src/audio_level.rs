@@ -11,7 +11,7 @@ pub const LEVEL_INTERVAL: Duration = Duration::from_millis(400);
 pub const LOUD_LEVEL_MAX: u8 = 35;
 
 /// Silence, in -dBov.
-const SILENT_LEVEL: u8 = 127;
+pub const SILENT_LEVEL: u8 = 127;
 
 /// Media time of one packet when its neighbours do not tell: what browsers send.
 const PACKET_TICKS_USUAL: u32 = 960;

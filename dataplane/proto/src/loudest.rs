@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
-use crate::audio_level::LOUD_LEVEL_MAX;
+use crate::audio_level::{LOUD_LEVEL_MAX, SILENT_LEVEL};
 
 /// Most microphones of one session that a link can be told to take.
 pub const LOUDEST_MAX: u8 = 64;
@@ -24,9 +24,6 @@ const LOUDER_MAX: u8 = 10;
 
 /// The quietest level that takes anybody's place, in -dBov: below are rooms and keyboards, which would take it from each other all the time.
 const AUDIBLE_LEVEL_MAX: u8 = 60;
-
-/// Silence, in -dBov.
-const SILENT_LEVEL: u8 = 127;
 
 /// How loud a microphone was lately.
 #[derive(Clone, Copy, Debug)]

@@ -12,6 +12,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
+use pop_proto::audio_level::SILENT_LEVEL;
 use pop_proto::control::{
     ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST, SessionBound,
 };
@@ -45,9 +46,6 @@ const TOLD_MAX: usize = 1_024;
 const SHARED_PERCENT: u64 = 90;
 /// A layer that does not cross comes back when there is room for this much of it, in percent: bitrates vary with the picture.
 const BACK_PERCENT: u64 = 115;
-
-/// Silence, in -dBov.
-const SILENT_LEVEL: u8 = 127;
 
 /// Bytes of one link's state, for the memory plan.
 pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + PACER_LEN + TOLD_MAX * size_of::<LinkTold>();
@@ -628,17 +626,16 @@ impl Core {
 
     /// Chooses the cameras of a session that cross a link: of all that the other end asks for, those of who spoke last.
     fn choose_cameras(&mut self, link: usize, stage: u32) {
-        let mut at = 0;
-        while let Some(Stage { tracks, max, kind: MediaKind::Video, .. }) = self.links.slab[link].stages.get(stage as usize)
-            && let Some(&track) = tracks.get(at)
-        {
-            let is_asked = |track: usize| self.tracks[track].exports.iter().any(|export| export.link == link && export.asked != 0);
-            let place = |track: usize| (self.tracks[track].spoke_at, Reverse(track));
-            let before = tracks.iter().filter(|other| is_asked(**other) && place(**other) > place(track)).count();
-            let is_held = before >= usize::from(*max);
-            self.hold(link, track, is_held);
-            at += 1;
+        let known = self.links.slab[link].stages.get_mut(stage as usize);
+        let Some(Stage { tracks, max, kind: MediaKind::Video, .. }) = known else { return };
+        let (mut tracks, max) = (std::mem::take(tracks), usize::from(*max));
+        tracks.sort_unstable_by_key(|track| Reverse((self.tracks[*track].spoke_at, Reverse(*track))));
+        let mut asked = 0;
+        for &track in &tracks {
+            self.hold(link, track, asked >= max);
+            asked += usize::from(self.tracks[track].export_to(link).asked != 0);
         }
+        self.links.slab[link].stages[stage as usize].tracks = tracks;
     }
 
     /// Once a second for each link: one that crossed may have gone.

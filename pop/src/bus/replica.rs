@@ -350,7 +350,7 @@ impl Replica {
         self.end_pulls(|(of, _)| of == session);
     }
 
-    /// All that was declared on the bus is gone; what others told meanwhile is repaired as always.
+    /// All that was declared on the bus is gone, and what others told meanwhile: everything is declared and read again.
     pub(super) fn handle_reopened(&mut self) {
         self.watches_unsent = self.watched.keys().map(|session| (session.clone(), true)).collect();
         self.end_pulls(|_| true);

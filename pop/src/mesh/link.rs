@@ -234,7 +234,7 @@ pub(super) struct Link {
     heard_ms: AtomicU64,
     /// The peer's clock in the last [`Alive`] that came.
     their_us: AtomicU64,
-    /// Our clock in it, and whether the peer holds this node for dead.
+    /// Our clock in it, and what the peer said of this node.
     answer: Mutex<(u64, Said)>,
     /// When this end answered last, of the clock of [`Shared::now_us`].
     answered_us: AtomicU64,

@@ -453,18 +453,11 @@ impl Room {
             RoomMessage::RemoteData { node, sender, message, place: _place } => {
                 self.count_data(shared, |session| session.handle_remote_data(now, node.0, sender, message));
             }
-            RoomMessage::Heard { node, speaking, connections, place } => {
-                drop(place);
+            RoomMessage::Heard { node, speaking, connections, place: _place } => {
                 self.session.handle_heard(now, node.0, &speaking, &connections);
             }
-            RoomMessage::Word { word, place } => {
-                drop(place);
-                self.session.handle_room_word(now, word);
-            }
-            RoomMessage::Followed { node, age, received, place } => {
-                drop(place);
-                self.session.handle_follow(now, node.0, age, &received);
-            }
+            RoomMessage::Word { word, place: _place } => self.session.handle_room_word(now, word),
+            RoomMessage::Followed { node, age, received, place: _place } => self.session.handle_follow(now, node.0, age, &received),
             RoomMessage::Follow { node } => {
                 if let Some(cluster) = shared.cluster.get() {
                     cluster.follow(self.session.id(), node, self.session.received_of(node.0));

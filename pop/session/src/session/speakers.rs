@@ -105,8 +105,9 @@ impl Session {
         let stopped = before.keys().filter(|id| !now.contains_key(id));
         let order: Vec<_> = stopped.chain(now.keys()).copied().collect();
         for id in order {
-            let of = |track: &&TrackId| self.tracks.get(track).is_some_and(|track| track.owner == id) && self.is_camera(**track);
-            let cameras: Vec<_> = self.wanted_abroad.iter().filter(of).copied().collect();
+            let Some(participant) = self.participants.get(&id) else { continue };
+            let goes_there = |track: &&TrackId| self.wanted_abroad.contains(track) && self.is_camera(**track);
+            let cameras: Vec<_> = participant.tracks.iter().filter(goes_there).copied().collect();
             cameras.into_iter().for_each(|track| self.command(Command::Spoke { track }));
         }
     }
