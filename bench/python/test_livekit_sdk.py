@@ -9,6 +9,7 @@ import unittest
 from client import until
 from guest import Guest, Wire, listen, sign, until_tone, watch
 from livekit import rtc
+from network import Network
 from node import SECRET, Node
 
 VIDEO, AUDIO = rtc.TrackKind.KIND_VIDEO, rtc.TrackKind.KIND_AUDIO
@@ -318,6 +319,30 @@ class Identity(Room):
         await ann.me.publish_data(b"in this room")
         await asyncio.sleep(1)
         self.assertEqual((other.room.remote_participants, other.events), ({}, []))
+
+
+class Lossy(unittest.IsolatedAsyncioTestCase):
+    async def test_what_the_network_lost_is_sent_again_under_no_index_twice(self):
+        """This SDK sends video without RTX. The oracle judges the capture, of the clients' side of the loss, when the node ends."""
+        network = Network({"sdk": "@.10.78.8.1/24", "node": "10.78.8.2/24"}, ["sdk>node loss 5%", "sdk-node delay 10ms"])
+        self.addCleanup(network.stop)
+        far = Node("sdk-lossy", address="10.78.8.2", serves="10.78.8.2", media_port=10_000, device="sdk", under=network.inside("node"))
+        self.addCleanup(far.stop)
+        ann, bob = Guest(far, "lossy", "ann"), Guest(far, "lossy", "bob")
+        for guest in (ann, bob):
+            await guest.join()
+            self.addAsyncCleanup(guest.leave)
+        await ann.publish_tone(TONE)
+        await ann.publish_video(RED)
+        await until_tone(await bob.track("ann", AUDIO), TONE)
+        await asyncio.sleep(10)
+        metrics = await asyncio.to_thread(far.metrics)
+        lost = network.stats()["wires"]["sdk>node"]["lost"]
+        asked = sum(value for name, value in metrics.items() if name.startswith('pop_rtcp_nack_total{direction="out"'))
+        print(f"{lost} datagrams of the clients lost, {asked:.0f} asked for again", flush=True)
+        self.assertGreater(lost, 20)
+        self.assertGreater(asked, 0)
+        await until_tone(await bob.track("ann", AUDIO), TONE)
 
 
 class Cut(Room):

@@ -77,7 +77,7 @@ pub(super) fn read_section<'a>(offer: &'a Offer<'a>, media: &'a OfferedMedia<'a>
         accepted.layers = read_layers(media, &accepted.formats);
     }
     let flows = |direction: Direction| if role == Role::Publish { direction.sends() } else { direction.receives() };
-    accepted.extensions = offered_extensions(offer, media, |extension, direction| flows(direction) && accepted.wants(extension, role));
+    accepted.extensions = offered_extensions(offer, media, |extension, direction| flows(direction) && accepted.wants(extension));
     Some(accepted)
 }
 
@@ -168,24 +168,25 @@ impl Accepted<'_> {
     }
 
     /// Whether the extension is of use in this section.
-    fn wants(&self, extension: Extension, role: Role) -> bool {
+    fn wants(&self, extension: Extension) -> bool {
         match extension {
             // With it the packets of the lower layers would pass for the top layer begun anew.
             Extension::Mid => !self.mid.is_empty() && !self.layered_by_ssrc,
             Extension::Rid => !self.layers.is_empty(),
             Extension::RepairedRid => !self.layers.is_empty() && self.has_rtx(),
-            Extension::AbsSendTime => self.varies_freely(role),
-            Extension::TransportCc => self.transport_cc && self.varies_freely(role),
+            Extension::AbsSendTime => self.varies_freely(),
+            Extension::TransportCc => self.transport_cc && self.varies_freely(),
             Extension::AudioLevel => self.kind == MediaKind::Audio,
             Extension::DependencyDescriptor | Extension::PlayoutDelay | Extension::VideoOrientation => self.kind == MediaKind::Video,
         }
     }
 
     /// Values that differ each time a packet is sent are allowed: one (key, SSRC, index) makes one ciphertext, so a packet that
-    /// may be sent again under its own number must be the same to the last bit (DESIGN 6).
-    fn varies_freely(&self, role: Role) -> bool {
+    /// may be sent again under its own number must be the same to the last bit (DESIGN 6). So it is for what a client sends too:
+    /// libwebrtc answers a NACK without RTX by the packet with a new time and number, which under GCM gives its authentication key away.
+    fn varies_freely(&self) -> bool {
         let again = |(payload, format): (&&OfferedPayload<'_>, &PayloadFormat)| payload.feedback.contains(&"nack") && format.rtx.is_none();
-        role == Role::Publish || !self.payloads.iter().zip(&self.formats).any(again)
+        !self.payloads.iter().zip(&self.formats).any(again)
     }
 }
 
