@@ -6,8 +6,8 @@
 //!                          kill -9, in any of them
 //! ```
 //! A person does what livekit-client does: when its socket ends it resumes, once it has an answer, else it joins anew; told to begin anew it does. It
-//! has no timers of its own: what nobody tells it, it does not know. It is back when it has a keyframe and then [`RUN`] packets whose sequence
-//! numbers follow each other.
+//! has no timers of its own: what nobody tells it, it does not know. It is back when it has a keyframe and then [`RUN`] packets that follow each
+//! other, by the numbers that it gets and by the publisher's ([`View::follows`]).
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -423,6 +423,7 @@ impl One {
                     if off || stay.is_off {
                         self.enter(Stage::Switching);
                         turn(signal, stay, off).await?;
+                        view.was_turned_on |= !off;
                     }
                     turning = Box::pin(sleep(if off { OFF } else { ON }));
                 }
@@ -447,16 +448,20 @@ struct View {
     keyframe: Option<Instant>,
     last: Option<(u16, u64)>,
     since_kill: usize,
+    /// The track was turned on again, and no keyframe has come back from the past since.
+    was_turned_on: bool,
 }
 
 impl View {
     /// Since when there is a picture after the kill, when [`RUN`] packets have come since both.
     fn take(&mut self, now: Instant, packet: &Packet, killed: Option<Instant>) -> Result<Option<Instant>, String> {
-        if let Some((sequence, number)) = self.last
-            && (packet.sequence != sequence.wrapping_add(1) || packet.number <= number)
-        {
-            let Packet { sequence: next, number: newer, .. } = packet;
-            return Err(format!("sequence {next} (the publisher's {newer}) follows {sequence} ({number})"));
+        if let Some((sequence, number)) = self.last {
+            if !self.follows(sequence, number, packet) {
+                let &Packet { sequence: next, number: other, is_keyframe } = packet;
+                let what = if is_keyframe { ", a keyframe" } else { "" };
+                return Err(format!("sequence {next} (the publisher's {other}{what}) follows {sequence} ({number})"));
+            }
+            self.was_turned_on &= packet.number > number;
         }
         self.last = Some((packet.sequence, packet.number));
         if packet.is_keyframe && self.keyframe.is_none() {
@@ -465,6 +470,13 @@ impl View {
         let (Some(keyframe), Some(killed)) = (self.keyframe, killed) else { return Ok(None) };
         self.since_kill += 1;
         Ok((self.since_kill >= RUN).then(|| keyframe.max(killed)))
+    }
+
+    /// Only a keyframe may come out of the publisher's turn. One of the past does when the track was turned on again: the group of pictures
+    /// that is kept is sent once more, under new numbers and with its timestamps squeezed (`dataplane::core::catch_up`).
+    fn follows(&self, sequence: u16, number: u64, packet: &Packet) -> bool {
+        let is_in_turn = packet.number == number + 1 || (packet.is_keyframe && (packet.number > number || self.was_turned_on));
+        packet.sequence == sequence.wrapping_add(1) && is_in_turn
     }
 }
 
@@ -520,6 +532,25 @@ mod tests {
         assert_eq!(see(&mut View::default(), 0..40, Some(at(5))), Ok(Some(at(10))), "a picture since the keyframe");
         assert_eq!(see(&mut View::default(), 11..100, Some(at(5))), Ok(None), "no keyframe");
         assert!(view.take(at(91), &packet(91, false), None).is_err(), "one is missing");
+    }
+
+    #[test]
+    fn only_a_keyframe_is_out_of_turn_and_one_of_the_past_once_for_each_time_that_the_track_was_turned_on() {
+        let now = Instant::now();
+        let see = |view: &mut View, (sequence, number, is_keyframe)| view.take(now, &Packet { sequence, number, is_keyframe }, None);
+        let view = |was_turned_on| View { last: Some((9, 40)), was_turned_on, ..View::default() };
+        assert!(see(&mut view(false), (10, 44, false)).is_err(), "what it needs to decode this is missing");
+        assert!(see(&mut view(true), (10, 44, false)).is_err(), "and after a pause it is, too");
+        assert_eq!(see(&mut view(false), (10, 44, true)), Ok(None), "a new keyframe");
+        assert!(see(&mut view(true), (11, 44, true)).is_err(), "a packet is missing");
+        let told = "sequence 10 (the publisher's 9, a keyframe) follows 9 (40)".to_owned();
+        assert_eq!(see(&mut view(false), (10, 9, true)), Err(told), "nobody wanted the past");
+        assert!(see(&mut view(true), (10, 10, false)).is_err(), "the past begins with a keyframe");
+        let mut view = view(true);
+        assert_eq!(see(&mut view, (10, 41, false)), Ok(None), "it was on its way when the track was turned off");
+        assert_eq!(see(&mut view, (11, 9, true)), Ok(None), "the pictures that are kept");
+        assert_eq!(see(&mut view, (12, 10, false)), Ok(None), "all of them");
+        assert!(see(&mut view, (13, 9, true)).is_err(), "again");
     }
 
     #[test]
