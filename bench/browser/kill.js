@@ -3,10 +3,14 @@
 /** Runs in the page: notes each frame that a video element shows, and keeps a small picture of it when asked to. */
 function inPage() {
   const shown = new Map();
+  const followed = new WeakSet();
   const SIZE = { width: 96, height: 54 };
 
   function follow(element, pictures) {
-    const frames = [];
+    if (followed.has(element)) return;
+    followed.add(element);
+    // A client that begins anew shows the track in another element.
+    const frames = shown.get(element.dataset.sid) ?? [];
     shown.set(element.dataset.sid, frames);
     const canvas = Object.assign(document.createElement("canvas"), SIZE);
     const context = canvas.getContext("2d");
@@ -25,7 +29,9 @@ function inPage() {
 
   globalThis.popFrames = {
     begin: (pictures) => {
-      for (const element of document.querySelectorAll("video[data-sid]")) if (!shown.has(element.dataset.sid)) follow(element, pictures);
+      const all = () => document.querySelectorAll("video[data-sid]").forEach((element) => follow(element, pictures));
+      all();
+      new MutationObserver(all).observe(document.body, { childList: true });
     },
     of: (sid) => shown.get(sid) ?? [],
   };
