@@ -7,6 +7,9 @@ use pop_sim::{Figures, World};
 
 const SEEDS: Range<u64> = 0..200;
 
+/// One in which two nodes took somebody over at once, and the one of them that had it ended it and began anew before the other heard of that.
+const FOUND_LATER: [u64; 1] = [92_640];
+
 /// For 1,000 take-overs. With the first 3,000 seeds it is 17, 1 and 0.5, with the first 200 15, 2 and 3.
 const GHOSTS_PER_1000_MAX: u64 = 60;
 const GHOSTS_KNOWN_PER_1000_MAX: u64 = 10;
@@ -24,9 +27,10 @@ fn whatever_happens_between_nodes_their_books_agree() {
     let mut all = Figures::default();
     // They are dealt to the cores in turn.
     let cores = thread::available_parallelism().map_or(1, usize::from);
+    let found_later = FOUND_LATER.into_iter().filter(|_| seeds() == SEEDS);
     let run_every = |first| {
         let mut all = Figures::default();
-        for seed in seeds().skip(first).step_by(cores) {
+        for seed in seeds().chain(found_later.clone()).skip(first).step_by(cores) {
             all += panic::catch_unwind(|| World::new(seed).run()).unwrap_or_else(|cause| {
                 eprintln!("POP_SIM_SEEDS={seed}..{}", seed + 1);
                 panic::resume_unwind(cause)

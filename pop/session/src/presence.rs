@@ -21,6 +21,9 @@ pub const REMOTE_PARTICIPANTS_MAX: usize = 65_536;
 /// Tombstones among them; beyond, the oldest is forgotten.
 pub const TOMBSTONES_MAX: usize = 16_384;
 
+/// What is kept of participants that more than one node tells of, in which case all but one do not know better yet.
+const RIVALS_MAX: usize = 16_384;
+
 /// Longest that anybody is kept whose node is silent (`session.grace`).
 pub const GRACE_MAX: Duration = Duration::from_secs(120);
 
@@ -222,8 +225,6 @@ pub struct RemoteParticipant {
     until: Option<Time>,
     /// Its node has begun anew and knows nothing of it: only a record brings it back.
     is_orphan: bool,
-    /// What its owner before, which was taken over from, still tells of it: that holds if this one's owner goes without a word.
-    rival: Option<Box<Record>>,
     /// The same identity has come to another place later: nobody is shown, or fed, this one.
     pub(crate) is_outdone: bool,
 }
@@ -247,13 +248,6 @@ impl RemoteParticipant {
     /// Its node does not answer: it is kept for a while, and not fed.
     pub fn is_away(&self) -> bool {
         self.is_away
-    }
-
-    fn note_rival(&mut self, record: Record) {
-        let known = self.rival.as_ref().filter(|rival| rival.key.node != record.key.node || rival.version > record.version);
-        if record.key.node != self.key.node && known.is_none() {
-            self.rival = record.manifest.is_some().then(|| Box::new(record));
-        }
     }
 
     pub(crate) fn into_manifest(self) -> Manifest {
@@ -280,10 +274,14 @@ enum State {
     Gone {
         /// When it is forgotten.
         until: Time,
-        /// Its owner has not said that it is gone, so the owner's last word may still hold.
+        /// Its owner has not said that it is gone, so the owner's last word may still hold; or it has, and began anew since.
         unsaid: bool,
     },
 }
+
+/// What nodes that answer tell of participants, ours or others', of which another node has told more. It holds once nobody tells that
+/// any more.
+type Rivals = BTreeMap<(ParticipantId, u64), Record>;
 
 /// The remote participants of one session.
 #[derive(Debug, Default)]
@@ -297,14 +295,17 @@ pub struct RemoteParticipants {
     identities: BTreeMap<Identity, BTreeSet<ParticipantId>>,
     /// Nodes that do not answer.
     away: BTreeSet<u64>,
+    rivals: Rivals,
 }
 
 impl RemoteParticipants {
     /// Takes `record` when it is newer than what is known. One of a node that does not answer ends after `grace`, as it may be late.
     pub fn apply(&mut self, now: Time, grace: Duration, record: Record) -> Applied {
-        let Record { key, version, manifest } = record;
-        if let Some(known) = self.entries.get_mut(&key.participant) {
-            let is_lost = matches!(known.state, State::Gone { unsaid: true, .. }) && !self.away.contains(&key.node);
+        let Record { key, version, .. } = record;
+        if let Some(known) = self.entries.get(&key.participant) {
+            // A tombstone that nobody tells any more is one that other owners may not hear of ever: to them it is none.
+            let is_untold = matches!(known.state, State::Gone { unsaid, .. } if unsaid || self.away.contains(&known.node));
+            let is_lost = is_untold && !self.away.contains(&key.node);
             let newer = if known.node == key.node {
                 version > known.version || is_lost && version == known.version
             } else {
@@ -312,16 +313,23 @@ impl RemoteParticipants {
                 is_lost || (version.epoch, Reverse(key.node)) > (known.version.epoch, Reverse(known.node))
             };
             if !newer {
-                if let State::Here(participant) = &mut known.state {
-                    participant.note_rival(Record { key, version, manifest });
+                if known.node != key.node {
+                    self.note_rival(record);
                 }
                 return Applied::Stale;
             }
         } else if self.entries.len() >= REMOTE_PARTICIPANTS_MAX && !self.forget_oldest() {
             return Applied::Full;
         }
-        self.take_out(key.participant);
-        let Some(manifest) = manifest else {
+        self.rivals.remove(&(key.participant, key.node));
+        if let Some(Entry { node, version, state: State::Here(displaced) }) = self.take_out(key.participant)
+            && node != key.node
+            // Its writer may have begun anew, and does not tell it any more.
+            && !displaced.is_away
+        {
+            self.note_rival(Record { key: displaced.key, version, manifest: Some(displaced.manifest) });
+        }
+        let Some(manifest) = record.manifest else {
             self.bury(now, key, version, false);
             return Applied::New;
         };
@@ -330,18 +338,36 @@ impl RemoteParticipants {
         if manifest.kind != Kind::Viewer {
             self.identities.entry(manifest.identity.clone()).or_default().insert(key.participant);
         }
-        let (is_away, is_orphan, is_outdone, rival) = Default::default();
-        let participant = RemoteParticipant { key, version, manifest, is_away, until, is_orphan, rival, is_outdone };
+        let (is_away, is_orphan, is_outdone) = Default::default();
+        let participant = RemoteParticipant { key, version, manifest, is_away, until, is_orphan, is_outdone };
         self.entries.insert(key.participant, Entry { node: key.node, version, state: State::Here(Box::new(participant)) });
         Applied::New
     }
 
-    /// It is gone without its owner's word. What another node still tells of it then holds.
+    /// Keeps what another node than the owner tells.
+    pub(crate) fn note_rival(&mut self, record: Record) {
+        let key = (record.key.participant, record.key.node);
+        let known = self.rivals.get(&key);
+        if known.is_some_and(|known| known.version > record.version) {
+            return;
+        }
+        let has_place = known.is_some() || self.rivals.len() < RIVALS_MAX;
+        // A node that is away tells everything again when it is back.
+        if record.manifest.is_some() && has_place && !self.away.contains(&record.key.node) {
+            self.rivals.insert(key, record);
+        } else {
+            self.rivals.remove(&key);
+        }
+    }
+
+    /// It is gone without its owner's word, or nobody tells any more that it is. What another node still tells of it then holds.
     pub(crate) fn end(&mut self, now: Time, id: ParticipantId) -> Option<Record> {
-        let Entry { node, version, state } = self.take_out(id)?;
+        let Entry { node, version, .. } = self.take_out(id)?;
+        let rivals = self.rivals.range((id, 0)..=(id, u64::MAX)).map(|(_, rival)| rival);
+        let best = rivals.max_by_key(|rival| (rival.version.epoch, Reverse(rival.key.node))).map(|rival| rival.key.node);
+        let best = best.and_then(|node| self.rivals.remove(&(id, node)));
         self.bury(now, RemoteKey { node, participant: id }, version, true);
-        let State::Here(participant) = state else { return None };
-        participant.rival.filter(|rival| !self.away.contains(&rival.key.node)).map(|rival| *rival)
+        best
     }
 
     /// It is this node's from now on, and out of these books. What its former owner still says meets the local participant.
@@ -389,20 +415,28 @@ impl RemoteParticipants {
     /// here until now.
     pub(crate) fn orphan_node(&mut self, now: Time, grace: Duration, node: u64) -> Vec<ParticipantId> {
         self.away.remove(&node);
-        for participant in self.entries.values_mut().filter_map(Entry::here_mut) {
-            participant.rival.take_if(|rival| rival.key.node == node);
-        }
         self.lose_people(now, grace, node, true)
     }
 
     fn lose_people(&mut self, now: Time, grace: Duration, node: u64, is_orphan: bool) -> Vec<ParticipantId> {
+        self.rivals.retain(|(_, of), _| *of != node);
         let mut lost = Vec::new();
-        for participant in self.entries.values_mut().filter_map(Entry::here_mut).filter(|p| p.key.node == node) {
+        for (&id, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.node == node) {
+            let participant = match &mut entry.state {
+                State::Here(participant) => participant,
+                State::Gone { until, unsaid } => {
+                    *unsaid |= is_orphan;
+                    if has_rival(&self.rivals, id) {
+                        self.buried.remove(&(std::mem::replace(until, now), id));
+                        self.buried.insert((now, id));
+                    }
+                    continue;
+                }
+            };
             participant.is_orphan |= is_orphan;
             if std::mem::replace(&mut participant.is_away, true) {
                 continue;
             }
-            let id = participant.key.participant;
             if let Some(until) = participant.until.replace(now + grace) {
                 self.waiting.remove(&(until, id));
             }
@@ -427,15 +461,19 @@ impl RemoteParticipants {
         found
     }
 
-    /// When somebody goes, or a tombstone is forgotten.
+    /// When somebody goes, or a tombstone does not count any more.
     pub(crate) fn deadline(&self) -> Option<Time> {
         let first = [&self.waiting, &self.buried].into_iter().filter_map(|deadlines| deadlines.first());
         first.map(|(at, _)| *at).min()
     }
 
-    /// Forgets old tombstones. One who goes now, if any.
+    /// Forgets old tombstones. One who is to [`end`](Self::end) now, if any: who is here, or of whose tombstone nobody heard who still
+    /// tells of it.
     pub(crate) fn next_over(&mut self, now: Time) -> Option<ParticipantId> {
-        while self.buried.first().is_some_and(|(at, _)| *at <= now) {
+        while let Some(&(_, id)) = self.buried.first().filter(|(at, _)| *at <= now) {
+            if has_rival(&self.rivals, id) {
+                return Some(id);
+            }
             self.forget_oldest();
         }
         self.waiting.first().filter(|(at, _)| *at <= now).map(|(_, id)| *id)
@@ -445,7 +483,8 @@ impl RemoteParticipants {
         while self.buried.len() >= TOMBSTONES_MAX {
             self.forget_oldest();
         }
-        let until = now + TOMBSTONE_LIFE;
+        let is_told = unsaid || !self.away.contains(&key.node) || !has_rival(&self.rivals, key.participant);
+        let until = if is_told { now + TOMBSTONE_LIFE } else { now };
         self.buried.insert((until, key.participant));
         self.entries.insert(key.participant, Entry { node: key.node, version, state: State::Gone { until, unsaid } });
     }
@@ -476,6 +515,10 @@ impl RemoteParticipants {
         }
         Some(entry)
     }
+}
+
+fn has_rival(rivals: &Rivals, id: ParticipantId) -> bool {
+    rivals.range((id, 0)..=(id, u64::MAX)).next().is_some()
 }
 
 impl Entry {
@@ -510,6 +553,94 @@ mod tests {
 
     fn names(remotes: &RemoteParticipants) -> Vec<&str> {
         remotes.iter().map(|p| p.manifest().identity.as_str()).collect()
+    }
+
+    /// Whose they are when all have ended who are to end.
+    fn owners_at_end(remotes: &mut RemoteParticipants, now: Time) -> Vec<u64> {
+        while let Some(id) = remotes.next_over(now) {
+            if let Some(rival) = remotes.end(now, id) {
+                assert_eq!(remotes.apply(now, GRACE, rival), Applied::New);
+            }
+        }
+        remotes.iter().map(|p| p.key().node).collect()
+    }
+
+    /// Nodes 1 and 4 have taken it over at once, and it has left at node 1.
+    fn gone_at_one_of_two(four_is_heard: bool) -> RemoteParticipants {
+        let mut remotes = RemoteParticipants::default();
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 2, 1, Some("a"))), Applied::New);
+        if four_is_heard {
+            assert_eq!(remotes.apply(Time::ZERO, GRACE, record(4, 2, 5, Some("a"))), Applied::Stale);
+        }
+        assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 2, 2, None)), Applied::New);
+        assert_eq!(remotes.next_over(Time::ZERO), None);
+        remotes
+    }
+
+    #[test]
+    fn a_tombstone_counts_for_another_owner_while_its_own_one_answers() {
+        let lose: [fn(&mut RemoteParticipants); 2] =
+            [|remotes| drop(remotes.lose_node(Time::ZERO, GRACE, 1)), |remotes| drop(remotes.orphan_node(Time::ZERO, GRACE, 1))];
+        for lose in lose {
+            let mut remotes = gone_at_one_of_two(false);
+            assert_eq!(remotes.apply(Time::ZERO, GRACE, record(4, 2, 5, Some("a"))), Applied::Stale);
+            lose(&mut remotes);
+            assert_eq!(remotes.apply(Time::ZERO, GRACE, record(4, 2, 6, Some("a"))), Applied::New, "node 4 may never hear of it");
+            assert_eq!(remotes.apply(Time::ZERO, GRACE, record(1, 2, 2, None)), Applied::New, "it does hear of it");
+
+            let mut remotes = gone_at_one_of_two(true);
+            lose(&mut remotes);
+            assert_eq!(owners_at_end(&mut remotes, Time::ZERO), [4], "though node 4 does not say it again");
+
+            let mut remotes = gone_at_one_of_two(true);
+            remotes.apply(Time::ZERO, GRACE, record(4, 2, 6, None));
+            lose(&mut remotes);
+            assert!(owners_at_end(&mut remotes, Time::ZERO).is_empty(), "it has left there, too");
+
+            let mut remotes = gone_at_one_of_two(true);
+            remotes.lose_node(Time::ZERO, GRACE, 4);
+            lose(&mut remotes);
+            assert!(owners_at_end(&mut remotes, Time::ZERO).is_empty(), "when node 4 is back it says it again");
+        }
+        let over = Time::ZERO + TOMBSTONE_LIFE;
+        assert_eq!(owners_at_end(&mut gone_at_one_of_two(true), over), [4], "nobody tells it any more");
+    }
+
+    #[test]
+    fn one_that_was_taken_over_is_whose_it_was_when_the_later_owner_goes_without_a_word() {
+        let mut remotes = RemoteParticipants::default();
+        for (node, epoch) in [(3, 1), (1, 2), (4, 2), (5, 3)] {
+            remotes.apply(Time::ZERO, GRACE, record(node, epoch, 0, Some("a")));
+        }
+        let mut last = 5;
+        for owner in [1, 4, 3] {
+            remotes.lose_node(Time::ZERO, GRACE, last);
+            assert_eq!(owners_at_end(&mut remotes, Time::ZERO + GRACE), [owner]);
+            last = owner;
+        }
+    }
+
+    #[test]
+    fn what_a_node_told_before_it_began_anew_does_not_come_back_when_the_later_owner_goes() {
+        let mut remotes = RemoteParticipants::default();
+        remotes.apply(Time::ZERO, GRACE, record(1, 0, 1, Some("a")));
+        remotes.orphan_node(Time::ZERO, GRACE, 1);
+        remotes.apply(Time::ZERO, GRACE, record(2, 1, 1, Some("a")));
+        remotes.orphan_node(Time::ZERO, GRACE, 2);
+        assert!(owners_at_end(&mut remotes, Time::ZERO + GRACE).is_empty());
+    }
+
+    #[test]
+    fn what_others_than_the_owner_tell_is_not_kept_without_number() {
+        let mut remotes = RemoteParticipants::default();
+        for id in 0..RIVALS_MAX as u64 + 100 {
+            remotes.apply(Time::ZERO, GRACE, of(id, 1, Some("a")));
+            let key = RemoteKey { node: 2, participant: ParticipantId(id) };
+            assert_eq!(remotes.apply(Time::ZERO, GRACE, Record { key, ..of(id, 9, Some("a")) }), Applied::Stale);
+        }
+        assert_eq!(remotes.rivals.len(), RIVALS_MAX);
+        remotes.lose_node(Time::ZERO, GRACE, 2);
+        assert!(remotes.rivals.is_empty());
     }
 
     #[test]

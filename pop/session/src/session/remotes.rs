@@ -146,6 +146,7 @@ impl Session {
                     local.counter = record.version.counter;
                     self.restate(id);
                 }
+                self.remotes.note_rival(record);
                 return Applied::Stale;
             }
             // It went on at the other node, and has left there already.
