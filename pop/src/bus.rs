@@ -107,7 +107,7 @@ pub struct BusSettings {
     pub listen: Vec<SocketAddr>,
     /// Where this node reaches others; those that are not there are tried again for ever.
     pub connect: Vec<SocketAddr>,
-    /// CA, chain and private key, PEM; without them the bus is plain TCP.
+    /// CA whose certificates are let in, chain and private key, PEM; without them the bus is plain TCP.
     pub tls: Option<(PathBuf, PathBuf, PathBuf)>,
     /// Newest schema that is written.
     pub schema: u8,
@@ -121,7 +121,7 @@ impl BusSettings {
             name: config.node.shown_name(),
             listen: config.bus.listen.clone(),
             connect: config.bus.connect.clone(),
-            tls: config.mesh.files().map(|(ca, cert, key)| (ca.clone(), cert.clone(), key.clone())),
+            tls: files_of(config),
             schema: config.mesh.schema,
         })
     }
@@ -549,7 +549,11 @@ impl Bus {
     }
 }
 
-/// `mesh.ca`, `mesh.cert` and `mesh.key`, as the bus uses them. Zenoh reads them once, for all who come to it: so the bus is left and entered
+fn files_of(config: &Config) -> Option<(PathBuf, PathBuf, PathBuf)> {
+    config.mesh.files().map(|(ca, cert, key)| (config.bus.ca.as_ref().unwrap_or(ca).clone(), cert.clone(), key.clone()))
+}
+
+/// `bus.ca` or `mesh.ca`, `mesh.cert` and `mesh.key`, as the bus uses them. Zenoh reads them once, for all who come to it: so the bus is left and entered
 /// anew, which takes a moment in which this node is not on it, and nobody takes it for dead.
 pub(crate) struct BusApplier {
     shared: Arc<Shared>,
@@ -569,12 +573,12 @@ fn read_files((ca, cert, key): &(PathBuf, PathBuf, PathBuf)) -> Result<Files, St
 #[async_trait]
 impl Applier for BusApplier {
     fn keys(&self) -> &'static [&'static str] {
-        &["mesh.ca", "mesh.cert", "mesh.key"]
+        &["bus.ca", "mesh.ca", "mesh.cert", "mesh.key"]
     }
 
     async fn prepare(&self, new: &Config) -> Result<Prepared, String> {
         MeshIdentity::of(new).map_err(|error| format!("{error}; the old certificate stays"))?;
-        let tls = new.mesh.files().map(|(ca, cert, key)| (ca.clone(), cert.clone(), key.clone()));
+        let tls = files_of(new);
         if tls.is_some() != self.settings.tls.is_some() {
             return Err("mesh.ca, mesh.cert and mesh.key cannot come or go while the bus is open: restart the node".to_owned());
         }

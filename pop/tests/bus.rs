@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use pop::bus::{Bus, BusEvent, BusEvents, BusSettings, Gone, Ignored, NodeRecord, SCHEMA, encode_participant};
+use pop::config::Config;
+use pop::mesh::MeshIdentity;
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::Kind;
 use pop_session::member::Permissions;
@@ -505,6 +508,8 @@ fn certificates_for(folder: &Path, ca: &str, lives: &[Duration]) -> Vec<(PathBuf
         let write = |what: &str, text: String| {
             let path = folder.join(format!("{ca}-{what}-{n}.pem"));
             std::fs::write(&path, text).expect("the folder takes files");
+            // A node takes no key that everybody may read.
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
             path
         };
         (write("ca", ca_certificate.pem()), write("node", certificate.pem()), write("key", key.serialize_pem()))
@@ -544,6 +549,54 @@ async fn a_node_that_enters_anew_with_another_certificate_outlives_the_one_of_be
     b.until("a's last participant", SOON, |b| b.ids() == [10, 11, 12]).await;
     a.until("b's last participant", SOON, |a| a.ids() == [20, 21]).await;
     assert_eq!(b.gone.len(), gone, "and a was there all the time");
+    std::fs::remove_dir_all(&folder).expect("it is ours");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_ca_for_each_pop_no_node_of_another_one_is_let_in() {
+    pop::dtls::install_crypto_provider();
+    let folder = std::env::temp_dir().join(format!("pop-bus-pops-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("there is a place for files");
+    let (ours, theirs) = (certificates(&folder, "ours"), certificates(&folder, "theirs"));
+    let both = folder.join("both.pem");
+    let pem = |path: &Path| std::fs::read_to_string(path).expect("it is there");
+    std::fs::write(&both, pem(&ours.0) + &pem(&theirs.0)).expect("the folder takes files");
+    let of = |name: &str, bus_ca: Option<&Path>, (_, cert, key): &(PathBuf, PathBuf, PathBuf)| {
+        let bus_ca = bus_ca.map(|ca| format!("ca = {ca:?}\n")).unwrap_or_default();
+        let bus = format!("[bus]\nlisten = [\"{}\"]\n{bus_ca}", free_address());
+        let text = format!("[node]\nname = {name:?}\npop = {POP:?}\n{bus}[mesh]\nca = {both:?}\ncert = {cert:?}\nkey = {key:?}\n");
+        Config::parse(&text, Path::new("pop.toml")).expect("it is whole")
+    };
+    let connecting =
+        |config: &Config, connect: SocketAddr| BusSettings { connect: vec![connect], ..BusSettings::of(config).expect("it has a bus") };
+    // The stranger listens, too, and believes everybody.
+    let (of_stranger, of_a) = (of("stranger", None, &theirs), of("a", Some(&ours.0), &ours));
+    let (at_stranger, at_a) = (of_stranger.bus.listen[0], of_a.bus.listen[0]);
+    MeshIdentity::of(&of_a).expect("its certificate is of both");
+    let error = MeshIdentity::of(&of("a", Some(&theirs.0), &ours)).expect_err("nobody would let it in");
+    assert!(error.contains("is not of the CA in bus.ca"), "{error}");
+
+    let mut stranger = Node::start_with("stranger", 1, &connecting(&of_stranger, at_a)).await;
+    let mut a = Node::start_with("a", 1, &connecting(&of_a, at_stranger)).await;
+    let mut b = Node::start_with("b", 1, &connecting(&of("b", Some(&ours.0), &ours), at_a)).await;
+    // Has our certificate and no `bus.ca`: what the stranger says does arrive where it is let in.
+    let mut lax = Node::start_with("lax", 1, &connecting(&of("lax", None, &ours), at_stranger)).await;
+    for node in [&stranger, &b, &lax] {
+        node.put(&local(20, 1));
+    }
+    lax.until("the stranger's participant", SOON, |lax| !lax.others.is_empty()).await;
+    stranger.until("lax's participant", SOON, |stranger| !stranger.others.is_empty()).await;
+    a.until("b's participant", SOON, |a| a.others.len() == 1).await;
+    a.put(&local(10, 1));
+    b.until("a's participant", SOON, |b| b.ids() == [10]).await;
+    for node in [&mut a, &mut b, &mut stranger] {
+        while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(10), node.events.recv()).await {
+            node.apply(event);
+        }
+    }
+    assert_eq!(a.up.keys().copied().collect::<Vec<_>>(), [b.id], "nobody else came in");
+    assert_eq!(stranger.up.keys().copied().collect::<Vec<_>>(), [lax.id], "nor was told anything");
+    assert!(a.gone.is_empty() && b.gone.is_empty(), "and nobody was disturbed");
     std::fs::remove_dir_all(&folder).expect("it is ours");
 }
 

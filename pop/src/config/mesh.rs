@@ -23,6 +23,8 @@ pub struct BusConfig {
     /// Where this one reaches theirs; some suffice when each node reaches each over others' addresses, too.
     #[serde(deserialize_with = "addresses")]
     pub connect: Vec<SocketAddr>,
+    /// The CA of this PoP alone, PEM, where others have one of their own: whoever has no certificate of it is not let in. `None`: `mesh.ca`.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[mesh]`: secured links to other nodes. A node without `listen` has none.
@@ -104,6 +106,9 @@ pub(super) fn check(bus: &BusConfig, mesh: &MeshConfig) -> Result<(), (&'static 
             format!("the bus leaves this host at {address}: that needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes"),
         ));
     }
+    if bus.ca.is_some() && !is_secured {
+        return Err(("bus.ca", "bus.ca needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes".to_owned()));
+    }
     if mesh.listen.is_some() && !is_secured {
         return Err(("mesh.listen", "mesh.listen needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes".to_owned()));
     }
@@ -147,6 +152,7 @@ mod tests {
         assert!(error("[bus]\nlisten = [\"10.0.0.1:7447\"]").contains("pop ca"));
         assert!(error("[mesh]\nlisten = \"127.0.0.1:7890\"").contains("mesh.listen needs"));
         assert!(error("[mesh]\nca = \"ca.pem\"").contains("go together"));
+        assert!(error("[bus]\nca = \"ca.pem\"").contains("bus.ca needs"));
         assert!(error("[bus]\nconnect = [\"127.0.0.1:0\"]").contains("no port"));
         let files = "ca = \"ca.pem\"\ncert = \"node.pem\"\nkey = \"node.key\"\n";
         assert!(error(&format!("[mesh]\n{files}listen = \"0.0.0.0:7890\"")).contains("not a wildcard"));

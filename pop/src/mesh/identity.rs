@@ -11,6 +11,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
@@ -67,7 +68,12 @@ impl MeshIdentity {
     pub fn of(config: &Config) -> Result<Option<MeshIdentity>, String> {
         let Some(files) = MeshFiles::of(&config.mesh) else { return Ok(None) };
         let name = NodeName::new(&config.node.shown_name(), &config.node.pop).map_err(|error| format!("node.name, node.pop: {error}"))?;
-        Self::load(&files, &name).map(Some)
+        let identity = Self::load(&files, &name)?;
+        if let Some(ca) = &config.bus.ca {
+            let own = TlsIdentity::load_as(("mesh.cert", &files.cert), ("mesh.key", &files.key))?;
+            clients_of(("bus.ca", ca), &files.cert, &own.key().cert)?;
+        }
+        Ok(Some(identity))
     }
 
     /// Reads the files of the node `name`. A certificate that has expired is taken, since others judge it: see [`Self::warning`].
@@ -88,15 +94,8 @@ impl MeshIdentity {
             }
             None => return Err(format!("mesh.cert {shown} names no node of a PoP: `pop ca issue` makes one that does")),
         }
-        let roots = Arc::new(load_roots(&files.ca)?);
+        let (clients, roots) = clients_of(("mesh.ca", &files.ca), &files.cert, chain)?;
         let provider = Arc::new(default_provider());
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build();
-        let clients = clients.map_err(|error| format!("mesh.ca {}: {error}", files.ca.display()))?;
-        match clients.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()) {
-            Ok(_) => {}
-            Err(error) if Refusal::of_tls(&error) == Refusal::Expired => {}
-            Err(error) => return Err(format!("mesh.cert {shown} is not of the CA in mesh.ca {}: {error}", files.ca.display())),
-        }
         let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
         let servers = servers.map_err(|error| format!("mesh.ca {}: {error}", files.ca.display()))?;
         let resolver = Arc::new(SingleCertAndKey::from(Arc::clone(own.key())));
@@ -165,16 +164,33 @@ pub(super) fn server_name(expected: Option<&NodeName>) -> ServerName<'static> {
     expected.map_or_else(|| ServerName::try_from(ANYBODY).expect("it is a name"), NodeName::server_name)
 }
 
-fn load_roots(ca: &Path) -> Result<RootCertStore, String> {
+/// Whom the CA in the file `ca`, that `key` names, lets in, and what is in it. It has to let in this node, too: `chain`, of the file `cert`.
+fn clients_of(
+    (key, ca): (&str, &Path),
+    cert: &Path,
+    chain: &[CertificateDer<'static>],
+) -> Result<(Arc<dyn ClientCertVerifier>, Arc<RootCertStore>), String> {
+    let roots = Arc::new(load_roots(key, ca)?);
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::new(default_provider())).build();
+    let clients = clients.map_err(|error| format!("{key} {}: {error}", ca.display()))?;
+    match clients.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()) {
+        Ok(_) => {}
+        Err(error) if Refusal::of_tls(&error) == Refusal::Expired => {}
+        Err(error) => return Err(format!("mesh.cert {} is not of the CA in {key} {}: {error}", cert.display(), ca.display())),
+    }
+    Ok((clients, roots))
+}
+
+fn load_roots(key: &str, ca: &Path) -> Result<RootCertStore, String> {
     let shown = ca.display();
     let read = CertificateDer::pem_file_iter(ca).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let read = read.map_err(|error| format!("mesh.ca {shown} {}", explain(&error)))?;
+    let read = read.map_err(|error| format!("{key} {shown} {}", explain(&error)))?;
     if read.is_empty() {
-        return Err(format!("mesh.ca {shown} holds no CERTIFICATE in PEM: `pop ca init` makes one"));
+        return Err(format!("{key} {shown} holds no CERTIFICATE in PEM: `pop ca init` makes one"));
     }
     let mut roots = RootCertStore::empty();
     for certificate in read {
-        roots.add(certificate).map_err(|error| format!("mesh.ca {shown} cannot be used: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("{key} {shown} cannot be used: {error}"))?;
     }
     Ok(roots)
 }
