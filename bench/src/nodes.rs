@@ -82,7 +82,7 @@ impl Nodes {
              [auth.keys]\n{} = \"{}\"\n[node]\nname = \"{name}\"\npop = \"bench\"\nstate_dir = \"{files}/state\"\n\
              [bus]\nlisten = [\"{own}:7447\"]\nconnect = [{}]\n\
              [mesh]\nsplit = {}\nlisten = \"{own}:7890\"\nca = \"{files}/ca.pem\"\ncert = \"{files}/node.pem\"\nkey = \"{files}/node.key\"\n\
-             [log]\nlevel = \"error\"\n",
+             [log]\nlevel = \"warn\"\n",
             KEY.0,
             KEY.1,
             others.join(", "),
@@ -106,19 +106,33 @@ impl Nodes {
                 return Ok(());
             }
             if begun.elapsed() > SETTLE {
-                return Err(format!("the nodes do not know each other after {SETTLE:?}"));
+                let told: Vec<String> =
+                    self.addresses.iter().zip(NAMES).map(|(address, name)| format!("{name} {}", tell(*address))).collect();
+                return Err(format!("the nodes do not know each other after {SETTLE:?}: {}", told.join("; ")));
             }
             sleep(Duration::from_millis(100)).await;
         }
     }
 
     fn is_whole(&self, address: IpAddr) -> Option<bool> {
-        let page = http::request("GET", &format!("http://{address}:9464/api/v1/status"), &[], "").ok()?;
-        let status: Value = serde_json::from_str(&page.body).ok()?;
+        let status = status(address).ok()?;
         let others = self.addresses.len() - 1;
         let up = |list: &str| status[list].as_array().map_or(0, |of| of.iter().filter(|it| it["state"] == "up").count());
         Some(up("nodes") == others && up("links") == others)
     }
+}
+
+fn status(address: IpAddr) -> Result<Value, String> {
+    let page = http::request("GET", &format!("http://{address}:9464/api/v1/status"), &[], "")?;
+    serde_json::from_str(&page.body).map_err(|error| error.to_string())
+}
+
+/// What the node at `address` says of the others.
+fn tell(address: IpAddr) -> String {
+    status(address).map_or_else(
+        |error| format!("says nothing: {error}"),
+        |status| format!("knows nodes {}, links {}", status["nodes"], status["links"]),
+    )
 }
 
 impl Drop for Nodes {
