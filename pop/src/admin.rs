@@ -23,7 +23,7 @@ use crate::node::{CaptureId, Node};
 use crate::reload::{Refusal, Reloader};
 use crate::rtp::{self, Routes};
 use crate::token::{TokenRequest, unix_now_s};
-use crate::view::{LinkView, NodeView, VipView};
+use crate::view::{LinkView, NodeView, OverlayView, VipView};
 use crate::{http, serve};
 
 /// Open connections of the admin listener and of the unix socket, each.
@@ -66,6 +66,8 @@ pub struct NodeStatus {
     pub nodes: Vec<NodeView>,
     /// Links to other nodes.
     pub links: Vec<LinkView>,
+    /// The other PoPs and the ways to them.
+    pub overlay: OverlayView,
     /// Service addresses of the PoP.
     pub vips: Vec<VipView>,
     /// Packet workers.
@@ -192,7 +194,7 @@ impl Admin {
             rtp_packets_out: worker.counters.rtp_packets_out,
             dropped_packets: worker.drops.iter().sum(),
         });
-        let cluster::Description { mut nodes, links, vips, .. } = self.node.others().await;
+        let cluster::Description { mut nodes, links, overlay, vips, .. } = self.node.others().await;
         for node in &mut nodes {
             let people = sessions.iter().flat_map(|session| &session.participants);
             node.participants = people.filter(|person| person.node.as_deref() == Some(&node.node)).count() as u64;
@@ -212,6 +214,7 @@ impl Admin {
             participants,
             nodes,
             links,
+            overlay,
             vips,
             workers: workers.collect(),
         }

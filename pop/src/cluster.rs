@@ -10,9 +10,11 @@
 //! ```
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
-use std::collections::{HashMap, HashSet};
+mod overlay;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use pop_dataplane::limits::LINKS_MAX;
@@ -21,7 +23,9 @@ use pop_proto::control::{
     PayloadType, SELF_TEST, SessionBound,
 };
 use pop_proto::{Command, Event};
-use pop_relay::control::{self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Refuse, Unfollow, Unwant};
+use pop_relay::control::{
+    self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Paths, Refuse, Unfollow, Unwant,
+};
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId, TransportId};
 use pop_session::life::{self, Fate, Life, Verdict, Way, Witness};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
@@ -38,11 +42,12 @@ use crate::config::SessionConfig;
 use crate::data::{DataDrop, SenderPlace};
 use crate::logging::AUDIT;
 use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Outgoing, Peer, Unheard};
-use crate::metrics::Deaths;
+use crate::metrics::{self, Deaths};
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
 use crate::rejoin;
-use crate::view::{LinkView, NodeView, VipView};
+use crate::view::{LinkView, NodeView, OverlayView, VipView};
 use crate::vip::{Turn, Vip};
+use overlay::Overlay;
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -229,6 +234,7 @@ pub(crate) enum Goal {
 pub struct Cluster {
     requests: mpsc::UnboundedSender<Request>,
     deaths: Arc<Deaths>,
+    overlay: metrics::Overlay,
 }
 
 /// What is known of the other nodes.
@@ -238,6 +244,8 @@ pub struct Description {
     pub nodes: Vec<NodeView>,
     /// Links that are up.
     pub links: Vec<LinkView>,
+    /// The other PoPs.
+    pub overlay: OverlayView,
     /// Service addresses.
     pub vips: Vec<VipView>,
     /// Names of the nodes that each track goes to, or of the one that it comes from.
@@ -253,6 +261,7 @@ impl Cluster {
         mesh: Option<(Mesh, mpsc::Receiver<MeshEvent>)>,
         splits: bool,
         session: SessionConfig,
+        prices: &BTreeMap<String, u32>,
     ) -> Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
@@ -263,6 +272,7 @@ impl Cluster {
             splits,
             loudest: session.loudest,
             last_n: session.last_n,
+            overlay: Overlay::new(&record.pop, prices),
             record,
             bus,
             mesh,
@@ -286,10 +296,11 @@ impl Cluster {
             began,
             vips: Vec::new(),
             deaths: Arc::default(),
+            shown: metrics::Overlay::default(),
         };
-        let deaths = Arc::clone(&state.deaths);
+        let (deaths, overlay) = (Arc::clone(&state.deaths), Arc::clone(&state.shown));
         tokio::spawn(state.run(received, bus_events, mesh_events));
-        Cluster { requests, deaths }
+        Cluster { requests, deaths, overlay }
     }
 
     fn tell(&self, request: Request) {
@@ -396,6 +407,11 @@ impl Cluster {
     /// For the metrics.
     pub fn deaths(&self) -> Arc<Deaths> {
         Arc::clone(&self.deaths)
+    }
+
+    /// For the metrics, as of the last second.
+    pub fn overlay(&self) -> metrics::Overlay {
+        Arc::clone(&self.overlay)
     }
 
     /// The other nodes and the links to them, now.
@@ -525,6 +541,8 @@ struct State {
     last_n: u8,
     /// What others know of this node.
     record: NodeRecord,
+    /// The other PoPs.
+    overlay: Overlay,
     bus: Option<Bus>,
     mesh: Option<Mesh>,
     /// For answers of rooms.
@@ -560,6 +578,8 @@ struct State {
     began: Time,
     vips: Vec<Shift>,
     deaths: Arc<Deaths>,
+    /// The overlay, for the metrics.
+    shown: metrics::Overlay,
 }
 
 /// An order that some nodes were given.
@@ -633,6 +653,7 @@ impl State {
                 now = forget.tick() => self.forget_gone(now),
                 _ = tell.tick() => {
                     self.tell_node().await;
+                    self.tell_paths();
                     self.end_keeping();
                 }
                 () = tokio::time::sleep_until(look_at) => self.look(),
@@ -1087,12 +1108,16 @@ impl State {
     }
 
     async fn handle_mesh(&mut self, event: MeshEvent) {
-        if let MeshEvent::Data { node, .. } | MeshEvent::Message { node, .. } = &event
-            && !self.nodes.contains_key(node)
-        {
-            return self.ignore(*node, event);
-        }
         match event {
+            MeshEvent::Message { node, message: Message::Paths(told) } => {
+                let Some(shared) = self.shared.upgrade() else { return };
+                if !self.overlay.hear(shared.now(), node, told)
+                    && let Some(mesh) = &self.mesh
+                {
+                    mesh.ignore(Unheard::Full);
+                }
+            }
+            MeshEvent::Data { node, .. } | MeshEvent::Message { node, .. } if !self.nodes.contains_key(&node) => self.ignore(node, event),
             MeshEvent::LinkUp { peer, secret } => self.link_up(*peer, secret).await,
             MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
             MeshEvent::Rekeyed { node, generation } => {
@@ -1182,6 +1207,7 @@ impl State {
             shared.command(worker, Command::OpenLink(Box::new(open))).await;
         }
         let node = peer.node;
+        self.overlay.link_up(&peer);
         let (exports, followed, asked, stats) = Default::default();
         let opened_at = shared.now();
         self.links.insert(node, Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, stats });
@@ -1193,6 +1219,9 @@ impl State {
     async fn link_down(&mut self, node: NodeId) {
         if !self.close_link(node).await {
             return;
+        }
+        if let Some(shared) = self.shared.upgrade() {
+            self.overlay.link_down(shared.now(), node);
         }
         // There may be a place now. A link that has stepped on from generation 0 meanwhile cannot be opened any more, so it is made anew.
         let Some(mesh) = &self.mesh else { return };
@@ -1276,6 +1305,19 @@ impl State {
                 bus.put_node(self.record.clone());
             }
         }
+    }
+
+    /// How the ways to other PoPs are, and that to them.
+    fn tell_paths(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let now = shared.now();
+        let links = self.links.iter().map(|(node, link)| (node, total(link.stats.values())));
+        let told = self.overlay.tick(now, links);
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.overlay.describe(now);
+        let Some(paths) = told else { return };
+        let (release, load, draining) = (crate::VERSION.to_owned(), self.record.load, self.record.draining);
+        let told = Message::Paths(Paths { paths, release, load, draining });
+        self.overlay.neighbours().for_each(|node| self.send(node, told.clone()));
     }
 
     /// To the nodes that have people in the room, or that may have; who is alone has nobody to give orders to.
@@ -1730,7 +1772,8 @@ impl State {
             held: vip.is_held(),
         };
         let vips = self.vips.iter().map(vip).collect();
-        Description { nodes, links, vips, tracks }
+        let now = self.shared.upgrade().map(|shared| shared.now()).unwrap_or_default();
+        Description { nodes, links, overlay: self.overlay.describe(now), vips, tracks }
     }
 
     fn describe_link(&self, state: &LinkState, link: &Link) -> LinkView {

@@ -59,7 +59,7 @@ use crate::data::DataCounters;
 use crate::dtls::{Certificate, Dtls, DtlsCounters, DtlsError, Fingerprint, Role};
 use crate::keys::ApiKeys;
 use crate::mesh::{Elsewhere, Mesh, MeshSettings};
-use crate::metrics::{Deaths, JoinSeconds, RelayedBytes};
+use crate::metrics::{self, Deaths, JoinSeconds, RelayedBytes};
 use crate::probe::Probe;
 use crate::signal::SignalCounters;
 use crate::token::unix_now_s;
@@ -327,7 +327,7 @@ impl Node {
         if let Some((bus, _)) = &bus {
             bus.put_node(record.clone());
         }
-        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.mesh.split, config.session);
+        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.mesh.split, config.session, &config.mesh.prices);
         // A node joins once.
         let _ = shared.cluster.set(cluster);
         Ok(joined)
@@ -351,6 +351,11 @@ impl Node {
     /// Deaths of other nodes, for the metrics; a node alone sees none.
     pub fn deaths(&self) -> Option<Arc<Deaths>> {
         self.shared.cluster.get().map(Cluster::deaths)
+    }
+
+    /// The other PoPs, for the metrics; a node alone sees none.
+    pub fn overlay(&self) -> Option<metrics::Overlay> {
+        self.shared.cluster.get().map(Cluster::overlay)
     }
 
     /// The node's name.

@@ -17,8 +17,8 @@ use crate::keys::ApiKeys;
 use crate::logging::LogControl;
 use crate::mesh::MeshApplier;
 use crate::metrics::{
-    BusCollector, Collector, DataCollector, DeathCollector, DtlsCollector, HttpCollector, MeshCollector, Metrics, ProbeCollector,
-    SelfTestCollector, SignalCollector, VipCollector, WorkerCollector,
+    BusCollector, Collector, DataCollector, DeathCollector, DtlsCollector, HttpCollector, MeshCollector, Metrics, OverlayCollector,
+    ProbeCollector, SelfTestCollector, SignalCollector, VipCollector, WorkerCollector,
 };
 use crate::node::{Joined, Node};
 use crate::notify::Notifier;
@@ -280,6 +280,8 @@ fn metrics_of(node: &Node, joined: &Joined, pop: &str, vips: &[Vip], http: HttpC
         vec![Box::new(workers), Box::new(dtls), Box::new(data), Box::new(probe), Box::new(http), Box::new(signal), Box::new(self_test)];
     collectors.extend(joined.bus.clone().map(|counters| Box::new(BusCollector::new(counters)) as Box<dyn Collector>));
     collectors.extend(node.deaths().map(|deaths| Box::new(DeathCollector(deaths)) as Box<dyn Collector>));
+    let overlay = |overlay| Box::new(OverlayCollector { pop: node.pop().to_owned(), overlay }) as Box<dyn Collector>;
+    collectors.extend(node.overlay().filter(|_| joined.mesh.is_some()).map(overlay));
     collectors.extend(joined.mesh.clone().map(|mesh| Box::new(MeshCollector::new(mesh)) as Box<dyn Collector>));
     if !vips.is_empty() {
         collectors.push(Box::new(VipCollector { pop: pop.to_owned(), vips: vips.to_vec() }));

@@ -40,6 +40,72 @@ pub struct VipView {
     pub held: bool,
 }
 
+/// Another PoP.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PopView {
+    /// Its name.
+    pub pop: String,
+    /// `up`, or `away`: no way leads there.
+    pub state: &'static str,
+    /// Links of this node to its nodes.
+    pub links: usize,
+    /// What its nodes run.
+    pub releases: Vec<String>,
+    /// Permille of what it can do that its busiest node does.
+    pub load: u16,
+    /// All its nodes let their people go.
+    pub draining: bool,
+}
+
+/// How the path between two PoPs is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PathView {
+    /// Who measures it.
+    pub from: String,
+    /// The other end.
+    pub to: String,
+    /// Round trip.
+    pub rtt_ms: f64,
+    /// Interarrival jitter of what comes from the other end.
+    pub jitter_ms: f64,
+    /// Share of what is sent there that is lost.
+    pub loss_out: f64,
+    /// Share of what comes from there that is lost.
+    pub loss_in: f64,
+}
+
+/// Which way goes to another PoP.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RouteView {
+    /// The PoP.
+    pub to: String,
+    /// `direct`, or `via POP`.
+    pub way: String,
+    /// The next best, which has nothing in common with it.
+    pub backup: Option<String>,
+    /// How late a packet is, repairs and jitter weighed in.
+    pub cost_ms: f64,
+    /// The same of the direct way; absent where there is none.
+    pub direct_ms: Option<f64>,
+    /// `best`, `kept` (another is better, not by enough or not for long enough), `failed` (the way before is gone).
+    pub reason: &'static str,
+    /// Milliseconds since it became this way.
+    pub age_ms: u64,
+}
+
+/// The other PoPs and the ways to them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct OverlayView {
+    /// Those with which there is or was a link.
+    pub pops: Vec<PopView>,
+    /// Paths between PoPs, as each end measures them.
+    pub paths: Vec<PathView>,
+    /// One for each PoP that can be reached.
+    pub routes: Vec<RouteView>,
+    /// Times that a route became another one.
+    pub changes: u64,
+}
+
 /// A secured relation with another node. Counters are of all workers, since the link came up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkView {

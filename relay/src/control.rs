@@ -11,6 +11,8 @@ use pop_schemas::{
     generated::{relay as schema, verifier},
 };
 
+use crate::route::Figures;
+
 /// Newest schema version that is spoken: 1 has `Offer.load` and `Feedback.jitter_us`.
 pub const VERSION: u8 = 1;
 /// Oldest schema version that is spoken.
@@ -38,8 +40,14 @@ pub const BODY_LEN_MAX: usize = 64 * 1024;
 /// Receivers that a data message names; and senders, speakers, connections or tracks that a message tells of.
 pub const ENTRIES_MAX: usize = 1_024;
 
-/// Tables of the largest message: the root, the message, and its payload types.
-const TABLES_MAX: usize = 2 + PAYLOAD_TYPES_MAX;
+/// PoPs that a message tells of.
+pub const PATHS_MAX: usize = 512;
+/// Longest name of a release, in bytes.
+pub const RELEASE_LEN_MAX: usize = 32;
+
+/// Tables of the largest message: the root, the message, and its paths.
+const TABLES_MAX: usize = 2 + PATHS_MAX;
+const _: () = assert!(PAYLOAD_TYPES_MAX <= PATHS_MAX);
 
 /// First on a control connection, both ways.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -267,6 +275,36 @@ pub struct Room {
     pub said: (u64, u64),
 }
 
+/// The way to another PoP, as a node measures it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Name of the PoP.
+    pub pop: String,
+    /// What it is like.
+    pub figures: Figures,
+}
+
+/// What a node tells other PoPs of itself and of its ways to all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// At most [`PATHS_MAX`], none twice.
+    pub paths: Vec<Path>,
+    /// Release of its program.
+    pub release: String,
+    /// Permille of what it can do that it does.
+    pub load: u16,
+    /// It takes no new people.
+    pub draining: bool,
+}
+
+impl Paths {
+    fn check(&self) -> Result<(), ControlError> {
+        check_names(self.paths.iter().map(|path| path.pop.as_str()))?;
+        let holds = self.paths.len() <= PATHS_MAX && self.release.len() <= RELEASE_LEN_MAX;
+        if holds { Ok(()) } else { Err(ControlError::Limit) }
+    }
+}
+
 /// One message of a control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -300,6 +338,8 @@ pub enum Message {
     Done(Done),
     /// See [`Room`].
     Room(Room),
+    /// See [`Paths`].
+    Paths(Paths),
 }
 
 /// Why bytes are no message, or a message is no bytes.
@@ -438,6 +478,7 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
             (schema::Message::Done, schema::Done::create(&mut builder, &args).as_union_value())
         }
         Message::Room(room) => (schema::Message::Room, write_room(&mut builder, room)?),
+        Message::Paths(paths) => (schema::Message::Paths, write_paths(&mut builder, paths)?),
     };
     let control = schema::Control::create(&mut builder, &schema::ControlArgs { message_type, message: Some(message) });
     builder.finish(control, None);
@@ -559,6 +600,26 @@ fn write_room(builder: &mut FlatBufferBuilder<'_>, room: &Room) -> Result<WIPOff
     Ok(schema::Room::create(builder, &args).as_union_value())
 }
 
+fn write_paths(builder: &mut FlatBufferBuilder<'_>, paths: &Paths) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    paths.check()?;
+    let Paths { paths, release, load, draining } = paths;
+    let paths: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            let Figures { rtt_us, loss_out, loss_in, jitter_us } = path.figures;
+            let pop = Some(builder.create_string(&path.pop));
+            schema::Path::create(builder, &schema::PathArgs { pop, rtt_us, loss_out, loss_in, jitter_us })
+        })
+        .collect();
+    let args = schema::PathsArgs {
+        paths: Some(builder.create_vector(&paths)),
+        release: Some(builder.create_string(release)),
+        load: *load,
+        draining: *draining,
+    };
+    Ok(schema::Paths::create(builder, &args).as_union_value())
+}
+
 /// The message that `bytes` are, the length in front of them taken off. Fields that the writer's version has not are what the version
 /// before behaved as.
 pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
@@ -605,6 +666,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
         Ok(Message::Done(Done { number: done.number(), outcome }))
     } else if let Some(room) = control.message_as_room() {
         read_room(&room).map(Message::Room)
+    } else if let Some(paths) = control.message_as_paths() {
+        read_paths(&paths).map(Message::Paths)
     } else {
         Err(ControlError::Unknown)
     }
@@ -686,6 +749,25 @@ fn read_room(room: &schema::Room<'_>) -> Result<Room, ControlError> {
         metadata: metadata.to_owned(),
         participants_max: room.participants_max(),
         said: (room.said_ms(), room.said_at()),
+    })
+}
+
+fn read_paths(paths: &schema::Paths<'_>) -> Result<Paths, ControlError> {
+    let (list, release) = (paths.paths(), paths.release().unwrap_or_default());
+    // Looked at before it is copied.
+    if list.map_or(0, |list| list.len()) > PATHS_MAX || release.len() > RELEASE_LEN_MAX {
+        return Err(ControlError::Limit);
+    }
+    check_names(list.iter().flatten().map(|path| path.pop()))?;
+    let path = |path: schema::Path<'_>| Path {
+        pop: path.pop().to_owned(),
+        figures: Figures { rtt_us: path.rtt_us(), loss_out: path.loss_out(), loss_in: path.loss_in(), jitter_us: path.jitter_us() },
+    };
+    Ok(Paths {
+        paths: list.iter().flatten().map(path).collect(),
+        release: release.to_owned(),
+        load: paths.load(),
+        draining: paths.draining(),
     })
 }
 

@@ -7,6 +7,7 @@ mod drop_reason;
 pub mod frame;
 pub mod keys;
 pub mod link;
+pub mod route;
 pub mod seal;
 
 pub use drop_reason::RelayDrop;

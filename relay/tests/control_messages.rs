@@ -5,15 +5,16 @@
 
 mod common;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use common::open_link;
 use pop_relay::{
     control::{
-        Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, PayloadType, Refuse,
-        Rekey, Room, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
+        Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, Path, Paths,
+        PayloadType, Refuse, Rekey, Room, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
     },
     link::{Ask, Clock, FrameRef, Incoming},
+    route::Figures,
 };
 use pop_schemas::{Identity, Incarnation, ParticipantId, SessionId, Time, TrackId};
 
@@ -72,6 +73,12 @@ fn room() -> Room {
     Room { session, metadata: "auf Sendung".to_owned(), participants_max: 40, said: (1_700_000_000_000, 7) }
 }
 
+fn paths() -> Paths {
+    let figures = Figures { rtt_us: 161_500, loss_out: 12, loss_in: 250, jitter_us: 900 };
+    let path = |pop: &str| Path { pop: pop.to_owned(), figures };
+    Paths { paths: vec![path("sin"), path("khi")], release: "0.1.0".to_owned(), load: 125, draining: true }
+}
+
 /// Those that version 0 does not know: a reader passes them over.
 fn later_messages() -> Vec<(&'static str, Message)> {
     let session = || SessionId::new("Straße 7").expect("a name");
@@ -95,6 +102,7 @@ fn later_messages() -> Vec<(&'static str, Message)> {
         ("order_delete", Message::Order(nameless)),
         ("done", Message::Done(Done { number: 5, outcome: Outcome::UnknownTrack })),
         ("room", Message::Room(room())),
+        ("paths", Message::Paths(paths())),
     ]
 }
 
@@ -120,7 +128,7 @@ fn messages_come_as_they_were_told() {
 /// The frame `name` as the writer of `version` made it, which is what is `written` now too. `POP_GOLDEN_WRITE=1` writes it anew: right
 /// only before the version's first release; those of the versions before never change.
 fn golden(version: u8, name: &str, written: &[u8]) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}/{name}.hex"));
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}/{name}.hex"));
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
     if std::env::var_os("POP_GOLDEN_WRITE").is_some() {
         fs::create_dir_all(path.parent().expect("a folder")).expect("it can be made");
@@ -200,6 +208,9 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         Message::Follow(Follow { session: data().session, age: Duration::ZERO, received: vec![(ParticipantId(1), 1); 1_025] }),
         Message::Heard(Heard { session: data().session, speaking: vec![(ParticipantId(1), 1); 1_025], connections: Vec::new() }),
         Message::Room(Room { metadata: "x".repeat(64 * 1024 + 1), ..room() }),
+        Message::Paths(Paths { paths: vec![paths().paths[0].clone(); 513], ..paths() }),
+        Message::Paths(Paths { paths: vec![Path { pop: "x".repeat(129), ..paths().paths[0].clone() }], ..paths() }),
+        Message::Paths(Paths { release: "x".repeat(33), ..paths() }),
     ];
     for message in beyond {
         assert_eq!(encode(&message, 1), Err(ControlError::Limit), "{message:?}");
@@ -210,6 +221,8 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
     let most = Message::Data(Data { to: vec![name; 1_024], body: vec![7; 64 * 1024].into(), ..data() });
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     let most = Message::Room(Room { metadata: "x".repeat(64 * 1024), ..room() });
+    assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
+    let most = Message::Paths(Paths { paths: vec![Path { pop: "x".repeat(128), ..paths().paths[0].clone() }; 512], ..paths() });
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     for bytes in [vec![], vec![0; 15], vec![0; 256 * 1024 + 1]] {
         assert_eq!(decode(&bytes), Err(ControlError::Length));

@@ -8,11 +8,12 @@ use common::{Rng, keys_of, mutate, mutation_count, open_link};
 use pop_relay::{
     RelayDrop,
     control::{
-        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, PayloadType, Refuse, Room, Want, decode,
-        encode,
+        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, Path, Paths, PayloadType, Refuse, Room,
+        Want, decode, encode,
     },
     frame::{FrameKind, Head},
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link},
+    route::Figures,
     seal::Sealer,
 };
 use pop_schemas::{Identity, Incarnation, ParticipantId, SessionId, Time, TrackId};
@@ -241,6 +242,12 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             tracks: vec![TrackId(1); 3],
         }),
         Message::Room(Room { session: session(), metadata: "on air".to_owned(), participants_max: 9, said: (1 << 40, 3) }),
+        Message::Paths(Paths {
+            paths: vec![Path { pop: "sin".to_owned(), figures: Figures { rtt_us: 160_000, ..Figures::default() } }; 3],
+            release: "0.1.0".to_owned(),
+            load: 9,
+            draining: false,
+        }),
     ]
     .iter()
     .map(|message| encode(message, 1).expect("within limits"))

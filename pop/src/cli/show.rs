@@ -144,7 +144,7 @@ fn mesh_table(answer: &Value) -> String {
         let load = format!("{:.1} %", node["load"].as_f64().unwrap_or_default() / 10.0);
         rows.push(vec![text(&node["node"]), text(&node["pop"]), state, start, clients, load, text(&node["mesh"])]);
     }
-    let mut lines = align(&rows);
+    let mut lines = if nodes.is_empty() { String::new() } else { align(&rows) + "\n" };
     let titles = [
         "LINK",
         "STATE",
@@ -167,8 +167,9 @@ fn mesh_table(answer: &Value) -> String {
         let both = |what: &str| format!("{}/{}", text(&link[format!("{what}_in")]), text(&link[format!("{what}_out")]));
         let milliseconds = |key: &str| link[key].as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}"));
         let megabytes = |key: &str| link[key].as_f64().unwrap_or_default() / 1e6;
+        let is_foreign = link["pop"] != answer["pop"];
         rows.push(vec![
-            text(&link["node"]),
+            if is_foreign { format!("{}.{}", text(&link["node"]), text(&link["pop"])) } else { text(&link["node"]) },
             text(&link["state"]),
             format!("{} s", link["age_ms"].as_u64().unwrap_or_default() / 1_000),
             text(&link["generation"]),
@@ -185,7 +186,51 @@ fn mesh_table(answer: &Value) -> String {
             text(&link["limit_kbps"]),
         ]);
     }
-    lines.push_str("\n(in/out)\n");
+    lines.push_str("(in/out)\n");
+    lines.push_str(&align(&rows));
+    if !list(&answer["overlay"]["pops"]).is_empty() {
+        lines.push_str(&overlay_tables(&answer["overlay"]));
+    }
+    lines
+}
+
+/// The other PoPs with the ways to them, and how each path between two PoPs is.
+fn overlay_tables(overlay: &Value) -> String {
+    let milliseconds = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
+    let titles = ["POP", "STATE", "LINKS", "RELEASE", "LOAD", "WAY", "COST ms", "DIRECT ms", "BACKUP", "REASON", "FOR"];
+    let mut rows = vec![titles.map(str::to_owned).to_vec()];
+    for pop in list(&overlay["pops"]) {
+        let route = list(&overlay["routes"]).iter().find(|route| route["to"] == pop["pop"]).unwrap_or(&Value::Null);
+        let releases: Vec<String> = list(&pop["releases"]).iter().map(text).collect();
+        rows.push(vec![
+            text(&pop["pop"]),
+            if pop["draining"] == true { "draining".to_owned() } else { text(&pop["state"]) },
+            text(&pop["links"]),
+            if releases.is_empty() { "-".to_owned() } else { releases.join("+") },
+            format!("{:.1} %", pop["load"].as_f64().unwrap_or_default() / 10.0),
+            text(&route["way"]),
+            milliseconds(&route["cost_ms"]),
+            milliseconds(&route["direct_ms"]),
+            text(&route["backup"]),
+            text(&route["reason"]),
+            route["age_ms"].as_u64().map_or_else(|| "-".to_owned(), |ms| format!("{} s", ms / 1_000)),
+        ]);
+    }
+    let mut lines = format!("\n{}", align(&rows));
+    let paths = list(&overlay["paths"]);
+    let mut names: Vec<String> = paths.iter().flat_map(|path| [text(&path["from"]), text(&path["to"])]).collect();
+    names.sort();
+    names.dedup();
+    let mut rows = vec![std::iter::once("FROM/TO".to_owned()).chain(names.iter().cloned()).collect::<Vec<_>>()];
+    for from in &names {
+        let cell = |to: &String| {
+            let path = paths.iter().find(|path| text(&path["from"]) == *from && text(&path["to"]) == *to);
+            let loss = |path: &Value| 100.0 * path["loss_out"].as_f64().unwrap_or_default();
+            path.map_or_else(|| "-".to_owned(), |path| format!("{}/{:.1}", milliseconds(&path["rtt_ms"]), loss(path)))
+        };
+        rows.push(std::iter::once(from.clone()).chain(names.iter().map(cell)).collect());
+    }
+    lines.push_str("\n(round trip in ms/% lost on the way there)\n");
     lines.push_str(&align(&rows));
     lines
 }
@@ -245,8 +290,8 @@ mod tests {
 
     #[test]
     fn the_mesh_is_its_nodes_and_the_links_to_them() {
-        let answer = json!({ "node": "fra1", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
-            "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "state": "up", "age_ms": 2_500,
+        let answer = json!({ "node": "fra1", "pop": "fra", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
+            "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "pop": "fra", "state": "up", "age_ms": 2_500,
             "generation": 0, "schema": 1, "rtt_ms": 0.25, "jitter_ms": 0.5, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
             "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500 }] });
         assert_eq!(
@@ -259,5 +304,27 @@ mod tests {
              fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  5     4         0        2500\n"
         );
         assert!(mesh_table(&json!({ "node": "fra1", "nodes": [], "links": [] })).starts_with("node fra1 is alone"));
+    }
+
+    #[test]
+    fn the_overlay_is_the_ways_to_other_pops_and_a_matrix_of_paths() {
+        let overlay = json!({
+            "pops": [{ "pop": "ams", "state": "up", "links": 1, "releases": ["0.1.0"], "load": 12, "draining": false },
+                { "pop": "sin", "state": "away", "links": 0, "releases": [], "load": 0, "draining": false }],
+            "routes": [{ "to": "ams", "way": "direct", "backup": "via sin", "cost_ms": 5.04, "direct_ms": 5.04, "reason": "best", "age_ms": 61_000 }],
+            "paths": [{ "from": "ams", "to": "fra", "rtt_ms": 10.1, "loss_out": 0.012 }, { "from": "fra", "to": "ams", "rtt_ms": 10.0, "loss_out": 0.0 }],
+        });
+        assert_eq!(
+            overlay_tables(&overlay),
+            "\n\
+             POP  STATE  LINKS  RELEASE  LOAD   WAY     COST ms  DIRECT ms  BACKUP   REASON  FOR\n\
+             ams  up     1      0.1.0    1.2 %  direct  5.0      5.0        via sin  best    61 s\n\
+             sin  away   0      -        0.0 %  -       -        -          -        -       -\n\
+             \n\
+             (round trip in ms/% lost on the way there)\n\
+             FROM/TO  ams       fra\n\
+             ams      -         10.1/1.2\n\
+             fra      10.0/0.0  -\n"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! `[bus]` and `[mesh]`: the other nodes of this PoP, and the links between nodes.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +13,9 @@ use super::value;
 
 /// Nodes that one file may name, and that one node speaks with.
 pub const PEERS_MAX: usize = 255;
+
+/// The highest price of a way, in milliseconds: ways that cost so much are taken when nothing else is left.
+const PRICE_MAX: u32 = 10_000;
 
 /// `[bus]`: state of the PoP. A node without addresses here is alone.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -51,6 +55,9 @@ pub struct MeshConfig {
     /// A packet that is later than this at the other node is not sent again.
     #[serde(deserialize_with = "value::duration::<_, 20, 2_000>")]
     pub playout: Duration,
+    /// What a way through a PoP costs beside its round trips, in milliseconds, by the PoP's name.
+    #[serde(deserialize_with = "prices")]
+    pub prices: BTreeMap<String, u32>,
     /// Newest version of what is said to other nodes, on links and on the bus: the one before while not all nodes are of this release.
     #[serde(deserialize_with = "value::bounded::<_, _, 0, 1>")]
     pub schema: u8,
@@ -67,6 +74,7 @@ impl Default for MeshConfig {
             key: None,
             split: true,
             playout: Duration::from_millis(150),
+            prices: BTreeMap::new(),
             schema: VERSION,
         }
     }
@@ -132,6 +140,17 @@ fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAdd
     }
 }
 
+fn prices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, u32>, D::Error> {
+    let prices = BTreeMap::<String, u32>::deserialize(deserializer)?;
+    if prices.len() > PEERS_MAX {
+        return Err(de::Error::custom(format_args!("{} prices, of which a node takes at most {PEERS_MAX}", prices.len())));
+    }
+    match prices.iter().find(|(_, price)| **price > PRICE_MAX) {
+        Some((pop, price)) => Err(de::Error::custom(format_args!("{price} ms for {pop:?}, and a price is at most {PRICE_MAX} ms"))),
+        None => Ok(prices),
+    }
+}
+
 fn optional_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     value::socket_address(deserializer).map(Some)
 }
@@ -157,6 +176,7 @@ mod tests {
         let files = "ca = \"ca.pem\"\ncert = \"node.pem\"\nkey = \"node.key\"\n";
         assert!(error(&format!("[mesh]\n{files}listen = \"0.0.0.0:7890\"")).contains("not a wildcard"));
         assert!(error(&format!("[mesh]\n{files}peers = [\"10.0.0.1:7890\"]")).contains("mesh.peers needs mesh.listen"));
+        assert!(error("[mesh]\nprices = { sin = 10_001 }").contains("a price is at most 10000 ms"));
         let config = Config::parse(&format!("[mesh]\n{files}listen = \"10.0.0.1:7890\"\n"), Path::new("pop.toml")).expect("it is whole");
         assert_eq!((config.mesh.relay_port, config.bus.is_on()), (11_000, false));
     }

@@ -113,10 +113,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Action {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_MESSAGE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_MESSAGE: u8 = 15;
+pub const ENUM_MAX_MESSAGE: u8 = 16;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_MESSAGE: [Message; 16] = [
+pub const ENUM_VALUES_MESSAGE: [Message; 17] = [
   Message::NONE,
   Message::Hello,
   Message::Want,
@@ -133,6 +133,7 @@ pub const ENUM_VALUES_MESSAGE: [Message; 16] = [
   Message::Order,
   Message::Done,
   Message::Room,
+  Message::Paths,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -156,9 +157,10 @@ impl Message {
   pub const Order: Self = Self(13);
   pub const Done: Self = Self(14);
   pub const Room: Self = Self(15);
+  pub const Paths: Self = Self(16);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 15;
+  pub const ENUM_MAX: u8 = 16;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -176,6 +178,7 @@ impl Message {
     Self::Order,
     Self::Done,
     Self::Room,
+    Self::Paths,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -196,6 +199,7 @@ impl Message {
       Self::Order => Some("Order"),
       Self::Done => Some("Done"),
       Self::Room => Some("Room"),
+      Self::Paths => Some("Paths"),
       _ => None,
     }
   }
@@ -4010,6 +4014,324 @@ impl ::core::fmt::Debug for Room<'_> {
       ds.finish()
   }
 }
+pub enum PathOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// The way from the writer's node to another PoP, as it measures it.
+pub struct Path<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Path<'a> {
+  type Inner = Path<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Path<'a> {
+  pub const VT_POP: ::flatbuffers::VOffsetT = 4;
+  pub const VT_RTT_US: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LOSS_OUT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LOSS_IN: ::flatbuffers::VOffsetT = 10;
+  pub const VT_JITTER_US: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Path { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PathArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Path<'bldr>> {
+    let mut builder = PathBuilder::new(_fbb);
+    builder.add_jitter_us(args.jitter_us);
+    builder.add_rtt_us(args.rtt_us);
+    if let Some(x) = args.pop { builder.add_pop(x); }
+    builder.add_loss_in(args.loss_in);
+    builder.add_loss_out(args.loss_out);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn pop(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Path::VT_POP, None).unwrap()}
+  }
+  #[inline]
+  pub fn rtt_us(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Path::VT_RTT_US, Some(0)).unwrap()}
+  }
+  /// Lost of what it sends there and of what comes from there, in ten thousandths.
+  #[inline]
+  pub fn loss_out(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Path::VT_LOSS_OUT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn loss_in(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Path::VT_LOSS_IN, Some(0)).unwrap()}
+  }
+  /// Interarrival jitter of what comes from there.
+  #[inline]
+  pub fn jitter_us(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Path::VT_JITTER_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Path<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("pop", Self::VT_POP, true)?
+     .visit_field::<u32>("rtt_us", Self::VT_RTT_US, false)?
+     .visit_field::<u16>("loss_out", Self::VT_LOSS_OUT, false)?
+     .visit_field::<u16>("loss_in", Self::VT_LOSS_IN, false)?
+     .visit_field::<u32>("jitter_us", Self::VT_JITTER_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PathArgs<'a> {
+    pub pop: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub rtt_us: u32,
+    pub loss_out: u16,
+    pub loss_in: u16,
+    pub jitter_us: u32,
+}
+impl<'a> Default for PathArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PathArgs {
+      pop: None, // required field
+      rtt_us: 0,
+      loss_out: 0,
+      loss_in: 0,
+      jitter_us: 0,
+    }
+  }
+}
+
+pub struct PathBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PathBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_pop(&mut self, pop: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Path::VT_POP, pop);
+  }
+  #[inline]
+  pub fn add_rtt_us(&mut self, rtt_us: u32) {
+    self.fbb_.push_slot::<u32>(Path::VT_RTT_US, rtt_us, 0);
+  }
+  #[inline]
+  pub fn add_loss_out(&mut self, loss_out: u16) {
+    self.fbb_.push_slot::<u16>(Path::VT_LOSS_OUT, loss_out, 0);
+  }
+  #[inline]
+  pub fn add_loss_in(&mut self, loss_in: u16) {
+    self.fbb_.push_slot::<u16>(Path::VT_LOSS_IN, loss_in, 0);
+  }
+  #[inline]
+  pub fn add_jitter_us(&mut self, jitter_us: u32) {
+    self.fbb_.push_slot::<u32>(Path::VT_JITTER_US, jitter_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PathBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PathBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Path<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Path::VT_POP,"pop");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Path<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Path");
+      ds.field("pop", &self.pop());
+      ds.field("rtt_us", &self.rtt_us());
+      ds.field("loss_out", &self.loss_out());
+      ds.field("loss_in", &self.loss_in());
+      ds.field("jitter_us", &self.jitter_us());
+      ds.finish()
+  }
+}
+pub enum PathsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// What a node tells other PoPs of itself and of its ways to all of them. A PoP that is not among them it does not reach.
+pub struct Paths<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Paths<'a> {
+  type Inner = Paths<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Paths<'a> {
+  pub const VT_PATHS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_RELEASE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LOAD: ::flatbuffers::VOffsetT = 8;
+  pub const VT_DRAINING: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Paths { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PathsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Paths<'bldr>> {
+    let mut builder = PathsBuilder::new(_fbb);
+    if let Some(x) = args.release { builder.add_release(x); }
+    if let Some(x) = args.paths { builder.add_paths(x); }
+    builder.add_load(args.load);
+    builder.add_draining(args.draining);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn paths(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Path<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Path>>>>(Paths::VT_PATHS, None)}
+  }
+  /// Release of its program.
+  #[inline]
+  pub fn release(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Paths::VT_RELEASE, None)}
+  }
+  /// Permille of what it can do that it does.
+  #[inline]
+  pub fn load(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Paths::VT_LOAD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn draining(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Paths::VT_DRAINING, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Paths<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Path>>>>("paths", Self::VT_PATHS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("release", Self::VT_RELEASE, false)?
+     .visit_field::<u16>("load", Self::VT_LOAD, false)?
+     .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PathsArgs<'a> {
+    pub paths: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Path<'a>>>>>,
+    pub release: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub load: u16,
+    pub draining: bool,
+}
+impl<'a> Default for PathsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PathsArgs {
+      paths: None,
+      release: None,
+      load: 0,
+      draining: false,
+    }
+  }
+}
+
+pub struct PathsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PathsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_paths(&mut self, paths: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Path<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Paths::VT_PATHS, paths);
+  }
+  #[inline]
+  pub fn add_release(&mut self, release: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Paths::VT_RELEASE, release);
+  }
+  #[inline]
+  pub fn add_load(&mut self, load: u16) {
+    self.fbb_.push_slot::<u16>(Paths::VT_LOAD, load, 0);
+  }
+  #[inline]
+  pub fn add_draining(&mut self, draining: bool) {
+    self.fbb_.push_slot::<bool>(Paths::VT_DRAINING, draining, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PathsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PathsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Paths<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Paths<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Paths");
+      ds.field("paths", &self.paths());
+      ds.field("release", &self.release());
+      ds.field("load", &self.load());
+      ds.field("draining", &self.draining());
+      ds.finish()
+  }
+}
 pub enum ControlOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4270,6 +4592,20 @@ impl<'a> Control<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_paths(&self) -> Option<Paths<'a>> {
+    if self.message_type() == Message::Paths {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Paths::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Control<'_> {
@@ -4295,6 +4631,7 @@ impl ::flatbuffers::Verifiable for Control<'_> {
           Message::Order => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Order>>("Message::Order", pos),
           Message::Done => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Done>>("Message::Done", pos),
           Message::Room => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Room>>("Message::Room", pos),
+          Message::Paths => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Paths>>("Message::Paths", pos),
           _ => Ok(()),
         }
      })?
@@ -4450,6 +4787,13 @@ impl ::core::fmt::Debug for Control<'_> {
         },
         Message::Room => {
           if let Some(x) = self.message_as_room() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Paths => {
+          if let Some(x) = self.message_as_paths() {
             ds.field("message", &x)
           } else {
             ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -1,0 +1,510 @@
+//! Which way goes from this PoP to each other one: direct, or through one more PoP; and the way beside it, should that one fail.
+//!
+//! ```text
+//! own measurements -----> Routes::measure --+--> Paths of this PoP --poll_told--> the other PoPs
+//! Paths of other PoPs --> Routes::hear -----+--> cost of each way --handle_timeout--> Route, Changed
+//! ```
+//! Costs are milliseconds that a packet is late: half the round trip, what a lost packet waits for its repair, jitter, and what the operator
+//! says that a transit costs. A way that is no longer there is left at once. Another one is left only for one that is clearly better and has
+//! been for a while, and the more often a path has failed lately the less it is believed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pop_schemas::{NodeId, Time};
+
+use crate::control::{PATHS_MAX, Path};
+
+/// What others measure is believed for so long.
+const HEARD_LIFE: Duration = Duration::from_secs(15);
+
+/// What this PoP measures is told at least so often, and at most.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+const TELL_PAUSE: Duration = Duration::from_millis(900);
+
+/// A way that lives is left for a better one at most so often.
+const CHANGE_PAUSE: Duration = Duration::from_secs(5);
+
+/// For so long the other one must have been better.
+const BETTER_FOR: Duration = Duration::from_secs(2);
+
+/// And by so much: the more of a tenth and this.
+const MARGIN_US: u64 = 5_000;
+
+/// A PoP on the way costs this beside its two paths, in microseconds: it is one more that can fail, and its bandwidth is paid twice.
+const TRANSIT_US: u64 = 3_000;
+
+/// A packet in ten thousand that is lost costs so many times what its repair takes: not the mean is heard, but what comes late.
+const LOSS_WEIGHT: u64 = 20;
+
+/// What a repair takes beside one and a half round trips, in microseconds.
+const REPAIR_US: u64 = 20_000;
+
+/// A path that has failed costs this more, in microseconds, and half of it after each [`FAILED_HALF`].
+const FAILED_US: u64 = 200_000;
+const FAILED_HALF: Duration = Duration::from_secs(15);
+/// Failures that count together.
+const FAILURES_MAX: u64 = 4;
+
+/// Name of a PoP.
+pub type PopName = Arc<str>;
+
+/// A way to another PoP.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Over the link with it.
+    Direct,
+    /// Over the links of another one.
+    Via(PopName),
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::Direct => f.write_str("direct"),
+            Way::Via(pop) => write!(f, "via {pop}"),
+        }
+    }
+}
+
+/// Why a way is the one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It costs least.
+    Best,
+    /// Another one costs less, but not by enough, or not for long enough.
+    Kept,
+    /// The way before is no longer there.
+    Failed,
+}
+
+impl Reason {
+    /// A name for operators.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Reason::Best => "best",
+            Reason::Kept => "kept",
+            Reason::Failed => "failed",
+        }
+    }
+}
+
+/// How packets go to a PoP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The way.
+    pub way: Way,
+    /// What it costs, in microseconds.
+    pub cost_us: u64,
+    /// The next best that has nothing in common with it.
+    pub backup: Option<Way>,
+    /// What the direct way would cost; `None`: there is none.
+    pub direct_us: Option<u64>,
+    /// Why.
+    pub reason: Reason,
+    /// Since when it is this way.
+    pub since: Time,
+    /// Since when another one is better by enough.
+    better_since: Option<Time>,
+}
+
+/// A route is another one now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// To which PoP.
+    pub to: PopName,
+    /// The way before; `None`: there was none.
+    pub from: Option<Way>,
+    /// The way now; `None`: there is none any more.
+    pub way: Option<Way>,
+}
+
+/// A path of ours, and how often it has failed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    /// `None`: it is not there.
+    path: Option<Figures>,
+    failures: u64,
+    failed_at: Time,
+}
+
+/// Of a [`Path`], without whither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Round trip in microseconds.
+    pub rtt_us: u32,
+    /// Lost of what is sent there, in ten thousandths.
+    pub loss_out: u16,
+    /// Lost of what comes from there.
+    pub loss_in: u16,
+    /// Interarrival jitter of what comes from there, in microseconds.
+    pub jitter_us: u32,
+}
+
+impl Figures {
+    /// How late a packet is that goes there, in microseconds.
+    pub fn cost_us(&self) -> u64 {
+        let rtt = u64::from(self.rtt_us);
+        let repair = rtt + rtt / 2 + REPAIR_US;
+        rtt / 2 + u64::from(self.loss_out) * repair * LOSS_WEIGHT / 10_000 + 2 * u64::from(self.jitter_us)
+    }
+
+    /// Whether others have to be told of the difference.
+    fn differs(&self, other: &Figures) -> bool {
+        let far = |a: u32, b: u32, least: u32| a.abs_diff(b) > (a.max(b) / 8).max(least);
+        let loss = |a: u16, b: u16| a.abs_diff(b) > (a.max(b) / 4).max(50);
+        far(self.rtt_us, other.rtt_us, 2_000)
+            || far(self.jitter_us, other.jitter_us, 2_000)
+            || loss(self.loss_out, other.loss_out)
+            || loss(self.loss_in, other.loss_in)
+    }
+}
+
+/// What a node of another PoP measures.
+#[derive(Debug)]
+struct Row {
+    pop: PopName,
+    heard_at: Time,
+    paths: BTreeMap<PopName, Figures>,
+}
+
+/// The ways of one node of a PoP to the other PoPs. Its owner brings measurements, what others tell, and time, once a second.
+#[derive(Debug)]
+pub struct Routes {
+    pop: PopName,
+    /// What a transit costs beside [`TRANSIT_US`], in microseconds, by PoP.
+    prices: BTreeMap<PopName, u64>,
+    own: BTreeMap<PopName, Own>,
+    rows: BTreeMap<NodeId, Row>,
+    routes: BTreeMap<PopName, Route>,
+    changes: VecDeque<Changed>,
+    told: BTreeMap<PopName, Figures>,
+    told_at: Option<Time>,
+}
+
+impl Routes {
+    /// Of a node of `pop`. `prices`: what the operator says that a way through a PoP costs more, in microseconds.
+    pub fn new(pop: PopName, prices: BTreeMap<PopName, u64>) -> Routes {
+        Routes {
+            pop,
+            prices,
+            own: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            changes: VecDeque::new(),
+            told: BTreeMap::new(),
+            told_at: None,
+        }
+    }
+
+    /// How the path to a PoP is now; `None`: nothing comes from there. A PoP of which this is said is known from then on.
+    pub fn measure(&mut self, now: Time, pop: &PopName, figures: Option<Figures>) {
+        if *pop == self.pop || (self.own.len() >= PATHS_MAX && !self.own.contains_key(pop)) {
+            return;
+        }
+        let own = self.own.entry(Arc::clone(pop)).or_default();
+        if own.path.is_some() && figures.is_none() {
+            own.failures = (own.weight(now) / FAILED_US + 1).min(FAILURES_MAX);
+            own.failed_at = now;
+        }
+        own.path = figures;
+    }
+
+    /// What a node of another PoP measures. Of PoPs that this node has no link with it counts for nothing: only a link
+    /// proves that there is one.
+    pub fn hear(&mut self, now: Time, node: NodeId, pop: &PopName, paths: &[Path]) {
+        if !self.own.contains_key(pop) || (self.rows.len() >= PATHS_MAX && !self.rows.contains_key(&node)) {
+            return;
+        }
+        let known = |path: &&Path| path.pop != **pop && (path.pop == *self.pop || self.own.contains_key(path.pop.as_str()));
+        let paths = paths.iter().filter(known).map(|path| (PopName::from(path.pop.as_str()), path.figures)).collect();
+        self.rows.insert(node, Row { pop: Arc::clone(pop), heard_at: now, paths });
+    }
+
+    /// What this PoP measures, when it is to be told.
+    pub fn poll_told(&mut self, now: Time) -> Option<Vec<Path>> {
+        let paths: BTreeMap<PopName, Figures> = self.own.iter().filter_map(|(pop, own)| Some((Arc::clone(pop), own.path?))).collect();
+        let differs = || {
+            paths.len() != self.told.len() || paths.iter().any(|(pop, figures)| self.told.get(pop).is_none_or(|told| told.differs(figures)))
+        };
+        let is_due = match self.told_at {
+            None => !paths.is_empty(),
+            Some(at) => now.since(at) >= TELL_EVERY || (now.since(at) >= TELL_PAUSE && differs()),
+        };
+        if !is_due {
+            return None;
+        }
+        let told = paths.iter().map(|(pop, figures)| Path { pop: pop.to_string(), figures: *figures }).collect();
+        (self.told, self.told_at) = (paths, Some(now));
+        Some(told)
+    }
+
+    /// Decides anew. To be called once a second, and when a path is no longer there.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.rows.retain(|_, row| now.since(row.heard_at) < HEARD_LIFE);
+        let all: BTreeSet<PopName> = self.own.keys().cloned().collect();
+        for to in all {
+            let ways = self.ways(now, &to);
+            let before = self.routes.remove(&to);
+            let from = before.as_ref().map(|route| route.way.clone());
+            let after = decide(now, before, ways);
+            let way = after.as_ref().map(|route| route.way.clone());
+            if way != from {
+                self.changes.push_back(Changed { to: Arc::clone(&to), from, way });
+            }
+            if let Some(route) = after {
+                self.routes.insert(to, route);
+            }
+        }
+    }
+
+    /// All ways to a PoP and what they cost, the best first.
+    fn ways(&self, now: Time, to: &PopName) -> Vec<(u64, Way)> {
+        let mut best: BTreeMap<Way, u64> = BTreeMap::new();
+        let direct = self.own.get(to).and_then(|own| Some(own.path?.cost_us() + own.weight(now)));
+        best.extend(direct.map(|cost| (Way::Direct, cost)));
+        for row in self.rows.values().filter(|row| row.pop != *to) {
+            let Some(own) = self.own.get(&row.pop) else { continue };
+            let (Some(first), Some(second)) = (own.path, row.paths.get(to)) else { continue };
+            let price = self.prices.get(&row.pop).copied().unwrap_or_default();
+            let cost = first.cost_us() + own.weight(now) + second.cost_us() + TRANSIT_US + price;
+            let known = best.entry(Way::Via(Arc::clone(&row.pop))).or_insert(cost);
+            *known = cost.min(*known);
+        }
+        let mut ways: Vec<(u64, Way)> = best.into_iter().map(|(way, cost)| (cost, way)).collect();
+        ways.sort();
+        ways
+    }
+
+    /// How packets go to a PoP; `None`: not at all.
+    pub fn route(&self, to: &str) -> Option<&Route> {
+        self.routes.get(to)
+    }
+
+    /// All routes, by PoP.
+    pub fn routes(&self) -> impl Iterator<Item = (&PopName, &Route)> {
+        self.routes.iter()
+    }
+
+    /// PoPs that are known.
+    pub fn pops(&self) -> impl Iterator<Item = &PopName> {
+        self.own.keys()
+    }
+
+    /// How each path between two PoPs is that is known of: the one that measures, the other, what it measures. Of several nodes of a PoP the
+    /// path of the one with the least cost.
+    pub fn matrix(&self) -> BTreeMap<(PopName, PopName), Figures> {
+        let own = self.own.iter().filter_map(|(to, own)| Some((Arc::clone(&self.pop), Arc::clone(to), own.path?)));
+        let heard =
+            self.rows.values().flat_map(|row| row.paths.iter().map(|(to, figures)| (Arc::clone(&row.pop), Arc::clone(to), *figures)));
+        let mut matrix: BTreeMap<(PopName, PopName), Figures> = BTreeMap::new();
+        for (from, to, figures) in own.chain(heard) {
+            let known = matrix.entry((from, to)).or_insert(figures);
+            if figures.cost_us() < known.cost_us() {
+                *known = figures;
+            }
+        }
+        matrix
+    }
+
+    /// What has changed since the last call.
+    pub fn poll_change(&mut self) -> Option<Changed> {
+        self.changes.pop_front()
+    }
+}
+
+impl Own {
+    /// What its failures cost now.
+    fn weight(&self, now: Time) -> u64 {
+        let halves = now.since(self.failed_at).as_millis() / FAILED_HALF.as_millis();
+        (self.failures * FAILED_US).checked_shr(u32::try_from(halves).unwrap_or(u32::MAX)).unwrap_or_default()
+    }
+}
+
+/// The route after `before`, where these are the ways.
+fn decide(now: Time, before: Option<Route>, ways: Vec<(u64, Way)>) -> Option<Route> {
+    let (best_us, best) = ways.first()?;
+    let direct_us = ways.iter().find(|(_, way)| *way == Way::Direct).map(|(cost, _)| *cost);
+    let is_better = |than: u64| best_us + MARGIN_US.max(than / 10) < than;
+    let (mut chosen, mut cost_us, mut reason, mut since, mut better_since) = (best, *best_us, Reason::Best, now, None);
+    let kept = |way: &Way| ways.iter().find(|(_, of)| of == way);
+    match &before {
+        // Of two that are about the same the direct one is the simpler.
+        None => {
+            if let Some((direct_us, direct)) = kept(&Way::Direct).filter(|(cost, way)| way != best && !is_better(*cost)) {
+                (chosen, cost_us, reason) = (direct, *direct_us, Reason::Kept);
+            }
+        }
+        Some(before) => match kept(&before.way) {
+            None => reason = Reason::Failed,
+            Some((kept_us, kept)) => {
+                better_since = before.better_since.filter(|_| is_better(*kept_us)).or(is_better(*kept_us).then_some(now));
+                let is_due = now.since(before.since) >= CHANGE_PAUSE && better_since.is_some_and(|at| now.since(at) >= BETTER_FOR);
+                if is_due {
+                    better_since = None;
+                } else {
+                    (chosen, cost_us, since) = (kept, *kept_us, before.since);
+                    // Why it was taken stands until another one costs less.
+                    reason = match before.reason {
+                        _ if best != kept => Reason::Kept,
+                        Reason::Failed => Reason::Failed,
+                        Reason::Best | Reason::Kept => Reason::Best,
+                    };
+                }
+            }
+        },
+    }
+    let backup = ways.iter().find(|(_, way)| way != chosen).map(|(_, way)| way.clone());
+    Some(Route { way: chosen.clone(), cost_us, backup, direct_us, reason, since, better_since })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn path(rtt_ms: u32, loss: u16) -> Figures {
+        Figures { rtt_us: rtt_ms * 1_000, loss_out: loss, loss_in: loss, jitter_us: 0 }
+    }
+
+    /// A node of fra, and ams and sin: 10 ms to ams, 160 ms to sin, and ams has `theirs` to sin.
+    struct Rig {
+        now: Time,
+        routes: Routes,
+        direct: Option<Figures>,
+        theirs: Option<Figures>,
+        changes: Vec<(u64, String)>,
+    }
+
+    impl Rig {
+        fn new(theirs: Option<Figures>) -> Rig {
+            let routes = Routes::new("fra".into(), BTreeMap::new());
+            Rig { now: Time::ZERO, routes, direct: Some(path(160, 0)), theirs, changes: Vec::new() }
+        }
+
+        fn tick(&mut self) -> String {
+            self.now = self.now + SECOND;
+            let (ams, sin) = (PopName::from("ams"), PopName::from("sin"));
+            self.routes.measure(self.now, &ams, Some(path(10, 0)));
+            self.routes.measure(self.now, &sin, self.direct);
+            let paths: Vec<Path> = self.theirs.map(|figures| Path { pop: "sin".to_owned(), figures }).into_iter().collect();
+            self.routes.hear(self.now, NodeId(1), &ams, &paths);
+            self.routes.handle_timeout(self.now);
+            while let Some(change) = self.routes.poll_change() {
+                if *change.to == *"sin" {
+                    let way = change.way.map_or("none".to_owned(), |way| way.to_string());
+                    self.changes.push((self.now.as_millis() / 1_000, way));
+                }
+            }
+            self.routes.route("sin").map_or("none".to_owned(), |route| route.way.to_string())
+        }
+
+        fn ticks(&mut self, count: usize) -> Vec<String> {
+            (0..count).map(|_| self.tick()).collect()
+        }
+    }
+
+    #[test]
+    fn a_way_through_another_is_taken_when_it_is_clearly_better() {
+        let mut rig = Rig::new(Some(path(140, 0)));
+        assert_eq!(rig.ticks(20), ["direct"; 20], "150 ms and a transit against 160 ms is not worth it");
+        rig.theirs = Some(path(100, 0));
+        let after = rig.ticks(10);
+        assert_eq!(after.iter().filter(|way| *way == "via ams").count(), 8, "after two seconds: {after:?}");
+        let route = rig.routes.route("sin").unwrap();
+        assert_eq!((&route.backup, route.reason), (&Some(Way::Direct), Reason::Best));
+        assert_eq!((route.cost_us, route.direct_us), (5_000 + 50_000 + TRANSIT_US, Some(80_000)));
+    }
+
+    #[test]
+    fn a_path_that_is_gone_is_left_at_once_and_is_believed_again_when_it_has_held() {
+        let mut rig = Rig::new(Some(path(200, 0)));
+        rig.ticks(10);
+        rig.direct = None;
+        assert_eq!(rig.tick(), "via ams");
+        assert_eq!(rig.routes.route("sin").unwrap().reason, Reason::Failed);
+        rig.direct = Some(path(160, 0));
+        let after = rig.ticks(120);
+        let back = after.iter().position(|way| way == "direct").expect("it is taken again");
+        assert!((20..=90).contains(&back), "after {back} s");
+        assert!(after[back..].iter().all(|way| way == "direct"), "and kept");
+    }
+
+    #[test]
+    fn a_gray_path_loses_to_a_longer_one() {
+        let mut rig = Rig::new(Some(path(200, 0)));
+        rig.ticks(10);
+        rig.direct = Some(path(160, 3_000));
+        assert_eq!(rig.ticks(4).last().unwrap(), "via ams", "30 % of loss");
+        rig.theirs = Some(path(200, 5_000));
+        rig.ticks(10);
+        assert_eq!(rig.tick(), "direct", "the other one is worse now");
+    }
+
+    #[test]
+    fn what_flaps_costs_few_changes() {
+        let mut rig = Rig::new(Some(path(200, 0)));
+        rig.ticks(10);
+        for second in 0..60 {
+            rig.direct = (second % 2 == 0).then(|| path(160, 0));
+            rig.tick();
+        }
+        assert!(rig.changes.len() <= 3, "{:?}", rig.changes);
+        let mut rig = Rig::new(Some(path(100, 0)));
+        rig.ticks(10);
+        // The better way comes and goes as what one measures does.
+        for second in 0..60 {
+            rig.theirs = Some(if second % 3 == 0 { path(190, 0) } else { path(100, 0) });
+            rig.tick();
+        }
+        let changes: Vec<u64> = rig.changes.iter().map(|(at, _)| *at).collect();
+        assert!(changes.windows(2).all(|pair| pair[1] - pair[0] >= 5), "{:?}", rig.changes);
+    }
+
+    #[test]
+    fn nothing_is_believed_of_whom_no_link_proves() {
+        let mut rig = Rig::new(None);
+        rig.tick();
+        let forged = |pop: &str| Path { pop: pop.to_owned(), figures: path(1, 0) };
+        // One that is none, one of a PoP without a link, and itself.
+        rig.routes.hear(rig.now, NodeId(2), &"nyc".into(), &[forged("sin")]);
+        rig.routes.hear(rig.now, NodeId(1), &"ams".into(), &[forged("moon"), forged("ams"), forged("fra")]);
+        rig.routes.handle_timeout(rig.now);
+        assert_eq!(rig.routes.routes().map(|(to, route)| format!("{to} {}", route.way)).collect::<Vec<_>>(), ["ams direct", "sin direct"]);
+        let paths: Vec<String> = rig.routes.matrix().keys().map(|(from, to)| format!("{from} {to}")).collect();
+        assert_eq!(paths, ["ams fra", "fra ams", "fra sin"]);
+    }
+
+    #[test]
+    fn what_is_not_told_any_more_is_forgotten() {
+        let mut rig = Rig::new(Some(path(50, 0)));
+        rig.ticks(5);
+        assert_eq!(rig.ticks(5).last().unwrap(), "via ams");
+        for _ in 0..16 {
+            rig.now = rig.now + SECOND;
+            rig.routes.handle_timeout(rig.now);
+        }
+        assert_eq!(rig.routes.route("sin").unwrap().way, Way::Direct);
+    }
+
+    #[test]
+    fn what_has_changed_is_told_soon_and_the_rest_now_and_then() {
+        let mut rig = Rig::new(None);
+        rig.tick();
+        let told = rig.routes.poll_told(rig.now).expect("the first time");
+        assert_eq!(told.iter().map(|path| path.pop.as_str()).collect::<Vec<_>>(), ["ams", "sin"]);
+        let mut times = Vec::new();
+        for second in 1..=12 {
+            rig.direct = Some(path(if second < 4 { 161 } else { 200 }, 0));
+            rig.tick();
+            times.extend(rig.routes.poll_told(rig.now).map(|_| second));
+        }
+        assert_eq!(times, [4, 9]);
+        rig.direct = None;
+        rig.tick();
+        assert_eq!(rig.routes.poll_told(rig.now).map(|told| told.len()), Some(1), "a path that is gone is not in it");
+    }
+}
