@@ -36,7 +36,7 @@ const MARGIN_US: u64 = 5_000;
 /// A PoP on the way costs this beside its two paths, in microseconds: it is one more that can fail, and its bandwidth is paid twice.
 const TRANSIT_US: u64 = 3_000;
 
-/// A packet in ten thousand that is lost costs so many times what its repair takes: not the mean is heard, but what comes late.
+/// Loss costs its share of what a repair takes, so many times: not the mean is heard, but what comes late.
 const LOSS_WEIGHT: u64 = 20;
 
 /// What a repair takes beside one and a half round trips, in microseconds.
