@@ -10,7 +10,7 @@ const SEEDS: Range<u64> = 0..200;
 /// One in which two nodes took somebody over at once, and the one of them that had it ended it and began anew before the other heard of that.
 const FOUND_LATER: [u64; 1] = [92_640];
 
-/// For 1,000 take-overs. With the first 3,000 seeds it is 17, 1 and 0.5, with the first 200 15, 2 and 3.
+/// For 1,000 take-overs. With the first 3,000 seeds it is 17, 1 and 0.5, with the default ones 15, 3 and 3.
 const GHOSTS_PER_1000_MAX: u64 = 60;
 const GHOSTS_KNOWN_PER_1000_MAX: u64 = 10;
 const OVER_PER_1000_MAX: u64 = 5;
