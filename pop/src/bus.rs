@@ -10,6 +10,7 @@
 //! others believe that this node is dead. Nothing waits while it holds the replica.
 
 mod counters;
+mod lost;
 mod machine;
 mod record;
 mod replica;
@@ -19,7 +20,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,7 @@ pub use replica::{BusEvent, Gone};
 use crate::config::Config;
 use crate::mesh::MeshIdentity;
 use crate::reload::{Applier, Prepared};
+use lost::Lost;
 use replica::{PageAsk, Replica, Send};
 
 /// A peer whose packets stop is given up after this; its own says so to others, too.
@@ -277,8 +279,10 @@ struct State {
     is_closed: bool,
     /// What was put before is sent first: until then.
     leaves_until: Option<Instant>,
-    /// The bus is to be entered anew with these.
-    renewal: Option<BusSettings>,
+    /// What the bus was entered with, or is to be.
+    settings: BusSettings,
+    /// It is to be entered anew with them.
+    is_to_renew: bool,
 }
 
 #[derive(Debug)]
@@ -319,7 +323,9 @@ impl Shared {
     }
 
     fn enter_anew(&self, settings: BusSettings) {
-        self.lock().renewal = Some(settings);
+        let mut state = self.lock();
+        (state.settings, state.is_to_renew) = (settings, true);
+        drop(state);
         self.to_send.notify_one();
     }
 
@@ -441,7 +447,8 @@ impl Bus {
                 queries: VecDeque::new(),
                 is_closed: false,
                 leaves_until: None,
-                renewal: None,
+                settings: settings.clone(),
+                is_to_renew: false,
             }),
             left: Notify::new(),
             to_send: Condvar::new(),
@@ -463,6 +470,7 @@ impl Bus {
         let beat = start("bus-beat", Box::new(move || beat_on(of_beat, current_of_beat)))?;
         let (of_out, runtime) = (Arc::clone(&shared), Handle::current());
         start("bus-out", Box::new(move || send_all(&of_out, session, &current, beat, &runtime)))?;
+        tokio::spawn(mind_the_lost(Arc::downgrade(&shared)));
         let bus = Bus { _leave: Arc::new(Leave(Arc::clone(&shared))), shared: Arc::clone(&shared) };
         Ok((bus, BusEvents(shared)))
     }
@@ -639,6 +647,33 @@ impl Declared {
     }
 }
 
+/// Enters the bus anew while somebody takes connections and is not on it ([`lost`]).
+async fn mind_the_lost(shared: Weak<Shared>) {
+    let mut lost = Lost::default();
+    loop {
+        tokio::time::sleep(lost::LOOK_INTERVAL).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let (settings, is_closed) = {
+            let state = shared.lock();
+            (state.settings.clone(), state.is_closed)
+        };
+        if is_closed {
+            return;
+        }
+        let known = || shared.counters.nodes() as usize;
+        let others = lost::others(&settings.connect, &settings.listen);
+        let is_missing = known() < others.len() && {
+            let there = lost::there_are(&others).await;
+            known() < there
+        };
+        if lost.look(tokio::time::Instant::now(), is_missing) {
+            tracing::warn!("somebody of bus.connect takes connections and is not on the bus: it is entered anew");
+            counters::count(&shared.counters.entered_anew);
+            shared.enter_anew(settings);
+        }
+    }
+}
+
 /// The thread `bus-out`. It is the last of the two: who waits for it may end the process, in which zenoh must not be called any more.
 fn send_all(shared: &Arc<Shared>, mut session: Session, current: &Mutex<Session>, beat: JoinHandle<()>, runtime: &Handle) {
     let mut declared = Declared::of(shared, &session);
@@ -659,9 +694,8 @@ fn send_all(shared: &Arc<Shared>, mut session: Session, current: &Mutex<Session>
                     shared.left.notify_waiters();
                     return;
                 }
-                let renewal = state.renewal.take();
-                if renewal.is_some() {
-                    break (None, None, renewal);
+                if std::mem::take(&mut state.is_to_renew) {
+                    break (None, None, Some(state.settings.clone()));
                 }
                 let query = state.queries.pop_front().map(|query| {
                     let answer = answer(shared, &state.replica, &query);
@@ -716,7 +750,7 @@ fn reopen(shared: &Arc<Shared>, session: &Session, mut settings: BusSettings, ru
                 state.queries.clear();
                 state.replica.handle_reopened();
                 drop(state);
-                tracing::info!("the bus was entered anew, with the certificate of now");
+                tracing::info!("the bus was entered anew");
                 return Some(session);
             }
             Err(error) => {
@@ -727,7 +761,8 @@ fn reopen(shared: &Arc<Shared>, session: &Session, mut settings: BusSettings, ru
                     return None;
                 }
                 // The files of a later reload may be the ones that do.
-                settings = state.renewal.take().unwrap_or(settings);
+                state.is_to_renew = false;
+                settings = state.settings.clone();
             }
         }
         drop(state);

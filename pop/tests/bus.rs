@@ -484,6 +484,28 @@ async fn a_change_is_known_within_milliseconds_and_a_crowd_within_a_second() {
     println!("10,000 participants read after {:?}", begun.elapsed());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_connections_and_is_not_on_the_bus_is_met_by_entering_it_anew() {
+    // What zenoh believes to have is not there: it takes connections, and says nothing.
+    let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has ports");
+    let (address_of_b, mute_address) = (free_address(), mute.local_addr().expect("it is bound"));
+    let mut a = Node::start("a", 1, &[], &[address_of_b, mute_address]).await;
+    let mut b = Node::start("b", 1, &[address_of_b], &[]).await;
+    a.put(&local(10, 1));
+    b.until("a's participant", SOON, |b| b.ids() == [10]).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while a.bus.counters().entered_anew() == 0 {
+        assert!(Instant::now() < deadline, "a looks for who is missing");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Whom it knew it knows again, and others it.
+    b.until("a is away from the bus", SOON, |b| !b.gone.is_empty()).await;
+    b.until("a with its people", SOON, |b| b.ids() == [10]).await;
+    b.put(&local(20, 1));
+    a.until("b's participant", SOON, |a| a.ids() == [20]).await;
+    assert_eq!((a.bus.counters().entered_anew(), b.bus.counters().entered_anew()), (1, 0));
+}
+
 /// A CA and a certificate of it, in files of `folder`.
 fn certificates(folder: &Path, ca: &str) -> (PathBuf, PathBuf, PathBuf) {
     certificates_for(folder, ca, &[Duration::from_secs(3_600)]).remove(0)

@@ -61,6 +61,7 @@ pub struct BusCounters {
     pub(super) repairs: AtomicU64,
     pub(super) queries_dropped: AtomicU64,
     pub(super) duplicates: AtomicU64,
+    pub(super) entered_anew: AtomicU64,
     pub(super) nodes_up: AtomicU64,
     pub(super) nodes_gone: AtomicU64,
     pub(super) nodes: AtomicU64,
@@ -127,6 +128,11 @@ impl BusCounters {
     /// Times that another process with this node's id was heard.
     pub fn duplicates(&self) -> u64 {
         read(&self.duplicates)
+    }
+
+    /// Times that the bus was entered anew because somebody of `bus.connect` takes connections and is not on it.
+    pub fn entered_anew(&self) -> u64 {
+        read(&self.entered_anew)
     }
 
     /// Times that a node came up, and that one was gone.

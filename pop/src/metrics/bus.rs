@@ -49,6 +49,11 @@ impl Collector for BusCollector {
             ("pop_bus_repairs", "Digests that told of something missed", counters.repairs()),
             ("pop_bus_queries_dropped", "Queries of others that found too many waiting", counters.queries_dropped()),
             ("pop_bus_duplicates", "Times that another process with this node's name was heard", counters.duplicates()),
+            (
+                "pop_bus_entered_anew",
+                "Times that the bus was entered anew because somebody of bus.connect takes connections and is not on it",
+                counters.entered_anew(),
+            ),
             ("pop_bus_nodes_up", "Times that a node of the PoP came up", up),
             ("pop_bus_nodes_gone", "Times that a node of the PoP was gone", gone),
         ] {
