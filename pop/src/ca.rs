@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 
-use crate::mesh::NodeName;
+use crate::mesh::{Grants, NodeName};
 use crate::token::unix_now_s;
 
 /// How long a CA holds. Its nodes are renewed often; the CA is laid out once.
@@ -48,6 +49,8 @@ pub struct Request {
     pub days: u64,
     /// Addresses that it proves, too: the bus checks them.
     pub addresses: Vec<IpAddr>,
+    /// Which API keys its PoP may use.
+    pub api_keys: Grants,
 }
 
 /// Makes `ca.pem` and `ca.key` in `folder`.
@@ -84,18 +87,19 @@ pub fn issue(folder: &Path, out: &Path, request: &Request, force: bool) -> Resul
     sign(folder, out, request)
 }
 
-/// Makes the certificate in `out` again: the same names, a new key.
+/// Makes the certificate in `out` again: the same names, a new key. Without `api_keys` it is for those that it was for.
 ///
 /// # Errors
 ///
 /// As [`init`].
-pub fn renew(folder: &Path, out: &Path, days: u64) -> Result<Made, String> {
+pub fn renew(folder: &Path, out: &Path, days: u64, api_keys: Option<Grants>) -> Result<Made, String> {
     let (cert, _) = node_files(out);
     let shown = cert.display();
     let old = CertificateDer::from_pem_file(&cert)
         .map_err(|error| format!("{shown} is no certificate to renew: {}", crate::tls::explain(&error)))?;
     let name = NodeName::of_certificate(&old).ok_or_else(|| format!("{shown} names no node of a PoP: `pop ca issue` makes one"))?;
-    sign(folder, out, &Request { name, days, addresses: addresses_of(&old) })
+    let api_keys = api_keys.unwrap_or_else(|| Grants::of_certificate(&old));
+    sign(folder, out, &Request { name, days, addresses: addresses_of(&old), api_keys })
 }
 
 /// Where `issue` writes when it is not told: a folder of the node's own beside the CA.
@@ -109,6 +113,10 @@ fn sign(folder: &Path, out: &Path, request: &Request) -> Result<Made, String> {
     let names = std::iter::once(request.name.dns()).chain(request.addresses.iter().map(IpAddr::to_string));
     let mut params =
         CertificateParams::new(names.collect::<Vec<_>>()).map_err(|error| format!("no certificate can hold these names: {error}"))?;
+    for uri in request.api_keys.uris()? {
+        let uri = uri.try_into().map_err(|error| format!("no certificate can hold these API keys: {error}"))?;
+        params.subject_alt_names.push(SanType::URI(uri));
+    }
     params.distinguished_name = common_name(&request.name.to_string());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // A node takes links and makes them.

@@ -237,6 +237,9 @@ pub struct CaIssueArgs {
     /// An address of bus.listen, when the bus leaves the host; may be given more than once.
     #[arg(long, value_name = "IP")]
     pub address: Vec<IpAddr>,
+    /// Ids of the API keys that its PoP may use towards other PoPs, '*' for all; a comma in an id is %2C, a percent sign %25. Default: none.
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub api_keys: Vec<String>,
     /// Where node.pem, node.key and a copy of ca.pem go; default: the folder NAME.POP beside the CA.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -263,6 +266,12 @@ pub struct CaRenewArgs {
     /// How long the certificate is valid.
     #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3_650))]
     pub days: u64,
+    /// Ids of the API keys that its PoP may use from now on, as for issue. Default: those of the old certificate.
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub api_keys: Option<Vec<String>>,
+    /// From now on its PoP may use no API key.
+    #[arg(long, conflicts_with = "api_keys")]
+    pub no_api_keys: bool,
     /// The folder of the certificate; default: the folder NAME.POP beside the CA.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

@@ -18,8 +18,8 @@ pub use error::ConfigError;
 pub use mesh::{BusConfig, MeshConfig, PEERS_MAX};
 pub use probe::{ProbeConfig, ReflectorPlace};
 pub use rtp::{Direction, ROUTES_MAX, RouteCodec, RouteConfig, RouteRtcp, RtpConfig, SdesKey, Suite};
-pub(crate) use value::keys as keys_of_table;
 pub use value::{Cores, IceServer, PublicUrl, Secret, parse_duration};
+pub(crate) use value::{KEY_TEXT_LEN_MAX, keys as keys_of_table};
 
 /// Packet workers that one node may have: the bound of every per-worker table and of the media port range.
 pub const WORKERS_MAX: usize = 256;

@@ -15,6 +15,7 @@ mod carry;
 mod counters;
 mod dial;
 mod frames;
+mod grants;
 mod identity;
 mod link;
 mod name;
@@ -48,6 +49,7 @@ use link::{Item, Link};
 
 pub use carry::{Answering, CARRIED_MAX, Carried, CarryError, Elsewhere};
 pub use counters::{MeshCounters, Refusal, Unheard};
+pub use grants::{GRANTS_MAX, Grants};
 pub use identity::{MeshFiles, MeshIdentity};
 pub use link::{DataRefused, Ended};
 pub(crate) use link::{Outgoing, Said};
@@ -125,6 +127,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// How late a frame may be there before nobody wants it.
     pub playout: Duration,
+    /// Which API keys the certificate that it showed on this connection lets its PoP use.
+    pub grants: Grants,
 }
 
 /// What both ends of a link know and nobody else.
@@ -262,7 +266,7 @@ impl Mesh {
             tasks: Mutex::default(),
             answers: Mutex::default(),
         });
-        tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), "links to other nodes are taken");
+        tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), api_keys = %shared.identity().grants(), "links to other nodes are taken");
         shared.spawn(accept::accept(Arc::clone(&shared), listener));
         shared.spawn(keep_ticking(Arc::clone(&shared)));
         for peer in peers.into_iter().take(PEERS_MAX).filter(|peer| *peer != address) {
@@ -279,6 +283,11 @@ impl Mesh {
     /// Who this node is.
     pub fn name(&self) -> &NodeName {
         &self.0.shared.name
+    }
+
+    /// Which API keys this node's own certificate lets its PoP use, as of now.
+    pub fn grants(&self) -> Grants {
+        self.0.shared.identity().grants().clone()
     }
 
     /// Keeps a link with this node, of which the bus tells, when it is ours to dial: the node with the lower id does. Said again with
@@ -626,16 +635,10 @@ impl Shared {
         Ok(Claim { shared: self, node, number })
     }
 
-    /// Enters a connection that has proved to be `name`'s and has said `hello`. After its only wait it cannot be cancelled, so what is
+    /// Enters a connection that has proved whose it is and has said `hello`. After its only wait it cannot be cancelled, so what is
     /// in the table has somebody who runs it.
-    async fn register(
-        &self,
-        name: NodeName,
-        hello: Hello,
-        dialled: bool,
-        address: SocketAddr,
-        secret: Zeroizing<[u8; 32]>,
-    ) -> Result<Admission, Refused> {
+    async fn register(&self, proof: Proof, hello: Hello, dialled: bool, address: SocketAddr) -> Result<Admission, Refused> {
+        let Proof { name, grants, secret } = proof;
         let node = name.id();
         let fault = |reason| Refused::Fault(reason, Some(name.clone()));
         if NodeName::new(&hello.node, &hello.pop).as_ref() != Ok(&name) {
@@ -675,6 +678,7 @@ impl Shared {
             workers: hello.workers,
             address,
             playout: hello.playout,
+            grants,
         };
         table.next_link += 1;
         let (link, items) = Link::new(table.next_link, peer.clone(), dialled);
@@ -762,10 +766,20 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     pop_uring::limit_unsent(stream, UNSENT_LEN_MAX)
 }
 
-/// Who is at the other end of a finished handshake, and what only both ends know.
-fn proof<Data>(connection: &rustls::ConnectionCommon<Data>) -> Result<(NodeName, Zeroizing<[u8; 32]>), Refused> {
+/// What a finished handshake has proved.
+struct Proof {
+    /// Who is at the other end.
+    name: NodeName,
+    /// What the certificate lets its PoP use.
+    grants: Grants,
+    /// What only both ends know.
+    secret: Zeroizing<[u8; 32]>,
+}
+
+fn proof<Data>(connection: &rustls::ConnectionCommon<Data>) -> Result<Proof, Refused> {
     let certificate = connection.peer_certificates().and_then(<[_]>::first).ok_or(Refused::Fault(Refusal::NoCertificate, None))?;
     let name = NodeName::of_certificate(certificate).ok_or(Refused::Fault(Refusal::WrongName, None))?;
     let secret = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
-    Ok((name, Zeroizing::new(secret.map_err(|_| Refused::Fault(Refusal::Malformed, None))?)))
+    let secret = Zeroizing::new(secret.map_err(|_| Refused::Fault(Refusal::Malformed, None))?);
+    Ok(Proof { name, grants: Grants::of_certificate(certificate), secret })
 }

@@ -1,5 +1,6 @@
 //! Links between nodes over real sockets: who gets one, what both ends know then, and what ends it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use pop::ca::{self, Request};
 use pop::mesh::{
-    Carried, CarryError, Elsewhere, Ended, LinkSecret, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings, NodeName, Peer, Refusal,
+    Carried, CarryError, Elsewhere, Ended, Grants, LinkSecret, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings, NodeName, Peer,
+    Refusal,
 };
 use pop_relay::control::{self, CONTROL_LEN_MAX, Hello, Message, Want};
 use pop_schemas::{Incarnation, NodeId, SessionId, TrackId};
@@ -40,8 +42,13 @@ impl Ca {
     }
 
     fn issue(&self, node: &str) -> MeshFiles {
-        let request = Request { name: name(node), days: 1, addresses: Vec::new() };
-        let made = ca::issue(&self.0, &self.0.join(node), &request, true).expect("a certificate");
+        self.issue_for(name(node), Grants::none())
+    }
+
+    fn issue_for(&self, name: NodeName, api_keys: Grants) -> MeshFiles {
+        let out = self.0.join(name.node());
+        let request = Request { name, days: 1, addresses: Vec::new(), api_keys };
+        let made = ca::issue(&self.0, &out, &request, true).expect("a certificate");
         MeshFiles { ca: made.ca, cert: made.cert, key: made.key }
     }
 
@@ -81,7 +88,11 @@ impl Node {
     }
 
     async fn start_at(listen: SocketAddr, ca: &Ca, node: &str, start: u64, peers: &[SocketAddr]) -> Node {
-        let identity = MeshIdentity::load(&ca.issue(node), &name(node)).expect("right files");
+        Self::start_with(listen, &ca.issue(node), name(node), start, peers).await
+    }
+
+    async fn start_with(listen: SocketAddr, files: &MeshFiles, name: NodeName, start: u64, peers: &[SocketAddr]) -> Node {
+        let identity = MeshIdentity::load(files, &name).expect("right files");
         let incarnation = Incarnation { start, nonce: start * 7 };
         let workers = vec!["127.0.0.1:11000".parse().expect("an address")];
         let playout = Duration::from_millis(150);
@@ -211,6 +222,21 @@ async fn two_nodes_speak_and_have_the_same_keys_in_both_directions() {
     assert!(!a.mesh.send(NodeId(1), &want(1)), "nobody is there");
     let counters = a.mesh.counters();
     assert!(counters.links == 1 && counters.messages_in > 0 && counters.messages_out > 0, "{counters:?}");
+}
+
+#[tokio::test]
+async fn each_end_of_a_link_knows_which_api_keys_the_other_may_use() {
+    let ca = Ca::new("grants");
+    let (fra, sin) = (Grants::of(["desk", "a,b %"]), Grants::all());
+    let mut a = Node::start_with(LOOPBACK, &ca.issue_for(name("a"), fra.clone()), name("a"), 1, &[]).await;
+    let of_sin = NodeName::new("b", "sin").expect("a plain name");
+    let mut b = Node::start_with(LOOPBACK, &ca.issue_for(of_sin.clone(), sin.clone()), of_sin, 1, &[a.mesh.address()]).await;
+    let mut c = Node::start(&ca, "c", 1, &[a.mesh.address()]).await;
+    assert_eq!((a.mesh.grants(), b.mesh.grants(), c.mesh.grants()), (fra.clone(), sin.clone(), Grants::none()));
+    let at_a: HashMap<String, Grants> = [a.up().await.0, a.up().await.0].map(|peer| (peer.name, peer.grants)).into();
+    assert_eq!(at_a, HashMap::from([("b".to_owned(), sin), ("c".to_owned(), Grants::none())]), "who accepts knows");
+    assert_eq!((b.up().await.0.grants, c.up().await.0.grants), (fra.clone(), fra), "who dials knows");
+    assert!(a.mesh.links().iter().all(|link| link.peer.grants == at_a[&link.peer.name]));
 }
 
 #[tokio::test]
@@ -408,7 +434,7 @@ async fn a_new_certificate_is_for_new_links_and_old_ones_go_on() {
     let ca = Ca::new("reload");
     let (mut a, mut b) = pair(&ca).await;
     let before = a.mesh.counters().expires_at_s;
-    let request = Request { name: name("a"), days: 30, addresses: Vec::new() };
+    let request = Request { name: name("a"), days: 30, addresses: Vec::new(), api_keys: Grants::none() };
     let made = ca::issue(&ca.0, &ca.0.join("again"), &request, false).expect("a certificate");
     let files = MeshFiles { ca: made.ca, cert: made.cert, key: made.key };
     a.mesh.reload(&files).expect("right files");

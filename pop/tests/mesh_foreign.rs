@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use pop::ca::{self, Request};
-use pop::mesh::{Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings, NodeName};
+use pop::mesh::{Grants, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings, NodeName};
 use pop_relay::control::{self, Action, Data, Done, Follow, Heard, Message, Order, Outcome, Refuse, Room, Want};
 use pop_schemas::{Identity, Incarnation, ParticipantId, SessionId, TrackId};
 use tokio::sync::mpsc::Receiver;
@@ -24,7 +24,7 @@ fn free_address() -> SocketAddr {
 
 fn issue(folder: &Folder, node: &str, pop: &str) -> (NodeName, MeshFiles) {
     let name = NodeName::new(node, pop).expect("a plain name");
-    let request = Request { name: name.clone(), days: 1, addresses: Vec::new() };
+    let request = Request { name: name.clone(), days: 1, addresses: Vec::new(), api_keys: Grants::none() };
     let made = ca::issue(&folder.path("ca"), &folder.path(&format!("{node}-{pop}")), &request, true).expect("a certificate");
     (name, MeshFiles { ca: made.ca, cert: made.cert, key: made.key })
 }

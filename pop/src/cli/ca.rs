@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{CaCommand, Failure};
 use crate::ca::{self, Made, Request};
-use crate::mesh::NodeName;
+use crate::mesh::{Grants, NodeName};
 use crate::token::unix_now_s;
 
 pub(super) fn run(command: &CaCommand) -> Result<(), Failure> {
@@ -21,7 +21,7 @@ pub(super) fn run(command: &CaCommand) -> Result<(), Failure> {
         CaCommand::Issue(args) => {
             let name = NodeName::new(&args.node, &args.pop).map_err(Failure::Usage)?;
             let out = args.out.clone().unwrap_or_else(|| ca::default_out(&args.dir, &name));
-            let request = Request { name, days: args.days, addresses: args.address.clone() };
+            let request = Request { name, days: args.days, addresses: args.address.clone(), api_keys: parse(&args.api_keys)? };
             let made = ca::issue(&args.dir, &out, &request, args.force).map_err(Failure::Other)?;
             (made, "copy the folder to the node and name the three files in [mesh] of its config".to_owned(), args.json)
         }
@@ -31,12 +31,20 @@ pub(super) fn run(command: &CaCommand) -> Result<(), Failure> {
                 (None, Some(node)) => ca::default_out(&args.dir, &NodeName::new(node, &args.pop).map_err(Failure::Usage)?),
                 (None, None) => return Err(Failure::Usage("whose? give --node and --pop, or the folder as --out".to_owned())),
             };
-            let made = ca::renew(&args.dir, &out, args.days).map_err(Failure::Other)?;
+            let api_keys = match &args.api_keys {
+                Some(list) => Some(parse(list)?),
+                None => args.no_api_keys.then(Grants::none),
+            };
+            let made = ca::renew(&args.dir, &out, args.days, api_keys).map_err(Failure::Other)?;
             (made, "copy node.pem and node.key to the node, then `pop reload` there".to_owned(), args.json)
         }
     };
     show(&made, &next, json);
     Ok(())
+}
+
+fn parse(list: &[String]) -> Result<Grants, Failure> {
+    Grants::parse(list.iter().map(String::as_str)).map_err(|error| Failure::Usage(format!("--api-keys: {error}")))
 }
 
 fn show(made: &Made, next: &str, json: bool) {

@@ -222,6 +222,7 @@ mod tests {
             workers: Vec::new(),
             address: "192.0.2.1:7890".parse().expect("an address"),
             playout: Duration::ZERO,
+            grants: crate::mesh::Grants::none(),
         };
         overlay.link_up(&peer);
         overlay.link_up(&Peer { node: NodeId(8), pop: "fra".to_owned(), ..peer });

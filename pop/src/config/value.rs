@@ -18,7 +18,7 @@ pub(super) const AUTO: &str = "auto";
 pub(crate) const SECRET_LEN_MIN: usize = 32;
 
 /// Longest secret and key name, in bytes.
-const KEY_TEXT_LEN_MAX: usize = 256;
+pub(crate) const KEY_TEXT_LEN_MAX: usize = 256;
 
 /// Keys of one node.
 const KEYS_MAX: usize = 1_024;

@@ -104,7 +104,7 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
     progress.has_spoken.store(true, Ordering::Relaxed);
     let acceptor = TlsAcceptor::from(shared.identity().server());
     let mut stream = acceptor.accept(stream).await.map_err(broken)?;
-    let (name, secret) = super::proof(stream.get_ref().1)?;
+    let proof = super::proof(stream.get_ref().1)?;
     if stream.get_ref().1.alpn_protocol() == Some(carry::PROTOCOL) {
         return Ok(Established::Carrier(Box::new(stream)));
     }
@@ -112,12 +112,12 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
         Ok(hello) => hello,
         // A node that has seen whom it called, and has a link with us already.
         Err(Refusal::Closed) => return Err(Refused::Redundant),
-        Err(reason) => return Err(Refused::Fault(reason, Some(name))),
+        Err(reason) => return Err(Refused::Fault(reason, Some(proof.name))),
     };
-    if name.id() == shared.node {
+    if proof.name.id() == shared.node {
         // Ourselves, or another process with our certificate: who called hears which start of the node this is.
         let _ = link::write_hello(&mut stream, shared.hello(1)).await;
     }
-    let admission = shared.register(name, hello, false, remote, secret).await?;
+    let admission = shared.register(proof, hello, false, remote).await?;
     Ok(Established::Link(admission, Box::new(stream)))
 }

@@ -17,6 +17,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 
 use super::carry;
 use super::counters::Refusal;
+use super::grants::Grants;
 use super::name::NodeName;
 use crate::config::{Config, MeshConfig};
 use crate::tls::{TlsIdentity, explain};
@@ -47,6 +48,7 @@ impl MeshFiles {
 #[derive(Clone)]
 pub struct MeshIdentity {
     name: NodeName,
+    grants: Grants,
     expires_at_s: u64,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
@@ -118,6 +120,7 @@ impl MeshIdentity {
         carrier.alpn_protocols = vec![carry::PROTOCOL.to_vec()];
         Ok(MeshIdentity {
             name: name.clone(),
+            grants: Grants::of_certificate(&chain[0]),
             expires_at_s: own.expires_at_s(),
             server: Arc::new(server),
             client: Arc::new(client),
@@ -128,6 +131,11 @@ impl MeshIdentity {
     /// Whose it is.
     pub fn name(&self) -> &NodeName {
         &self.name
+    }
+
+    /// Which API keys the certificate lets its PoP use.
+    pub fn grants(&self) -> &Grants {
+        &self.grants
     }
 
     /// Until when the certificate is valid, in Unix seconds.
