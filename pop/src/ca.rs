@@ -38,6 +38,8 @@ pub struct Made {
     pub key: PathBuf,
     /// Until when it is valid, in Unix seconds.
     pub expires_at_s: u64,
+    /// Which API keys the node's PoP may use; `None` for a CA.
+    pub api_keys: Option<Grants>,
 }
 
 /// What goes into a node's certificate.
@@ -73,7 +75,7 @@ pub fn init(folder: &Path, name: &str, force: bool) -> Result<Made, String> {
     let made = params.self_signed(&secret).map_err(|error| format!("no certificate could be made: {error}"))?;
     make_folder(folder)?;
     write_pair(&cert, &made.pem(), &key, &secret.serialize_pem())?;
-    Ok(Made { ca: cert.clone(), cert, key, expires_at_s })
+    Ok(Made { ca: cert.clone(), cert, key, expires_at_s, api_keys: None })
 }
 
 /// Makes `node.pem` and `node.key` in `out`, signed by the CA in `folder`, and lays `ca.pem` beside them.
@@ -135,7 +137,7 @@ fn sign(folder: &Path, out: &Path, request: &Request) -> Result<Made, String> {
     if own != beside {
         write(&beside, &pem, 0o644)?;
     }
-    Ok(Made { ca: beside, cert, key, expires_at_s })
+    Ok(Made { ca: beside, cert, key, expires_at_s, api_keys: Some(request.api_keys.clone()) })
 }
 
 /// A CA that can sign.

@@ -1803,6 +1803,7 @@ impl State {
             dropped: stats.refused,
             limit_kbps: (stats.limit > 0).then_some(stats.limit / 1_000),
             congested: stats.congested,
+            api_keys: peer.grants.list(),
         }
     }
 }

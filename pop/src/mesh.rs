@@ -431,7 +431,8 @@ impl Mesh {
         shared.counters.read(links, shared.identity().expires_at_s())
     }
 
-    /// Takes other files for new links; those that are up go on.
+    /// Takes other files for new links. Those that are up go on, but for one thing: when the certificate is for other API keys, links to
+    /// other PoPs are made anew, since the other end knows only what it was shown.
     ///
     /// # Errors
     ///
@@ -442,7 +443,13 @@ impl Mesh {
     }
 
     fn replace(&self, identity: MeshIdentity) {
-        *self.0.shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        let shared = &self.0.shared;
+        let has_other_keys = *shared.identity().grants() != *identity.grants();
+        *shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        if has_other_keys {
+            let links: Vec<_> = shared.table().links.values().cloned().collect();
+            links.iter().filter(|link| link.peer.pop != shared.name.pop()).for_each(|link| link.end(Ended::Renewed));
+        }
     }
 }
 
@@ -463,6 +470,9 @@ impl Applier for MeshApplier {
         let mut changes = Vec::new();
         if identity.expires_at_s() != mesh.counters().expires_at_s {
             changes.push(format!("certificate of mesh.cert, valid for {} days", identity.days_left()));
+        }
+        if *identity.grants() != mesh.grants() {
+            changes.push(format!("API keys of mesh.cert: {}; links to other PoPs are made anew", identity.grants()));
         }
         changes.extend(identity.warning().map(str::to_owned));
         Ok(Prepared::new(changes, async move { mesh.replace(identity) }))

@@ -155,4 +155,6 @@ pub struct LinkView {
     pub limit_kbps: Option<u64>,
     /// Packets of video that were not sent because it does not carry them.
     pub congested: u64,
+    /// Ids of the API keys that the other node's certificate lets its PoP use, as `pop ca issue --api-keys` takes them: `*` is all.
+    pub api_keys: Vec<String>,
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use pop::mesh::NodeName;
+use pop::mesh::{Grants, NodeName};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -138,4 +138,67 @@ fn every_mistake_is_a_sentence_and_overwrites_nothing() {
     fs::copy(at("a1.fra/node.pem"), at("ca.pem")).expect("it is there");
     refused(&issue("a2"), 1, "is no CA");
     assert!(!at("a2.fra").exists(), "a refusal leaves nothing behind");
+}
+
+#[test]
+fn a_certificate_is_for_the_api_keys_that_were_named_and_a_renewal_keeps_them() {
+    let folder = Folder::new();
+    let (ca, node) = (folder.path("ca"), folder.path("node"));
+    let (dir, out) = (shown(&ca), shown(&node));
+    assert_eq!(code(&run(&["ca", "init", "--dir", dir])), Some(0));
+    let issue = ["ca", "issue", "--dir", dir, "--node", "a1", "--pop", "fra", "--address", "192.0.2.1", "--out", out, "--force"];
+    let renew = ["ca", "renew", "--dir", dir, "--out", out];
+    let many: Vec<String> = (0..=256).map(|n| format!("key-{n}")).collect();
+    let (full, too_many) = (many[1..].join(","), many.join(","));
+    let (long, too_long) = ("ä".repeat(128), "ä".repeat(128) + "a");
+    let large = (0..130).map(|n| format!("{n:03}{}", "a".repeat(253))).collect::<Vec<_>>().join(",");
+    let rows: [(&[&str], &[&str], Grants); 14] = [
+        (&issue, &[], Grants::none()),
+        (&renew, &[], Grants::none()),
+        (&issue, &["--api-keys", "APIdesk,a b,%2A,a%2Cb,100%25,ä"], Grants::of(["APIdesk", "a b", "*", "a,b", "100%", "ä"])),
+        (&renew, &[], Grants::of(["APIdesk", "a b", "*", "a,b", "100%", "ä"])),
+        (&renew, &["--api-keys", "x", "--api-keys", "y,z"], Grants::of(["x", "y", "z"])),
+        (&renew, &[], Grants::of(["x", "y", "z"])),
+        (&renew, &["--no-api-keys"], Grants::none()),
+        (&renew, &["--api-keys", "*"], Grants::all()),
+        (&renew, &[], Grants::all()),
+        (&issue, &["--api-keys", &full], Grants::of(many[1..].iter().map(String::as_str))),
+        (&renew, &[], Grants::of(many[1..].iter().map(String::as_str))),
+        (&issue, &["--api-keys", &long], Grants::of([&*long])),
+        (&issue, &["--api-keys", "*"], Grants::all()),
+        (&issue, &[], Grants::none()),
+    ];
+    for (command, keys, granted) in rows {
+        let words = [command, keys, &["--json"]].concat();
+        let output = run(&words);
+        assert_eq!(code(&output), Some(0), "{words:?}: {output:?}");
+        let cert = node.join("node.pem");
+        assert_eq!(Grants::of_certificate(&read(&cert)), granted, "{words:?}");
+        assert_eq!(json(&output)["api_keys"], serde_json::json!(granted.list()), "{words:?}");
+        assert_eq!(NodeName::of_certificate(&read(&cert)), NodeName::new("a1", "fra").ok());
+        for name in ["a1.fra.pop.internal", "192.0.2.1"] {
+            holds(&node.join("ca.pem"), &cert, name).unwrap_or_else(|error| panic!("{words:?}, {name}: {error}"));
+        }
+    }
+    let before = read(&node.join("node.pem"));
+    let wrong = [
+        (&*too_many, "at most 256 API keys, not 257"),
+        (&too_long, "longer than 256 bytes"),
+        (&large, "32768 bytes of API keys"),
+        ("", "it is empty"),
+        ("a,,b", "it is empty"),
+        ("a,*", "give it alone"),
+        ("100%", "write a percent sign as %25"),
+        ("%ff", "not UTF-8"),
+        ("a\tb", "control characters"),
+    ];
+    for (keys, sentence) in wrong {
+        refused(&[&issue[..], &["--api-keys", keys]].concat(), 2, sentence);
+        refused(&[&renew[..], &["--api-keys", keys]].concat(), 2, sentence);
+    }
+    refused(&[&renew[..], &["--api-keys", "a", "--no-api-keys"]].concat(), 2, "cannot be used with");
+    assert!(read(&node.join("node.pem")) == before, "a refusal changes nothing");
+    let output = run(&[&renew[..], &["--api-keys", "a,b"]].concat());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.ends_with("days, API keys towards other PoPs: a,b\n"), "{said}");
 }

@@ -13,8 +13,8 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use pop::ca::{self, Request};
 use pop::mesh::{
-    Carried, CarryError, Elsewhere, Ended, Grants, LinkSecret, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings, NodeName, Peer,
-    Refusal,
+    Carried, CarryError, Elsewhere, Ended, GRANTS_MAX, Grants, LinkSecret, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings,
+    NodeName, Peer, Refusal,
 };
 use pop_relay::control::{self, CONTROL_LEN_MAX, Hello, Message, Want};
 use pop_schemas::{Incarnation, NodeId, SessionId, TrackId};
@@ -233,9 +233,14 @@ async fn each_end_of_a_link_knows_which_api_keys_the_other_may_use() {
     let mut b = Node::start_with(LOOPBACK, &ca.issue_for(of_sin.clone(), sin.clone()), of_sin, 1, &[a.mesh.address()]).await;
     let mut c = Node::start(&ca, "c", 1, &[a.mesh.address()]).await;
     assert_eq!((a.mesh.grants(), b.mesh.grants(), c.mesh.grants()), (fra.clone(), sin.clone(), Grants::none()));
-    let at_a: HashMap<String, Grants> = [a.up().await.0, a.up().await.0].map(|peer| (peer.name, peer.grants)).into();
-    assert_eq!(at_a, HashMap::from([("b".to_owned(), sin), ("c".to_owned(), Grants::none())]), "who accepts knows");
-    assert_eq!((b.up().await.0.grants, c.up().await.0.grants), (fra.clone(), fra), "who dials knows");
+    // As many bytes as a certificate holds.
+    let ids: Vec<String> = (0..GRANTS_MAX).map(|n| format!("{n:0112}")).collect();
+    let most = Grants::of(ids.iter().map(String::as_str));
+    let mut d = Node::start_with(LOOPBACK, &ca.issue_for(name("d"), most.clone()), name("d"), 1, &[a.mesh.address()]).await;
+    let at_a: HashMap<String, Grants> = [a.up().await.0, a.up().await.0, a.up().await.0].map(|peer| (peer.name, peer.grants)).into();
+    assert_eq!(at_a, HashMap::from([("b".to_owned(), sin), ("c".to_owned(), Grants::none()), ("d".to_owned(), most)]), "who accepts knows");
+    let at_others = [b.up().await.0.grants, c.up().await.0.grants, d.up().await.0.grants];
+    assert!(at_others.iter().all(|grants| *grants == fra), "who dials knows: {at_others:?}");
     assert!(a.mesh.links().iter().all(|link| link.peer.grants == at_a[&link.peer.name]));
 }
 
@@ -454,6 +459,28 @@ async fn a_new_certificate_is_for_new_links_and_old_ones_go_on() {
     let shown = connect(&ca, &a, Some(&others)).await;
     let shown = shown.get_ref().1.peer_certificates().expect("a certificate")[0].clone();
     assert_eq!(shown, CertificateDer::from_pem_file(ca.0.join("again/node.pem")).expect("it was made"));
+}
+
+#[tokio::test]
+async fn a_certificate_for_other_api_keys_is_shown_to_other_pops_at_once() {
+    let ca = Ca::new("regrant");
+    let (mut a, mut b) = pair(&ca).await;
+    let of_sin = NodeName::new("c", "sin").expect("a plain name");
+    let files = ca.issue_for(of_sin.clone(), Grants::none());
+    let mut c = Node::start_with(LOOPBACK, &files, of_sin, 1, &[a.mesh.address()]).await;
+    assert_eq!((a.up().await.0.name, c.up().await.0.grants), ("c".to_owned(), Grants::none()));
+    for (granted, is_new) in [(Grants::of(["desk"]), true), (Grants::of(["desk"]), false), (Grants::none(), true)] {
+        let files = ca.issue_for(name("a"), granted.clone());
+        a.mesh.reload(&files).expect("right files");
+        assert_eq!(a.mesh.grants(), granted);
+        if is_new {
+            assert_eq!((a.down().await, c.down().await.0), ((c.id(), Ended::Renewed), a.id()));
+            assert_eq!((a.up().await.0.node, c.up().await.0.grants), (c.id(), granted));
+        }
+    }
+    // The secrets of its own PoP are its own.
+    assert!(a.is_quiet() && b.is_quiet() && c.is_quiet());
+    talk(&mut a, &mut b, 1).await;
 }
 
 #[tokio::test]

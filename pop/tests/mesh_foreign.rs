@@ -13,7 +13,7 @@ use tokio::time::timeout;
 #[path = "cli_support/process.rs"]
 mod process;
 
-use process::{Folder, Node, config, http, shown};
+use process::{Folder, Node, code, config, http, run, shown};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -22,9 +22,9 @@ fn free_address() -> SocketAddr {
     listener.local_addr().expect("it is bound")
 }
 
-fn issue(folder: &Folder, node: &str, pop: &str) -> (NodeName, MeshFiles) {
+fn issue(folder: &Folder, node: &str, pop: &str, api_keys: Grants) -> (NodeName, MeshFiles) {
     let name = NodeName::new(node, pop).expect("a plain name");
-    let request = Request { name: name.clone(), days: 1, addresses: Vec::new(), api_keys: Grants::none() };
+    let request = Request { name: name.clone(), days: 1, addresses: Vec::new(), api_keys };
     let made = ca::issue(&folder.path("ca"), &folder.path(&format!("{node}-{pop}")), &request, true).expect("a certificate");
     (name, MeshFiles { ca: made.ca, cert: made.cert, key: made.key })
 }
@@ -32,7 +32,7 @@ fn issue(folder: &Folder, node: &str, pop: &str) -> (NodeName, MeshFiles) {
 /// Node a of PoP fra, with a room in which somebody publishes a track.
 fn start(folder: &Folder, mesh: SocketAddr) -> Node {
     ca::init(&folder.path("ca"), "operator", false).expect("a new folder");
-    let (_, MeshFiles { ca, cert, key }) = issue(folder, "a", "fra");
+    let (_, MeshFiles { ca, cert, key }) = issue(folder, "a", "fra", Grants::of(["desk", "a,b"]));
     folder.write("keys.toml", &format!("test = \"{}\"\n", process::SECRET));
     let own = format!(
         "[node]\nname = \"a\"\npop = \"fra\"\n[bus]\nlisten = [\"{}\"]\n[mesh]\nlisten = \"{mesh}\"\nrelay_port = 0\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n\
@@ -47,7 +47,7 @@ fn start(folder: &Folder, mesh: SocketAddr) -> Node {
 }
 
 async fn stranger(folder: &Folder, at: SocketAddr) -> (Mesh, Receiver<MeshEvent>) {
-    let (name, files) = issue(folder, "x", "ams");
+    let (name, files) = issue(folder, "x", "ams", Grants::of(["test", "ä"]));
     let settings = MeshSettings {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
         identity: MeshIdentity::load(&files, &name).expect("right files"),
@@ -133,4 +133,40 @@ async fn a_node_of_another_pop_has_no_say_in_rooms() {
     }
     assert_eq!(room(&node), before, "and nothing has changed");
     assert_eq!(mesh.links().len(), 1, "it keeps its link");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_pop_sees_which_api_keys_the_other_may_use_and_a_reload_changes_that() {
+    pop::dtls::install_crypto_provider();
+    let (folder, address) = (Folder::new(), free_address());
+    let node = start(&folder, address);
+    let (_mesh, mut events) = stranger(&folder, address).await;
+    let granted = async |events: &mut Receiver<MeshEvent>| loop {
+        let event = timeout(PATIENCE, events.recv()).await.expect("a link").expect("the mesh lives");
+        if let MeshEvent::LinkUp { peer, .. } = event {
+            break peer.grants;
+        }
+    };
+    assert_eq!(granted(&mut events).await, Grants::of(["desk", "a,b"]));
+    let begun = Instant::now();
+    while http(node.said("admin"), "GET", "/api/v1/status").1.find("\"api_keys\":[\"test\",\"ä\"]").is_none() {
+        assert!(begun.elapsed() < PATIENCE, "{}", http(node.said("admin"), "GET", "/api/v1/status").1);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (socket, config) = (folder.path("pop.sock"), folder.path("pop.toml"));
+    let said = |words: &[&str]| {
+        let output = run(words);
+        assert_eq!(code(&output), Some(0), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let table = said(&["mesh", "--socket", shown(&socket)]);
+    assert!(table.contains("API KEYS") && table.lines().any(|line| line.starts_with("x.ams") && line.ends_with(" test,ä")), "{table}");
+    let checked = said(&["check", shown(&config)]);
+    assert!(checked.contains("API keys towards other PoPs: a%2Cb,desk"), "{checked}");
+    let checked = said(&["check", shown(&config), "--json"]);
+    assert!(checked.contains("\"api_keys\":[\"a%2Cb\",\"desk\"]"), "{checked}");
+    issue(&folder, "a", "fra", Grants::all());
+    let reloaded = said(&["reload", "--socket", shown(&socket)]);
+    assert!(reloaded.contains("API keys of mesh.cert: *; links to other PoPs are made anew"), "{reloaded}");
+    assert_eq!(granted(&mut events).await, Grants::all());
 }

@@ -48,12 +48,17 @@ fn parse(list: &[String]) -> Result<Grants, Failure> {
 }
 
 fn show(made: &Made, next: &str, json: bool) {
-    let Made { ca, cert, key, expires_at_s } = made;
+    let Made { ca, cert, key, expires_at_s, api_keys } = made;
     if json {
-        println!("{}", json!({ "ca": ca, "cert": cert, "key": key, "expires_at_s": expires_at_s }));
+        let mut answer = json!({ "ca": ca, "cert": cert, "key": key, "expires_at_s": expires_at_s });
+        if let Some(grants) = api_keys {
+            answer["api_keys"] = json!(grants.list());
+        }
+        println!("{answer}");
         return;
     }
     let days = expires_at_s.saturating_sub(unix_now_s()) / 86_400;
-    println!("{} and {}, valid for {days} days", cert.display(), key.display());
+    let grants = api_keys.as_ref().map(|grants| format!(", API keys towards other PoPs: {grants}")).unwrap_or_default();
+    println!("{} and {}, valid for {days} days{grants}", cert.display(), key.display());
     eprintln!("{next}");
 }

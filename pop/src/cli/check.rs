@@ -28,11 +28,15 @@ pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
     let (file, http, admin) = (args.file.display(), config.http.listen, config.admin.listen);
     if args.json {
         let keys = if keys.drawn() { 0 } else { keys.iter().count() };
-        let mesh = mesh.map(|mesh| json!({ "name": mesh.name().to_string(), "expires_at_s": mesh.expires_at_s() }));
+        let mesh = mesh
+            .map(|mesh| json!({ "name": mesh.name().to_string(), "expires_at_s": mesh.expires_at_s(), "api_keys": mesh.grants().list() }));
         println!("{}", json!({ "ok": true, "file": args.file, "http": http, "admin": admin, "keys": keys, "mesh": mesh }));
     } else {
         let keys = if keys.drawn() { "a key drawn at each start".to_owned() } else { format!("{} API keys", keys.iter().count()) };
-        let mesh = mesh.map(|mesh| format!(", certificate of {} valid for {} days", mesh.name(), mesh.days_left())).unwrap_or_default();
+        let shown = |mesh: MeshIdentity| {
+            format!(", certificate of {} valid for {} days, API keys towards other PoPs: {}", mesh.name(), mesh.days_left(), mesh.grants())
+        };
+        let mesh = mesh.map(shown).unwrap_or_default();
         println!("{file}: ok, http on {http}, admin on {admin}, {keys}{mesh}");
     }
     Ok(())

@@ -161,6 +161,7 @@ fn mesh_table(answer: &Value) -> String {
         "REPAIRED",
         "DROPPED",
         "LIMIT kb/s",
+        "API KEYS",
     ];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     for link in links {
@@ -184,6 +185,7 @@ fn mesh_table(answer: &Value) -> String {
             text(&link["repaired"]),
             text(&link["dropped"]),
             text(&link["limit_kbps"]),
+            api_keys_cell(link),
         ]);
     }
     lines.push_str("(in/out)\n");
@@ -192,6 +194,16 @@ fn mesh_table(answer: &Value) -> String {
         lines.push_str(&overlay_tables(&answer["overlay"]));
     }
     lines
+}
+
+/// The first of what the other node's certificate lets its PoP use.
+fn api_keys_cell(link: &Value) -> String {
+    let keys: Vec<String> = list(&link["api_keys"]).iter().map(text).collect();
+    match keys.len() {
+        0 => "-".to_owned(),
+        count @ 1..=3 => keys[..count].join(","),
+        count => format!("{},+{}", keys[..3].join(","), count - 3),
+    }
 }
 
 /// The other PoPs with the ways to them, and how each path between two PoPs is.
@@ -293,15 +305,20 @@ mod tests {
         let answer = json!({ "node": "fra1", "pop": "fra", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
             "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "pop": "fra", "state": "up", "age_ms": 2_500,
             "generation": 0, "schema": 1, "rtt_ms": 0.25, "jitter_ms": 0.5, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
-            "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500 }] });
+            "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500, "api_keys": ["a", "b c", "d", "e", "f"] }] });
         assert_eq!(
             mesh_table(&answer),
             "NODE  POP  STATE     START  CLIENTS  LOAD    MESH\n\
              fra2  fra  draining  7      2/400    12.5 %  10.0.0.2:7890\n\
              \n\
              (in/out)\n\
-             LINK  STATE  AGE  KEYS  SCHEMA  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED  LIMIT kb/s\n\
-             fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  5     4         0        2500\n"
+             LINK  STATE  AGE  KEYS  SCHEMA  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED  LIMIT kb/s  API KEYS\n\
+             fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  5     4         0        2500        a,b c,d,+2\n"
+        );
+        assert_eq!(
+            ["[]", "[\"*\"]", "[1, 2, 3]"]
+                .map(|keys| api_keys_cell(&json!({ "api_keys": serde_json::from_str::<Value>(keys).expect("JSON") }))),
+            ["-", "*", "1,2,3"]
         );
         assert!(mesh_table(&json!({ "node": "fra1", "nodes": [], "links": [] })).starts_with("node fra1 is alone"));
     }
