@@ -18,6 +18,7 @@ mod link;
 mod mirror;
 mod pacer;
 mod route;
+mod transit;
 mod transmit;
 
 use std::collections::{HashMap, VecDeque};
@@ -49,7 +50,7 @@ use slab::Slab;
 use bandwidth::{Downstream, Reported, Tally};
 use catch_up::{CatchUp, CatchUps, begin_catch_ups};
 use layers::{follow_layers, give_layer, request_keyframe, request_wanted};
-pub use link::{LINK_LEN, LINK_TRACK_LEN};
+pub use link::{LINK_LEN, LINK_TRACK_LEN, TRANSIT_LEN};
 use link::{LinkEnd, Links};
 pub use mirror::{Handed, Handover, Peer};
 use route::RtpRoute;
@@ -604,7 +605,7 @@ impl Core {
 
     /// Whether the owner must drain `poll_transmit` before the next receive buffer: one brings at most [`GRO_SEGMENTS_MAX`] packets.
     pub fn must_drain(&self) -> bool {
-        self.is_full || self.tapped.len().max(self.handed.len()) + GRO_SEGMENTS_MAX > FRESH_MAX
+        self.is_full || self.links.transits.is_full() || self.tapped.len().max(self.handed.len()) + GRO_SEGMENTS_MAX > FRESH_MAX
     }
 
     /// Takes one datagram.
@@ -1095,6 +1096,7 @@ impl Core {
             }
             Command::OpenLink(open) => self.open_link(now, &open),
             Command::RekeyLink { link, generation, keys } => self.rekey_link(now, link, generation, &keys),
+            Command::RouteLink { link, way, backup } => self.route_link(now, link, way, backup),
             Command::CloseLink { link } => self.close_link(link),
             Command::OpenRemoteTrack { open, extensions, link, alias } => self.open_remote_track(&open, extensions, link, alias),
             Command::ExportToLink { track, link, alias, bound, on } => self.export_to_link(track, link, alias, bound, on),
@@ -1440,6 +1442,7 @@ impl Core {
         }
         self.share_bandwidth(now);
         self.choose_all_cameras();
+        self.review_all_ways(now);
         self.fit_links(now);
         self.report_stats();
         self.report_links();

@@ -80,6 +80,10 @@ counters! {
     relay_media_bytes_out: "relay_media_bytes_out",
     /// RTP packets that were sent again to another node's worker.
     relay_repairs_out: "relay_repairs_out",
+    /// Datagrams between other nodes that were passed on; those above count them, too.
+    relay_transit_datagrams: "relay_transit_datagrams",
+    /// UDP payload bytes of these, as they left.
+    relay_transit_bytes: "relay_transit_bytes",
     /// RTX packets of publishers that stood for a packet of their stream.
     rtx_packets_in: "rtx_packets_in",
     /// RTX packets of publishers without a payload: probes for bandwidth.

@@ -17,7 +17,7 @@ use pop_proto::control::{
 };
 use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader, SenderInfo};
 use pop_proto::{Command, DropReason, Event};
-use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
+use pop_schemas::{NodeId, SubscriptionId, Time, TrackId, TransportId};
 
 /// The relay socket: there is one media socket.
 const RELAY: u16 = 1;
@@ -42,6 +42,8 @@ fn keys(from: usize, to: usize) -> [u8; 28] {
 fn open(node: usize, other: usize, version: u8) -> Command {
     Command::OpenLink(Box::new(OpenLink {
         link: LinkId::new(other as u8, 0),
+        own: NodeId(node as u64),
+        node: NodeId(other as u64),
         remote: address(other),
         version,
         remote_link: LinkId::new(node as u8, 0),

@@ -9,6 +9,7 @@
 //! | wishes, TWCC, shares of bandwidth | `wishes_..` |
 //! | packets and asks that cross workers | `packets_and_asks_that_cross_..` |
 //! | packets, repairs, asks and feedback over a link to another node | `packets_that_cross_a_link_..` |
+//! | the same over a third node, and what that one passes on | `packets_that_go_through_a_third_node_..` |
 //! | kept pictures for late joiners | `late_joiners_..` |
 //! | trains whose packets are padded to one length | `padded_trains_..` |
 //! | RTP routes in and out, their RTCP, strangers at their ports | `routes_..` |
@@ -28,15 +29,16 @@ use common::{PWD, Packet, Pair, Rig, open_transport, protect, vp8};
 use pop_dataplane::core::Core;
 use pop_dataplane::limits::WorkerLimits;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, MediaKind, Numbering, OpenLink, OpenRtp, OpenSubscription,
-    OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SessionBound, SrtpProfile, TCP_SOCKET_BASE,
+    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, LinkWay, MediaKind, Numbering, OpenLink, OpenRtp,
+    OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SessionBound, SrtpProfile,
+    TCP_SOCKET_BASE,
 };
 use pop_proto::probe::{IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::twcc::TwccRecorder;
 use pop_proto::wire::rtcp::{RtcpWriter, SenderInfo};
 use pop_proto::wire::rtp;
 use pop_proto::{Command, DropReason};
-use pop_schemas::{SubscriptionId, TrackId, TransportId};
+use pop_schemas::{NodeId, SubscriptionId, TrackId, TransportId};
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
 
 #[global_allocator]
@@ -384,6 +386,8 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
         let other = 3 - of;
         rig.command(Command::OpenLink(Box::new(OpenLink {
             link: LinkId::new(other, 0),
+            own: NodeId(of.into()),
+            node: NodeId(other.into()),
             remote: address(other),
             version: 1,
             remote_link: LinkId::new(of, 0),
@@ -488,6 +492,78 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     run([&mut origin, &mut edge], &mut datagrams[2 * third..], 8);
     assert_eq!(thread_allocations() - before, 0);
     assert!(origin.drops(DropReason::RelayCongested) > 100);
+}
+
+#[test]
+fn packets_that_go_through_a_third_node_allocate_nothing() {
+    const RELAY: u16 = 1;
+    let address = |node: u8| SocketAddr::from(([10, 0, 0, node], 11_000));
+    let mut nodes = [1, 2, 3].map(|of: u8| {
+        let limits = WorkerLimits { links: 2, ..common::limits() };
+        let mut rig = Rig { core: Core::new(limits, common::CONSENT), ..Rig::new() };
+        rig.core.set_media_sockets(1);
+        rig.core.set_relay_sockets(&[address(of)]);
+        for other in [1, 2, 3].into_iter().filter(|other| *other != of) {
+            rig.command(Command::OpenLink(Box::new(OpenLink {
+                link: LinkId::new(other, 0),
+                own: NodeId(of.into()),
+                node: NodeId(other.into()),
+                remote: address(other),
+                version: 1,
+                remote_link: LinkId::new(of, 0),
+                keys: LinkKeys { send: [10 * of + other; 28], receive: [10 * other + of; 28] },
+                playout: Duration::from_millis(150),
+            })));
+        }
+        rig
+    });
+    let publisher = nodes[0].publisher(1);
+    let ids = open_transport(1).extensions;
+    nodes[0].command(Command::ExportToLink { track: TrackId(1), link: LinkId::new(2, 0), alias: 1, bound: None, on: true });
+    nodes[1].command(Command::OpenRemoteTrack { open: Box::new(Rig::track(1)), extensions: ids, link: LinkId::new(1, 0), alias: 1 });
+    nodes[1].viewer(2, 1);
+    for (of, other) in [(0, 2), (1, 1)] {
+        let (way, backup) = (LinkWay::Via(LinkId::new(3, 0)), Some(LinkWay::Direct));
+        nodes[of].command(Command::RouteLink { link: LinkId::new(other, 0), way, backup });
+    }
+    let mut datagrams: Vec<_> = (0..4_000).map(|index| publisher.packet(1, index, &vp8(index % 300 == 0, 1_000))).collect();
+    let mut crossing = vec![0; 65_535];
+    let mut carried = 0;
+    let mut run = |nodes: &mut [Rig; 3], datagrams: &mut [Vec<u8>]| {
+        for datagram in datagrams {
+            nodes[0].core.handle_datagram(nodes[0].now, publisher.path, datagram);
+            nodes.iter_mut().for_each(|rig| {
+                rig.now = rig.now + Duration::from_millis(1);
+                rig.core.handle_timeout(rig.now);
+            });
+            let mut is_quiet = false;
+            while !is_quiet {
+                is_quiet = true;
+                for from in 0..3 {
+                    while let Some(sent) = nodes[from].core.poll_transmit(nodes[from].now, &mut crossing) {
+                        let Some(to) = (0..3).find(|to| sent.path.remote == address(*to as u8 + 1)) else { continue };
+                        is_quiet = false;
+                        for datagram in crossing[..sent.len].chunks_mut(sent.segment.map_or(sent.len, usize::from)) {
+                            carried += 1;
+                            if carried % 20 > 0 {
+                                let path = Path { socket: RELAY, remote: address(from as u8 + 1) };
+                                nodes[to].core.handle_datagram(nodes[to].now, path, datagram);
+                            }
+                        }
+                    }
+                    while nodes[from].core.poll_event().is_some() {}
+                }
+            }
+        }
+    };
+    let (first, second) = datagrams.split_at_mut(2_000);
+    run(&mut nodes, first);
+    let before = (thread_allocations(), *nodes[2].core.counters(), *nodes[0].core.counters());
+    run(&mut nodes, second);
+    assert_eq!(thread_allocations() - before.0, 0);
+    let (of_carrier, of_origin) = (nodes[2].core.counters(), nodes[0].core.counters());
+    assert!(of_carrier.relay_transit_datagrams - before.1.relay_transit_datagrams > 2_000, "{of_carrier:?}");
+    assert!(of_origin.relay_repairs_out - before.2.relay_repairs_out > 50, "{of_origin:?}");
 }
 
 #[test]

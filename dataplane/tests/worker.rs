@@ -9,7 +9,7 @@ use pop_dataplane::{Clock, Crossing, Service, Worker, WorkerConfig, WorkerSnapsh
 use pop_proto::control::{ExtensionIds, LinkId, LinkKeys, Numbering, OpenLink, OpenRtp, OpenTrack, PayloadTypeMap, RtcpVia, RtpPeer};
 use pop_proto::wire::{rtp, stun};
 use pop_proto::{Command, DropReason, Event};
-use pop_schemas::{SubscriptionId, TrackId, TransportId};
+use pop_schemas::{NodeId, SubscriptionId, TrackId, TransportId};
 use pop_uring::{BackendKind, bind_udp};
 
 mod common;
@@ -309,7 +309,17 @@ fn two_workers_of_different_nodes_pass_media_over_their_relay_ports(backend: Bac
     let link = |of: u8, other: u8, remote: &Worker| {
         let keys = LinkKeys { send: [of; 28], receive: [other; 28] };
         let remote = remote.relay_addresses()[0];
-        let open = OpenLink { link: LinkId::new(other, 0), remote, version: 1, remote_link: LinkId::new(of, 0), keys, playout: PATIENCE };
+        let (own, node) = (NodeId(of.into()), NodeId(other.into()));
+        let open = OpenLink {
+            link: LinkId::new(other, 0),
+            own,
+            node,
+            remote,
+            version: 1,
+            remote_link: LinkId::new(of, 0),
+            keys,
+            playout: PATIENCE,
+        };
         Command::OpenLink(Box::new(open))
     };
     order(&origin, link(1, 2, &edge));

@@ -1198,6 +1198,8 @@ impl State {
         for (worker, link) in pairs(&shared, &peer).into_iter().filter(|_| is_placed) {
             let open = OpenLink {
                 link,
+                own: self.record.node,
+                node: peer.node,
                 remote: peer.workers[usize::from(link.worker())],
                 version: peer.version,
                 remote_link: LinkId::new(peer.their_number, worker as u8),

@@ -46,6 +46,12 @@ drop_reasons! {
     PartLost = "part_lost",
     /// The frame does not fit into two datagrams of the path, or not into the caller's buffer.
     TooLarge = "too_large",
+    /// A transit whose route has more hops than there may be, or whose datagram is none, or a transit itself.
+    BadRoute = "bad_route",
+    /// A transit that may go no further and is for another node.
+    HopsUsed = "hops_used",
+    /// A transit that would go back to where it came from.
+    Circle = "circle",
     /// The present key has sealed as much as it may: the link waits for the next generation.
     KeysUsed = "keys_used",
 }

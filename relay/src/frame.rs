@@ -42,6 +42,8 @@ pub enum FrameKind {
     Clock = 6,
     /// Nothing but length: does it pass?
     Probe = 7,
+    /// A datagram of another link, sealed, and whither: see `link/transit.rs`.
+    Transit = 8,
 }
 
 impl FrameKind {
@@ -55,6 +57,7 @@ impl FrameKind {
             5 => FrameKind::Ask,
             6 => FrameKind::Clock,
             7 => FrameKind::Probe,
+            8 => FrameKind::Transit,
             _ => return None,
         })
     }
@@ -151,7 +154,7 @@ mod tests {
     fn a_head_of_another_version_kind_or_length_is_malformed() {
         let good = [1, 0, 2, 1, 4, 3, 5, 6, 1, 0, 0, 0, 0, 0, 0, 0].into_iter().chain([0; TAG_LEN]).collect::<Vec<u8>>();
         assert!(Head::read(&good).is_ok());
-        for (at, value) in [(0, 2), (0, 255), (1, 8), (1, 15), (1, 0x10), (1, 0x40)] {
+        for (at, value) in [(0, 2), (0, 255), (1, 9), (1, 15), (1, 0x10), (1, 0x40)] {
             let mut bad = good.clone();
             bad[at] = value;
             assert_eq!(Head::read(&bad), Err(RelayDrop::Malformed), "byte {at} is {value}");

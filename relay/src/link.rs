@@ -10,6 +10,7 @@ mod path;
 mod rate;
 mod sent;
 mod table;
+mod transit;
 mod window;
 
 use std::time::Duration;
@@ -20,15 +21,16 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 pub use self::{
     bundle::Bundle,
     table::{Ask, Clock},
+    transit::{HOPS_MAX, SourceRoute, TRANSIT_OVERHEAD, Transit},
 };
 use self::{
     bundle::{BUNDLED_LEN_MAX, Pending},
     missing::{MissingList, Repaired},
     parts::{Parts, part_header, part_len, part_range},
-    path::{LADDER, Path},
+    path::{BASE, LADDER, Path},
     rate::{Least, Rate},
     sent::Sent,
-    table::{Feedback, RANGES_MAX, Range, Tables, read_ask, read_clock, read_feedback},
+    table::{Feedback, RANGE_LEN, RANGES_MAX, Range, Tables, read_ask, read_clock, read_feedback},
     window::{WINDOW_LEN, Window},
 };
 use crate::{
@@ -45,7 +47,7 @@ pub const DATAGRAM_LEN_WRITTEN_MAX: usize = LADDER[LADDER.len() - 1];
 const REPAIR_LEN: usize = 8;
 /// What a half has in front of it.
 const PART_LEN: usize = 2;
-/// Longest packet that is written: two halves over a path with the base MTU.
+/// Longest packet that is written: two halves over a path with the least MTU, which is that of two nodes with one between them.
 pub const FRAME_LEN_MAX: usize = 2 * (LADDER[0] - OVERHEAD - REPAIR_LEN);
 /// What `out` has to hold beyond the packet.
 pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
@@ -117,6 +119,37 @@ impl FrameRef {
     }
 }
 
+/// How a link's datagrams go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ways {
+    /// By themselves.
+    #[default]
+    Direct,
+    /// Over the link of another node, which takes so many bytes of each; `carrier` tells one such way from another.
+    Carried {
+        /// Whose.
+        carrier: u16,
+        /// See [`Link::transit_len_max`].
+        len_max: usize,
+    },
+    /// Both ways.
+    Both {
+        /// As above.
+        carrier: u16,
+        /// As above.
+        len_max: usize,
+    },
+}
+
+impl Ways {
+    fn carrier(self) -> Option<(u16, usize)> {
+        match self {
+            Ways::Direct => None,
+            Ways::Carried { carrier, len_max } | Ways::Both { carrier, len_max } => Some((carrier, len_max)),
+        }
+    }
+}
+
 /// Lengths of the datagrams that were written, which lie back to back from the start of `out`. 0: there is none. The second is never
 /// longer than the first, so both may be of one GSO train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,6 +184,8 @@ pub enum Incoming<'a> {
     Ask(Ask),
     /// The publisher's clock of a layer.
     Clock(Clock),
+    /// A datagram of another link.
+    Transit(Transit<'a>),
     /// The link's own, or half a packet.
     Nothing,
 }
@@ -184,6 +219,10 @@ pub struct LinkStats {
     pub jitter_us: u32,
     /// Largest UDP payload that passes.
     pub mtu: u16,
+    /// UDP payload bytes of what was carried for others, part of the totals above, out and in.
+    pub transit_bytes_out: u64,
+    /// See `transit_bytes_out`.
+    pub transit_bytes_in: u64,
 }
 
 /// The round trip (RFC 6298 section 2) and the jitter (RFC 3550 section 6.4.1) of what the other end's feedback says.
@@ -250,7 +289,12 @@ pub struct Link {
     sent: Sent,
     pending: Pending,
     tables: Tables,
+    ways: Ways,
+    /// The path by itself, and that over others.
     path: Path,
+    carried_path: Path,
+    /// Whose `carried_path` is.
+    carrier: Option<u16>,
     clocks: Clocks,
     rate: Rate,
     /// Counter of the last probe of the other end.
@@ -293,7 +337,10 @@ impl Link {
             sent: Sent::new(),
             pending: Pending::new(),
             tables: Tables::new(),
-            path: Path::new(now),
+            ways: Ways::Direct,
+            path: Path::direct(now),
+            carried_path: Path::carried(now, 0),
+            carrier: None,
             clocks: Clocks::default(),
             rate: Rate::new(),
             probe: u64::MAX,
@@ -325,7 +372,7 @@ impl Link {
 
     /// Longest packet that goes in one datagram.
     fn frame_len_whole(&self) -> usize {
-        self.path.mtu() - OVERHEAD - REPAIR_LEN
+        self.mtu() - OVERHEAD - REPAIR_LEN
     }
 
     /// Bytes of the datagrams that a packet of `len` bytes is now.
@@ -393,7 +440,7 @@ impl Link {
         if payload.len() > BUNDLED_LEN_MAX {
             return self.write_media(now, frame, payload, out);
         }
-        let written = if self.pending.fits(payload.len(), self.path.mtu()) { Written::default() } else { self.flush(out)? };
+        let written = if self.pending.fits(payload.len(), self.mtu()) { Written::default() } else { self.flush(out)? };
         self.pending.push(frame, payload);
         self.stats.media_bytes_out += payload.len() as u64;
         self.active(now);
@@ -431,6 +478,47 @@ impl Link {
         let head = self.head(FrameKind::Clock, clock.alias, clock.layer, 0);
         let len = self.sealer.seal(head, self.tables.clock(clock), &[], out)?;
         Ok(self.count_out(len))
+    }
+
+    /// Writes a datagram of another link, which the other end is to open or to pass on. It is not repaired: that link repairs. Fails with
+    /// [`RelayDrop::TooLarge`] beyond [`Self::transit_len_max`].
+    pub fn write_transit(&mut self, route: SourceRoute, datagram: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+        if datagram.len() > self.transit_len_max() {
+            return Err(RelayDrop::TooLarge);
+        }
+        let head = self.head(FrameKind::Transit, 0, route.worker, route.hops_left);
+        let len = self.sealer.seal(head, &route.destination.0.to_le_bytes(), datagram, out)?;
+        self.stats.transit_bytes_out += len as u64;
+        Ok(self.count_out(len))
+    }
+
+    /// Longest datagram that [`Self::write_transit`] takes now. What is carried goes over this link's own path, however its own datagrams go.
+    pub fn transit_len_max(&self) -> usize {
+        self.path.mtu() - TRANSIT_OVERHEAD
+    }
+
+    /// From now on datagrams go so.
+    pub fn set_ways(&mut self, now: Time, ways: Ways) {
+        if ways == self.ways {
+            return;
+        }
+        let before = std::mem::replace(&mut self.ways, ways);
+        if let Some((carrier, len_max)) = ways.carrier() {
+            if self.carrier.replace(carrier) == Some(carrier) {
+                self.carried_path.set_len_max(now, len_max);
+            } else {
+                self.carried_path = Path::carried(now, len_max);
+            }
+        }
+        let is_same = std::mem::discriminant(&before) == std::mem::discriminant(&ways);
+        if !is_same || before.carrier().map(|(carrier, _)| carrier) != ways.carrier().map(|(carrier, _)| carrier) {
+            self.rate.way_changed(now);
+        }
+    }
+
+    /// How they go.
+    pub fn ways(&self) -> Ways {
+        self.ways
     }
 
     /// The next packet that the other end misses. The caller looks it up and gives it to [`Self::write_repair`]; one that it no longer has
@@ -478,7 +566,9 @@ impl Link {
         let rtt = self.clocks.rtt_or_default();
         let again = rtt + self.clocks.rtt_variation.max(TOLERANCE.0);
         let mut ranges = [Range::default(); RANGES_MAX];
-        let missing = self.missing.ask(now, rtt, again, &mut self.window, &mut ranges);
+        // As many as fit.
+        let ranges_max = if self.mtu() < BASE { RANGES_MAX - (BASE - LADDER[0]).div_ceil(RANGE_LEN) } else { RANGES_MAX };
+        let missing = self.missing.ask(now, rtt, again, &mut self.window, &mut ranges[..ranges_max]);
         if missing == 0 && now < self.feedback_at {
             return None;
         }
@@ -505,12 +595,23 @@ impl Link {
     fn poll_probe(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
         // Nobody is there to answer yet.
         self.heard_at?;
-        let len = self.path.due(now)?;
+        let rtt = self.clocks.rtt_or_default();
         let counter = self.sealer.counter();
+        let path = self.path_in_use()?;
+        let len = path.due(now)?;
+        path.sent(now, counter, rtt);
         let head = self.head(FrameKind::Probe, 0, 0, 0);
-        self.path.sent(now, counter, self.clocks.rtt_or_default());
         let len = self.sealer.seal(head, &[0; LADDER[LADDER.len() - 1]][..len - OVERHEAD], &[], out).ok()?;
         Some(self.count_out(len))
+    }
+
+    /// The one whose MTU is looked for; with two ways a probe would not tell by which it came.
+    fn path_in_use(&mut self) -> Option<&mut Path> {
+        match self.ways {
+            Ways::Direct => Some(&mut self.path),
+            Ways::Carried { .. } => Some(&mut self.carried_path),
+            Ways::Both { .. } => None,
+        }
     }
 
     fn feedback_due(&self) -> Time {
@@ -519,14 +620,21 @@ impl Link {
 
     /// When [`Self::handle_timeout`] and then [`Self::poll_transmit`] have something.
     pub fn poll_timeout(&self) -> Time {
-        let path = self.heard_at.map(|_| self.path.timeout());
+        let path = match self.ways {
+            Ways::Direct => Some(&self.path),
+            Ways::Carried { .. } => Some(&self.carried_path),
+            Ways::Both { .. } => None,
+        };
+        let path = self.heard_at.and(path).map(Path::timeout);
         [path, self.opener.timeout()].into_iter().flatten().fold(self.feedback_due(), Time::min)
     }
 
     /// Time passed: old keys die, probes are lost.
     pub fn handle_timeout(&mut self, now: Time) {
         self.opener.handle_timeout(now);
-        self.path.handle_timeout(now);
+        if let Some(path) = self.path_in_use() {
+            path.handle_timeout(now);
+        }
     }
 
     /// Opens a datagram in place. What it says is authentic, new, and within bounds; everything else is a [`RelayDrop`].
@@ -572,6 +680,10 @@ impl Link {
                 // The answer goes at once: the prober waits little longer than a round trip.
                 (self.probe, self.feedback_at) = (head.counter, now);
                 Ok(Incoming::Nothing)
+            }
+            FrameKind::Transit => {
+                self.stats.transit_bytes_in += (len + OVERHEAD) as u64;
+                Transit::read(&head, payload).map(Incoming::Transit).inspect_err(|_| self.stats.refused += 1)
             }
         }
     }
@@ -657,8 +769,9 @@ impl Link {
         let asked = counters.map(|counter| self.sent.ask(counter)).count();
         self.sealer.confirm(feedback.generation);
         self.path.answered(now, feedback.probe);
-        if asked > 0 {
-            self.path.suspect(now);
+        self.carried_path.answered(now, feedback.probe);
+        if let Some(path) = self.path_in_use().filter(|_| asked > 0) {
+            path.suspect(now);
         }
         // One that was overtaken by a later one has nothing new about time.
         if feedback.now_us <= self.clocks.remote_us {
@@ -689,14 +802,18 @@ impl Link {
             lost: expected.saturating_sub(self.came),
             rtt_us: self.clocks.rtt.map_or(0, |rtt| rtt.as_micros().max(1) as u32),
             jitter_us: self.clocks.jitter.as_micros() as u32,
-            mtu: self.path.mtu() as u16,
+            mtu: self.mtu() as u16,
             ..self.stats
         }
     }
 
     /// Largest UDP payload that passes.
     pub fn mtu(&self) -> usize {
-        self.path.mtu()
+        match self.ways {
+            Ways::Direct => self.path.mtu(),
+            Ways::Carried { .. } => self.carried_path.mtu(),
+            Ways::Both { .. } => self.path.mtu().min(self.carried_path.mtu()),
+        }
     }
 
     /// The smoothed round trip, once it is known.

@@ -13,10 +13,10 @@ use pop_relay::{
         Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, Path, Paths,
         PayloadType, Refuse, Rekey, Room, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
     },
-    link::{Ask, Clock, FrameRef, Incoming},
+    link::{Ask, Clock, FrameRef, Incoming, SourceRoute, TRANSIT_OVERHEAD},
     route::Figures,
 };
-use pop_schemas::{Identity, Incarnation, ParticipantId, SessionId, Time, TrackId};
+use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId};
 
 fn hello() -> Hello {
     Hello {
@@ -152,6 +152,19 @@ fn golden_messages_of_both_versions_are_read_and_written() {
     for (name, message) in later_messages() {
         assert_eq!(decode(&golden(1, name, &encode(&message, 1).expect("within limits"))), Ok(message), "{name}");
     }
+}
+
+#[test]
+fn a_golden_datagram_of_another_link_is_carried_as_it_is() {
+    let now = Time::from_millis(5_000);
+    let (mut a, mut b, mut out) = (open_link(0, 1, now), open_link(1, 1, now), [0; 1_472]);
+    let len = open_link(1, 1, now).write_media(now, &FrameRef::new(3, 0, 0, 1), b"for another", &mut out).expect("it fits").first;
+    let (carried, route) = (out[..len].to_vec(), SourceRoute::through_one(NodeId(0x0102_0304_0506_0708), 3));
+    let len = a.write_transit(route, &carried, &mut out).expect("it fits");
+    assert_eq!((len - carried.len(), TRANSIT_OVERHEAD), (40, 40), "what a hop costs");
+    let mut datagram = golden(1, "transit", &out[..len]);
+    let Ok(Incoming::Transit(transit)) = b.open(now, &mut datagram) else { panic!("a transit is a transit") };
+    assert_eq!((transit.route, &*transit.datagram), (route, carried.as_slice()));
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use common::{Net, Wire, keys_of, open_link};
 use pop_relay::{
     RelayDrop,
-    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link},
+    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link, SourceRoute, TRANSIT_OVERHEAD, Ways},
 };
-use pop_schemas::Time;
+use pop_schemas::{NodeId, Time};
 
 const SECOND: Duration = Duration::from_secs(1);
 const BAD: Wire = Wire { twice_permille: 10, late_permille: 30, flipped_permille: 3, ..Wire::GOOD };
@@ -268,6 +268,66 @@ fn asks_and_clocks_come_as_they_were_told_the_clock_older_by_the_way() {
     assert_eq!(Clock { age: clock.age, ..came }, clock);
 }
 
+#[test]
+fn what_is_carried_for_another_link_takes_40_bytes_more_and_cannot_be_read() {
+    let mut net = Net::new(16, Wire::GOOD, [1, 1]);
+    net.run(2 * SECOND);
+    let now = net.now;
+    let [a, b] = &mut net.ends;
+    // Of another link, whose far end is node 7.
+    let (mut ours, mut theirs) = (open_link(0, 1, now), open_link(1, 1, now));
+    let (mut sealed, mut out) = ([0; DATAGRAM_LEN_WRITTEN_MAX], [0; DATAGRAM_LEN_WRITTEN_MAX]);
+    let len = ours.write_media(now, &FrameRef::new(1, 0, 0, 5), &[7; 1_000], &mut sealed).expect("it fits").first;
+    let route = SourceRoute::through_one(NodeId(7), 2);
+    let wrapped = a.link.write_transit(route, &sealed[..len], &mut out).expect("it fits");
+    assert_eq!(wrapped, len + TRANSIT_OVERHEAD);
+    assert_eq!(a.link.stats().transit_bytes_out, wrapped as u64);
+    let Ok(Incoming::Transit(transit)) = pass(now, &mut b.link, &mut out, wrapped) else { panic!("a transit is a transit") };
+    assert_eq!((transit.route, &*transit.datagram), (route, &sealed[..len]), "sealed, as it was");
+    assert!(transit.datagram.windows(8).all(|bytes| bytes != [7; 8]));
+    let mut came = transit.datagram.to_vec();
+    assert!(matches!(theirs.open(now, &mut came), Ok(Incoming::Media(media)) if media.payload == [7; 1_000]));
+    assert_eq!(b.link.stats().transit_bytes_in, wrapped as u64);
+    // As long as the path takes, and no longer.
+    assert_eq!(a.link.transit_len_max(), 1_432);
+    assert!(a.link.write_transit(route, &[0; 1_432], &mut out).is_ok());
+    assert_eq!(a.link.write_transit(route, &[0; 1_433], &mut out), Err(RelayDrop::TooLarge));
+}
+
+#[test]
+fn a_link_that_is_carried_writes_what_the_carriers_take_and_finds_out_how_much_that_is() {
+    let mut net = Net::new(17, Wire::GOOD, [1, 1]);
+    net.talk(2 * SECOND, 1_100);
+    // The wire is the way through two others now, whose second hop is narrow.
+    net.wire.mtu = 1_300;
+    for end in [0, 1] {
+        let now = net.now;
+        net.ends[end].link.set_ways(now, Ways::Carried { carrier: 3, len_max: 1_432 });
+        net.ends[end].datagrams.clear();
+        assert_eq!(net.ends[end].link.mtu(), 1_160);
+    }
+    net.talk(SECOND / 100, 1_400);
+    assert!(net.ends.iter().all(|end| end.datagrams.iter().all(|len| *len <= 1_280)), "what is probed is 1,200 and 1,280 first");
+    net.talk(5 * SECOND, 1_200);
+    net.run(SECOND);
+    assert_eq!([0, 1].map(|end| net.ends[end].link.mtu()), [1_280; 2]);
+    assert!(net.ends.iter().all(|end| end.datagrams.iter().all(|len| *len <= 1_432)));
+    for from in 0..2 {
+        let (sent, in_time, _) = net.delivered(from, 0..20);
+        assert_eq!(sent, in_time, "nothing but probes was too long");
+    }
+    net.wire.mtu = 9_000;
+    for end in [0, 1] {
+        let now = net.now;
+        net.ends[end].link.set_ways(now, Ways::Both { carrier: 3, len_max: 1_432 });
+        assert_eq!(net.ends[end].link.mtu(), 1_280, "what passes both");
+        net.ends[end].link.set_ways(now, Ways::Direct);
+        assert_eq!(net.ends[end].link.mtu(), 1_472, "the direct path is as it was");
+        net.ends[end].link.set_ways(now, Ways::Carried { carrier: 4, len_max: 1_432 });
+        assert_eq!(net.ends[end].link.mtu(), 1_160, "of another carrier nothing is known");
+    }
+}
+
 /// One turn of `link` with the packets `sequences`, each full of its number.
 fn turn(link: &mut Link, now: Time, sequences: std::ops::Range<u8>) -> Vec<u8> {
     let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
@@ -333,7 +393,7 @@ fn what_is_too_long_is_refused_and_takes_no_counter() {
     let mut link = open_link(0, 1, now);
     let frame = FrameRef::new(1, 0, 0, 0);
     let mut out = [0; 4_000];
-    assert_eq!(link.write_media(now, &frame, &[0; 2_321], &mut out), Err(RelayDrop::TooLarge));
+    assert_eq!(link.write_media(now, &frame, &[0; 2_241], &mut out), Err(RelayDrop::TooLarge));
     assert_eq!(link.write_media(now, &frame, &[0; 100], &mut out[..131]), Err(RelayDrop::TooLarge));
     assert!(link.write_media(now, &frame, &[0; 100], &mut out[..132]).is_ok());
     assert_eq!(link.stats().datagrams_out, 1);

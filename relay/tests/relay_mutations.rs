@@ -12,11 +12,11 @@ use pop_relay::{
         Want, decode, encode,
     },
     frame::{FrameKind, Head},
-    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link},
+    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, HOPS_MAX, Incoming, Link, SourceRoute, Transit},
     route::Figures,
     seal::Sealer,
 };
-use pop_schemas::{Identity, Incarnation, ParticipantId, SessionId, Time, TrackId};
+use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId};
 
 const SEED: u64 = 0x0072_656c;
 
@@ -25,9 +25,17 @@ fn open(link: &mut Link, now: Time, datagram: &mut [u8], mut came: impl FnMut(&[
     match link.open(now, datagram)? {
         Incoming::Media(media) => came(media.payload),
         Incoming::Bundle(bundle) => bundle.for_each(|media| came(media.payload)),
+        Incoming::Transit(transit) => transits(&transit),
         Incoming::Ask(_) | Incoming::Clock(_) | Incoming::Nothing => {}
     }
     Ok(())
+}
+
+/// Whatever was sealed: what goes on is a datagram, by a route of so many hops at most.
+fn transits(transit: &Transit<'_>) {
+    assert!(transit.route.hops_left < HOPS_MAX);
+    let inner = Head::read(transit.datagram).expect("what is carried has a head");
+    assert_ne!(inner.kind, FrameKind::Transit, "nothing is carried in what is carried");
 }
 
 /// Everything that a link has to say after what it was told.
@@ -61,7 +69,12 @@ fn mutated_datagrams_deliver_nothing_that_was_not_sent_and_nothing_twice() {
         let mut packet = sequence.to_le_bytes().to_vec();
         packet.resize(8 + rng.below(200), 1);
         let frame = FrameRef::new(rng.below(4) as u16, 0, 0, sequence);
-        let len = match rng.below(6) {
+        let len = match rng.below(7) {
+            6 => {
+                // What is carried is another link's, so that nothing of it is delivered here.
+                let carried = if (32..1_000).contains(&earlier.len()) { earlier.as_slice() } else { &[1; 40] };
+                a.write_transit(SourceRoute::through_one(NodeId(sequence), 1), carried, &mut out).expect("it fits")
+            }
             0 => a.write_ask(&Ask { alias: 1, wanted: 1, keyframes: 0 }, &mut out).expect("it fits"),
             1 => a.poll_transmit(now, &mut out).unwrap_or(0),
             2 => a.bundle_media(now, &frame, &packet, &mut out).expect("it fits").first,
@@ -125,6 +138,10 @@ fn mutated_payloads_of_an_authentic_liar_panic_nowhere_and_stay_bounded() {
     let (first, second) = out.split_at_mut(written.first);
     keep(first);
     keep(&mut second[..written.second]);
+    let len = a.write_media(now, &FrameRef::new(1, 0, 0, 10), &[1; 50], &mut out).expect("it fits").first;
+    let carried = out[..len].to_vec();
+    let len = a.write_transit(SourceRoute::through_one(NodeId(7), 1), &carried, &mut out).expect("it fits");
+    keep(&mut out[..len]);
     for counter in [3_u32, 40] {
         let part = if counter == 40 { 1_300_u16 } else { 0 };
         let payload = [counter.to_le_bytes().as_slice(), &[0, 1], &part.to_le_bytes(), &[1; 650]].concat();
@@ -164,12 +181,13 @@ fn mutated_payloads_of_an_authentic_liar_panic_nowhere_and_stay_bounded() {
             // A gap.
             liar.seal(head(FrameKind::Probe), &[], &[], &mut out).expect("it fits");
         }
-        let len = liar.seal(head(kind), &payload, &[], &mut out).expect("it fits");
+        let (layer, epoch) = if kind == FrameKind::Transit { (rng.below(4) as u8, rng.below(5) as u8) } else { (0, 0) };
+        let len = liar.seal(Head { layer, epoch, ..head(kind) }, &payload, &[], &mut out).expect("it fits");
         inputs += 1;
         let result = open(&mut b, now, &mut out[..len], |payload| assert!(payload.len() <= 2_400));
         accepted += u64::from(result.is_ok());
         assert!(
-            matches!(result, Ok(()) | Err(RelayDrop::BadPayload | RelayDrop::Late | RelayDrop::PartLost)),
+            matches!(result, Ok(()) | Err(RelayDrop::BadPayload | RelayDrop::Late | RelayDrop::PartLost | RelayDrop::BadRoute)),
             "authentic, new, and yet {result:?}"
         );
         if rng.one_in(20) {
@@ -293,7 +311,7 @@ fn datagrams_of_no_link_leave_no_trace() {
         let len = rng.below(DATAGRAM_LEN_WRITTEN_MAX);
         let mut datagram = rng.bytes(len);
         if let [version, kind, ..] = datagram.as_mut_slice() {
-            (*version, *kind) = (1, *kind & 7);
+            (*version, *kind) = (1, *kind % 9);
         }
         assert!(link.open(now, &mut datagram).is_err());
     }

@@ -19,7 +19,7 @@ use pop_proto::control::{
 use pop_proto::wire::rtp::{self, RtpView};
 use pop_relay::control::VERSION;
 use pop_relay::frame::{FrameKind, Head};
-use pop_schemas::{SubscriptionId, Time, TrackId, TransportId};
+use pop_schemas::{NodeId, SubscriptionId, Time, TrackId, TransportId};
 
 use crate::dice::{Dice, mix};
 
@@ -267,6 +267,8 @@ impl Links {
         let starts = (self.nodes[of].start, self.nodes[other].start);
         let open = OpenLink {
             link: link(other),
+            own: NodeId(of as u64),
+            node: NodeId(other as u64),
             remote: address(other),
             version: VERSION,
             remote_link: link(of),

@@ -123,6 +123,8 @@ impl Workers {
         for (own, of, other, remote) in [(&self.origin, ORIGIN, EDGE, &self.edge), (&self.edge, EDGE, ORIGIN, &self.origin)] {
             let open = OpenLink {
                 link: LinkId::new(other, 0),
+                own: NodeId(of.into()),
+                node: NodeId(other.into()),
                 remote: remote.relay_addresses()[0],
                 version: VERSION,
                 remote_link: LinkId::new(of, 0),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pop_schemas::{SubscriptionId, TrackId, TransportId};
+use pop_schemas::{NodeId, SubscriptionId, TrackId, TransportId};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 pub use data::{DATA_MESSAGE_LEN_MAX, DataMessage};
@@ -515,6 +515,10 @@ impl std::fmt::Debug for LinkKeys {
 pub struct OpenLink {
     /// Its number here.
     pub link: LinkId,
+    /// This node, and the other one: what others carry names nodes.
+    pub own: NodeId,
+    /// See `own`.
+    pub node: NodeId,
     /// The other worker's relay port.
     pub remote: SocketAddr,
     /// Schema that both ends speak.
@@ -525,6 +529,16 @@ pub struct OpenLink {
     pub keys: LinkKeys,
     /// A frame that is later than this is not repaired.
     pub playout: Duration,
+}
+
+/// How a link's datagrams get to the other end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkWay {
+    /// From its relay port to the other's.
+    #[default]
+    Direct,
+    /// Over this link, with a node that passes them on.
+    Via(LinkId),
 }
 
 /// A bound on the tracks of one kind of a session that cross a link at once: of microphones the loudest do, at most
@@ -704,6 +718,15 @@ pub enum Command {
         generation: u32,
         /// What is derived of the link's new secret.
         keys: Box<LinkKeys>,
+    },
+    /// Send what the link has to say this way from now on. What comes is taken by any.
+    RouteLink {
+        /// Which.
+        link: LinkId,
+        /// The way.
+        way: LinkWay,
+        /// The one beside it, should that fail.
+        backup: Option<LinkWay>,
     },
     /// Forget the link; what came over it ends, what went over it stops.
     CloseLink {

@@ -134,6 +134,16 @@ drop_reasons! {
     RelayNotLoudest = "relay_not_loudest",
     /// To a link whose keys have sealed as much as they may: it waits for the next.
     RelayKeysUsed = "relay_keys_used",
+    /// Of other nodes, to be passed on: its route is too long, or what it carries is no datagram, or one of the same kind.
+    RelayRoute = "relay_route",
+    /// Of other nodes, to be passed on: it may go no further.
+    RelayHops = "relay_hops",
+    /// Of other nodes, to be passed on: back to where it came from.
+    RelayCircle = "relay_circle",
+    /// Of other nodes, to be passed on, or of this one over another: there is no link that leads there.
+    RelayNoWay = "relay_no_way",
+    /// Of other nodes, to be passed on: more at once than a turn takes.
+    RelayTransitFull = "relay_transit_full",
     /// It waited, or was to leave, while this node did not run, or does not know yet whether others hold it for dead.
     Stale = "stale",
     /// A tap's queue to the service thread is full.

@@ -6,15 +6,16 @@
 //! receiver:  handle_link_datagrams -> store_rtp -> fan-out, repairs, mirrors on other workers    tick: Ask --> poll_links
 //! ```
 //! A packet crosses a link once per layer that somebody behind it wants. What is told is told again each second while it matters: a link
-//! loses. Sealing, numbering, repair and the path's MTU are [`pop_relay::link`]'s.
+//! loses. Sealing, numbering, repair and the path's MTU are [`pop_relay::link`]'s; what goes through a third node is `transit.rs`'s.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use pop_proto::audio_level::SILENT_LEVEL;
 use pop_proto::control::{
-    ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST, SessionBound,
+    ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, LinkWay, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST, SessionBound,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, SLOT_LEN, Stored};
@@ -24,20 +25,25 @@ use pop_proto::sequence::{SequenceUnwrapper, extend_sequence};
 use pop_proto::wire::rtp;
 use pop_proto::{DropReason, Event};
 use pop_relay::RelayDrop;
-use pop_relay::frame::{OVERHEAD, association_of};
+use pop_relay::frame::{OVERHEAD, TAG_LEN, association_of};
 use pop_relay::link::{Ask, Clock, FrameRef, Incoming, Link, LinkConfig, Media, Written};
-use pop_schemas::{Time, TrackId};
+use pop_schemas::{NodeId, Time, TrackId};
 use slab::Slab;
 
 use super::mirror::elsewhere;
 use super::pacer::{PACER_LEN, Pacer};
+use super::transit::Transits;
 use super::transmit::{Train, Transmit};
 use super::{Core, Fresh, Layer, Source, Stream, TICKS_PER_ROUND, Track, has_room};
+use crate::counters::Counters;
 use crate::limits::FRESH_MAX;
 
 /// A layer of which nothing came for so long was not wanted meanwhile, and its numbers went on: the next one is ahead, however far. No
 /// repair is so late.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// From this version on a node knows of datagrams that others carry.
+const TRANSIT_VERSION: u8 = 1;
 
 /// What waits to be told over one link at most. It is told again within a second.
 const TOLD_MAX: usize = 1_024;
@@ -49,6 +55,8 @@ const BACK_PERCENT: u64 = 115;
 
 /// Bytes of one link's state, for the memory plan.
 pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + PACER_LEN + TOLD_MAX * size_of::<LinkTold>();
+/// Bytes of what goes through a third node, for the memory plan.
+pub const TRANSIT_LEN: usize = Transits::MEMORY_LEN;
 /// Bytes of one track on one link, for the memory plan: its places in the lists of both, and those among the loudest of a session that has
 /// no other track.
 pub const LINK_TRACK_LEN: usize =
@@ -171,11 +179,19 @@ pub(super) enum What {
     Layer(u8),
 }
 
-struct LinkState {
-    id: LinkId,
+pub(super) struct LinkState {
+    pub(super) id: LinkId,
+    /// This node, and the one at the other end.
+    pub(super) own: NodeId,
+    pub(super) node: NodeId,
     /// Out only while a datagram of it is read.
-    link: Option<Box<Link>>,
-    path: Path,
+    pub(super) link: Option<Box<Link>>,
+    pub(super) path: Path,
+    /// The other node knows of datagrams that others carry.
+    pub(super) carries: bool,
+    /// How its datagrams are to go, and how where that cannot be.
+    pub(super) way: LinkWay,
+    pub(super) backup: Option<LinkWay>,
     /// Tracks that come over it, by alias.
     incoming: Vec<(u16, usize)>,
     /// Tracks that go over it, by alias.
@@ -185,7 +201,7 @@ struct LinkState {
     dirty: [Vec<usize>; 2],
     is_dirty: bool,
     is_urgent: bool,
-    pacer: Pacer,
+    pub(super) pacer: Pacer,
     /// What it carries, as the layers that cross were chosen by; `None`: all of them.
     limit: Option<u64>,
     /// Packets that did not leave for that.
@@ -194,7 +210,7 @@ struct LinkState {
 }
 
 impl LinkState {
-    fn link(&mut self) -> &mut Link {
+    pub(super) fn link(&mut self) -> &mut Link {
         self.link.as_mut().expect("it is out only while a datagram of it is read")
     }
 
@@ -261,8 +277,11 @@ struct Cursor {
 
 /// All links of a worker.
 pub(super) struct Links {
-    slab: Slab<LinkState>,
-    ids: HashMap<LinkId, usize>,
+    pub(super) slab: Slab<LinkState>,
+    pub(super) ids: HashMap<LinkId, usize>,
+    /// Our numbers of the nodes.
+    pub(super) numbers: HashMap<NodeId, u8>,
+    pub(super) transits: Transits,
     /// Whether each relay socket is of IPv6; the first of them has the number `first_socket`.
     sockets: Vec<bool>,
     first_socket: u16,
@@ -282,6 +301,8 @@ impl Links {
         Links {
             slab: Slab::with_capacity(links),
             ids: HashMap::with_capacity(links),
+            numbers: HashMap::with_capacity(links),
+            transits: Transits::new(links > 0),
             sockets: Vec::new(),
             first_socket: 0,
             urgent: VecDeque::with_capacity(links),
@@ -367,7 +388,7 @@ impl Core {
         if self.is_idle() {
             self.next_tick = now + super::TICK;
         }
-        let OpenLink { version, remote_link, keys, playout, .. } = open;
+        let OpenLink { own, node, version, remote_link, keys, playout, .. } = open;
         let LinkKeys { send, receive } = keys;
         let config = LinkConfig {
             version: *version,
@@ -379,8 +400,13 @@ impl Core {
         };
         let index = self.links.slab.insert(LinkState {
             id: open.link,
+            own: *own,
+            node: *node,
             link: Some(Box::new(Link::new(&config, now))),
             path,
+            carries: *version >= TRANSIT_VERSION,
+            way: LinkWay::Direct,
+            backup: None,
             incoming: Vec::new(),
             outgoing: Vec::new(),
             told: VecDeque::new(),
@@ -393,6 +419,7 @@ impl Core {
             stages: Slab::new(),
         });
         self.links.ids.insert(open.link, index);
+        self.links.numbers.insert(*node, open.link.node());
         self.links.mark_urgent(index);
     }
 
@@ -434,7 +461,11 @@ impl Core {
         }
         self.links.urgent.retain(|link| *link != index);
         self.links.dirty.retain(|link| *link != index);
-        self.links.slab.remove(index);
+        self.links.transits.forget(index);
+        let node = self.links.slab.remove(index).node;
+        if self.links.slab.iter().all(|(_, state)| state.node != node) {
+            self.links.numbers.remove(&node);
+        }
     }
 
     pub(super) fn open_remote_track(&mut self, open: &OpenTrack, extensions: ExtensionIds, link: LinkId, alias: u16) {
@@ -499,19 +530,44 @@ impl Core {
     }
 
     fn handle_link_datagram(&mut self, now: Time, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let len = datagram.len() as u64;
+        let arrived = self.open_link_datagram(now, datagram, |counters| {
+            counters.relay_datagrams_in += 1;
+            counters.relay_bytes_in += len;
+        })?;
+        if let Some(inner) = arrived {
+            // As if it had come by itself; what is carried in it again was refused.
+            self.open_link_datagram(now, &mut datagram[inner], |_| {})?;
+        }
+        Ok(())
+    }
+
+    /// Returns where in it the datagram of another link lies that has arrived here in it.
+    fn open_link_datagram(
+        &mut self,
+        now: Time,
+        datagram: &mut [u8],
+        count: impl FnOnce(&mut Counters),
+    ) -> Result<Option<Range<usize>>, DropReason> {
         let association = association_of(datagram).ok_or(DropReason::RelayMalformed)?;
         let index = *self.links.ids.get(&LinkId(association)).ok_or(DropReason::RelayUnknownLink)?;
         let mut link = self.links.slab[index].link.take().expect("it is out only while a datagram of it is read");
-        let result = self.read_link_datagram(now, index, &mut link, datagram);
+        let result = self.read_link_datagram(now, index, &mut link, datagram, count);
         self.links.slab[index].link = Some(link);
         result
     }
 
-    fn read_link_datagram(&mut self, now: Time, index: usize, link: &mut Link, datagram: &mut [u8]) -> Result<(), DropReason> {
-        let len = datagram.len() as u64;
+    fn read_link_datagram(
+        &mut self,
+        now: Time,
+        index: usize,
+        link: &mut Link,
+        datagram: &mut [u8],
+        count: impl FnOnce(&mut Counters),
+    ) -> Result<Option<Range<usize>>, DropReason> {
+        let len = datagram.len();
         let incoming = link.open(now, datagram).map_err(reason_of)?;
-        self.counters.relay_datagrams_in += 1;
-        self.counters.relay_bytes_in += len;
+        count(&mut self.counters);
         let node = self.links.slab[index].id.node();
         self.links.heard[usize::from(node / 64)] |= 1 << (node % 64);
         // It may have brought something to answer: a hole, or what the other end misses.
@@ -522,6 +578,11 @@ impl Core {
                 pacer.follow(link.pace());
                 self.links.is_paced |= pacer.is_armed();
                 Ok(())
+            }
+            Incoming::Transit(transit) => {
+                let end = len - TAG_LEN;
+                let inner = end - transit.datagram.len()..end;
+                return self.take_transit(index, &transit).map(|arrived| arrived.then_some(inner));
             }
             Incoming::Media(media) => self.take_relayed(now, index, media),
             Incoming::Bundle(bundle) => {
@@ -535,6 +596,7 @@ impl Core {
             Incoming::Ask(ask) => self.hear_ask(index, ask),
             Incoming::Clock(clock) => self.hear_clock(now, index, clock),
         }
+        .map(|()| None)
     }
 
     /// Takes a packet of a track that comes over a link: authentic, and not looked at yet.
@@ -731,13 +793,11 @@ impl Core {
     }
 
     /// What links have to say besides this turn's media: asks, clocks, repairs, feedback.
-    pub(super) fn poll_links(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
+    pub(super) fn poll_links(&mut self, now: Time, train: &mut [u8]) -> Option<(usize, Transmit)> {
         while let Some(&index) = self.links.urgent.front() {
             if let Some(len) = self.write_urgent(now, index, train) {
                 let path = self.links.slab[index].path;
-                self.counters.relay_datagrams_out += 1;
-                self.counters.relay_bytes_out += len as u64;
-                return Some(Transmit { path, len, segment: None });
+                return Some((index, Transmit { path, len, segment: None }));
             }
             self.links.urgent.pop_front();
             self.links.slab[index].is_urgent = false;
@@ -804,7 +864,7 @@ impl Core {
     }
 
     /// This turn's packets for links: small ones of audio share datagrams, those of video make one train per link.
-    pub(super) fn poll_link_media(&mut self, now: Time, out: &mut [u8]) -> Option<Transmit> {
+    pub(super) fn poll_link_media(&mut self, now: Time, out: &mut [u8]) -> Option<(usize, Transmit)> {
         let Core { tracks, links, pool, counters, drops, .. } = self;
         let Links { slab, dirty, cursor, .. } = links;
         while let Some(&index) = dirty.get(cursor.link) {
@@ -857,7 +917,7 @@ impl Core {
                     // What the path does not carry whole leaves as two halves, a train of their own.
                     let sealed = link.media_len(len);
                     if !is_audio && !train.takes_relayed(sealed, sealed == len + OVERHEAD) {
-                        return sent_over(&train, state.path, counters);
+                        return Some((index, train.transmit(state.path)?));
                     }
                     let written = match is_audio {
                         true => link.bundle_media(now, &frame, stored.packet, train.rest()),
@@ -874,9 +934,9 @@ impl Core {
                         Err(reason) => drops[reason_of(reason) as usize] += 1,
                     }
                     // A full bundle is a datagram of its own length.
-                    if is_audio && let Some(transmit) = sent_over(&train, state.path, counters) {
+                    if is_audio && let Some(transmit) = train.transmit(state.path) {
                         state.pacer.spend(transmit.len);
-                        return Some(transmit);
+                        return Some((index, transmit));
                     }
                 }
                 export.is_dirty = false;
@@ -888,7 +948,7 @@ impl Core {
                 if let Some(len) = link.poll_transmit(now, train.rest()) {
                     train.add(len);
                     state.pacer.spend(len);
-                    return sent_over(&train, state.path, counters);
+                    return Some((index, train.transmit(state.path)?));
                 }
                 *cursor = Cursor { link: cursor.link, kind: 1, ..Cursor::default() };
                 continue;
@@ -896,8 +956,8 @@ impl Core {
             state.dirty.iter_mut().for_each(Vec::clear);
             state.is_dirty = false;
             *cursor = Cursor { link: cursor.link + 1, ..Cursor::default() };
-            if let Some(transmit) = sent_over(&train, state.path, counters) {
-                return Some(transmit);
+            if let Some(transmit) = train.transmit(state.path) {
+                return Some((index, transmit));
             }
         }
         dirty.clear();
@@ -906,7 +966,7 @@ impl Core {
     }
 
     /// What waited for its turn on links that do not carry all at once: a train of each.
-    pub(super) fn poll_paced(&mut self, now: Time, out: &mut [u8]) -> Option<Transmit> {
+    pub(super) fn poll_paced(&mut self, now: Time, out: &mut [u8]) -> Option<(usize, Transmit)> {
         let Core { tracks, links, pool, counters, drops, .. } = self;
         if !links.is_paced {
             return None;
@@ -958,8 +1018,8 @@ impl Core {
                     }
                 }
             }
-            if let Some(transmit) = sent_over(&train, state.path, counters) {
-                return Some(transmit);
+            if let Some(transmit) = train.transmit(state.path) {
+                return Some((index, transmit));
             }
         }
         None
@@ -1057,14 +1117,6 @@ impl Track {
     }
 }
 
-/// Counts what a train carries.
-fn sent_over(train: &Train<'_>, path: Path, counters: &mut crate::counters::Counters) -> Option<Transmit> {
-    let transmit = train.transmit(path)?;
-    counters.relay_datagrams_out += transmit.datagrams();
-    counters.relay_bytes_out += transmit.len as u64;
-    Some(transmit)
-}
-
 fn stats_of(link: &Link) -> LinkStats {
     let stats = link.stats();
     LinkStats {
@@ -1086,7 +1138,7 @@ fn stats_of(link: &Link) -> LinkStats {
     }
 }
 
-const fn reason_of(reason: RelayDrop) -> DropReason {
+pub(super) const fn reason_of(reason: RelayDrop) -> DropReason {
     match reason {
         RelayDrop::Malformed => DropReason::RelayMalformed,
         RelayDrop::KeyUnknown => DropReason::RelayKeyUnknown,
@@ -1096,5 +1148,8 @@ const fn reason_of(reason: RelayDrop) -> DropReason {
         RelayDrop::Late | RelayDrop::Gone | RelayDrop::PartLost => DropReason::RelayLate,
         RelayDrop::TooLarge => DropReason::TooLarge,
         RelayDrop::KeysUsed => DropReason::RelayKeysUsed,
+        RelayDrop::BadRoute => DropReason::RelayRoute,
+        RelayDrop::HopsUsed => DropReason::RelayHops,
+        RelayDrop::Circle => DropReason::RelayCircle,
     }
 }

@@ -15,7 +15,7 @@ use crate::counters::Counters;
 const SEGMENTS_MAX: usize = 64;
 
 /// Bytes that one GSO send takes: a UDP payload is at most 65,507 bytes, and some drivers stop a little short of it.
-const TRAIN_LEN_MAX: usize = 65_000;
+pub(super) const TRAIN_LEN_MAX: usize = 65_000;
 
 /// One send: `len` bytes of the train to `path`, as segments of `segment` bytes (the last may be shorter) when it is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,17 +110,18 @@ impl<'a> Train<'a> {
 impl Core {
     /// Writes the next send into `train` (at least 2,048 bytes); `None` when the turn has nothing more.
     ///
-    /// The order is: answers to checks, DTLS, what links tell, RTCP, repairs, fresh media for links, then for clients, pictures for late joiners. What keeps a connection alive never waits behind media.
+    /// The order is: answers to checks, DTLS, what links tell, what is passed on between other nodes, RTCP, repairs, fresh media for links, then for clients, pictures for late joiners. What keeps a connection alive never waits behind media.
     pub fn poll_transmit(&mut self, now: Time, train: &mut [u8]) -> Option<Transmit> {
         let transmit = self
             .poll_answer(train)
             .or_else(|| self.poll_dtls(train))
             .or_else(|| self.poll_goodbye(train))
-            .or_else(|| self.poll_links(now, train))
+            .or_else(|| self.poll_ways(now, train, Core::poll_links))
+            .or_else(|| self.poll_passing(train))
             .or_else(|| self.poll_rtcp(now, train))
             .or_else(|| self.poll_repairs(now, train))
-            .or_else(|| self.poll_link_media(now, train))
-            .or_else(|| self.poll_paced(now, train))
+            .or_else(|| self.poll_ways(now, train, Core::poll_link_media))
+            .or_else(|| self.poll_ways(now, train, Core::poll_paced))
             .or_else(|| self.poll_media(now, train))
             .or_else(|| self.poll_catch_up(now, train))?;
         self.counters.trains_out += 1;

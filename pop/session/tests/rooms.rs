@@ -73,6 +73,7 @@ impl Outcome {
             Command::OpenMirror { .. } | Command::Export { .. } => unreachable!("a session knows no workers"),
             Command::OpenLink(_)
             | Command::RekeyLink { .. }
+            | Command::RouteLink { .. }
             | Command::CloseLink { .. }
             | Command::OpenRemoteTrack { .. }
             | Command::ExportToLink { .. } => unreachable!("a session knows no links"),

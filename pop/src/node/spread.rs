@@ -156,6 +156,7 @@ impl<S> Spread<S> {
             | Command::ProbeRates(_)
             | Command::OpenLink(_)
             | Command::RekeyLink { .. }
+            | Command::RouteLink { .. }
             | Command::CloseLink { .. }
             | Command::OpenRemoteTrack { .. }
             | Command::ExportToLink { .. } => {

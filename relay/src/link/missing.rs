@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use pop_schemas::Time;
 
-use super::{
-    table::{RANGES_MAX, Range},
-    window::Window,
-};
+use super::{table::Range, window::Window};
 
 /// Datagrams that are missing at once. Of more, as after an outage, the oldest are given up.
 pub(super) const MISSING_MAX: usize = 512;
@@ -101,14 +98,7 @@ impl MissingList {
     }
 
     /// Writes what is to be asked for now into `ranges` and returns how many there are; forgets what nobody waits for any longer.
-    pub(super) fn ask(
-        &mut self,
-        now: Time,
-        rtt: Duration,
-        again: Duration,
-        window: &mut Window,
-        ranges: &mut [Range; RANGES_MAX],
-    ) -> usize {
+    pub(super) fn ask(&mut self, now: Time, rtt: Duration, again: Duration, window: &mut Window, ranges: &mut [Range]) -> usize {
         let mut len = 0;
         let mut ask_at = NEVER;
         self.list.retain_mut(|missing| {
@@ -125,7 +115,7 @@ impl MissingList {
                 {
                     last.count += 1;
                     missing.ask_at = now + again;
-                } else if len < RANGES_MAX {
+                } else if len < ranges.len() {
                     ranges[len] = Range { first: missing.counter, count: 1 };
                     len += 1;
                     missing.ask_at = now + again;
@@ -143,6 +133,7 @@ impl MissingList {
 mod tests {
     use super::*;
     use crate::RelayDrop;
+    use crate::link::table::RANGES_MAX;
 
     const RTT: Duration = Duration::from_millis(40);
     const PLAYOUT: Duration = Duration::from_millis(150);

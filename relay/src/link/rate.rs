@@ -149,6 +149,11 @@ impl Rate {
         self.blind_until = Some(now);
     }
 
+    /// What is sent from now on goes another way, of which nothing is known.
+    pub(super) fn way_changed(&mut self, now: Time) {
+        *self = Rate { blind_until: Some(now), echo_us: self.echo_us, ..Rate::new() };
+    }
+
     /// In bit/s of datagrams; `None`: no limit is known.
     pub(super) fn limit(&self) -> Option<u64> {
         self.limit

@@ -8,13 +8,15 @@ use pop_schemas::generated::{
     verifier,
 };
 
-use super::path::LADDER;
+use super::path::BASE;
 use crate::{RelayDrop, frame::OVERHEAD};
 
 /// Ranges of counters in one feedback: with them it is still shorter than the path's base MTU.
 pub(super) const RANGES_MAX: usize = 64;
+/// Bytes of each.
+pub(super) const RANGE_LEN: usize = size_of::<CounterRange>();
 /// Longest table that is read.
-const TABLE_LEN_MAX: usize = LADDER[0] - OVERHEAD;
+const TABLE_LEN_MAX: usize = BASE - OVERHEAD;
 /// What the builder starts with, more than the longest table needs, so that it never grows.
 const BUILDER_LEN: usize = 2_048;
 

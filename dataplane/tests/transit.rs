@@ -1,0 +1,449 @@
+//! Datagrams of a link between two nodes that a third one passes on: what arrives, what it costs, what is refused.
+
+mod common;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use common::{Client, Rig, Sent, media_to, open_transport, vp8};
+use pop_dataplane::core::Core;
+use pop_dataplane::limits::WorkerLimits;
+use pop_proto::control::{LinkId, LinkKeys, LinkWay, OpenLink, Path};
+use pop_proto::{Command, DropReason};
+use pop_relay::frame::{FrameKind, Head};
+use pop_relay::link::{DATAGRAM_LEN_WRITTEN_MAX, FrameRef, HOPS_MAX, Link, LinkConfig, SourceRoute, TRANSIT_OVERHEAD};
+use pop_relay::seal::Sealer;
+use pop_schemas::{NodeId, Time};
+
+const RELAY: u16 = 1;
+const STEP: Duration = Duration::from_millis(1);
+/// The node that has the publisher, the one that has the viewer, and the one between.
+const X: usize = 1;
+const Y: usize = 2;
+const Z: usize = 3;
+/// What the head of a datagram says of its payload.
+const TRANSIT: u8 = 8;
+
+fn address(node: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node as u8], 11_000))
+}
+
+/// Keys of what `from` sends to `to`.
+fn keys(from: usize, to: usize) -> [u8; 28] {
+    std::array::from_fn(|at| (from * 50 + to * 20 + at) as u8)
+}
+
+fn link(node: usize) -> LinkId {
+    LinkId::new(node as u8, 0)
+}
+
+fn open(of: usize, other: usize, version: u8) -> Command {
+    Command::OpenLink(Box::new(OpenLink {
+        link: link(other),
+        own: NodeId(of as u64),
+        node: NodeId(other as u64),
+        remote: address(other),
+        version,
+        remote_link: link(of),
+        keys: LinkKeys { send: keys(of, other), receive: keys(other, of) },
+        playout: Duration::from_millis(150),
+    }))
+}
+
+fn node(of: usize) -> Rig {
+    let mut rig = Rig { core: Core::new(WorkerLimits { links: 4, ..common::limits() }, common::CONSENT), ..Rig::new() };
+    rig.core.set_media_sockets(1);
+    rig.core.set_relay_sockets(&[address(of)]);
+    rig
+}
+
+/// A datagram that left a node.
+#[derive(Clone, Debug)]
+struct Wired {
+    from: usize,
+    to: usize,
+    kind: u8,
+    len: usize,
+    train: usize,
+}
+
+/// When it comes, its number, from which node to which, its bytes.
+type Flying = (Time, u64, usize, usize, Vec<u8>);
+
+/// Three nodes of a worker each, a link between each two, in fake time.
+struct Net {
+    now: Time,
+    nodes: [Rig; 3],
+    flying: BinaryHeap<Reverse<Flying>>,
+    serial: u64,
+    /// What is sent from the first to the second does not come.
+    cut: HashSet<(usize, usize)>,
+    wire: Vec<Wired>,
+    publisher: Client,
+    viewer: Client,
+    next: u64,
+    /// When each packet came to the viewer.
+    came: Vec<(u64, Time)>,
+}
+
+impl Net {
+    fn new() -> Net {
+        Net::of_version(1)
+    }
+
+    fn of_version(of_carrier: u8) -> Net {
+        let mut nodes = [X, Y, Z].map(node);
+        for of in [X, Y, Z] {
+            for other in [X, Y, Z].into_iter().filter(|other| *other != of) {
+                nodes[of - 1].command(open(of, other, if of == Z || other == Z { of_carrier } else { 1 }));
+            }
+        }
+        let publisher = nodes[X - 1].publisher(1);
+        let (track, extensions) = (Rig::track(1), open_transport(1).extensions);
+        nodes[X - 1].command(Command::ExportToLink { track: track.track, link: link(Y), alias: 101, bound: None, on: true });
+        nodes[Y - 1].command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: link(X), alias: 101 });
+        let viewer = nodes[Y - 1].viewer(2, 1);
+        let (now, flying, cut) = (nodes[0].now, BinaryHeap::new(), HashSet::new());
+        let mut net = Net { now, nodes, flying, serial: 0, cut, wire: Vec::new(), publisher, viewer, next: 0, came: Vec::new() };
+        net.run(Duration::from_secs(3));
+        net
+    }
+
+    fn of(&mut self, node: usize) -> &mut Rig {
+        &mut self.nodes[node - 1]
+    }
+
+    fn route(&mut self, of: usize, to: usize, way: LinkWay, backup: Option<LinkWay>) {
+        self.of(of).command(Command::RouteLink { link: link(to), way, backup });
+    }
+
+    /// Both nodes send over the third.
+    fn go_round(&mut self) {
+        self.route(X, Y, LinkWay::Via(link(Z)), Some(LinkWay::Direct));
+        self.route(Y, X, LinkWay::Via(link(Z)), Some(LinkWay::Direct));
+    }
+
+    fn cut_both_ways(&mut self, a: usize, b: usize) {
+        self.cut.extend([(a, b), (b, a)]);
+    }
+
+    /// How long a datagram is on its way: 60 ms between the ends, 20 and 50 over the third node.
+    fn delay(from: usize, to: usize) -> Duration {
+        Duration::from_millis(match from + to {
+            3 => 60,
+            4 => 20,
+            _ => 50,
+        })
+    }
+
+    /// What a node sends is on its way.
+    fn drain(&mut self, from: usize) {
+        for Sent { path, bytes, train } in self.of(from).sent() {
+            if path.socket != RELAY {
+                continue;
+            }
+            let to = [X, Y, Z].into_iter().find(|to| path.remote == address(*to)).expect("it goes to a node");
+            self.wire.push(Wired { from, to, kind: bytes[1] & 0x0f, len: bytes.len(), train });
+            if !self.cut.contains(&(from, to)) {
+                self.serial += 1;
+                self.flying.push(Reverse((self.now + Net::delay(from, to), self.serial, from, to, bytes)));
+            }
+        }
+    }
+
+    fn take(&mut self, sent: &[Sent]) {
+        let came = media_to(&mut self.viewer, sent);
+        self.came.extend(came.iter().map(|(_, _, payload)| (u64::from_le_bytes(payload[20..28].try_into().unwrap()), self.now)));
+    }
+
+    /// The publisher sends `packets` packets in one turn.
+    fn publish(&mut self, packets: usize) {
+        for _ in 0..packets {
+            let mut payload = vp8(self.next == 0, 1_000);
+            payload[20..28].copy_from_slice(&self.next.to_le_bytes());
+            let mut packet = self.publisher.packet(1, self.next, &payload);
+            self.next += 1;
+            let (now, path) = (self.now, self.publisher.path);
+            self.of(X).core.handle_datagram(now, path, &mut packet);
+        }
+    }
+
+    fn step(&mut self) {
+        self.now = self.now + STEP;
+        let now = self.now;
+        for rig in &mut self.nodes {
+            rig.now = now;
+        }
+        while self.flying.peek().is_some_and(|Reverse((at, ..))| *at <= now) {
+            let Some(Reverse((_, _, from, to, mut bytes))) = self.flying.pop() else { break };
+            self.of(to).core.handle_datagram(now, Path { socket: RELAY, remote: address(from) }, &mut bytes);
+        }
+        for of in [X, Y, Z] {
+            self.of(of).core.handle_timeout(now);
+            if of == Y {
+                // To the viewer and to nodes.
+                let sent = self.of(Y).sent();
+                self.take(&sent);
+                for sent in sent.into_iter().filter(|sent| sent.path.socket == RELAY) {
+                    self.send_from_viewers_node(sent);
+                }
+            } else {
+                self.drain(of);
+            }
+        }
+    }
+
+    fn send_from_viewers_node(&mut self, Sent { path, bytes, train }: Sent) {
+        let to = [X, Z].into_iter().find(|to| path.remote == address(*to)).expect("it goes to a node");
+        self.wire.push(Wired { from: Y, to, kind: bytes[1] & 0x0f, len: bytes.len(), train });
+        if !self.cut.contains(&(Y, to)) {
+            self.serial += 1;
+            self.flying.push(Reverse((self.now + Net::delay(Y, to), self.serial, Y, to, bytes)));
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// A frame of five packets each 20 ms.
+    fn talk(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            if self.now.as_millis().is_multiple_of(20) {
+                self.publish(5);
+            }
+            self.step();
+        }
+    }
+
+    /// Each packet came, and once.
+    fn assert_whole(&self) {
+        let mut came: Vec<u64> = self.came.iter().map(|(number, _)| *number).collect();
+        came.sort_unstable();
+        assert_eq!(came, (0..self.next).collect::<Vec<_>>());
+    }
+
+    fn wired(&self, from: usize, to: usize) -> impl Iterator<Item = &Wired> {
+        self.wire.iter().filter(move |wired| (wired.from, wired.to) == (from, to))
+    }
+
+    fn drops(&mut self, node: usize, reason: DropReason) -> u64 {
+        self.of(node).drops(reason)
+    }
+}
+
+#[test]
+fn media_goes_through_a_third_node_that_has_nothing_of_it_and_trains_stay_trains() {
+    let mut net = Net::new();
+    net.talk(Duration::from_secs(1));
+    let direct: HashSet<usize> = net.wired(X, Y).filter(|wired| wired.kind == 0).map(|wired| wired.len).collect();
+    net.run(Duration::from_millis(200));
+    net.go_round();
+    net.run(Duration::from_millis(1_000));
+    net.wire.clear();
+    net.talk(Duration::from_secs(2));
+    net.run(Duration::from_secs(1));
+    net.assert_whole();
+    assert!(net.wired(X, Y).chain(net.wired(Y, X)).all(|wired| wired.kind != 0 && wired.kind != TRANSIT), "nothing goes directly");
+    for (from, to) in [(X, Z), (Z, Y)] {
+        let media: Vec<&Wired> = net.wired(from, to).filter(|wired| wired.kind == TRANSIT && wired.len > 1_000).collect();
+        assert_eq!(media.len(), 500);
+        assert!(media.iter().all(|wired| direct.contains(&(wired.len - TRANSIT_OVERHEAD))), "40 bytes more, and whole: {direct:?}");
+        if from == X {
+            assert!(media.iter().all(|wired| wired.train == 5), "a turn's packets are one train");
+        }
+    }
+    let of = *net.of(Z).core.counters();
+    assert!(of.relay_transit_datagrams > 500 && of.relay_transit_bytes > 500 * 1_040, "{of:?}");
+    assert_eq!((of.relay_packets_in, of.relay_packets_out, net.of(Z).core.gauges().remotes), (0, 0, 0));
+    assert!(net.of(Z).core.drops().iter().all(|dropped| *dropped == 0));
+    // The round trip is that of the way: 70 ms each.
+    let heard: Vec<u8> = std::iter::from_fn(|| net.of(Y).core.poll_heard()).collect();
+    assert!(heard.contains(&(X as u8)), "who is heard through another is heard");
+}
+
+#[test]
+fn a_link_whose_direct_path_is_gone_lives_through_another_node() {
+    let mut net = Net::new();
+    net.go_round();
+    net.cut_both_ways(X, Y);
+    net.run(Duration::from_secs(1));
+    net.talk(Duration::from_secs(5));
+    net.run(Duration::from_secs(1));
+    net.assert_whole();
+}
+
+#[test]
+fn a_datagram_that_comes_both_ways_is_taken_once_and_where_it_came_from_does_not_matter() {
+    let mut net = Net::new();
+    net.publish(1);
+    // What goes directly is kept, and wrapped by hand, too.
+    let sent = net.of(X).sent();
+    let inner = sent.iter().find(|sent| sent.path.remote == address(Y) && sent.bytes[1] & 0x0f == 0).expect("media").bytes.clone();
+    let mut hop = Link::new(&config(Z, Y), Time::ZERO);
+    let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+    // Beyond what the honest one has counted.
+    for _ in 0..1_000 {
+        hop.write_transit(SourceRoute { hops_left: 0, ..route(Y) }, &inner, &mut out).expect("it fits");
+    }
+    let len = hop.write_transit(SourceRoute { hops_left: 0, ..route(Y) }, &inner, &mut out).expect("it fits");
+    let now = net.now;
+    let stranger = Path { socket: RELAY, remote: "198.51.100.7:4000".parse().unwrap() };
+    net.of(Y).core.handle_datagram(now, stranger, &mut out[..len]);
+    let sent = net.of(Y).sent();
+    assert!(sent.iter().all(|sent| sent.path.socket != RELAY || sent.path.remote != stranger.remote));
+    net.take(&sent);
+    assert_eq!(net.came.len(), 1, "it came through another node");
+    net.of(Y).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut inner.clone());
+    let sent = net.of(Y).sent();
+    net.take(&sent);
+    assert_eq!((net.came.len(), net.drops(Y, DropReason::RelayReplay)), (1, 1), "and not again by itself");
+}
+
+/// What `from` sends to `to`, made by hand.
+fn config(from: usize, to: usize) -> LinkConfig {
+    let (send, receive) = (keys(from, to), keys(to, from));
+    LinkConfig { version: 1, remote_association: link(from).0, generation: 0, send, receive, playout: Duration::from_millis(150) }
+}
+
+fn route(to: usize) -> SourceRoute {
+    SourceRoute::through_one(NodeId(to as u64), 0)
+}
+
+/// A media datagram from one to the other.
+fn media(from: usize, to: usize) -> Vec<u8> {
+    let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+    let mut link = Link::new(&config(from, to), Time::ZERO);
+    let len = link.write_media(Time::ZERO, &FrameRef::new(1, 0, 0, 0), &[7; 100], &mut out).expect("it fits").first;
+    out[..len].to_vec()
+}
+
+#[test]
+fn whatever_is_wrong_with_what_is_to_be_passed_on_ends_it_with_its_own_reason() {
+    let transit_in_transit = {
+        let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+        let len = Link::new(&config(X, Y), Time::ZERO).write_transit(route(Y), &media(X, Y), &mut out).expect("it fits");
+        out[..len].to_vec()
+    };
+    let cases: [(&str, SourceRoute, Vec<u8>, Option<DropReason>); 11] = [
+        ("as it should be", route(Y), media(X, Y), None),
+        ("back to where it came from", route(X), media(X, Y), Some(DropReason::RelayCircle)),
+        ("no hops left", SourceRoute { hops_left: 0, ..route(Y) }, media(X, Y), Some(DropReason::RelayHops)),
+        ("more hops than there are", SourceRoute { hops_left: HOPS_MAX, ..route(Y) }, media(X, Y), Some(DropReason::RelayRoute)),
+        ("a node without a link", route(9), media(X, Y), Some(DropReason::RelayNoWay)),
+        ("a worker that is not there", SourceRoute { worker: 7, ..route(Y) }, media(X, Y), Some(DropReason::RelayNoWay)),
+        ("a transit again", route(Y), transit_in_transit.clone(), Some(DropReason::RelayRoute)),
+        ("no datagram", route(Y), vec![9; 60], Some(DropReason::RelayRoute)),
+        ("nothing", route(Y), Vec::new(), Some(DropReason::RelayRoute)),
+        (
+            "for this node, of a link that it has not",
+            SourceRoute { hops_left: 0, ..route(Z) },
+            media(9, Z),
+            Some(DropReason::RelayUnknownLink),
+        ),
+        ("for this node, of the link that carried it", route(Z), media(X, Z), Some(DropReason::RelayCircle)),
+    ];
+    for (at, (name, route, datagram, reason)) in cases.into_iter().enumerate() {
+        let mut net = Net::new();
+        // X as a liar, beyond what it has counted.
+        let mut liar = Link::new(&config(X, Z), Time::ZERO);
+        let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+        for _ in 0..1_000 {
+            liar.write_transit(route, &datagram, &mut out).expect("it fits");
+        }
+        let len = liar.write_transit(route, &datagram, &mut out).expect("it fits");
+        let (now, before) = (net.now, net.of(Z).core.drops().to_owned());
+        let sent = {
+            net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut out[..len]);
+            net.of(Z).sent()
+        };
+        let passed_on = sent.iter().filter(|sent| sent.bytes[1] & 0x0f == TRANSIT).count();
+        assert_eq!(passed_on, usize::from(reason.is_none()), "case {at}: {name}");
+        for of in DropReason::ALL {
+            let expected = u64::from(Some(*of) == reason);
+            assert_eq!(net.of(Z).core.drops()[*of as usize] - before[*of as usize], expected, "case {at}: {name}: {}", of.label());
+        }
+    }
+}
+
+#[test]
+fn what_the_next_path_does_not_take_ends_before_it() {
+    let mut net = Net::new();
+    // Of a path that has just begun nothing is known beyond what every path takes.
+    net.of(Z).command(open(Z, Y, 1));
+    // X's own end writes none so long, so it is one that lies.
+    let mut sealer = Sealer::new(&keys(X, Z), 0);
+    let head =
+        Head { version: 1, kind: FrameKind::Transit, phase: false, association: link(X).0, alias: 0, layer: 0, epoch: 1, counter: 0 };
+    let (mut out, mut datagram) = ([0; DATAGRAM_LEN_WRITTEN_MAX], media(X, Y));
+    for (len, dropped) in [(1_160, 0), (1_161, 1)] {
+        datagram.resize(len, 0);
+        let mut written = 0;
+        for _ in 0..1_000 {
+            written = sealer.seal(head, &(Y as u64).to_le_bytes(), &datagram, &mut out).expect("it fits");
+        }
+        let now = net.now;
+        net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut out[..written]);
+        assert_eq!(net.drops(Z, DropReason::TooLarge), dropped, "{len} bytes");
+    }
+}
+
+#[test]
+fn what_does_not_leave_is_bounded_and_counted() {
+    let mut net = Net::new();
+    let mut liar = Link::new(&config(X, Z), Time::ZERO);
+    let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+    for _ in 0..1_000 {
+        liar.write_transit(route(Y), &media(X, Y), &mut out).expect("it fits");
+    }
+    let now = net.now;
+    let mut must_drain_at = None;
+    for at in 0..400 {
+        let len = liar.write_transit(route(Y), &media(X, Y), &mut out).expect("it fits");
+        net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut out[..len]);
+        if net.of(Z).core.must_drain() {
+            must_drain_at.get_or_insert(at);
+        }
+    }
+    assert_eq!((must_drain_at, net.drops(Z, DropReason::RelayTransitFull)), (Some(128), 400 - 256));
+    let sent = net.of(Z).sent();
+    assert_eq!(sent.iter().filter(|sent| sent.bytes[1] & 0x0f == TRANSIT).count(), 256);
+    assert!(sent.iter().filter(|sent| sent.bytes[1] & 0x0f == TRANSIT).all(|sent| sent.train == 64), "as few sends as can be");
+    // The link to where it goes is closed.
+    let len = liar.write_transit(route(Y), &media(X, Y), &mut out).expect("it fits");
+    net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut out[..len]);
+    net.of(Z).command(Command::CloseLink { link: link(Y) });
+    assert!(net.of(Z).sent().iter().all(|sent| sent.bytes[1] & 0x0f != TRANSIT));
+}
+
+#[test]
+fn a_way_over_a_node_that_does_not_know_how_or_is_gone_is_none() {
+    let mut net = Net::of_version(0);
+    net.go_round();
+    net.talk(Duration::from_secs(1));
+    net.run(Duration::from_millis(500));
+    net.assert_whole();
+    assert!(net.wire.iter().all(|wired| wired.kind != TRANSIT), "it speaks the version before");
+    let mut net = Net::new();
+    // Over the node that it leads to, and over one that there is not.
+    net.route(X, Y, LinkWay::Via(link(Y)), Some(LinkWay::Via(link(9))));
+    net.talk(Duration::from_secs(1));
+    net.go_round();
+    net.talk(Duration::from_secs(1));
+    net.run(Duration::from_millis(500));
+    net.assert_whole();
+    assert!(net.wire.iter().any(|wired| wired.kind == TRANSIT));
+    net.of(X).command(Command::CloseLink { link: link(Z) });
+    net.run(Duration::from_millis(20));
+    net.wire.clear();
+    net.talk(Duration::from_secs(1));
+    net.run(Duration::from_millis(500));
+    net.assert_whole();
+    assert!(net.wired(X, Z).next().is_none() && net.wired(X, Y).any(|wired| wired.kind == 0));
+}
