@@ -1,65 +1,20 @@
 """Three PoPs of a node each, far from each other: what each measures of the paths, what the others hear of it, and which ways are taken."""
 
 import asyncio
-import pathlib
-import subprocess
-import tempfile
 import unittest
 
 from client import until
-from network import Network
-from node import PROGRAMS, Node
+from pops import Pops, run_pop
 
-ADDRESSES = {"fra": "10.73.0.2", "ams": "10.73.0.3", "sin": "10.73.0.4"}
 # One way. Over ams it is 55 ms from fra to sin.
 WIRES = ["fra-ams delay 5ms", "ams-sin delay 50ms", "fra-sin delay 80ms"]
 
 
 def start():
     """Anew for each test: what has failed is remembered for a minute."""
-    global network, nodes, folder
-    nodes = {}
-    folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
-    ca = pathlib.Path(folder.name)
-    network = Network({"people": "@.10.73.0.1/24"} | {pop: f"{address}/24" for pop, address in ADDRESSES.items()}, WIRES)
-    run_pop("ca", "init", "--dir", ca / "ca")
-    for pop, address in ADDRESSES.items():
-        out = ca / pop
-        run_pop("ca", "issue", "--dir", ca / "ca", "--node", "a", "--pop", pop, "--address", address, "--out", out)
-        peers = [f"{other}:7890" for other in ADDRESSES.values() if other != address]
-        nodes[pop] = Node(
-            f"overlay-{pop}",
-            address=address,
-            serves=address,
-            media_port=10_000,
-            device="any",
-            judged=f"host {address} and udp portrange",
-            under=network.inside(pop),
-            extra=f"""
-[node]
-name = "a"
-pop = "{pop}"
-state_dir = "{out}/state"
-[mesh]
-listen = "{address}:7890"
-peers = {peers}
-ca = "{out}/ca.pem"
-cert = "{out}/node.pem"
-key = "{out}/node.key"
-""",
-        )
-        nodes[pop].may_be_idle = True
-
-
-def stop():
-    for node in nodes.values():
-        node.stop()
-    network.stop()
-    folder.cleanup()
-
-
-def run_pop(*words):
-    subprocess.run([PROGRAMS / "pop", *words], check=True, stdout=subprocess.DEVNULL)
+    global pops, network, nodes
+    pops = Pops("overlay", ["fra", "ams", "sin"], WIRES)
+    network, nodes = pops.network, pops.nodes
 
 
 def overlay(pop):
@@ -81,8 +36,8 @@ async def until_way(start, end, way, seconds=20):
 
 class Overlay(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self):
-        self.addCleanup(stop)
         await asyncio.to_thread(start)
+        self.addCleanup(pops.stop)
         await until("all paths are known at all", lambda: all(len(overlay(pop)["paths"]) == 6 for pop in nodes), 30)
 
     async def test_each_pop_knows_what_each_measures(self):
@@ -93,7 +48,7 @@ class Overlay(unittest.IsolatedAsyncioTestCase):
                     # A busy machine adds some.
                     await until(f"{one} to {other} at {at}", lambda: rtt_ms <= path(at, one, other)["rtt_ms"] <= rtt_ms + 25, 20)
         self.assertEqual([(pop["pop"], pop["state"], pop["links"]) for pop in overlay("fra")["pops"]], [("ams", "up", 1), ("sin", "up", 1)])
-        shown = subprocess.run([PROGRAMS / "pop", "mesh", "--socket", nodes["fra"].socket], check=True, capture_output=True, text=True).stdout
+        shown = run_pop("mesh", "--socket", nodes["fra"].socket)
         print(shown, flush=True)
         self.assertIn("FROM/TO", shown)
         self.assertIn("a.sin", shown)

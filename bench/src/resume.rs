@@ -10,6 +10,7 @@
 //! others feel of it. With `--rtt` people are so far away ([`distance`]).
 
 mod distance;
+mod judged;
 mod lives;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -37,6 +38,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use self::distance::Distance;
+use self::judged::Judged;
 use self::lives::{Life, Lives};
 use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, JOIN_TIMEOUT, check_connectivity, shake_hands};
@@ -94,6 +96,9 @@ pub(crate) struct ResumeArgs {
     /// watch, and fail when anybody is not in the picture soon.
     #[arg(long)]
     lives: bool,
+    /// Capture all media of each kill (tcpdump) and show it to the nonce oracle.
+    #[arg(long)]
+    oracle: bool,
     /// Of what is drawn for `--lives`.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -204,7 +209,7 @@ async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Di
     let mut nodes = Nodes::make(program, &distance.as_ref().map_or(NEAR, |_| FAR), Some(DOOR), people.clone())?;
     let certificate = Certificate::generate().map_err(|error| error.to_string())?;
     let dtls = Dtls::new(certificate, 2 * args.people as usize + 8);
-    let (mut rounds, mut gaps_ms) = (Vec::new(), Vec::new());
+    let (mut rounds, mut gaps_ms, mut judged_packets) = (Vec::new(), Vec::new(), 0);
     for rtt_ms in if args.rtt.is_empty() { vec![0] } else { args.rtt.clone() } {
         if let Some(distance) = &mut distance {
             distance.set(rtt_ms)?;
@@ -213,12 +218,16 @@ async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Di
         for kill in 0..args.kills {
             nodes.until_whole().await?;
             let room = format!("resume-{rtt_ms}-{kill}");
+            let judged = args.oracle.then(Judged::begin).transpose()?;
             if args.lives {
                 let rtt = Duration::from_millis(rtt_ms.into());
                 let seed = SplitMix64::new(args.seed ^ u64::from(rtt_ms) << 32 ^ u64::from(kill) << 48).next_u64();
                 seen.lives.extend(lives::kill(&mut nodes, &dtls, &room, args.people, rtt, seed).await?);
             } else {
                 kill_watched(&mut nodes, &dtls, &room, args.people, &mut seen).await?;
+            }
+            if let Some(judged) = judged {
+                judged_packets += judged.end().map_err(|error| format!("{room}: {error}"))?;
             }
         }
         gaps_ms.extend(seen.phases.iter().map(|phases| phases.gap).chain(seen.lives.iter().filter_map(Life::back)).map(ms));
@@ -237,6 +246,9 @@ async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Di
             );
         }
     }
+    if args.oracle {
+        eprintln!("{judged_packets} packets of media were judged: no index was used twice");
+    }
     let config = json!({ "lives": args.lives, "seed": args.seed, "people": args.people, "kills": args.kills, "rtt_ms": args.rtt, "loopback": distance.is_none() });
     gaps_ms.sort_by(f64::total_cmp);
     let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|part| 1_000.0 * share(&gaps_ms, part));
@@ -246,7 +258,7 @@ async fn measure(args: &ResumeArgs, program: &Path, mut distance: Option<&mut Di
         &Figures { latency_us, ..Figures::default() },
         &Machine::describe("none", None),
         config,
-        json!({ "round_trips": rounds }),
+        json!({ "round_trips": rounds, "judged_packets": judged_packets }),
     ))
 }
 

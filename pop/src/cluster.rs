@@ -7,10 +7,12 @@
 //! first record of a node's people in a room, link up, Gap --Follow--> link        link --Follow--> room --> Followed, what was missed
 //! room --data, speakers, qualities--> links of the nodes that follow its session  link --Data, Heard--> room
 //! room --what an operator says of it--> links of all nodes, and of each that comes to share it     link --Room--> room
+//! link --Presence--> spans --Record, node's fate--> rooms        room --put, key--> spans --Presence--> links with nodes of other PoPs
 //! ```
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
 mod overlay;
+mod spans;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -48,6 +50,7 @@ use crate::rejoin;
 use crate::view::{LinkView, NodeView, OverlayView, VipView};
 use crate::vip::{Turn, Vip};
 use overlay::Overlay;
+use spans::Spans;
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -77,6 +80,9 @@ const RECORDS_MAX: usize = 4_096;
 /// So long the people of a node that lives, and is not on the bus, are believed to be as they were when the bus told of them last: on a
 /// link with 10 % loss the bus was away for up to 9 s.
 const UNTOLD_MAX: Duration = Duration::from_secs(15);
+
+/// So long a node of another PoP may have no link before its people are away.
+const UNLINKED_MAX: Duration = Duration::from_secs(3);
 
 /// Words of other nodes (who speaks, what was said of a room, who wants to hear) that wait in the mailboxes of rooms, of all together.
 const WORDS_MAX: usize = 4_096;
@@ -134,6 +140,17 @@ enum Request {
     Withdraw {
         session: SessionId,
         participant: ParticipantId,
+    },
+    /// Somebody is in the session by a token of this API key.
+    Key {
+        session: SessionId,
+        key: Box<str>,
+    },
+    /// Whether a participant is one of another PoP's.
+    IsAbroad {
+        session: SessionId,
+        participant: ParticipantId,
+        reply: oneshot::Sender<bool>,
     },
     Want {
         session: SessionId,
@@ -273,6 +290,7 @@ impl Cluster {
             loudest: session.loudest,
             last_n: session.last_n,
             overlay: Overlay::new(&record.pop, prices),
+            spans: Spans::new(&record),
             record,
             bus,
             mesh,
@@ -321,6 +339,18 @@ impl Cluster {
     /// Tells other nodes of a participant of ours.
     pub(crate) fn put(&self, session: &SessionId, record: Box<LocalRecord>) {
         self.tell(Request::Put { session: session.clone(), record });
+    }
+
+    /// Somebody is in the session by a token of this API key. To be called once the room has let somebody in.
+    pub(crate) fn note_key(&self, session: &SessionId, key: &str) {
+        self.tell(Request::Key { session: session.clone(), key: key.into() });
+    }
+
+    /// Whether a participant is one of another PoP's, whom nobody here takes over.
+    pub(crate) async fn is_abroad(&self, session: &SessionId, participant: ParticipantId) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Request::IsAbroad { session: session.clone(), participant, reply });
+        answer.await.unwrap_or_default()
     }
 
     /// A participant of ours has another owner, who tells of it.
@@ -425,13 +455,15 @@ impl Cluster {
 struct Watched {
     room: RoomSender,
     number: u64,
+    /// Those of this node.
+    own: HashSet<ParticipantId>,
     /// Nodes that have people in it.
     nodes: HashMap<NodeId, Known>,
 }
 
 impl Watched {
     fn new(room: RoomSender, number: u64) -> Watched {
-        Watched { room, number, nodes: HashMap::new() }
+        Watched { room, number, own: HashSet::new(), nodes: HashMap::new() }
     }
 }
 
@@ -441,7 +473,7 @@ struct Known {
     people: HashSet<ParticipantId>,
 }
 
-/// A node that the bus told of.
+/// A node that the bus told of, or one of another PoP with which there is a link.
 struct Node {
     record: NodeRecord,
     /// Since when it is not on the bus.
@@ -543,6 +575,8 @@ struct State {
     record: NodeRecord,
     /// The other PoPs.
     overlay: Overlay,
+    /// Who is in sessions that span them.
+    spans: Spans,
     bus: Option<Bus>,
     mesh: Option<Mesh>,
     /// For answers of rooms.
@@ -658,6 +692,7 @@ impl State {
                 }
                 () = tokio::time::sleep_until(look_at) => self.look(),
             }
+            self.drive_spans(&places).await;
         }
     }
 
@@ -665,6 +700,7 @@ impl State {
         match request {
             Request::Watch { session, room, number } => {
                 let is_anew = self.rooms.insert(session.clone(), Watched::new(room, number)).is_some();
+                self.spans.end(&session);
                 self.unfollow(&session);
                 if let Some(bus) = &self.bus {
                     // A room of that name is about to end. This one has heard of nobody yet.
@@ -678,6 +714,7 @@ impl State {
                 // Another room of that name may have begun.
                 if self.rooms.get(&session).is_some_and(|watched| watched.number == number) {
                     let watched = self.rooms.remove(&session);
+                    self.spans.end(&session);
                     self.unfollow(&session);
                     for node in watched.into_iter().flat_map(|watched| watched.nodes.into_keys()) {
                         self.send(node, Message::Unfollow(Unfollow { session: session.clone() }));
@@ -688,12 +725,31 @@ impl State {
                 }
             }
             Request::Put { session, record } => {
+                self.spans.put(std::time::Instant::now(), &session, &record);
+                if let Some(watched) = self.rooms.get_mut(&session) {
+                    let (own, participant) = (&mut watched.own, record.participant);
+                    let _ = if record.manifest.is_some() { own.insert(participant) } else { own.remove(&participant) };
+                }
                 // One that others would not take is counted there.
                 if let Some(Err(error)) = self.bus.as_ref().map(|bus| bus.put_participant(&session, &record)) {
                     tracing::debug!(%session, participant = %record.participant, ?error, "other nodes are not told of a participant");
                 }
             }
+            Request::Key { session, key } => {
+                if self.rooms.contains_key(&session) {
+                    self.spans.note_key(&session, &key);
+                }
+            }
+            Request::IsAbroad { session, participant, reply } => {
+                let has = |(node, known): (&NodeId, &Known)| self.is_abroad(*node) && known.people.contains(&participant);
+                // Who asked may be gone.
+                let _ = reply.send(self.rooms.get(&session).is_some_and(|watched| watched.nodes.iter().any(has)));
+            }
             Request::Withdraw { session, participant } => {
+                self.spans.withdraw(std::time::Instant::now(), &session, participant);
+                if let Some(watched) = self.rooms.get_mut(&session) {
+                    watched.own.remove(&participant);
+                }
                 if let Some(bus) = &self.bus {
                     bus.withdraw(&session, participant);
                 }
@@ -757,7 +813,7 @@ impl State {
             // Who asked may be gone.
             Request::Way { goal, failed, reply } => drop(reply.send(self.way(&goal, &failed))),
             Request::Ways { reply } => {
-                let up: Vec<_> = self.nodes.values().filter(|of| of.is_up()).map(|of| of.record.node).collect();
+                let up: Vec<_> = self.of_this_pop().filter(|of| of.is_up()).map(|of| of.record.node).collect();
                 let _ = reply.send(up.into_iter().filter_map(|node| self.way_to(node)).collect());
             }
             Request::Describe { reply } => drop(reply.send(self.describe())),
@@ -788,7 +844,11 @@ impl State {
     fn handle_bus(&mut self, event: BusEvent, place: Option<OwnedSemaphorePermit>) {
         match event {
             BusEvent::Record { session, record } => {
-                if let Some(room) = self.room(&session) {
+                if !self.may_tell_of(&session, NodeId(record.key.node), record.key.participant) {
+                    if let Some(mesh) = &self.mesh {
+                        mesh.ignore(Unheard::Foreign);
+                    }
+                } else if let Some(room) = self.room(&session) {
                     let (node, participant, is_here) = (NodeId(record.key.node), record.key.participant, record.manifest.is_some());
                     let _ = room.send(RoomMessage::Record { record: Box::new(record), _place: place });
                     self.note_person(&session, node, participant, is_here);
@@ -796,7 +856,7 @@ impl State {
             }
             BusEvent::NodeUp(record) => {
                 let (node, incarnation) = (record.node, record.incarnation);
-                tracing::info!(%node, name = %record.name, "a node of this PoP is here");
+                tracing::info!(%node, name = %record.name, pop = %record.pop, "a node is here");
                 self.dial(&record);
                 match self.nodes.get_mut(&node) {
                     // What it says from now on brings it back, when it was away.
@@ -826,7 +886,7 @@ impl State {
                 }
             }
             BusEvent::NodeGone { node, why } => {
-                tracing::warn!(%node, ?why, "the bus says that a node of this PoP is gone");
+                tracing::warn!(%node, ?why, "a node is not on the bus any more, or not linked if it is another PoP's");
                 if let Some(of) = self.nodes.get_mut(&node) {
                     of.gone_at.get_or_insert(Instant::now());
                     if why == Gone::Restarted {
@@ -840,6 +900,55 @@ impl State {
             BusEvent::Duplicate { theirs, mesh } => self.handle_duplicate(theirs, mesh),
             BusEvent::Keep(_) => unreachable!("it was taken before"),
         }
+    }
+
+    /// Carries out what the machine of sessions that span PoPs wants.
+    async fn drive_spans(&mut self, places: &Arc<Semaphore>) {
+        while let Some((node, presence)) = self.spans.poll_send(std::time::Instant::now()) {
+            self.send(node, Message::Presence(presence));
+        }
+        while let Some((node, session)) = self.spans.poll_shut_out() {
+            self.shut_out(node, &session).await;
+        }
+        // While rooms have enough to do it keeps what it has, within its own bounds.
+        while let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            let Some(event) = self.spans.poll_event() else { break };
+            self.handle_bus(event, Some(place));
+        }
+    }
+
+    /// A node of another PoP may not hear of a session any more.
+    async fn shut_out(&mut self, node: NodeId, session: &SessionId) {
+        let Some(link) = self.links.get_mut(&node) else { return };
+        link.followed.remove(session);
+        link.asked.remove(session);
+        let sent: Vec<_> = link.exports.iter().filter(|(_, export)| export.session == *session).map(|(track, _)| *track).collect();
+        for track in sent {
+            self.stop_export(node, track).await;
+            self.refuse(node, track, "a certificate without this session's API keys");
+        }
+    }
+
+    /// It is a node of another PoP.
+    fn is_abroad(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|of| of.record.pop != self.record.pop)
+    }
+
+    fn of_this_pop(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter(|of| of.record.pop == self.record.pop)
+    }
+
+    /// Nodes of other PoPs tell of their own people: of ours, and of a third PoP's, they are not believed.
+    fn may_tell_of(&self, session: &SessionId, node: NodeId, participant: ParticipantId) -> bool {
+        let pop = |node: NodeId| self.nodes.get(&node).map(|of| &*of.record.pop);
+        let is_of_another = |(other, known): (&NodeId, &Known)| known.people.contains(&participant) && pop(*other) != pop(node);
+        let is_others = |watched: &Watched| watched.own.contains(&participant) || watched.nodes.iter().any(is_of_another);
+        !self.is_abroad(node) || !self.rooms.get(session).is_some_and(is_others)
+    }
+
+    /// Whether a node may know of a session and say something in it: those of this PoP may.
+    fn may_share(&self, session: &SessionId, node: NodeId) -> bool {
+        self.nodes.contains_key(&node) && (!self.is_abroad(node) || self.spans.is_granted(session, node))
     }
 
     /// Somebody is in a session elsewhere, and this node is one of those that know of it in case that their node dies.
@@ -857,7 +966,7 @@ impl State {
         let Some(grace) = self.shared.upgrade().map(|shared| shared.grace()) else { return };
         let (rooms, nodes, own) = (&self.rooms, &self.nodes, self.record.node);
         let now = Instant::now();
-        if nodes.values().any(|of| of.anew_at.is_some_and(|at| now.saturating_duration_since(at) < grace)) {
+        if self.of_this_pop().any(|of| of.anew_at.is_some_and(|at| now.saturating_duration_since(at) < grace)) {
             // Of whom a node had before it began anew nothing is known here: they may be in any of these.
             return;
         }
@@ -865,7 +974,7 @@ impl State {
         let may_have_people = |node: &NodeId| {
             nodes.get(node).is_some_and(|of| of.gone_at.is_none_or(|at| now.saturating_duration_since(at) < UNTOLD_MAX + grace))
         };
-        let up: Vec<NodeId> = nodes.iter().filter(|(_, of)| of.is_up()).map(|(node, _)| *node).chain([own]).collect();
+        let up: Vec<NodeId> = self.of_this_pop().filter(|of| of.is_up()).map(|of| of.record.node).chain([own]).collect();
         self.kept.retain(|session, keeping| {
             let is_new = now.saturating_duration_since(keeping.since) < KEEP_MIN;
             let has_people = rooms.get(session).is_some_and(|watched| watched.nodes.keys().any(may_have_people));
@@ -907,13 +1016,14 @@ impl State {
     fn look_at(&self) -> Instant {
         let Some(shared) = self.shared.upgrade() else { return Instant::now() + LOOK_INTERVAL };
         let now = shared.now();
-        let lives = self.nodes.values().map(|of| of.life.look_at().since(now));
+        let lives = self.of_this_pop().map(|of| of.life.look_at().since(now));
         Instant::now() + lives.min().unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL)
     }
 
     /// Whether this node stood still, whether the others live, and who holds what is one node's.
     fn look(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
+        self.spans.handle_timeout(std::time::Instant::now());
         self.look_at_lives(&shared);
         // Who asks whether it is dead is told nothing, and what it was told runs out.
         if self.hang.is_none() {
@@ -927,7 +1037,8 @@ impl State {
             return self.ask_whether_dead(shared);
         }
         let is_remembered = self.doubted_until.is_some_and(|until| Instant::now() < until);
-        if is_remembered && self.mesh.as_ref().is_some_and(|mesh| mesh.verdicts(0).into_iter().any(|(_, said)| said.dead)) {
+        let is_held_dead = |mesh: &Mesh| mesh.verdicts(0).into_iter().any(|(node, said)| said.dead && !self.is_abroad(node));
+        if is_remembered && self.mesh.as_ref().is_some_and(is_held_dead) {
             return self.rejoin(shared);
         }
         self.judge_lives(shared);
@@ -950,8 +1061,8 @@ impl State {
         for index in 0..self.vips.len() {
             let Shift { vip, fit: fit_before, holder: before } = &self.vips[index];
             let (address, before) = (vip.address(), *before);
-            let others = self.nodes.iter().filter(|(_, of)| of.is_serving() && of.counts_from <= now && of.record.vips.contains(&address));
-            let mut fit: Vec<NodeId> = others.map(|(node, _)| *node).collect();
+            let others = self.of_this_pop().filter(|of| of.is_serving() && of.counts_from <= now && of.record.vips.contains(&address));
+            let mut fit: Vec<NodeId> = others.map(|of| of.record.node).collect();
             fit.extend((is_fit && self.record.vips.contains(&address)).then_some(own));
             fit.sort_unstable();
             let has_changed = fit != *fit_before;
@@ -1003,7 +1114,7 @@ impl State {
             let is_asked = of.is_up() && of.life.has_heard(Way::Link) || holds_dead == Some(true);
             is_asked.then_some(Witness { is_connected, holds_dead, stood_still: said.is_some_and(|said| said.hung) })
         };
-        let witnesses: Vec<_> = self.nodes.iter().filter_map(witness).collect();
+        let witnesses: Vec<_> = self.nodes.iter().filter(|(_, of)| of.record.pop == self.record.pop).filter_map(witness).collect();
         let waited = now.saturating_duration_since(hang.since);
         let is_settled = match life::verdict(&witnesses, waited) {
             Verdict::Wait => return,
@@ -1043,6 +1154,15 @@ impl State {
         let (now, listened) = (shared.now(), shared.listened_at());
         let mut changed = Vec::new();
         for (node, of) in &mut self.nodes {
+            // A path between PoPs may be away for a moment. Nobody here takes its people over, so nothing is to be decided soon.
+            if of.record.pop != self.record.pop {
+                let is_away = of.gone_at.is_some_and(|at| at.elapsed() >= UNLINKED_MAX);
+                if is_away != of.is_away {
+                    let silence = of.gone_at.map_or(Duration::ZERO, |at| at.elapsed());
+                    changed.push((*node, Fate::Alive, silence, std::mem::replace(&mut of.is_away, is_away), is_away));
+                }
+                continue;
+            }
             let link = self.links.get(node).filter(|link| link.peer.incarnation == of.record.incarnation);
             let on_bus = self.bus.as_ref().filter(|_| of.gone_at.is_none()).and_then(|bus| bus.silence(*node));
             let on_link = link.and(self.mesh.as_ref()).and_then(|mesh| mesh.silence(*node));
@@ -1083,8 +1203,11 @@ impl State {
             if was_away != is_away {
                 self.tell_rooms(node, if is_away { NodeFate::Away } else { NodeFate::Back });
                 // The bus may have had it back before: rooms took what it said of whom they had given up for old.
-                if let Some(bus) = self.bus.as_ref().filter(|_| !is_away) {
-                    bus.tell_again(node);
+                match &self.bus {
+                    _ if is_away => {}
+                    _ if self.is_abroad(node) => self.spans.tell_again(node),
+                    Some(bus) => bus.tell_again(node),
+                    None => {}
                 }
             }
         }
@@ -1117,7 +1240,14 @@ impl State {
                     mesh.ignore(Unheard::Full);
                 }
             }
-            MeshEvent::Data { node, .. } | MeshEvent::Message { node, .. } if !self.nodes.contains_key(&node) => self.ignore(node, event),
+            MeshEvent::Message { node, message: Message::Presence(presence) } => {
+                if !self.spans.hear(std::time::Instant::now(), node, presence)
+                    && let Some(mesh) = &self.mesh
+                {
+                    mesh.ignore(Unheard::Foreign);
+                }
+            }
+            MeshEvent::Data { node, .. } | MeshEvent::Message { node, .. } if !self.may_say(node, &event) => self.ignore(node, event),
             MeshEvent::LinkUp { peer, secret } => self.link_up(*peer, secret).await,
             MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
             MeshEvent::Rekeyed { node, generation } => {
@@ -1153,7 +1283,25 @@ impl State {
         }
     }
 
-    /// Sessions do not span PoPs yet: a node that is none of this one, or of which the bus has not told yet, has a link and no say.
+    /// Whether what a node says is heard.
+    fn may_say(&self, node: NodeId, event: &MeshEvent) -> bool {
+        let session = match event {
+            MeshEvent::Data { data, .. } => &data.session,
+            MeshEvent::Message { message, .. } => match message {
+                Message::Follow(Follow { session, .. })
+                | Message::Order(Order { session, .. })
+                | Message::Heard(Heard { session, .. })
+                | Message::Room(control::Room { session, .. })
+                | Message::Want(control::Want { session, .. }) => session,
+                // Of what was asked for before, or of nothing that could do harm.
+                _ => return self.nodes.contains_key(&node),
+            },
+            _ => return true,
+        };
+        self.may_share(session, node)
+    }
+
+    /// A node of which the bus has not told yet, or one of another PoP in a session that is none of its business, has a link and no say.
     fn ignore(&self, node: NodeId, event: MeshEvent) {
         if let Some(mesh) = &self.mesh {
             mesh.ignore(Unheard::Foreign);
@@ -1209,7 +1357,10 @@ impl State {
             shared.command(worker, Command::OpenLink(Box::new(open))).await;
         }
         let node = peer.node;
-        self.overlay.link_up(&peer);
+        if peer.pop != *self.record.pop {
+            self.overlay.link_up(&peer);
+            self.spans.link_up(std::time::Instant::now(), &peer);
+        }
         let (exports, followed, asked, stats) = Default::default();
         let opened_at = shared.now();
         self.links.insert(node, Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, stats });
@@ -1224,6 +1375,7 @@ impl State {
         }
         if let Some(shared) = self.shared.upgrade() {
             self.overlay.link_down(shared.now(), node);
+            self.spans.link_down(std::time::Instant::now(), node);
         }
         // There may be a place now. A link that has stepped on from generation 0 meanwhile cannot be opened any more, so it is made anew.
         let Some(mesh) = &self.mesh else { return };
@@ -1315,7 +1467,7 @@ impl State {
         let now = shared.now();
         let links = self.links.iter().map(|(node, link)| (node, total(link.stats.values())));
         let told = self.overlay.tick(now, links);
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.overlay.describe(now);
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.describe_overlay(now);
         let Some(paths) = told else { return };
         let (release, load, draining) = (crate::VERSION.to_owned(), self.record.load, self.record.draining);
         let told = Message::Paths(Paths { paths, release, load, draining });
@@ -1328,7 +1480,7 @@ impl State {
         let number = self.next_order;
         self.next_order += 1;
         let known = self.rooms.get(&session).filter(|_| action != Action::Delete);
-        let fits = |node: &NodeId| known.is_none_or(|room| room.nodes.contains_key(node)) && self.nodes.contains_key(node);
+        let fits = |node: &NodeId| known.is_none_or(|room| room.nodes.contains_key(node)) && self.may_share(&session, *node);
         let nodes: HashSet<NodeId> = self.links.keys().copied().filter(fits).collect();
         for node in &nodes {
             let (session, identity, tracks) = (session.clone(), identity.clone(), tracks.clone());
@@ -1512,8 +1664,9 @@ impl State {
     /// To one node, or to all of the PoP. It waits behind data: what is dropped there comes with the answer to the next [`Follow`].
     fn tell_room_word(&mut self, session: SessionId, node: Option<NodeId>, word: RoomWord) {
         let RoomWord { metadata, participants_max, said } = word;
+        let said_in = session.clone();
         let message = Message::Room(control::Room { session, metadata: metadata.into(), participants_max, said });
-        let is_told = |other: &NodeId| node.is_none_or(|node| node == *other) && self.nodes.contains_key(other);
+        let is_told = |other: &NodeId| node.is_none_or(|node| node == *other) && self.may_share(&said_in, *other);
         for node in self.links.keys().copied().filter(is_told).collect::<Vec<_>>() {
             self.send_data(node, Outgoing { message: message.clone(), reliable: true, numbered: false, hold: None });
         }
@@ -1689,7 +1842,7 @@ impl State {
 
     /// The nodes of this PoP that live, this one too, in the order in which they take the session's people.
     fn rank(&self, session: &SessionId) -> Vec<NodeId> {
-        let up = self.nodes.values().filter(|of| of.is_up()).map(|of| of.record.node);
+        let up = self.of_this_pop().filter(|of| of.is_up()).map(|of| of.record.node);
         placement::rank(session, up.chain([self.record.node]))
     }
 
@@ -1704,7 +1857,7 @@ impl State {
                 // One that began anew knows nobody of a node that is gone, least of all those whom it had itself.
                 let grace = self.shared.upgrade().map(|shared| shared.grace()).unwrap_or_default();
                 let is_young = |of: &&Node| of.anew_at.is_some_and(|at| at.elapsed() < grace);
-                let young = self.nodes.values().filter(is_young).map(|of| of.record.node);
+                let young = self.of_this_pop().filter(is_young).map(|of| of.record.node);
                 let failed: Vec<NodeId> = failed.iter().copied().chain(young).collect();
                 owner.or_else(|| self.host(session, &failed))?
             }
@@ -1730,8 +1883,8 @@ impl State {
     /// Whose people it is among. Of two, one has taken it over from the other.
     fn owner(&self, session: &SessionId, participant: ParticipantId) -> Option<NodeId> {
         let known = &self.rooms.get(session)?.nodes;
-        let owners =
-            known.iter().filter(|(node, known)| known.people.contains(&participant) && self.nodes.get(node).is_some_and(Node::is_up));
+        let is_here = |node: &NodeId| !self.is_abroad(*node) && self.nodes.get(node).is_some_and(Node::is_up);
+        let owners = known.iter().filter(|(node, known)| known.people.contains(&participant) && is_here(node));
         let origin = self.origin((participant.0 >> 32) as u32);
         owners.map(|(node, _)| *node).min_by_key(|node| Some(*node) == origin)
     }
@@ -1739,7 +1892,7 @@ impl State {
     /// The upper half of a start's nonce begins all ids of that start.
     fn origin(&self, origin: u32) -> Option<NodeId> {
         let gave_out = |of: &&Node| of.is_up() && of.record.incarnation.nonce >> 32 == u64::from(origin);
-        Some(self.nodes.values().find(gave_out)?.record.node)
+        Some(self.of_this_pop().find(gave_out)?.record.node)
     }
 
     fn describe(&self) -> Description {
@@ -1755,7 +1908,7 @@ impl State {
             capacity: of.record.capacity,
             draining: of.record.draining,
         };
-        let mut nodes: Vec<_> = self.nodes.values().map(node).collect();
+        let mut nodes: Vec<_> = self.of_this_pop().map(node).collect();
         nodes.sort_by(|a, b| a.node.cmp(&b.node));
         let up = self.mesh.iter().flat_map(Mesh::links);
         let mut links: Vec<_> = up.filter_map(|state| Some(self.describe_link(&state, self.links.get(&state.peer.node)?))).collect();
@@ -1775,7 +1928,13 @@ impl State {
         };
         let vips = self.vips.iter().map(vip).collect();
         let now = self.shared.upgrade().map(|shared| shared.now()).unwrap_or_default();
-        Description { nodes, links, overlay: self.overlay.describe(now), vips, tracks }
+        Description { nodes, links, overlay: self.describe_overlay(now), vips, tracks }
+    }
+
+    fn describe_overlay(&self, now: Time) -> OverlayView {
+        let spans = |watched: &&Watched| watched.nodes.keys().any(|node| self.is_abroad(*node));
+        let sessions = self.rooms.values().filter(spans).count();
+        OverlayView { sessions, participants: self.spans.participants(), ..self.overlay.describe(now) }
     }
 
     fn describe_link(&self, state: &LinkState, link: &Link) -> LinkView {

@@ -453,6 +453,13 @@ impl Node {
         token::verify_claims(token, unix_now_s(), |id| keys.secret(id)).map(|claims| claims.video)
     }
 
+    /// Somebody was let into a session by this token: other PoPs that may use its API key may know of the session.
+    pub fn note_key(&self, session: &SessionId, access: &Access) {
+        if let Some(cluster) = self.shared.cluster.get() {
+            cluster.note_key(session, &access.claims().iss);
+        }
+    }
+
     /// Chooses the worker for one more client of `session` ([`pop_session::placement`]) and keeps what it claims there until the placement is dropped or the
     /// client is gone.
     ///
@@ -517,6 +524,7 @@ impl Node {
             let (reply, answer) = oneshot::channel();
             room.send(RoomMessage::FindMember { participant: resume.participant, reply }).map_err(|_| unknown)?;
             match answer.await.map_err(|_| unknown)? {
+                Found::Away | Found::There if self.is_abroad(session, resume.participant).await => return Err(unknown),
                 Found::Here(worker, line) => return self.resume_here(session, (worker, room), line, resume).await,
                 Found::Away | Found::There if !redoes_dtls || self.is_stopping() => return Err(Refusal::Elsewhere),
                 Found::Away => match self.adopt(session, resume.clone()).await {
@@ -528,6 +536,14 @@ impl Node {
                 Found::Unknown => return Err(unknown),
             }
             tokio::time::sleep(VERDICT_INTERVAL).await;
+        }
+    }
+
+    /// One of another PoP's: its client begins anew here.
+    async fn is_abroad(&self, session: &SessionId, participant: ParticipantId) -> bool {
+        match self.shared.cluster.get() {
+            Some(cluster) => cluster.is_abroad(session, participant).await,
+            None => false,
         }
     }
 

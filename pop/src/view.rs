@@ -104,6 +104,10 @@ pub struct OverlayView {
     pub routes: Vec<RouteView>,
     /// Times that a route became another one.
     pub changes: u64,
+    /// Sessions with people in another PoP, too.
+    pub sessions: usize,
+    /// Those people.
+    pub participants: u64,
 }
 
 /// A secured relation with another node. Counters are of all workers, since the link came up.

@@ -45,6 +45,9 @@ pub const PATHS_MAX: usize = 512;
 /// Longest name of a release, in bytes.
 pub const RELEASE_LEN_MAX: usize = 32;
 
+/// Longest record, digest or page of records in bytes.
+pub const TOLD_LEN_MAX: usize = 200 << 10;
+
 /// Tables of the largest message: the root, the message, and its paths.
 const TABLES_MAX: usize = 2 + PATHS_MAX;
 const _: () = assert!(PAYLOAD_TYPES_MAX <= PATHS_MAX);
@@ -305,6 +308,32 @@ impl Paths {
     }
 }
 
+/// What a node tells one of another PoP of who is in a session, as on the bus of a PoP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// Which.
+    pub session: SessionId,
+    /// What.
+    pub telling: Telling,
+}
+
+/// See [`Presence`]. Bodies are what the bus of a PoP carries, at most [`TOLD_LEN_MAX`] bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Telling {
+    /// The writer wants to hear who of the reader's people is in it.
+    Watch,
+    /// No longer.
+    Unwatch,
+    /// The record of one of the writer's.
+    Participant(ParticipantId, Arc<[u8]>),
+    /// A digest of the writer's records.
+    Digest(Arc<[u8]>),
+    /// For the reader's records from this participant on; the number comes back.
+    Ask(ParticipantId, u32),
+    /// The answer.
+    Page(ParticipantId, u32, Arc<[u8]>),
+}
+
 /// One message of a control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -340,6 +369,8 @@ pub enum Message {
     Room(Room),
     /// See [`Paths`].
     Paths(Paths),
+    /// See [`Presence`].
+    Presence(Presence),
 }
 
 /// Why bytes are no message, or a message is no bytes.
@@ -479,6 +510,7 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
         }
         Message::Room(room) => (schema::Message::Room, write_room(&mut builder, room)?),
         Message::Paths(paths) => (schema::Message::Paths, write_paths(&mut builder, paths)?),
+        Message::Presence(presence) => (schema::Message::Presence, write_presence(&mut builder, presence)?),
     };
     let control = schema::Control::create(&mut builder, &schema::ControlArgs { message_type, message: Some(message) });
     builder.finish(control, None);
@@ -620,6 +652,28 @@ fn write_paths(builder: &mut FlatBufferBuilder<'_>, paths: &Paths) -> Result<WIP
     Ok(schema::Paths::create(builder, &args).as_union_value())
 }
 
+fn write_presence(builder: &mut FlatBufferBuilder<'_>, presence: &Presence) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    let (telling, participant, number, body) = match &presence.telling {
+        Telling::Watch => (schema::Telling::Watch, 0, 0, None),
+        Telling::Unwatch => (schema::Telling::Unwatch, 0, 0, None),
+        Telling::Participant(participant, body) => (schema::Telling::Participant, participant.0, 0, Some(body)),
+        Telling::Digest(body) => (schema::Telling::Digest, 0, 0, Some(body)),
+        Telling::Ask(from, number) => (schema::Telling::Ask, from.0, *number, None),
+        Telling::Page(from, number, body) => (schema::Telling::Page, from.0, *number, Some(body)),
+    };
+    if body.is_some_and(|body| body.len() > TOLD_LEN_MAX) {
+        return Err(ControlError::Limit);
+    }
+    let args = schema::PresenceArgs {
+        session: Some(builder.create_string(presence.session.as_str())),
+        telling,
+        participant,
+        number,
+        body: body.map(|body| builder.create_vector(body)),
+    };
+    Ok(schema::Presence::create(builder, &args).as_union_value())
+}
+
 /// The message that `bytes` are, the length in front of them taken off. Fields that the writer's version has not are what the version
 /// before behaved as.
 pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
@@ -668,6 +722,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
         read_room(&room).map(Message::Room)
     } else if let Some(paths) = control.message_as_paths() {
         read_paths(&paths).map(Message::Paths)
+    } else if let Some(presence) = control.message_as_presence() {
+        read_presence(&presence).map(Message::Presence)
     } else {
         Err(ControlError::Unknown)
     }
@@ -769,6 +825,24 @@ fn read_paths(paths: &schema::Paths<'_>) -> Result<Paths, ControlError> {
         load: paths.load(),
         draining: paths.draining(),
     })
+}
+
+fn read_presence(presence: &schema::Presence<'_>) -> Result<Presence, ControlError> {
+    let body = presence.body().map(|body| body.bytes()).unwrap_or_default();
+    if body.len() > TOLD_LEN_MAX {
+        return Err(ControlError::Limit);
+    }
+    let (participant, number) = (ParticipantId(presence.participant()), presence.number());
+    let telling = match presence.telling() {
+        schema::Telling::Watch => Telling::Watch,
+        schema::Telling::Unwatch => Telling::Unwatch,
+        schema::Telling::Participant => Telling::Participant(participant, body.into()),
+        schema::Telling::Digest => Telling::Digest(body.into()),
+        schema::Telling::Ask => Telling::Ask(participant, number),
+        schema::Telling::Page => Telling::Page(participant, number, body.into()),
+        _ => return Err(ControlError::Unknown),
+    };
+    Ok(Presence { session: read_session(presence.session())?, telling })
 }
 
 fn read_hello(hello: &schema::Hello<'_>) -> Result<Hello, ControlError> {

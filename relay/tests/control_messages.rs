@@ -11,7 +11,7 @@ use common::open_link;
 use pop_relay::{
     control::{
         Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, Path, Paths,
-        PayloadType, Refuse, Rekey, Room, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
+        PayloadType, Presence, Refuse, Rekey, Room, Telling, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
     },
     link::{Ask, Clock, FrameRef, Incoming, SourceRoute, TRANSIT_OVERHEAD},
     route::Figures,
@@ -73,6 +73,10 @@ fn room() -> Room {
     Room { session, metadata: "auf Sendung".to_owned(), participants_max: 40, said: (1_700_000_000_000, 7) }
 }
 
+fn presence(telling: Telling) -> Message {
+    Message::Presence(Presence { session: SessionId::new("Straße 7").expect("a name"), telling })
+}
+
 fn paths() -> Paths {
     let figures = Figures { rtt_us: 161_500, loss_out: 12, loss_in: 250, jitter_us: 900 };
     let path = |pop: &str| Path { pop: pop.to_owned(), figures };
@@ -103,6 +107,12 @@ fn later_messages() -> Vec<(&'static str, Message)> {
         ("done", Message::Done(Done { number: 5, outcome: Outcome::UnknownTrack })),
         ("room", Message::Room(room())),
         ("paths", Message::Paths(paths())),
+        ("presence_watch", presence(Telling::Watch)),
+        ("presence_unwatch", presence(Telling::Unwatch)),
+        ("presence_participant", presence(Telling::Participant(one, b"record".as_slice().into()))),
+        ("presence_digest", presence(Telling::Digest(b"digest".as_slice().into()))),
+        ("presence_ask", presence(Telling::Ask(one, 7))),
+        ("presence_page", presence(Telling::Page(one, 7, b"page".as_slice().into()))),
     ]
 }
 
@@ -224,6 +234,8 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         Message::Paths(Paths { paths: vec![paths().paths[0].clone(); 513], ..paths() }),
         Message::Paths(Paths { paths: vec![Path { pop: "x".repeat(129), ..paths().paths[0].clone() }], ..paths() }),
         Message::Paths(Paths { release: "x".repeat(33), ..paths() }),
+        presence(Telling::Participant(ParticipantId(1), vec![0; (200 << 10) + 1].into())),
+        presence(Telling::Page(ParticipantId(1), 1, vec![0; (200 << 10) + 1].into())),
     ];
     for message in beyond {
         assert_eq!(encode(&message, 1), Err(ControlError::Limit), "{message:?}");
@@ -236,6 +248,8 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
     let most = Message::Room(Room { metadata: "x".repeat(64 * 1024), ..room() });
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     let most = Message::Paths(Paths { paths: vec![Path { pop: "x".repeat(128), ..paths().paths[0].clone() }; 512], ..paths() });
+    assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
+    let most = presence(Telling::Page(ParticipantId(1), 1, vec![7; 200 << 10].into()));
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     for bytes in [vec![], vec![0; 15], vec![0; 256 * 1024 + 1]] {
         assert_eq!(decode(&bytes), Err(ControlError::Length));

@@ -8,8 +8,8 @@ use common::{Rng, keys_of, mutate, mutation_count, open_link};
 use pop_relay::{
     RelayDrop,
     control::{
-        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, Path, Paths, PayloadType, Refuse, Room,
-        Want, decode, encode,
+        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, Path, Paths, PayloadType, Presence, Refuse,
+        Room, Telling, Want, decode, encode,
     },
     frame::{FrameKind, Head},
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, HOPS_MAX, Incoming, Link, SourceRoute, Transit},
@@ -266,6 +266,7 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             load: 9,
             draining: false,
         }),
+        Message::Presence(Presence { session: session(), telling: Telling::Page(ParticipantId(1), 7, b"page".as_slice().into()) }),
     ]
     .iter()
     .map(|message| encode(message, 1).expect("within limits"))

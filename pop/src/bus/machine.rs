@@ -1,14 +1,17 @@
-//! The bus without zenoh: somebody else carries its messages, in a time of his own. For simulations (`bench/sim`).
+//! The bus without zenoh: somebody else carries its messages, in a time of his own. Between PoPs the links of their nodes do (`cluster/spans.rs`), and in
+//! simulations `bench/sim`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pop_relay::control::{Presence, Telling};
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::presence::{LocalRecord, RemoteKey};
 
+use super::record::{self, Beat, Page};
 use super::replica::{BusEvent, PageAsk, Replica, Send};
-use super::{BusCounters, NodeRecord, RecordError, record};
+use super::{BusCounters, NodeRecord, RecordError};
 
 /// What a node says to another one, or to all.
 #[derive(Clone, Debug)]
@@ -23,6 +26,20 @@ enum Said {
     AskNode(Incarnation),
     AskPage(PageAsk),
     Page(PageAsk, Vec<u8>),
+}
+
+impl Wire {
+    /// As links between PoPs carry it; `None` for what these know without it.
+    pub(crate) fn into_presence(self) -> Option<Presence> {
+        let (session, telling) = match self.0 {
+            Said::Participant(session, participant, bytes) => (session, Telling::Participant(participant, bytes)),
+            Said::Digest(session, bytes) => (session, Telling::Digest(bytes.into())),
+            Said::AskPage(PageAsk { session, from, number, .. }) => (session, Telling::Ask(from, number)),
+            Said::Page(PageAsk { session, from, number, .. }, bytes) => (session, Telling::Page(from, number, bytes.into())),
+            Said::Beat(_) | Said::Node(_) | Said::AskNode(_) => return None,
+        };
+        Some(Presence { session, telling })
+    }
 }
 
 /// A node on such a bus.
@@ -43,6 +60,71 @@ impl Machine {
         let incarnation = record.incarnation;
         replica.put_node(record);
         Machine { incarnation, counters, replica, asked: VecDeque::new(), give_up_after }
+    }
+
+    /// The same, where the others are nodes of other PoPs, of which [`Self::meet`], [`Self::hear_alive`] and [`Self::part`] tell.
+    pub(crate) fn abroad(self) -> Machine {
+        Machine { replica: self.replica.abroad(), ..self }
+    }
+
+    /// A node is there, and says this of itself.
+    pub(crate) fn meet(&mut self, now: Instant, record: NodeRecord) {
+        self.replica.handle_node(now, record.node, record, 1);
+    }
+
+    /// It is heard.
+    pub(crate) fn hear_alive(&mut self, now: Instant, node: NodeId, incarnation: Incarnation) {
+        self.replica.handle_beat(now, node, Beat { incarnation, counter: 1 });
+    }
+
+    /// It is not there any more.
+    pub(crate) fn part(&mut self, now: Instant, node: NodeId, incarnation: Incarnation) {
+        self.replica.handle_token(now, node, incarnation, false);
+    }
+
+    /// See [`Bus::unwatch`](super::Bus::unwatch).
+    pub(crate) fn unwatch(&mut self, session: &SessionId) {
+        self.replica.unwatch(session);
+    }
+
+    /// See [`Bus::tell_again`](super::Bus::tell_again).
+    pub(crate) fn tell_again(&mut self, node: NodeId) {
+        self.replica.tell_again(node);
+    }
+
+    /// Asks a node once more for all that it has of a session.
+    pub(crate) fn ask(&mut self, session: &SessionId, node: NodeId) {
+        self.replica.pull(session, node);
+    }
+
+    /// What a node of another PoP says of people in a session that is watched; what it is answered. `shares`: it may know of ours.
+    pub(crate) fn handle_presence(&mut self, now: Instant, node: NodeId, presence: Presence, shares: bool) -> Option<Presence> {
+        let Presence { session, telling } = presence;
+        let said = match telling {
+            Telling::Watch | Telling::Unwatch => return None,
+            Telling::Participant(participant, body) => Said::Participant(session, participant, body),
+            Telling::Digest(body) => Said::Digest(session, body.to_vec()),
+            Telling::Page(from, number, body) => {
+                let incarnation = self.replica.incarnation_of(node)?;
+                Said::Page(PageAsk { session, node, incarnation, from, number }, body.to_vec())
+            }
+            Telling::Ask(from, number) => {
+                let page = if shares { self.replica.answer(&session, from) } else { self.empty_page() };
+                return Some(Presence { session, telling: Telling::Page(from, number, page.into()) });
+            }
+        };
+        self.handle(now, node, Wire(said)).and_then(Wire::into_presence)
+    }
+
+    /// What was to be asked of a node is not, as if it had nobody in the session.
+    pub(crate) fn answer_with_nobody(&mut self, now: Instant, node: NodeId, session: SessionId, from: ParticipantId, number: u32) {
+        let Some(incarnation) = self.replica.incarnation_of(node) else { return };
+        let page = Page { incarnation, records: Vec::new(), next: None };
+        self.replica.handle_page(now, &PageAsk { session, node, incarnation, from, number }, Some(page));
+    }
+
+    fn empty_page(&self) -> Vec<u8> {
+        record::encode_page(self.incarnation, std::iter::empty())
     }
 
     /// See [`Bus::watch`](super::Bus::watch).

@@ -127,7 +127,7 @@ pub(super) struct PageAsk {
     pub(super) incarnation: Incarnation,
     pub(super) from: ParticipantId,
     /// Of the pull, so that a late answer to an earlier one is not taken for one to this.
-    number: u32,
+    pub(super) number: u32,
 }
 
 #[derive(Debug)]
@@ -193,6 +193,8 @@ enum PullState {
 pub(super) struct Replica {
     node: NodeId,
     pop: Box<str>,
+    /// The others are of other PoPs, not of this one.
+    is_abroad: bool,
     incarnation: Incarnation,
     /// Version of the records that it writes.
     schema: u8,
@@ -235,6 +237,7 @@ impl Replica {
         Self {
             node,
             pop: pop.into(),
+            is_abroad: false,
             incarnation,
             schema: SCHEMA,
             counters,
@@ -268,6 +271,11 @@ impl Replica {
     /// The same, that writes records of this version.
     pub(super) fn writing(self, schema: u8) -> Self {
         Self { schema, ..self }
+    }
+
+    /// The same for nodes of other PoPs, where nobody keeps a session that he has nobody in.
+    pub(super) fn abroad(self) -> Self {
+        Self { is_abroad: true, ..self }
     }
 
     /// What others shall know of one of ours; of several changes that have not been sent the last is.
@@ -393,7 +401,7 @@ impl Replica {
     }
 
     /// Reads all that `node` has of `session`, unless that is being done.
-    fn pull(&mut self, session: &SessionId, node: NodeId) {
+    pub(super) fn pull(&mut self, session: &SessionId, node: NodeId) {
         let key = (session.clone(), node);
         if !self.pulls.contains_key(&key) {
             self.pull_number = self.pull_number.wrapping_add(1);
@@ -532,7 +540,7 @@ impl Replica {
 
     pub(super) fn handle_node(&mut self, now: Instant, key: NodeId, record: NodeRecord, counter: u32) {
         // Who may be on this bus is the operator's CA's to say, and it makes certificates for nodes of other PoPs, too.
-        if record.node != key || NodeId::of(&record.pop, &record.name) != key || record.pop != self.pop {
+        if record.node != key || NodeId::of(&record.pop, &record.name) != key || (record.pop == self.pop) == self.is_abroad {
             self.counters.ignore(Ignored::Foreign);
             return;
         }
@@ -651,6 +659,9 @@ impl Replica {
 
     /// Somebody is in a session that is not watched here.
     fn hear_of(&mut self, session: &SessionId) {
+        if self.is_abroad {
+            return;
+        }
         let up = self.peers.iter().filter(|(_, peer)| peer.record.is_some()).map(|(&node, _)| node);
         let is_keeper = rank(session, up.chain([self.node])).iter().take(KEEPERS).any(|node| *node == self.node);
         if is_keeper && self.heard_of.len() < HEARD_OF_MAX && self.heard_of.insert(session.clone()) {

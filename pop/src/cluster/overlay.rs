@@ -198,6 +198,7 @@ impl Overlay {
             paths: self.routes.matrix().into_iter().map(path).collect(),
             routes: routes.collect(),
             changes: self.changes,
+            ..OverlayView::default()
         }
     }
 }

@@ -43,6 +43,12 @@ impl Collector for OverlayCollector {
         for route in &overlay.routes {
             ConstGauge::new(1_i64).encode(family.encode_family(&[("pop", route.to.as_str()), ("way", route.way.as_str())])?)?;
         }
+        for (name, help, count) in [
+            ("pop_mesh_sessions", "Sessions with people in another PoP, too", overlay.sessions as i64),
+            ("pop_mesh_participants", "People of other PoPs that are known here", overlay.participants as i64),
+        ] {
+            ConstGauge::new(count).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
         let help = "Times that the way to another PoP became another one";
         ConstCounter::new(overlay.changes).encode(encoder.encode_descriptor("pop_mesh_route_changes", help, None, MetricType::Counter)?)
     }

@@ -246,6 +246,7 @@ async fn create(node: Node, role: Role, setup: Setup, path: RoomPath, request: R
     let etag = entity_tag(&admission.ice.local_ufrag);
     let join = admission.into_join(&node, &negotiation, &access);
     node.join(placement, our_role, fingerprints, join).await?;
+    node.note_key(&room, &access);
 
     let kind = if role == Role::Publish { "whip" } else { "whep" };
     let location = format!("{}/{kind}/{}/{resource}", setup.base, encode_component(room.as_str()));

@@ -111,12 +111,112 @@ impl<'a> ::flatbuffers::Verifiable for Action {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for Action {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MIN_MESSAGE: u8 = 0;
+pub const ENUM_MIN_TELLING: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_MESSAGE: u8 = 16;
+pub const ENUM_MAX_TELLING: u8 = 5;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_MESSAGE: [Message; 17] = [
+pub const ENUM_VALUES_TELLING: [Telling; 6] = [
+  Telling::Watch,
+  Telling::Unwatch,
+  Telling::Participant,
+  Telling::Digest,
+  Telling::Ask,
+  Telling::Page,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Telling(pub u8);
+#[allow(non_upper_case_globals)]
+impl Telling {
+  pub const Watch: Self = Self(0);
+  pub const Unwatch: Self = Self(1);
+  pub const Participant: Self = Self(2);
+  pub const Digest: Self = Self(3);
+  pub const Ask: Self = Self(4);
+  pub const Page: Self = Self(5);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 5;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Watch,
+    Self::Unwatch,
+    Self::Participant,
+    Self::Digest,
+    Self::Ask,
+    Self::Page,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Watch => Some("Watch"),
+      Self::Unwatch => Some("Unwatch"),
+      Self::Participant => Some("Participant"),
+      Self::Digest => Some("Digest"),
+      Self::Ask => Some("Ask"),
+      Self::Page => Some("Page"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Telling {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Telling {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Telling {
+    type Output = Telling;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Telling {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Telling {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Telling {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_MESSAGE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_MESSAGE: u8 = 17;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_MESSAGE: [Message; 18] = [
   Message::NONE,
   Message::Hello,
   Message::Want,
@@ -134,6 +234,7 @@ pub const ENUM_VALUES_MESSAGE: [Message; 17] = [
   Message::Done,
   Message::Room,
   Message::Paths,
+  Message::Presence,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -158,9 +259,10 @@ impl Message {
   pub const Done: Self = Self(14);
   pub const Room: Self = Self(15);
   pub const Paths: Self = Self(16);
+  pub const Presence: Self = Self(17);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 16;
+  pub const ENUM_MAX: u8 = 17;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -179,6 +281,7 @@ impl Message {
     Self::Done,
     Self::Room,
     Self::Paths,
+    Self::Presence,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -200,6 +303,7 @@ impl Message {
       Self::Done => Some("Done"),
       Self::Room => Some("Room"),
       Self::Paths => Some("Paths"),
+      Self::Presence => Some("Presence"),
       _ => None,
     }
   }
@@ -4332,6 +4436,175 @@ impl ::core::fmt::Debug for Paths<'_> {
       ds.finish()
   }
 }
+pub enum PresenceOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// Between nodes of two PoPs, whose buses are separate: who is in a session, as on the bus of a PoP.
+///   Watch, Unwatch: the writer wants to hear who of the reader's people is in the session, or no longer.
+///   Participant, Digest: `body` is what the writer would put on its bus.
+///   Ask: for the reader's people in the session from `participant` on. Page: the answer, with the same `participant` and `number`.
+pub struct Presence<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Presence<'a> {
+  type Inner = Presence<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Presence<'a> {
+  pub const VT_SESSION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TELLING: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PARTICIPANT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_NUMBER: ::flatbuffers::VOffsetT = 10;
+  pub const VT_BODY: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Presence { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PresenceArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Presence<'bldr>> {
+    let mut builder = PresenceBuilder::new(_fbb);
+    builder.add_participant(args.participant);
+    if let Some(x) = args.body { builder.add_body(x); }
+    builder.add_number(args.number);
+    if let Some(x) = args.session { builder.add_session(x); }
+    builder.add_telling(args.telling);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn session(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Presence::VT_SESSION, None).unwrap()}
+  }
+  #[inline]
+  pub fn telling(&self) -> Telling {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Telling>(Presence::VT_TELLING, Some(Telling::Watch)).unwrap()}
+  }
+  #[inline]
+  pub fn participant(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Presence::VT_PARTICIPANT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn number(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Presence::VT_NUMBER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn body(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Presence::VT_BODY, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Presence<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
+     .visit_field::<Telling>("telling", Self::VT_TELLING, false)?
+     .visit_field::<u64>("participant", Self::VT_PARTICIPANT, false)?
+     .visit_field::<u32>("number", Self::VT_NUMBER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("body", Self::VT_BODY, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PresenceArgs<'a> {
+    pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub telling: Telling,
+    pub participant: u64,
+    pub number: u32,
+    pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for PresenceArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PresenceArgs {
+      session: None, // required field
+      telling: Telling::Watch,
+      participant: 0,
+      number: 0,
+      body: None,
+    }
+  }
+}
+
+pub struct PresenceBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PresenceBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_session(&mut self, session: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Presence::VT_SESSION, session);
+  }
+  #[inline]
+  pub fn add_telling(&mut self, telling: Telling) {
+    self.fbb_.push_slot::<Telling>(Presence::VT_TELLING, telling, Telling::Watch);
+  }
+  #[inline]
+  pub fn add_participant(&mut self, participant: u64) {
+    self.fbb_.push_slot::<u64>(Presence::VT_PARTICIPANT, participant, 0);
+  }
+  #[inline]
+  pub fn add_number(&mut self, number: u32) {
+    self.fbb_.push_slot::<u32>(Presence::VT_NUMBER, number, 0);
+  }
+  #[inline]
+  pub fn add_body(&mut self, body: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Presence::VT_BODY, body);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PresenceBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PresenceBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Presence<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Presence::VT_SESSION,"session");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Presence<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Presence");
+      ds.field("session", &self.session());
+      ds.field("telling", &self.telling());
+      ds.field("participant", &self.participant());
+      ds.field("number", &self.number());
+      ds.field("body", &self.body());
+      ds.finish()
+  }
+}
 pub enum ControlOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4606,6 +4879,20 @@ impl<'a> Control<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_presence(&self) -> Option<Presence<'a>> {
+    if self.message_type() == Message::Presence {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Presence::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Control<'_> {
@@ -4632,6 +4919,7 @@ impl ::flatbuffers::Verifiable for Control<'_> {
           Message::Done => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Done>>("Message::Done", pos),
           Message::Room => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Room>>("Message::Room", pos),
           Message::Paths => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Paths>>("Message::Paths", pos),
+          Message::Presence => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Presence>>("Message::Presence", pos),
           _ => Ok(()),
         }
      })?
@@ -4794,6 +5082,13 @@ impl ::core::fmt::Debug for Control<'_> {
         },
         Message::Paths => {
           if let Some(x) = self.message_as_paths() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Presence => {
+          if let Some(x) = self.message_as_presence() {
             ds.field("message", &x)
           } else {
             ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -101,7 +101,7 @@ async fn take_seat(
 ) -> Result<Seat, (Refused, LeaveReason, LeaveAction)> {
     // The token was checked for a room before.
     let Some(room) = room_of(access) else { return Err((Refused::Token, LeaveReason::JoinFailure, LeaveAction::Disconnect)) };
-    match arrival {
+    let seat = match arrival {
         Arrival::Enter(enter) => enter_room(context, &room, *enter).await,
         Arrival::Resume(resume) => {
             let (refused, reason, action) = (Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect);
@@ -115,7 +115,9 @@ async fn take_seat(
             tracing::info!(target: AUDIT, %room, identity = %access.identity(), "resume refused: it names nobody");
             Err((Refused::Resume, LeaveReason::StateMismatch, LeaveAction::Reconnect))
         }
-    }
+    }?;
+    context.node.note_key(&room, access);
+    Ok(seat)
 }
 
 async fn enter_room(context: &Context, room: &pop_schemas::SessionId, enter: Enter) -> Result<Seat, (Refused, LeaveReason, LeaveAction)> {

@@ -1,0 +1,412 @@
+//! Sessions that span PoPs: who is in them is told between nodes of two PoPs by the same machine as on the bus, over their links, to those alone
+//! whom it concerns.
+//!
+//! ```text
+//! rooms --put, key-----> +-------+ --Presence--> links with nodes of other PoPs
+//! links --Presence-----> | Spans | --BusEvent--> rooms, as what the bus tells
+//! links up, down, time-> +-------+
+//! ```
+//! A session has the API keys of those whose tokens let them in here. A node of another PoP hears of it, and is heard in it, when its certificate
+//! carries all of these: whoever has none of them, or not all, is answered as if nobody were here.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use pop_relay::control::{Presence, Telling};
+use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_session::presence::LocalRecord;
+
+use crate::bus::{BusEvent, Machine, NodeRecord};
+use crate::mesh::{Grants, Peer};
+
+/// Sessions that one node of another PoP wants to hear of.
+const WATCHES_MAX: usize = 8_192;
+
+/// API keys of a session; one with more is told to nobody.
+const KEYS_MAX: usize = 32;
+
+/// A question without an answer is asked again after this: a round trip of the longest path, and what waits in front of it.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
+
+/// A node of another PoP with which there is a link.
+struct Neighbour {
+    incarnation: Incarnation,
+    grants: Grants,
+    /// What it wants to hear of, whether or not it may.
+    watches: HashSet<SessionId>,
+}
+
+/// See the module.
+pub(super) struct Spans {
+    machine: Machine,
+    /// Those that are here, and whose tokens let people in.
+    keys: HashMap<SessionId, BTreeSet<Box<str>>>,
+    neighbours: HashMap<NodeId, Neighbour>,
+    unsent: VecDeque<(NodeId, Presence)>,
+    /// Who may hear of a session no longer.
+    shut_out: VecDeque<(NodeId, SessionId)>,
+}
+
+impl Spans {
+    /// Of the node that says this of itself in its PoP.
+    pub(super) fn new(record: &NodeRecord) -> Spans {
+        let machine = Machine::new(record.clone(), GIVE_UP_AFTER).abroad();
+        Spans { machine, keys: HashMap::new(), neighbours: HashMap::new(), unsent: VecDeque::new(), shut_out: VecDeque::new() }
+    }
+
+    /// Somebody is in a session here by a token of this API key.
+    pub(super) fn note_key(&mut self, session: &SessionId, key: &str) {
+        let keys = self.keys.entry(session.clone()).or_default();
+        let is_new = keys.is_empty();
+        if keys.len() > KEYS_MAX || keys.contains(key) {
+            return;
+        }
+        let (before, _) = (self.granted(session), self.keys.get_mut(session).map(|keys| keys.insert(key.into())));
+        if is_new {
+            self.machine.watch(session);
+            self.granted(session).into_iter().for_each(|node| self.tell(node, session, Telling::Watch));
+            return;
+        }
+        for node in before {
+            if !self.is_granted(session, node) {
+                self.tell(node, session, Telling::Unwatch);
+                self.shut_out.push_back((node, session.clone()));
+                // What is known of its people is known no longer.
+                self.machine.ask(session, node);
+            }
+        }
+    }
+
+    /// The session is not here any longer, or another one of this name.
+    pub(super) fn end(&mut self, session: &SessionId) {
+        self.granted(session).into_iter().for_each(|node| self.tell(node, session, Telling::Unwatch));
+        if self.keys.remove(session).is_some() {
+            self.machine.unwatch(session);
+        }
+    }
+
+    /// See [`Bus::put_participant`](crate::bus::Bus::put_participant).
+    pub(super) fn put(&mut self, now: Instant, session: &SessionId, record: &LocalRecord) {
+        // What others would not take is counted, and the bus says so in the log.
+        let _ = self.machine.put_participant(now, session, record);
+    }
+
+    /// See [`Bus::withdraw`](crate::bus::Bus::withdraw).
+    pub(super) fn withdraw(&mut self, now: Instant, session: &SessionId, participant: ParticipantId) {
+        self.machine.withdraw(now, session, participant);
+    }
+
+    /// There is a link with a node of another PoP.
+    pub(super) fn link_up(&mut self, now: Instant, peer: &Peer) {
+        self.link_down(now, peer.node);
+        let (node, incarnation, grants) = (peer.node, peer.incarnation, peer.grants.clone());
+        self.neighbours.insert(node, Neighbour { incarnation, grants, watches: HashSet::new() });
+        let (name, pop) = (peer.name.as_str().into(), peer.pop.as_str().into());
+        let (load, capacity, draining) = Default::default();
+        // Where it is reached is the operator's to say, or its PoP's.
+        let (mesh, release, vips) = (None, "".into(), Vec::new());
+        self.machine.meet(now, NodeRecord { name, pop, node, incarnation, mesh, release, load, capacity, draining, vips });
+        let sessions: Vec<SessionId> = self.keys.keys().filter(|session| self.is_granted(session, node)).cloned().collect();
+        sessions.iter().for_each(|session| self.tell(node, session, Telling::Watch));
+    }
+
+    /// There is none any longer.
+    pub(super) fn link_down(&mut self, now: Instant, node: NodeId) {
+        if let Some(Neighbour { incarnation, .. }) = self.neighbours.remove(&node) {
+            self.machine.part(now, node, incarnation);
+            self.unsent.retain(|(to, _)| *to != node);
+        }
+    }
+
+    /// Whether a node of another PoP may know of people in a session, and be believed who is.
+    pub(super) fn is_granted(&self, session: &SessionId, node: NodeId) -> bool {
+        let held = self.neighbours.get(&node).map(|of| &of.grants).zip(self.keys.get(session));
+        held.is_some_and(|(grants, keys)| !keys.is_empty() && keys.len() <= KEYS_MAX && keys.iter().all(|key| grants.holds(key)))
+    }
+
+    fn granted(&self, session: &SessionId) -> Vec<NodeId> {
+        self.neighbours.keys().copied().filter(|node| self.is_granted(session, *node)).collect()
+    }
+
+    /// A node says something. `false`: it has no link, may not say it, or says too much.
+    pub(super) fn hear(&mut self, now: Instant, node: NodeId, presence: Presence) -> bool {
+        let is_granted = self.is_granted(&presence.session, node);
+        let Some(neighbour) = self.neighbours.get_mut(&node) else { return false };
+        match &presence.telling {
+            // It may be granted later, when somebody comes.
+            Telling::Watch if neighbour.watches.len() >= WATCHES_MAX => return neighbour.watches.contains(&presence.session),
+            Telling::Watch | Telling::Unwatch => {
+                let _ = match presence.telling {
+                    Telling::Watch => neighbour.watches.insert(presence.session.clone()),
+                    _ => neighbour.watches.remove(&presence.session),
+                };
+                // What it had to say before somebody was here was not for this node; whom it shuts out it tells of nobody.
+                if is_granted {
+                    self.machine.ask(&presence.session, node);
+                }
+            }
+            Telling::Participant(..) | Telling::Digest(_) | Telling::Page(..) if !is_granted => return false,
+            _ => {
+                if let Some(answer) = self.machine.handle_presence(now, node, presence, is_granted) {
+                    self.unsent.push_back((node, answer));
+                }
+            }
+        }
+        true
+    }
+
+    /// See [`Bus::tell_again`](crate::bus::Bus::tell_again).
+    pub(super) fn tell_again(&mut self, node: NodeId) {
+        self.machine.tell_again(node);
+    }
+
+    /// To be called each some ten milliseconds.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        // Whether a node lives its link says.
+        for (node, of) in &self.neighbours {
+            self.machine.hear_alive(now, *node, of.incarnation);
+        }
+        self.machine.handle_timeout(now);
+    }
+
+    fn tell(&mut self, node: NodeId, session: &SessionId, telling: Telling) {
+        self.unsent.push_back((node, Presence { session: session.clone(), telling }));
+    }
+
+    /// What to say next, and to whom.
+    pub(super) fn poll_send(&mut self, now: Instant) -> Option<(NodeId, Presence)> {
+        while self.unsent.is_empty() {
+            let (to, wire) = self.machine.poll(now)?;
+            let Some(presence) = wire.into_presence() else { continue };
+            match to {
+                Some(node) if self.is_granted(&presence.session, node) => self.unsent.push_back((node, presence)),
+                Some(node) => {
+                    if let Telling::Ask(from, number) = presence.telling {
+                        self.machine.answer_with_nobody(now, node, presence.session, from, number);
+                    }
+                }
+                None => {
+                    let hears = |node: &NodeId| self.neighbours.get(node).is_some_and(|of| of.watches.contains(&presence.session));
+                    let to = self.granted(&presence.session).into_iter().filter(hears);
+                    self.unsent.extend(to.map(|node| (node, presence.clone())).collect::<Vec<_>>());
+                }
+            }
+        }
+        self.unsent.pop_front()
+    }
+
+    /// What others did.
+    pub(super) fn poll_event(&mut self) -> Option<BusEvent> {
+        self.machine.poll_event()
+    }
+
+    /// A node that may hear of a session no longer: what it was sent of it ends.
+    pub(super) fn poll_shut_out(&mut self) -> Option<(NodeId, SessionId)> {
+        self.shut_out.pop_front()
+    }
+
+    /// People of other PoPs that are known.
+    pub(super) fn participants(&self) -> u64 {
+        self.machine.counters().participants()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pop_schemas::Identity;
+    use pop_session::Kind;
+    use pop_session::member::Permissions;
+    use pop_session::presence::{Manifest, Version};
+
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(25);
+
+    fn session() -> SessionId {
+        SessionId::new("room").unwrap()
+    }
+
+    fn record(pop: &str) -> NodeRecord {
+        NodeRecord {
+            name: "a".into(),
+            pop: pop.into(),
+            node: NodeId::of(pop, "a"),
+            incarnation: Incarnation { start: 1, nonce: 7 },
+            mesh: None,
+            release: "".into(),
+            load: 0,
+            capacity: 0,
+            draining: false,
+            vips: Vec::new(),
+        }
+    }
+
+    fn peer(pop: &str, grants: Grants) -> Peer {
+        Peer {
+            node: NodeId::of(pop, "a"),
+            name: "a".to_owned(),
+            pop: pop.to_owned(),
+            incarnation: record(pop).incarnation,
+            number: 1,
+            their_number: 1,
+            version: 1,
+            workers: Vec::new(),
+            address: "192.0.2.1:7890".parse().unwrap(),
+            playout: Duration::ZERO,
+            grants,
+        }
+    }
+
+    fn local(participant: u64, counter: u32, is_here: bool) -> LocalRecord {
+        let manifest = Manifest::new(Identity::new("ann").unwrap(), Kind::Member, Permissions::PUBLISHER);
+        LocalRecord {
+            participant: ParticipantId(participant),
+            version: Version { epoch: 0, counter },
+            manifest: is_here.then_some(manifest),
+        }
+    }
+
+    /// Nodes of PoPs, each linked with each, and whom each believes to be in the session.
+    struct Rig {
+        now: Instant,
+        names: Vec<&'static str>,
+        spans: Vec<Spans>,
+        people: Vec<BTreeMap<u64, u32>>,
+        /// What is lost on the way, as with a link that ends.
+        cut: bool,
+        said: usize,
+    }
+
+    impl Rig {
+        /// With what each PoP's certificate carries.
+        fn new(pops: &[(&'static str, Grants)]) -> Rig {
+            let names: Vec<&str> = pops.iter().map(|(pop, _)| *pop).collect();
+            let spans = names.iter().map(|pop| Spans::new(&record(pop))).collect();
+            let people = names.iter().map(|_| BTreeMap::new()).collect();
+            let mut rig = Rig { now: Instant::now(), names, spans, people, cut: false, said: 0 };
+            for (at, spans) in rig.spans.iter_mut().enumerate() {
+                for (_, (pop, grants)) in pops.iter().enumerate().filter(|(other, _)| *other != at) {
+                    spans.link_up(rig.now, &peer(pop, grants.clone()));
+                }
+            }
+            rig
+        }
+
+        fn run(&mut self, steps: usize) {
+            for _ in 0..steps {
+                self.now += STEP;
+                for at in 0..self.spans.len() {
+                    self.spans[at].handle_timeout(self.now);
+                    while let Some((to, presence)) = self.spans[at].poll_send(self.now) {
+                        self.said += 1;
+                        let from = NodeId::of(self.names[at], "a");
+                        let other = self.names.iter().position(|pop| NodeId::of(pop, "a") == to).unwrap();
+                        if !self.cut {
+                            self.spans[other].hear(self.now, from, presence);
+                        }
+                    }
+                }
+                for (spans, people) in self.spans.iter_mut().zip(&mut self.people) {
+                    while let Some(event) = spans.poll_event() {
+                        if let BusEvent::Record { record, .. } = event {
+                            match record.manifest {
+                                Some(_) => drop(people.insert(record.key.participant.0, record.version.counter)),
+                                None => drop(people.remove(&record.key.participant.0)),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+
+        fn enter(&mut self, at: usize, participant: u64, key: &str) {
+            self.spans[at].put(self.now, &session(), &local(participant, 1, true));
+            self.spans[at].note_key(&session(), key);
+        }
+
+        fn known(&self, at: usize) -> Vec<u64> {
+            self.people[at].keys().copied().collect()
+        }
+    }
+
+    #[test]
+    fn who_comes_and_goes_is_known_where_the_key_is_granted_and_nowhere_else() {
+        let key = || Grants::of(["key"]);
+        let mut rig = Rig::new(&[("fra", key()), ("sin", key()), ("ams", Grants::of(["another"]))]);
+        rig.enter(0, 1, "key");
+        rig.enter(2, 3, "key");
+        rig.run(4);
+        rig.enter(1, 2, "key");
+        rig.run(4);
+        assert_eq!((rig.known(0), rig.known(1), rig.known(2)), (vec![2], vec![1], Vec::new()));
+        rig.spans[0].put(rig.now, &session(), &local(1, 2, true));
+        rig.run(2);
+        assert_eq!(rig.people[1].get(&1), Some(&2));
+        rig.spans[0].put(rig.now, &session(), &local(1, 3, false));
+        rig.run(2);
+        assert_eq!(rig.known(1), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn what_a_link_lost_comes_with_a_digest_and_a_link_that_is_back_brings_all() {
+        let mut rig = Rig::new(&[("fra", Grants::all()), ("sin", Grants::all())]);
+        rig.enter(0, 1, "key");
+        rig.enter(1, 2, "key");
+        rig.run(4);
+        rig.cut = true;
+        rig.spans[0].put(rig.now, &session(), &local(1, 2, true));
+        rig.run(4);
+        rig.cut = false;
+        rig.run(100);
+        assert_eq!(rig.people[1].get(&1), Some(&2));
+        let (fra, sin) = (peer("fra", Grants::all()), peer("sin", Grants::all()));
+        rig.spans[0].link_down(rig.now, sin.node);
+        rig.spans[1].link_down(rig.now, fra.node);
+        rig.spans[0].put(rig.now, &session(), &local(1, 3, false));
+        rig.spans[0].put(rig.now, &session(), &local(4, 1, true));
+        rig.run(100);
+        assert_eq!(rig.known(1), [1], "the room keeps them as long as it likes");
+        rig.spans[0].link_up(rig.now, &sin);
+        rig.spans[1].link_up(rig.now, &fra);
+        rig.run(100);
+        assert_eq!((rig.known(0), rig.known(1)), (vec![2], vec![4]));
+    }
+
+    #[test]
+    fn a_second_key_shuts_out_who_has_the_first_alone() {
+        let mut rig = Rig::new(&[("fra", Grants::all()), ("sin", Grants::of(["one"]))]);
+        rig.enter(0, 1, "one");
+        rig.enter(1, 2, "one");
+        rig.run(4);
+        assert_eq!((rig.known(0), rig.known(1)), (vec![2], vec![1]));
+        rig.enter(0, 3, "two");
+        rig.run(200);
+        assert_eq!(rig.spans[0].poll_shut_out().map(|(_, session)| session), Some(session()));
+        assert_eq!((rig.known(0), rig.known(1)), (Vec::new(), Vec::new()), "neither hears of the other");
+    }
+
+    #[test]
+    fn what_is_said_unasked_or_too_often_counts_for_nothing() {
+        let mut rig = Rig::new(&[("fra", Grants::of(["key"])), ("ams", Grants::none())]);
+        rig.enter(0, 1, "key");
+        let (now, ams) = (rig.now, NodeId::of("ams", "a"));
+        let mut say = |session: &str, telling| {
+            let session = SessionId::new(session).unwrap();
+            rig.spans[0].hear(now, ams, Presence { session, telling })
+        };
+        let garbage = || std::sync::Arc::<[u8]>::from(b"garbage".as_slice());
+        assert!(!say("room", Telling::Participant(ParticipantId(9), garbage())));
+        assert!(!say("room", Telling::Page(ParticipantId(0), 1, garbage())));
+        assert!(!say("room", Telling::Digest(garbage())));
+        assert!((0..WATCHES_MAX).all(|n| say(&format!("room {n}"), Telling::Watch)));
+        assert!(!say("one more", Telling::Watch));
+        assert!(say("room 1", Telling::Unwatch) && say("one more", Telling::Watch));
+        assert!(say("room", Telling::Ask(ParticipantId(0), 5)), "and is told that nobody is here");
+        let (_, answer) = rig.spans[0].poll_send(now).expect("an answer");
+        let Telling::Page(_, 5, bytes) = answer.telling else { panic!("{answer:?}") };
+        assert!(bytes.len() < 64, "{}", bytes.len());
+        assert!(!rig.spans[0].hear(now, NodeId(9), Presence { session: session(), telling: Telling::Watch }), "one without a link");
+    }
+}
