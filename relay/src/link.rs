@@ -11,6 +11,7 @@ mod rate;
 mod sent;
 mod table;
 mod transit;
+mod ways;
 mod window;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use self::{
     bundle::Bundle,
     table::{Ask, Clock},
     transit::{HOPS_MAX, SourceRoute, TRANSIT_OVERHEAD, Transit},
+    ways::{PathStats, Way, Ways},
 };
 use self::{
     bundle::{BUNDLED_LEN_MAX, Pending},
@@ -31,6 +33,7 @@ use self::{
     rate::{Least, Rate},
     sent::Sent,
     table::{Feedback, RANGE_LEN, RANGES_MAX, Range, Tables, read_ask, read_clock, read_feedback},
+    ways::{DIRECT, Echo, EchoWindow, Evidence, WAYS_MAX},
     window::{WINDOW_LEN, Window},
 };
 use crate::{
@@ -119,37 +122,6 @@ impl FrameRef {
     }
 }
 
-/// How a link's datagrams go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ways {
-    /// By themselves.
-    #[default]
-    Direct,
-    /// Over the link of another node, which takes so many bytes of each; `carrier` tells one such way from another.
-    Carried {
-        /// Whose.
-        carrier: u16,
-        /// See [`Link::transit_len_max`].
-        len_max: usize,
-    },
-    /// Both ways.
-    Both {
-        /// As above.
-        carrier: u16,
-        /// As above.
-        len_max: usize,
-    },
-}
-
-impl Ways {
-    fn carrier(self) -> Option<(u16, usize)> {
-        match self {
-            Ways::Direct => None,
-            Ways::Carried { carrier, len_max } | Ways::Both { carrier, len_max } => Some((carrier, len_max)),
-        }
-    }
-}
-
 /// Lengths of the datagrams that were written, which lie back to back from the start of `out`. 0: there is none. The second is never
 /// longer than the first, so both may be of one GSO train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -223,6 +195,10 @@ pub struct LinkStats {
     pub transit_bytes_out: u64,
     /// See `transit_bytes_out`.
     pub transit_bytes_in: u64,
+    /// Echoes sent, none of which are among the datagrams above.
+    pub echoes_out: u64,
+    /// Echoes that were authentic and new.
+    pub echoes_in: u64,
 }
 
 /// The round trip (RFC 6298 section 2) and the jitter (RFC 3550 section 6.4.1) of what the other end's feedback says.
@@ -289,12 +265,15 @@ pub struct Link {
     sent: Sent,
     pending: Pending,
     tables: Tables,
+    evidence: Evidence,
+    echoes: EchoWindow,
     ways: Ways,
-    /// The path by itself, and that over others.
-    path: Path,
-    carried_path: Path,
-    /// Whose `carried_path` is.
-    carrier: Option<u16>,
+    /// The way that was the only one last.
+    settled: Way,
+    /// Of each way, the direct one first.
+    paths: [Path; WAYS_MAX],
+    /// The ways of those behind it.
+    carried_by: [Way; WAYS_MAX - 1],
     clocks: Clocks,
     rate: Rate,
     /// Counter of the last probe of the other end.
@@ -337,10 +316,12 @@ impl Link {
             sent: Sent::new(),
             pending: Pending::new(),
             tables: Tables::new(),
-            ways: Ways::Direct,
-            path: Path::direct(now),
-            carried_path: Path::carried(now, 0),
-            carrier: None,
+            evidence: Evidence::new(),
+            echoes: EchoWindow::default(),
+            ways: Ways::default(),
+            settled: Way::Direct,
+            paths: [Path::direct(now), Path::carried(now, 0), Path::carried(now, 0)],
+            carried_by: [Way::Direct; WAYS_MAX - 1],
             clocks: Clocks::default(),
             rate: Rate::new(),
             probe: u64::MAX,
@@ -494,31 +475,60 @@ impl Link {
 
     /// Longest datagram that [`Self::write_transit`] takes now. What is carried goes over this link's own path, however its own datagrams go.
     pub fn transit_len_max(&self) -> usize {
-        self.path.mtu() - TRANSIT_OVERHEAD
+        self.paths[DIRECT].mtu() - TRANSIT_OVERHEAD
     }
 
-    /// From now on datagrams go so.
-    pub fn set_ways(&mut self, now: Time, ways: Ways) {
+    /// Datagrams are to go this way from now on, and by the backup where it fails. Ways over others take what every path does until
+    /// [`Self::set_len_max`] says more. Without either the link goes directly, and needs no echoes.
+    pub fn route(&mut self, now: Time, way: Way, backup: Option<Way>) {
+        self.evidence.route(now, way, backup);
+        for at in 1..WAYS_MAX {
+            let way = self.evidence.way_at(at);
+            if std::mem::replace(&mut self.carried_by[at - 1], way) != way {
+                self.paths[at] = Path::carried(now, 0);
+            }
+        }
+        self.review_ways(now);
+    }
+
+    /// Whose number this is takes datagrams of so many bytes: see [`Self::transit_len_max`].
+    pub fn set_len_max(&mut self, now: Time, carrier: u16, len_max: usize) {
+        if let at @ 1.. = self.evidence.place(Way::Via(carrier)) {
+            self.paths[at].set_len_max(now, len_max);
+        }
+    }
+
+    /// How datagrams leave.
+    pub fn ways(&self) -> Ways {
+        self.ways
+    }
+
+    /// What of echoes came by the direct path, and how long it takes.
+    pub fn direct_path(&self) -> PathStats {
+        self.evidence.direct()
+    }
+
+    fn review_ways(&mut self, now: Time) {
+        let ways = self.evidence.choose(now);
         if ways == self.ways {
             return;
         }
-        let before = std::mem::replace(&mut self.ways, ways);
-        if let Some((carrier, len_max)) = ways.carrier() {
-            if self.carrier.replace(carrier) == Some(carrier) {
-                self.carried_path.set_len_max(now, len_max);
-            } else {
-                self.carried_path = Path::carried(now, len_max);
-            }
-        }
-        let is_same = std::mem::discriminant(&before) == std::mem::discriminant(&ways);
-        if !is_same || before.carrier().map(|(carrier, _)| carrier) != ways.carrier().map(|(carrier, _)| carrier) {
+        self.ways = ways;
+        // By two of them what comes first counts, and it is not for long.
+        if ways.second.is_none() && std::mem::replace(&mut self.settled, ways.first) != ways.first {
             self.rate.way_changed(now);
         }
+        self.feedback_at = now;
     }
 
-    /// How they go.
-    pub fn ways(&self) -> Ways {
-        self.ways
+    /// The next echo, which leaves by this way alone, whatever [`Self::ways`] says.
+    pub fn poll_echo(&mut self, now: Time, out: &mut [u8]) -> Option<(Way, usize)> {
+        let is_active = self.media_at.is_some_and(|at| now.since(at) < ACTIVE);
+        let (way, echo) = self.evidence.poll(now, is_active)?;
+        let head = self.head(FrameKind::Echo, 0, 0, 0);
+        let len = self.sealer.seal_echo(head, &echo.bytes(), out).ok()?;
+        self.stats.echoes_out += 1;
+        Some((way, len))
     }
 
     /// The next packet that the other end misses. The caller looks it up and gives it to [`Self::write_repair`]; one that it no longer has
@@ -597,7 +607,8 @@ impl Link {
         self.heard_at?;
         let rtt = self.clocks.rtt_or_default();
         let counter = self.sealer.counter();
-        let path = self.path_in_use()?;
+        let at = self.path_in_use()?;
+        let path = &mut self.paths[at];
         let len = path.due(now)?;
         path.sent(now, counter, rtt);
         let head = self.head(FrameKind::Probe, 0, 0, 0);
@@ -605,13 +616,9 @@ impl Link {
         Some(self.count_out(len))
     }
 
-    /// The one whose MTU is looked for; with two ways a probe would not tell by which it came.
-    fn path_in_use(&mut self) -> Option<&mut Path> {
-        match self.ways {
-            Ways::Direct => Some(&mut self.path),
-            Ways::Carried { .. } => Some(&mut self.carried_path),
-            Ways::Both { .. } => None,
-        }
+    /// The place of the path whose MTU is looked for; by two ways a probe would not tell which one takes it.
+    fn path_in_use(&self) -> Option<usize> {
+        self.ways.second.is_none().then(|| self.evidence.place(self.ways.first))
     }
 
     fn feedback_due(&self) -> Time {
@@ -620,26 +627,28 @@ impl Link {
 
     /// When [`Self::handle_timeout`] and then [`Self::poll_transmit`] have something.
     pub fn poll_timeout(&self) -> Time {
-        let path = match self.ways {
-            Ways::Direct => Some(&self.path),
-            Ways::Carried { .. } => Some(&self.carried_path),
-            Ways::Both { .. } => None,
-        };
-        let path = self.heard_at.and(path).map(Path::timeout);
-        [path, self.opener.timeout()].into_iter().flatten().fold(self.feedback_due(), Time::min)
+        let path = self.path_in_use().filter(|_| self.heard_at.is_some()).map(|at| self.paths[at].timeout());
+        [path, self.opener.timeout(), Some(self.evidence.timeout())].into_iter().flatten().fold(self.feedback_due(), Time::min)
     }
 
     /// Time passed: old keys die, probes are lost.
     pub fn handle_timeout(&mut self, now: Time) {
         self.opener.handle_timeout(now);
-        if let Some(path) = self.path_in_use() {
-            path.handle_timeout(now);
+        if let Some(at) = self.path_in_use() {
+            self.paths[at].handle_timeout(now);
         }
+        self.evidence.handle_timeout(now);
+        self.review_ways(now);
     }
 
-    /// Opens a datagram in place. What it says is authentic, new, and within bounds; everything else is a [`RelayDrop`].
+    /// [`Self::open_by`] of what came by itself.
     pub fn open<'a>(&'a mut self, now: Time, datagram: &'a mut [u8]) -> Result<Incoming<'a>, RelayDrop> {
-        let (head, len, places) = match self.open_sealed(now, datagram) {
+        self.open_by(now, datagram, Way::Direct)
+    }
+
+    /// Opens a datagram in place, which came by `by`. What it says is authentic, new, and within bounds; everything else is a [`RelayDrop`].
+    pub fn open_by<'a>(&'a mut self, now: Time, datagram: &'a mut [u8], by: Way) -> Result<Incoming<'a>, RelayDrop> {
+        let (head, len, places) = match self.open_sealed(now, datagram, by) {
             Ok(opened) => opened,
             Err(reason) => {
                 self.stats.refused += 1;
@@ -681,6 +690,12 @@ impl Link {
                 (self.probe, self.feedback_at) = (head.counter, now);
                 Ok(Incoming::Nothing)
             }
+            FrameKind::Echo => {
+                let echo = Echo::read(payload, by).inspect_err(|_| self.stats.refused += 1)?;
+                self.evidence.take_echo(now, by, &echo);
+                self.review_ways(now);
+                Ok(Incoming::Nothing)
+            }
             FrameKind::Transit => {
                 self.stats.transit_bytes_in += (len + OVERHEAD) as u64;
                 Transit::read(&head, payload).map(Incoming::Transit).inspect_err(|_| self.stats.refused += 1)
@@ -694,8 +709,16 @@ impl Link {
     }
 
     /// Everything up to the payload: head, replay, seal, and what the counter says.
-    fn open_sealed(&mut self, now: Time, datagram: &mut [u8]) -> Result<(Head, usize, u32), RelayDrop> {
+    fn open_sealed(&mut self, now: Time, datagram: &mut [u8], by: Way) -> Result<(Head, usize, u32), RelayDrop> {
         let head = Head::read(datagram)?;
+        if head.kind == FrameKind::Echo {
+            self.echoes.check(head.counter)?;
+            let len = self.opener.open(now, &head, datagram)?;
+            self.echoes.insert(head.counter);
+            self.heard_at = Some(now);
+            self.stats.echoes_in += 1;
+            return Ok((head, len, 0));
+        }
         self.window.check(head.counter)?;
         let len = self.opener.open(now, &head, datagram)?;
         let next = self.window.next();
@@ -714,6 +737,7 @@ impl Link {
             // The first echo, so that the round trip is known early.
             self.feedback_at = now;
         }
+        self.evidence.heard(now, by);
         self.stats.datagrams_in += 1;
         self.stats.bytes_in += datagram.len() as u64;
         Ok((head, len, places))
@@ -768,10 +792,9 @@ impl Link {
         let counters = missing.flat_map(|range| range.first..range.first.saturating_add(u64::from(range.count))).take(missing::MISSING_MAX);
         let asked = counters.map(|counter| self.sent.ask(counter)).count();
         self.sealer.confirm(feedback.generation);
-        self.path.answered(now, feedback.probe);
-        self.carried_path.answered(now, feedback.probe);
-        if let Some(path) = self.path_in_use().filter(|_| asked > 0) {
-            path.suspect(now);
+        self.paths.iter_mut().for_each(|path| path.answered(now, feedback.probe));
+        if let Some(at) = self.path_in_use().filter(|_| asked > 0) {
+            self.paths[at].suspect(now);
         }
         // One that was overtaken by a later one has nothing new about time.
         if feedback.now_us <= self.clocks.remote_us {
@@ -809,11 +832,8 @@ impl Link {
 
     /// Largest UDP payload that passes.
     pub fn mtu(&self) -> usize {
-        match self.ways {
-            Ways::Direct => self.path.mtu(),
-            Ways::Carried { .. } => self.carried_path.mtu(),
-            Ways::Both { .. } => self.path.mtu().min(self.carried_path.mtu()),
-        }
+        let mtu = |way: Way| self.paths[self.evidence.place(way)].mtu();
+        self.ways.second.map_or(usize::MAX, mtu).min(mtu(self.ways.first))
     }
 
     /// The smoothed round trip, once it is known.

@@ -26,6 +26,11 @@ const KEYS_ALMOST_USED: u64 = DATAGRAMS_PER_KEY_MAX / 8 * 7;
 /// How long a generation still opens after the next one is there.
 pub const OLD_KEYS_LIVE: Duration = Duration::from_secs(180);
 
+/// Echoes are numbered from here on, all else below it: no pair of key and nonce comes twice, and what is lost of them is no loss.
+pub(crate) const ECHO_COUNTERS: u64 = 1 << 61;
+/// And up to here.
+pub(crate) const ECHO_COUNTERS_END: u64 = 1 << 62;
+
 /// Key and salt of one generation and direction.
 struct Key {
     cipher: LessSafeKey,
@@ -59,6 +64,8 @@ pub struct Sealer {
     /// Waits until the other end can open it, or there is no other choice.
     next_key: Option<Key>,
     counter: u64,
+    /// The counter of the next echo.
+    echo: u64,
     /// Sealed under `key`.
     sealed: u64,
     told: bool,
@@ -67,7 +74,7 @@ pub struct Sealer {
 impl Sealer {
     /// Seals under `keys` of `generation`, from counter 0 on.
     pub fn new(keys: &[u8; KEYS_LEN], generation: u32) -> Sealer {
-        Sealer { key: Key::new(keys, generation), next_key: None, counter: 0, sealed: 0, told: false }
+        Sealer { key: Key::new(keys, generation), next_key: None, counter: 0, echo: ECHO_COUNTERS, sealed: 0, told: false }
     }
 
     /// Has the keys of a later generation ready. The one that waits, if any, is sealed under from now on: the other end opens it, and
@@ -111,7 +118,20 @@ impl Sealer {
     /// Writes head, `payload ++ rest` sealed, and tag to the start of `out`; returns the datagram's length. `head`'s phase and counter
     /// are set here. Fails with [`RelayDrop::TooLarge`] when `out` is too short, [`RelayDrop::KeysUsed`] when the key is used up; then
     /// no counter was taken.
-    pub fn seal(&mut self, mut head: Head, payload: &[u8], rest: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+    pub fn seal(&mut self, head: Head, payload: &[u8], rest: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+        let len = self.seal_as(self.counter, head, payload, rest, out)?;
+        self.counter += 1;
+        Ok(len)
+    }
+
+    /// The same of an echo.
+    pub fn seal_echo(&mut self, head: Head, payload: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+        let len = self.seal_as(self.echo, head, payload, &[], out)?;
+        self.echo += 1;
+        Ok(len)
+    }
+
+    fn seal_as(&mut self, counter: u64, mut head: Head, payload: &[u8], rest: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
         let len = OVERHEAD + payload.len() + rest.len();
         let out = out.get_mut(..len).ok_or(RelayDrop::TooLarge)?;
         if self.sealed >= DATAGRAMS_PER_KEY_MAX {
@@ -119,17 +139,16 @@ impl Sealer {
             let key = self.next_key.take().ok_or(RelayDrop::KeysUsed)?;
             self.step(key);
         }
-        (head.phase, head.counter) = (self.key.phase(), self.counter);
+        (head.phase, head.counter) = (self.key.phase(), counter);
         let head = head.bytes();
         let (out_head, out_sealed) = out.split_at_mut(HEAD_LEN);
         out_head.copy_from_slice(&head);
         let (out_payload, out_rest) = out_sealed.split_at_mut(payload.len());
         self.key
             .cipher
-            .seal_out_of_place_scatter(self.key.nonce(self.counter), Aad::from(&head), payload, out_payload, rest, out_rest)
+            .seal_out_of_place_scatter(self.key.nonce(counter), Aad::from(&head), payload, out_payload, rest, out_rest)
             // The lengths are right by construction, so only a payload beyond GCM's 64 GiB is left.
             .map_err(|_| RelayDrop::TooLarge)?;
-        self.counter += 1;
         self.sealed += 1;
         Ok(len)
     }

@@ -9,11 +9,12 @@ use std::{fs, time::Duration};
 
 use common::open_link;
 use pop_relay::{
+    RelayDrop,
     control::{
         Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, Path, Paths,
         PayloadType, Presence, Refuse, Rekey, Room, Telling, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
     },
-    link::{Ask, Clock, FrameRef, Incoming, SourceRoute, TRANSIT_OVERHEAD},
+    link::{Ask, Clock, FrameRef, Incoming, PathStats, SourceRoute, TRANSIT_OVERHEAD, Way},
     route::Figures,
 };
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId};
@@ -175,6 +176,24 @@ fn a_golden_datagram_of_another_link_is_carried_as_it_is() {
     let mut datagram = golden(1, "transit", &out[..len]);
     let Ok(Incoming::Transit(transit)) = b.open(now, &mut datagram) else { panic!("a transit is a transit") };
     assert_eq!((transit.route, &*transit.datagram), (route, carried.as_slice()));
+}
+
+#[test]
+fn a_golden_echo_says_what_its_writer_hears() {
+    let now = Time::from_millis(5_000);
+    let (mut a, mut b, mut out) = (open_link(0, 1, now), open_link(1, 1, now), [0; 1_472]);
+    a.route(now, Way::Direct, Some(Way::Via(3)));
+    let written = a.poll_echo(now, &mut out);
+    assert_eq!(written, Some((Way::Direct, 32 + 28)));
+    assert!(matches!(b.open(now + Duration::from_millis(40), &mut golden(1, "echo", &out[..60])), Ok(Incoming::Nothing)));
+    assert_eq!(b.open(now, &mut golden(1, "echo", &out[..60])).map(|_| ()), Err(RelayDrop::Replayed));
+    assert_eq!(b.open_by(now, &mut out[..60].to_vec(), Way::Via(3)).map(|_| ()), Err(RelayDrop::Replayed));
+    // Who is asked for echoes answers, and that tells the round trip.
+    let later = now + Duration::from_millis(90);
+    let (way, len) = b.poll_echo(later, &mut out).expect("they are wanted");
+    assert_eq!(way, Way::Direct);
+    a.open(later + Duration::from_millis(40), &mut out[..len]).expect("it is authentic");
+    assert_eq!(a.direct_path(), PathStats { came: 1, lost: 0, rtt_us: 80_000, jitter_us: 0 });
 }
 
 #[test]

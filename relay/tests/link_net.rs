@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Net, Wire, keys_of, open_link};
 use pop_relay::{
     RelayDrop,
-    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link, SourceRoute, TRANSIT_OVERHEAD, Ways},
+    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link, SourceRoute, TRANSIT_OVERHEAD, Way},
 };
 use pop_schemas::{NodeId, Time};
 
@@ -298,13 +298,13 @@ fn what_is_carried_for_another_link_takes_40_bytes_more_and_cannot_be_read() {
 fn a_link_that_is_carried_writes_what_the_carriers_take_and_finds_out_how_much_that_is() {
     let mut net = Net::new(17, Wire::GOOD, [1, 1]);
     net.talk(2 * SECOND, 1_100);
-    // The wire is the way through two others now, whose second hop is narrow.
+    // The wire is the way through two others now, whose second hop is narrow. Without a backup nothing but the way is taken.
     net.wire.mtu = 1_300;
-    for end in [0, 1] {
-        let now = net.now;
-        net.ends[end].link.set_ways(now, Ways::Carried { carrier: 3, len_max: 1_432 });
-        net.ends[end].datagrams.clear();
-        assert_eq!(net.ends[end].link.mtu(), 1_160);
+    for end in &mut net.ends {
+        end.link.route(net.now, Way::Via(3), None);
+        end.link.set_len_max(net.now, 3, 1_432);
+        end.datagrams.clear();
+        assert_eq!((end.link.ways().first, end.link.mtu()), (Way::Via(3), 1_160));
     }
     net.talk(SECOND / 100, 1_400);
     assert!(net.ends.iter().all(|end| end.datagrams.iter().all(|len| *len <= 1_280)), "what is probed is 1,200 and 1,280 first");
@@ -316,16 +316,13 @@ fn a_link_that_is_carried_writes_what_the_carriers_take_and_finds_out_how_much_t
         let (sent, in_time, _) = net.delivered(from, 0..20);
         assert_eq!(sent, in_time, "nothing but probes was too long");
     }
-    net.wire.mtu = 9_000;
-    for end in [0, 1] {
-        let now = net.now;
-        net.ends[end].link.set_ways(now, Ways::Both { carrier: 3, len_max: 1_432 });
-        assert_eq!(net.ends[end].link.mtu(), 1_280, "what passes both");
-        net.ends[end].link.set_ways(now, Ways::Direct);
-        assert_eq!(net.ends[end].link.mtu(), 1_472, "the direct path is as it was");
-        net.ends[end].link.set_ways(now, Ways::Carried { carrier: 4, len_max: 1_432 });
-        assert_eq!(net.ends[end].link.mtu(), 1_160, "of another carrier nothing is known");
-    }
+    let now = net.now;
+    net.ends[0].link.route(now, Way::Direct, None);
+    assert_eq!(net.ends[0].link.mtu(), 1_472, "the direct path is as it was");
+    net.ends[0].link.route(now, Way::Via(3), None);
+    assert_eq!(net.ends[0].link.mtu(), 1_280, "that of the carrier, too");
+    net.ends[0].link.route(now, Way::Via(4), None);
+    assert_eq!(net.ends[0].link.mtu(), 1_160, "of another carrier nothing is known");
 }
 
 /// One turn of `link` with the packets `sequences`, each full of its number.

@@ -12,7 +12,7 @@ use pop_relay::{
         Room, Telling, Want, decode, encode,
     },
     frame::{FrameKind, Head},
-    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, HOPS_MAX, Incoming, Link, SourceRoute, Transit},
+    link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, HOPS_MAX, Incoming, Link, SourceRoute, Transit, Way},
     route::Figures,
     seal::Sealer,
 };
@@ -51,7 +51,10 @@ fn drain(link: &mut Link, now: Time, out: &mut [u8]) {
     while link.poll_transmit(now, out).is_some() {
         datagrams += 1;
     }
-    assert!(datagrams <= 4, "{datagrams} datagrams in one turn");
+    while link.poll_echo(now, out).is_some() {
+        datagrams += 1;
+    }
+    assert!(datagrams <= 4 + 3, "{datagrams} datagrams in one turn");
     assert!(link.poll_timeout() > now || datagrams > 0, "a link does not spin");
 }
 
@@ -61,6 +64,7 @@ fn mutated_datagrams_deliver_nothing_that_was_not_sent_and_nothing_twice() {
     let (mut inputs, mut past, mut opened) = (0_u64, 0_u64, 0_u64);
     let mut now = Time::from_millis(1_000);
     let (mut a, mut b) = (open_link(0, 1, now), open_link(1, 1, now));
+    a.route(now, Way::Direct, Some(Way::Via(3)));
     let mut out = vec![0; 4_000];
     let mut seen = HashSet::new();
     let mut earlier = Vec::new();
@@ -69,7 +73,8 @@ fn mutated_datagrams_deliver_nothing_that_was_not_sent_and_nothing_twice() {
         let mut packet = sequence.to_le_bytes().to_vec();
         packet.resize(8 + rng.below(200), 1);
         let frame = FrameRef::new(rng.below(4) as u16, 0, 0, sequence);
-        let len = match rng.below(7) {
+        let len = match rng.below(8) {
+            7 => a.poll_echo(now, &mut out).map_or(0, |(_, len)| len),
             6 => {
                 // What is carried is another link's, so that nothing of it is delivered here.
                 let carried = if (32..1_000).contains(&earlier.len()) { earlier.as_slice() } else { &[1; 40] };
@@ -114,6 +119,7 @@ fn mutated_payloads_of_an_authentic_liar_panic_nowhere_and_stay_bounded() {
     let now = Time::from_millis(1_000);
     let mut liar = Sealer::new(&keys_of(0, 0), 0);
     let (mut a, mut b) = (open_link(0, 1, now), open_link(1, 1, now));
+    b.route(now, Way::Direct, Some(Way::Via(3)));
     let mut out = vec![0; 4_000];
     // Honest payloads of each kind, taken from an honest end by opening what it writes.
     let mut opener = pop_relay::seal::Opener::new(&keys_of(0, 0), 0);
@@ -147,6 +153,7 @@ fn mutated_payloads_of_an_authentic_liar_panic_nowhere_and_stay_bounded() {
         let payload = [counter.to_le_bytes().as_slice(), &[0, 1], &part.to_le_bytes(), &[1; 650]].concat();
         seeds.push((FrameKind::Repair, payload));
     }
+    seeds.push((FrameKind::Echo, [[0, 1, 1, 50].as_slice(), &[0; 24]].concat()));
     // A feedback with ranges: b misses what a sent.
     for counter in [0_u64, 2, 4, 9] {
         while liar.counter() < counter {
@@ -182,7 +189,11 @@ fn mutated_payloads_of_an_authentic_liar_panic_nowhere_and_stay_bounded() {
             liar.seal(head(FrameKind::Probe), &[], &[], &mut out).expect("it fits");
         }
         let (layer, epoch) = if kind == FrameKind::Transit { (rng.below(4) as u8, rng.below(5) as u8) } else { (0, 0) };
-        let len = liar.seal(Head { layer, epoch, ..head(kind) }, &payload, &[], &mut out).expect("it fits");
+        let len = if kind == FrameKind::Echo {
+            liar.seal_echo(head(kind), &payload, &mut out).expect("it fits")
+        } else {
+            liar.seal(Head { layer, epoch, ..head(kind) }, &payload, &[], &mut out).expect("it fits")
+        };
         inputs += 1;
         let result = open(&mut b, now, &mut out[..len], |payload| assert!(payload.len() <= 2_400));
         accepted += u64::from(result.is_ok());
@@ -312,7 +323,7 @@ fn datagrams_of_no_link_leave_no_trace() {
         let len = rng.below(DATAGRAM_LEN_WRITTEN_MAX);
         let mut datagram = rng.bytes(len);
         if let [version, kind, ..] = datagram.as_mut_slice() {
-            (*version, *kind) = (1, *kind % 9);
+            (*version, *kind) = (1, *kind % 10);
         }
         assert!(link.open(now, &mut datagram).is_err());
     }

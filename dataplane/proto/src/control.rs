@@ -541,6 +541,28 @@ pub enum LinkWay {
     Via(LinkId),
 }
 
+/// How a link's datagrams leave now: as its worker finds it, which is the way that it was told, the backup, or both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaysInUse {
+    /// This way.
+    pub first: LinkWay,
+    /// And this one, while it is not known which of them lives.
+    pub second: Option<LinkWay>,
+}
+
+/// What the direct path of a link is like, whatever its datagrams go by: of echoes alone, which are sent while the link has another way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathStats {
+    /// Echoes that came.
+    pub came: u64,
+    /// That did not.
+    pub lost: u64,
+    /// Round trip in microseconds; 0 while unknown.
+    pub rtt_us: u32,
+    /// Interarrival jitter in microseconds.
+    pub jitter_us: u32,
+}
+
 /// A bound on the tracks of one kind of a session that cross a link at once: of microphones the loudest do, at most
 /// [`LOUDEST_MAX`](crate::loudest::LOUDEST_MAX), of video that of who spoke last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -584,6 +606,14 @@ pub struct LinkStats {
     pub limit: u64,
     /// Packets of video that were not sent because it does not carry them.
     pub congested: u64,
+    /// UDP payload bytes of what it carried between other nodes, or between this one and another: part of `bytes_in` and `bytes_out`.
+    pub transit_bytes_in: u64,
+    /// See `transit_bytes_in`.
+    pub transit_bytes_out: u64,
+    /// How its datagrams leave.
+    pub ways: WaysInUse,
+    /// The direct path.
+    pub direct: PathStats,
 }
 
 /// From the control plane to one worker.
@@ -719,7 +749,8 @@ pub enum Command {
         /// What is derived of the link's new secret.
         keys: Box<LinkKeys>,
     },
-    /// Send what the link has to say this way from now on. What comes is taken by any.
+    /// Send what the link has to say this way from now on, by the backup where the way fails, and by both where it is not known. What comes
+    /// is taken by any way.
     RouteLink {
         /// Which.
         link: LinkId,

@@ -15,7 +15,8 @@ use std::ops::Range;
 
 use pop_proto::audio_level::SILENT_LEVEL;
 use pop_proto::control::{
-    ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, LinkWay, MediaKind, OpenLink, OpenTrack, Path, SELF_TEST, SessionBound,
+    ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, LinkWay, MediaKind, OpenLink, OpenTrack, Path, PathStats, SELF_TEST,
+    SessionBound, WaysInUse,
 };
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, SLOT_LEN, Stored};
@@ -26,13 +27,13 @@ use pop_proto::wire::rtp;
 use pop_proto::{DropReason, Event};
 use pop_relay::RelayDrop;
 use pop_relay::frame::{OVERHEAD, TAG_LEN, association_of};
-use pop_relay::link::{Ask, Clock, FrameRef, Incoming, Link, LinkConfig, Media, Written};
+use pop_relay::link::{self as relay, Ask, Clock, FrameRef, Incoming, Link, LinkConfig, Media, Way};
 use pop_schemas::{NodeId, Time, TrackId};
 use slab::Slab;
 
 use super::mirror::elsewhere;
 use super::pacer::{PACER_LEN, Pacer};
-use super::transit::Transits;
+use super::transit::{Transits, Written};
 use super::transmit::{Train, Transmit};
 use super::{Core, Fresh, Layer, Source, Stream, TICKS_PER_ROUND, Track, has_room};
 use crate::counters::Counters;
@@ -192,6 +193,8 @@ pub(super) struct LinkState {
     /// How its datagrams are to go, and how where that cannot be.
     pub(super) way: LinkWay,
     pub(super) backup: Option<LinkWay>,
+    /// What of these can be.
+    pub(super) routed: (Way, Option<Way>),
     /// Tracks that come over it, by alias.
     incoming: Vec<(u16, usize)>,
     /// Tracks that go over it, by alias.
@@ -339,7 +342,7 @@ impl Links {
         self.mark_urgent(link);
     }
 
-    fn mark_urgent(&mut self, link: usize) {
+    pub(super) fn mark_urgent(&mut self, link: usize) {
         if !std::mem::replace(&mut self.slab[link].is_urgent, true) {
             self.urgent.push_back(link);
         }
@@ -407,6 +410,7 @@ impl Core {
             carries: *version >= TRANSIT_VERSION,
             way: LinkWay::Direct,
             backup: None,
+            routed: (Way::Direct, None),
             incoming: Vec::new(),
             outgoing: Vec::new(),
             told: VecDeque::new(),
@@ -531,30 +535,31 @@ impl Core {
 
     fn handle_link_datagram(&mut self, now: Time, datagram: &mut [u8]) -> Result<(), DropReason> {
         let len = datagram.len() as u64;
-        let arrived = self.open_link_datagram(now, datagram, |counters| {
+        let arrived = self.open_link_datagram(now, datagram, Way::Direct, |counters| {
             counters.relay_datagrams_in += 1;
             counters.relay_bytes_in += len;
         })?;
-        if let Some(inner) = arrived {
+        if let Some((carrier, inner)) = arrived {
             // As if it had come by itself; what is carried in it again was refused.
-            self.open_link_datagram(now, &mut datagram[inner], |_| {})?;
+            self.open_link_datagram(now, &mut datagram[inner], Way::Via(carrier.0), |_| {})?;
         }
         Ok(())
     }
 
-    /// Returns where in it the datagram of another link lies that has arrived here in it.
+    /// Returns where in it the datagram of another link lies that has arrived here in it, and over which it has come.
     fn open_link_datagram(
         &mut self,
         now: Time,
         datagram: &mut [u8],
+        by: Way,
         count: impl FnOnce(&mut Counters),
-    ) -> Result<Option<Range<usize>>, DropReason> {
+    ) -> Result<Option<(LinkId, Range<usize>)>, DropReason> {
         let association = association_of(datagram).ok_or(DropReason::RelayMalformed)?;
         let index = *self.links.ids.get(&LinkId(association)).ok_or(DropReason::RelayUnknownLink)?;
         let mut link = self.links.slab[index].link.take().expect("it is out only while a datagram of it is read");
-        let result = self.read_link_datagram(now, index, &mut link, datagram, count);
+        let result = self.read_link_datagram(now, index, &mut link, datagram, by, count);
         self.links.slab[index].link = Some(link);
-        result
+        Ok(result?.map(|inner| (LinkId(association), inner)))
     }
 
     fn read_link_datagram(
@@ -563,10 +568,11 @@ impl Core {
         index: usize,
         link: &mut Link,
         datagram: &mut [u8],
+        by: Way,
         count: impl FnOnce(&mut Counters),
     ) -> Result<Option<Range<usize>>, DropReason> {
         let len = datagram.len();
-        let incoming = link.open(now, datagram).map_err(reason_of)?;
+        let incoming = link.open_by(now, datagram, by).map_err(reason_of)?;
         count(&mut self.counters);
         let node = self.links.slab[index].id.node();
         self.links.heard[usize::from(node / 64)] |= 1 << (node % 64);
@@ -793,11 +799,15 @@ impl Core {
     }
 
     /// What links have to say besides this turn's media: asks, clocks, repairs, feedback.
-    pub(super) fn poll_links(&mut self, now: Time, train: &mut [u8]) -> Option<(usize, Transmit)> {
+    pub(super) fn poll_links(&mut self, now: Time, train: &mut [u8]) -> Option<Written> {
         while let Some(&index) = self.links.urgent.front() {
             if let Some(len) = self.write_urgent(now, index, train) {
                 let path = self.links.slab[index].path;
-                return Some((index, Transmit { path, len, segment: None }));
+                return Some(Written { link: index, way: None, transmit: Transmit { path, len, segment: None } });
+            }
+            let state = &mut self.links.slab[index];
+            if let Some((way, len)) = state.link().poll_echo(now, train) {
+                return Some(Written { link: index, way: Some(way), transmit: Transmit { path: state.path, len, segment: None } });
             }
             self.links.urgent.pop_front();
             self.links.slab[index].is_urgent = false;
@@ -864,7 +874,7 @@ impl Core {
     }
 
     /// This turn's packets for links: small ones of audio share datagrams, those of video make one train per link.
-    pub(super) fn poll_link_media(&mut self, now: Time, out: &mut [u8]) -> Option<(usize, Transmit)> {
+    pub(super) fn poll_link_media(&mut self, now: Time, out: &mut [u8]) -> Option<Written> {
         let Core { tracks, links, pool, counters, drops, .. } = self;
         let Links { slab, dirty, cursor, .. } = links;
         while let Some(&index) = dirty.get(cursor.link) {
@@ -917,7 +927,7 @@ impl Core {
                     // What the path does not carry whole leaves as two halves, a train of their own.
                     let sealed = link.media_len(len);
                     if !is_audio && !train.takes_relayed(sealed, sealed == len + OVERHEAD) {
-                        return Some((index, train.transmit(state.path)?));
+                        return Some(Written { link: index, way: None, transmit: train.transmit(state.path)? });
                     }
                     let written = match is_audio {
                         true => link.bundle_media(now, &frame, stored.packet, train.rest()),
@@ -936,7 +946,7 @@ impl Core {
                     // A full bundle is a datagram of its own length.
                     if is_audio && let Some(transmit) = train.transmit(state.path) {
                         state.pacer.spend(transmit.len);
-                        return Some((index, transmit));
+                        return Some(Written { link: index, way: None, transmit });
                     }
                 }
                 export.is_dirty = false;
@@ -948,7 +958,7 @@ impl Core {
                 if let Some(len) = link.poll_transmit(now, train.rest()) {
                     train.add(len);
                     state.pacer.spend(len);
-                    return Some((index, train.transmit(state.path)?));
+                    return Some(Written { link: index, way: None, transmit: train.transmit(state.path)? });
                 }
                 *cursor = Cursor { link: cursor.link, kind: 1, ..Cursor::default() };
                 continue;
@@ -957,7 +967,7 @@ impl Core {
             state.is_dirty = false;
             *cursor = Cursor { link: cursor.link + 1, ..Cursor::default() };
             if let Some(transmit) = train.transmit(state.path) {
-                return Some((index, transmit));
+                return Some(Written { link: index, way: None, transmit });
             }
         }
         dirty.clear();
@@ -966,7 +976,7 @@ impl Core {
     }
 
     /// What waited for its turn on links that do not carry all at once: a train of each.
-    pub(super) fn poll_paced(&mut self, now: Time, out: &mut [u8]) -> Option<(usize, Transmit)> {
+    pub(super) fn poll_paced(&mut self, now: Time, out: &mut [u8]) -> Option<Written> {
         let Core { tracks, links, pool, counters, drops, .. } = self;
         if !links.is_paced {
             return None;
@@ -992,7 +1002,7 @@ impl Core {
                         }
                         if is_repair {
                             let written = link.write_repair(now, &frame, stored.packet, train.rest());
-                            written.map(|first| (Written { first, second: 0 }, 0)).map_err(reason_of)
+                            written.map(|first| (relay::Written { first, second: 0 }, 0)).map_err(reason_of)
                         } else {
                             link.write_media(now, &frame, stored.packet, train.rest()).map(|written| (written, len)).map_err(reason_of)
                         }
@@ -1019,7 +1029,7 @@ impl Core {
                 }
             }
             if let Some(transmit) = train.transmit(state.path) {
-                return Some((index, transmit));
+                return Some(Written { link: index, way: None, transmit });
             }
         }
         None
@@ -1117,8 +1127,15 @@ impl Track {
     }
 }
 
+fn way_of(way: Way) -> LinkWay {
+    match way {
+        Way::Direct => LinkWay::Direct,
+        Way::Via(carrier) => LinkWay::Via(LinkId(carrier)),
+    }
+}
+
 fn stats_of(link: &Link) -> LinkStats {
-    let stats = link.stats();
+    let (stats, direct) = (link.stats(), link.direct_path());
     LinkStats {
         datagrams_out: stats.datagrams_out,
         bytes_out: stats.bytes_out,
@@ -1135,6 +1152,10 @@ fn stats_of(link: &Link) -> LinkStats {
         mtu: stats.mtu,
         limit: link.limit().unwrap_or_default(),
         congested: 0,
+        transit_bytes_in: stats.transit_bytes_in,
+        transit_bytes_out: stats.transit_bytes_out,
+        ways: WaysInUse { first: way_of(link.ways().first), second: link.ways().second.map(way_of) },
+        direct: PathStats { came: direct.came, lost: direct.lost, rtt_us: direct.rtt_us, jitter_us: direct.jitter_us },
     }
 }
 

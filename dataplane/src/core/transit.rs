@@ -13,7 +13,7 @@ use std::ops::Range;
 use pop_proto::DropReason;
 use pop_proto::control::{LinkId, LinkWay};
 use pop_relay::frame::association_of;
-use pop_relay::link::{SourceRoute, TRANSIT_OVERHEAD, Transit, Ways};
+use pop_relay::link::{SourceRoute, TRANSIT_OVERHEAD, Transit, Way, Ways};
 use pop_schemas::Time;
 
 use super::link::{LinkState, Links, reason_of};
@@ -26,13 +26,23 @@ const PASSING_MAX: usize = 2 * GRO_SEGMENTS_MAX;
 /// Bytes of one receive buffer.
 const RECEIVED_LEN_MAX: usize = 65_536;
 
-/// Writes a train of one link, and says of which.
-type Write = fn(&mut Core, Time, &mut [u8]) -> Option<(usize, Transmit)>;
+/// What a link has written.
+pub(super) struct Written {
+    pub(super) link: usize,
+    /// How it leaves, where that is not as the link's datagrams do.
+    pub(super) way: Option<Way>,
+    pub(super) transmit: Transmit,
+}
+
+/// Writes a train of one link.
+type Write = fn(&mut Core, Time, &mut [u8]) -> Option<Written>;
 
 /// A train that a link has written and another one carries.
 struct Waiting {
     link: usize,
     carrier: LinkId,
+    /// And after that this one.
+    next: Option<LinkId>,
     len: usize,
     segment: usize,
     /// So much of it has left.
@@ -79,12 +89,18 @@ impl Transits {
         self.passing_len > 0 && (self.passing_len + RECEIVED_LEN_MAX > PASSING_LEN || self.passed.len() + GRO_SEGMENTS_MAX > PASSING_MAX)
     }
 
-    /// A train in `bytes` is to be carried.
-    fn keep(&mut self, link: usize, carrier: LinkId, bytes: &[u8], train: &Transmit) {
+    /// A train in `bytes` is to be carried, by one or by two.
+    fn keep(&mut self, link: usize, [carrier, next]: [Option<LinkId>; 2], bytes: &[u8], train: &Transmit) {
         assert!(self.waiting.is_none(), "what was written before has left");
+        let Some(carrier) = carrier else { return };
         self.carried[..train.len].copy_from_slice(&bytes[..train.len]);
         let segment = train.segment.map_or(train.len, usize::from);
-        self.waiting = Some(Waiting { link, carrier, len: train.len, segment, at: 0 });
+        self.waiting = Some(Waiting { link, carrier, next, len: train.len, segment, at: 0 });
+    }
+
+    /// All of it has left over the first.
+    fn next_carrier(&mut self) {
+        self.waiting = self.waiting.take().and_then(|waiting| Some(Waiting { carrier: waiting.next?, next: None, at: 0, ..waiting }));
     }
 
     fn push(&mut self, link: usize, route: SourceRoute, datagram: &[u8]) -> Result<(), DropReason> {
@@ -126,7 +142,7 @@ impl Core {
     /// Once a tick: a carrier may have gone, and what it takes may be longer or shorter.
     pub(super) fn review_all_ways(&mut self, now: Time) {
         for index in 0..self.links.slab.capacity() {
-            if self.links.slab.get(index).is_some_and(|state| state.way != LinkWay::Direct) {
+            if self.links.slab.get(index).is_some_and(|state| state.way != LinkWay::Direct || state.backup.is_some()) {
                 self.review_ways(now, index);
             }
         }
@@ -134,19 +150,35 @@ impl Core {
 
     fn review_ways(&mut self, now: Time, index: usize) {
         let state = &self.links.slab[index];
-        let mut ways = Ways::Direct;
-        for way in [Some(state.way), state.backup].into_iter().flatten() {
-            if way == LinkWay::Direct {
-                break;
-            }
-            if let Some(carrier) = self.links.carrier_of(state, way) {
-                let of = &self.links.slab[carrier];
-                let len_max = of.link.as_ref().map_or(0, |link| link.transit_len_max());
-                ways = Ways::Carried { carrier: of.id.0, len_max };
-                break;
+        let told = [Some(state.way), state.backup];
+        let mut ways = [None; 2];
+        let mut len_max = [None; 2];
+        for (at, way) in told.into_iter().enumerate() {
+            match way {
+                None => {}
+                Some(LinkWay::Direct) => ways[at] = Some(Way::Direct),
+                Some(way @ LinkWay::Via(_)) => {
+                    let Some(carrier) = self.links.carrier_of(state, way) else { continue };
+                    let Some(of) = self.links.slab.get(carrier).and_then(|of| Some((of.id, of.link.as_ref()?))) else { continue };
+                    ways[at] = Some(Way::Via(of.0.0));
+                    len_max[at] = Some((of.0.0, of.1.transit_len_max()));
+                }
             }
         }
-        self.links.slab[index].link().set_ways(now, ways);
+        let state = &mut self.links.slab[index];
+        // What cannot be leaves the other one, or the direct way.
+        let (way, backup) = match ways {
+            [Some(way), backup] => (way, backup),
+            [None, Some(way)] => (way, None),
+            [None, None] => (Way::Direct, None),
+        };
+        if std::mem::replace(&mut state.routed, (way, backup)) != (way, backup) {
+            state.link().route(now, way, backup);
+            self.links.mark_urgent(index);
+        }
+        for (carrier, len) in len_max.into_iter().flatten() {
+            self.links.slab[index].link().set_len_max(now, carrier, len);
+        }
     }
 
     /// A datagram on its way between two other nodes, or to this one; `true`: it has arrived.
@@ -180,14 +212,13 @@ impl Core {
             if let Some(transmit) = self.poll_carried(out) {
                 return Some(transmit);
             }
-            let (index, transmit) = write(self, now, out)?;
-            match self.links.slab[index].link().ways() {
-                Ways::Direct => return Some(self.count_relayed(transmit)),
-                Ways::Carried { carrier, .. } => self.links.transits.keep(index, LinkId(carrier), out, &transmit),
-                Ways::Both { carrier, .. } => {
-                    self.links.transits.keep(index, LinkId(carrier), out, &transmit);
-                    return Some(self.count_relayed(transmit));
-                }
+            let Written { link, way, transmit } = write(self, now, out)?;
+            let Ways { first, second } = way.map_or_else(|| self.links.slab[link].link().ways(), |way| Ways { first: way, second: None });
+            let carriers = [Some(first), second].map(|way| if let Some(Way::Via(carrier)) = way { Some(LinkId(carrier)) } else { None });
+            let carriers = if carriers[0].is_none() { [carriers[1], None] } else { carriers };
+            self.links.transits.keep(link, carriers, out, &transmit);
+            if first == Way::Direct || second == Some(Way::Direct) {
+                return Some(self.count_relayed(transmit));
             }
         }
     }
@@ -206,8 +237,8 @@ impl Core {
             let route = SourceRoute::through_one(of.node, of.id.worker());
             let Some(&carrier) = ids.get(&waiting.carrier) else {
                 self.drops[DropReason::RelayNoWay as usize] += waiting.rest().count() as u64;
-                transits.waiting = None;
-                break;
+                transits.next_carrier();
+                continue;
             };
             let state = &mut slab[carrier];
             let link = state.link.as_mut().expect("it is out only while a datagram of it is read");
@@ -223,7 +254,7 @@ impl Core {
                 }
             }
             if waiting.at == waiting.len {
-                transits.waiting = None;
+                transits.next_carrier();
             }
             if let Some(transmit) = train.transmit(state.path) {
                 state.pacer.spend(transmit.len);

@@ -1,12 +1,12 @@
 //! Which counters came: the replay window of a link, and the base of what it counts as missing.
 
-use crate::RelayDrop;
+use crate::{RelayDrop, seal::ECHO_COUNTERS};
 
 /// Counters below the next one that the window holds. At 50,000 datagrams a second it is 160 ms, the default playout budget.
 pub(super) const WINDOW_LEN: u64 = 8_192;
 const WORDS: usize = WINDOW_LEN as usize / 64;
 /// A counter above is a lie: nobody sends so many.
-const COUNTER_MAX: u64 = 1 << 62;
+const COUNTER_MAX: u64 = ECHO_COUNTERS;
 
 /// A bitmap over the last [`WINDOW_LEN`] counters. Bit `counter % WINDOW_LEN` belongs to `counter`, so nothing is shifted.
 pub(super) struct Window {
