@@ -1,9 +1,12 @@
-"""Three PoPs of a node each, far from each other: what each measures of the paths, what the others hear of it, and which ways are taken."""
+"""Three PoPs of a node each, far from each other: what each measures of the paths, what the others hear of it, which ways are taken, and
+what a call notices of a path that is cut."""
 
 import asyncio
 import unittest
 
 from client import until
+from guest import Guest
+from livekit import rtc
 from pops import Pops, run_pop
 
 # One way. Over ams it is 55 ms from fra to sin.
@@ -13,7 +16,8 @@ WIRES = ["fra-ams delay 5ms", "ams-sin delay 50ms", "fra-sin delay 80ms"]
 def start():
     """Anew for each test: what has failed is remembered for a minute."""
     global pops, network, nodes
-    pops = Pops("overlay", ["fra", "ams", "sin"], WIRES)
+    # ams, which is between the others, may not know of their sessions.
+    pops = Pops("overlay", ["fra", "ams", "sin"], WIRES, {"fra": "e2e", "sin": "e2e"})
     network, nodes = pops.network, pops.nodes
 
 
@@ -83,6 +87,93 @@ class Overlay(unittest.IsolatedAsyncioTestCase):
         metrics = nodes["fra"].metrics()
         self.assertNotIn('pop_mesh_path_rtt_seconds{pop="sin"}', metrics)
         self.assertGreater(metrics['pop_mesh_path_rtt_seconds{pop="ams"}'], 0.009)
+
+
+class Transit(unittest.IsolatedAsyncioTestCase):
+    """A call between fra and sin, whose direct path is the best."""
+
+    async def asyncSetUp(self):
+        await asyncio.to_thread(start)
+        self.addCleanup(pops.stop)
+        network.change("fra-sin delay 40ms")
+        await until("all paths are known at all", lambda: all(len(overlay(pop)["paths"]) == 6 for pop in nodes), 30)
+        await until_way("fra", "sin", "direct")
+        await until_way("sin", "fra", "direct")
+        await until("each has a backup", lambda: route("fra", "sin")["backup"] == route("sin", "fra")["backup"] == "via ams")
+        self.ann = await Guest(nodes["fra"], "stage", "ann").join()
+        self.ben = await Guest(nodes["sin"], "stage", "ben").join()
+        self.came = []
+        self.watching = None
+        self.ends = {of: pops.link(*of)["age_ms"] for of in (("fra", "sin"), ("sin", "fra"))}
+
+    async def asyncTearDown(self):
+        if self.watching:
+            self.watching.cancel()
+        for guest in (self.ann, self.ben):
+            await guest.leave()
+
+    async def watch(self):
+        """Notes when each picture of ann's comes to ben."""
+        await self.ann.publish_video((200, 100))
+        track = await self.ben.track("ann", rtc.TrackKind.KIND_VIDEO)
+
+        async def note():
+            async for _ in rtc.VideoStream(track):
+                self.came.append(asyncio.get_running_loop().time())
+
+        self.watching = asyncio.create_task(note())
+        await until("pictures come", lambda: len(self.came) > 45, 15)
+
+    async def gap_of(self, change, seconds):
+        """The longest pause between two pictures from now on, in which the network becomes this."""
+        del self.came[:-1]
+        await asyncio.to_thread(network.change, change)
+        await asyncio.sleep(seconds)
+        times = [*self.came, asyncio.get_running_loop().time()]
+        gap = max(after - before for before, after in zip(times, times[1:]))
+        print(f"{change}: {gap * 1_000:.0f} ms without a picture, 67 ms are between two", flush=True)
+        return gap
+
+    def assert_nobody_noticed(self):
+        self.assertEqual(self.ann.told("participant_disconnected") + self.ben.told("participant_disconnected"), [])
+        for of, age_ms in self.ends.items():
+            self.assertGreater(pops.link(*of)["age_ms"], age_ms, "it is the same link")
+
+    async def test_a_call_goes_on_over_a_pop_that_knows_nothing_of_it_when_its_path_is_cut(self):
+        await self.watch()
+        self.assertEqual(pops.link("fra", "sin")["way"], "direct")
+        before = pops.link("ams", "sin")["transit_bytes_out"]
+        self.assertLess(await self.gap_of("fra-sin loss 100%", 8), 1)
+        self.assertEqual([pops.link("fra", "sin")["way"], pops.link("sin", "fra")["way"]], ["via ams", "via ams"])
+        self.assertGreater(pops.link("ams", "sin")["transit_bytes_out"] - before, 100_000)
+        self.assertEqual(overlay("ams")["sessions"], 0)
+        self.assertEqual(route("fra", "sin")["in_use"], "via ams")
+        self.assertEqual(nodes["fra"].metrics().get('pop_mesh_way_in_use{pop="sin",way="via ams"}'), 1)
+        self.assert_nobody_noticed()
+        # The control connection had nothing for 8 s. When it has again, so has what it tells.
+        await asyncio.to_thread(network.change, "fra-sin loss none")
+        await self.ben.me.publish_data("still here", reliable=True)
+        (said,) = await self.ann.until_told("data_received", seconds=30)
+        self.assertEqual(said.data, b"still here")
+        self.assertLess(await self.gap_of("fra-sin delay 40ms", 3), 1)
+        self.assert_nobody_noticed()
+
+    async def test_a_path_that_is_cut_in_one_direction_is_left_in_that_one(self):
+        await self.watch()
+        self.assertLess(await self.gap_of("fra>sin loss 100%", 6), 1)
+        self.assertEqual(pops.link("fra", "sin")["way"], "via ams")
+        self.assert_nobody_noticed()
+
+    async def test_what_is_cut_again_and_again_changes_hands_rarely_and_a_blip_moves_nobody(self):
+        await self.watch()
+        changes = overlay("fra")["changes"]
+        gaps = []
+        for _ in range(5):
+            gaps.append(await self.gap_of("fra-sin loss 100%", 0.3))
+            gaps.append(await self.gap_of("fra-sin loss none", 1.7))
+        self.assertLess(max(gaps), 1)
+        self.assertLessEqual(overlay("fra")["changes"] - changes, 2, "ten seconds")
+        self.assert_nobody_noticed()
 
 
 if __name__ == "__main__":

@@ -110,10 +110,13 @@ class Spans(unittest.IsolatedAsyncioTestCase):
         ann = await self.join("fra", "ann", "cut")
         ben = await self.join("sin", "ben", "cut")
         await until("each is there for the other", lambda: others(ann) == ["ben"] and others(ben) == ["ann"], 10)
-        pops.network.change("fra-sin loss 100%")
+        # And what goes from one to the other over ams.
+        for wire in ("fra-sin", "ams-sin"):
+            pops.network.change(f"{wire} loss 100%")
         await until("both halves go on alone", lambda: others(ann) == [] and others(ben) == [], 30)
         cat = await self.join("sin", "cat", "cut")
-        pops.network.change("fra-sin loss none")
+        for wire in ("fra-sin", "ams-sin"):
+            pops.network.change(f"{wire} loss none")
         await until("they are one again", lambda: others(ann) == ["ben", "cat"] and others(ben) == ["ann", "cat"], 30)
         await cat.publish_video(GREEN)
         await self.see(ann, "cat", GREEN)

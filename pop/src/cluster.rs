@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use pop_dataplane::limits::LINKS_MAX;
 use pop_proto::control::{
-    Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack, PAYLOAD_TYPES_MAX,
-    PayloadType, SELF_TEST, SessionBound,
+    Codec, DataMessage, ExtensionIds, LAYERS_MAX, LinkId, LinkStats, LinkWay, MID_LEN_MAX, MediaKind, OpenLink, OpenTrack,
+    PAYLOAD_TYPES_MAX, PayloadType, SELF_TEST, SessionBound,
 };
 use pop_proto::{Command, Event};
 use pop_relay::control::{
@@ -49,7 +49,7 @@ use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Sha
 use crate::rejoin;
 use crate::view::{LinkView, NodeView, OverlayView, VipView};
 use crate::vip::{Turn, Vip};
-use overlay::Overlay;
+use overlay::{NodeWay, Overlay};
 use spans::Spans;
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
@@ -532,6 +532,8 @@ struct Link {
     gap_at: Option<Instant>,
     /// By worker and link.
     stats: HashMap<(usize, LinkId), LinkStats>,
+    /// As its workers were told.
+    way: (NodeWay, Option<NodeWay>),
 }
 
 /// A track of ours that goes over a link.
@@ -688,6 +690,7 @@ impl State {
                 _ = tell.tick() => {
                     self.tell_node().await;
                     self.tell_paths();
+                    self.tell_ways().await;
                     self.end_keeping();
                 }
                 () = tokio::time::sleep_until(look_at) => self.look(),
@@ -1362,8 +1365,8 @@ impl State {
             self.spans.link_up(std::time::Instant::now(), &peer);
         }
         let (exports, followed, asked, stats) = Default::default();
-        let opened_at = shared.now();
-        self.links.insert(node, Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, stats });
+        let (opened_at, way) = (shared.now(), (NodeWay::Direct, None));
+        self.links.insert(node, Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, stats, way });
         let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
         self.follow_all(node);
@@ -1472,6 +1475,47 @@ impl State {
         let (release, load, draining) = (crate::VERSION.to_owned(), self.record.load, self.record.draining);
         let told = Message::Paths(Paths { paths, release, load, draining });
         self.overlay.neighbours().for_each(|node| self.send(node, told.clone()));
+    }
+
+    /// Tells the workers how what they have for nodes of other PoPs gets there, where that has changed.
+    async fn tell_ways(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        for (node, way, backup) in self.overlay.ways() {
+            let Some(link) = self.links.get(&node).filter(|link| link.is_placed && link.way != (way, backup)) else { continue };
+            for (worker, id) in pairs(&shared, &link.peer) {
+                let of_link = |way: NodeWay| match way {
+                    NodeWay::Direct => Some(LinkWay::Direct),
+                    // Each of its workers carries for some.
+                    NodeWay::Via(carrier) => {
+                        let carrier = &self.links.get(&carrier).filter(|link| link.is_placed)?.peer;
+                        let of = usize::from(id.worker()) % carrier.workers.len().max(1);
+                        Some(LinkWay::Via(LinkId::new(carrier.number, of as u8)))
+                    }
+                };
+                let (way, backup) = (of_link(way).unwrap_or_default(), backup.and_then(of_link));
+                shared.command(worker, Command::RouteLink { link: id, way, backup }).await;
+            }
+            if let Some(link) = self.links.get_mut(&node) {
+                link.way = (way, backup);
+            }
+        }
+    }
+
+    /// How a node's datagrams leave, over all workers: the way, or the ways, of the most.
+    fn way_in_use(&self, link: &Link) -> Option<String> {
+        let name = |way: LinkWay| match way {
+            LinkWay::Direct => "direct".to_owned(),
+            LinkWay::Via(id) => {
+                let carrier = self.links.values().find(|of| of.peer.number == id.node());
+                carrier.map_or_else(|| "via ?".to_owned(), |of| format!("via {}", of.peer.pop))
+            }
+        };
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for stats in link.stats.values() {
+            let first = name(stats.ways.first);
+            *counts.entry(stats.ways.second.map_or_else(|| first.clone(), |way| format!("{first}+{}", name(way)))).or_default() += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(way, _)| way)
     }
 
     /// To the nodes that have people in the room, or that may have; who is alone has nobody to give orders to.
@@ -1934,7 +1978,11 @@ impl State {
     fn describe_overlay(&self, now: Time) -> OverlayView {
         let spans = |watched: &&Watched| watched.nodes.keys().any(|node| self.is_abroad(*node));
         let sessions = self.rooms.values().filter(spans).count();
-        OverlayView { sessions, participants: self.spans.participants(), ..self.overlay.describe(now) }
+        let mut overlay = OverlayView { sessions, participants: self.spans.participants(), ..self.overlay.describe(now) };
+        for route in &mut overlay.routes {
+            route.in_use = self.links.values().filter(|link| link.peer.pop == route.to).filter_map(|link| self.way_in_use(link)).max();
+        }
+        overlay
     }
 
     fn describe_link(&self, state: &LinkState, link: &Link) -> LinkView {
@@ -1964,6 +2012,9 @@ impl State {
             dropped: stats.refused,
             limit_kbps: (stats.limit > 0).then_some(stats.limit / 1_000),
             congested: stats.congested,
+            way: self.way_in_use(link).filter(|_| peer.pop != *self.record.pop),
+            transit_bytes_in: stats.transit_bytes_in,
+            transit_bytes_out: stats.transit_bytes_out,
             api_keys: peer.grants.list(),
         }
     }
@@ -1993,6 +2044,13 @@ fn total<'a>(all: impl Iterator<Item = &'a LinkStats>) -> LinkStats {
         sum.refused += stats.refused;
         sum.limit += stats.limit;
         sum.congested += stats.congested;
+        sum.transit_bytes_in += stats.transit_bytes_in;
+        sum.transit_bytes_out += stats.transit_bytes_out;
+        sum.carried_in += stats.carried_in;
+        sum.direct.came += stats.direct.came;
+        sum.direct.lost += stats.direct.lost;
+        sum.direct.rtt_us = sum.direct.rtt_us.max(stats.direct.rtt_us);
+        sum.direct.jitter_us = sum.direct.jitter_us.max(stats.direct.jitter_us);
         sum.rtt_us = sum.rtt_us.max(stats.rtt_us);
         sum.jitter_us = sum.jitter_us.max(stats.jitter_us);
         sum.mtu = if sum.mtu == 0 { stats.mtu } else { sum.mtu.min(stats.mtu) };

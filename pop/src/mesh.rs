@@ -412,7 +412,7 @@ impl Mesh {
     /// Takes what the workers have done on a node's link, together.
     pub fn note_figures(&self, node: NodeId, figures: LinkStats) {
         if let Some(link) = self.0.shared.table().links.get(&node) {
-            *link.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+            link.note_figures(figures);
         }
     }
 
@@ -691,7 +691,8 @@ impl Shared {
             grants,
         };
         table.next_link += 1;
-        let (link, items) = Link::new(table.next_link, peer.clone(), dialled);
+        let is_abroad = peer.pop != self.name.pop();
+        let (link, items) = Link::new(table.next_link, peer.clone(), dialled, is_abroad);
         if !dialled {
             // The answer; nothing else can be queued before it.
             link.send(&Message::Hello(self.hello(number)));

@@ -81,6 +81,9 @@ pub struct RouteView {
     pub to: String,
     /// `direct`, or `via POP`.
     pub way: String,
+    /// How datagrams leave, as the workers find: the way, the backup, or both with a `+` while it is not known which of them lives; absent
+    /// before they have told.
+    pub in_use: Option<String>,
     /// The next best, which has nothing in common with it.
     pub backup: Option<String>,
     /// How late a packet is, repairs and jitter weighed in.
@@ -159,6 +162,12 @@ pub struct LinkView {
     pub limit_kbps: Option<u64>,
     /// Packets of video that were not sent because it does not carry them.
     pub congested: u64,
+    /// How datagrams to a node of another PoP leave: `direct`, `via POP`, or both with a `+` while it is not known which of them lives.
+    pub way: Option<String>,
+    /// Bytes that this link carried between the other node and third ones, or this one: taken.
+    pub transit_bytes_in: u64,
+    /// The same: sent.
+    pub transit_bytes_out: u64,
     /// Ids of the API keys that the other node's certificate lets its PoP use, as `pop ca issue --api-keys` takes them: `*` is all.
     pub api_keys: Vec<String>,
 }

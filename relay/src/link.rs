@@ -195,6 +195,8 @@ pub struct LinkStats {
     pub transit_bytes_out: u64,
     /// See `transit_bytes_out`.
     pub transit_bytes_in: u64,
+    /// Datagrams that came over others.
+    pub carried_in: u64,
     /// Echoes sent, none of which are among the datagrams above.
     pub echoes_out: u64,
     /// Echoes that were authentic and new.
@@ -738,6 +740,7 @@ impl Link {
             self.feedback_at = now;
         }
         self.evidence.heard(now, by);
+        self.stats.carried_in += u64::from(by != Way::Direct);
         self.stats.datagrams_in += 1;
         self.stats.bytes_in += datagram.len() as u64;
         Ok((head, len, places))

@@ -606,6 +606,8 @@ pub struct LinkStats {
     pub limit: u64,
     /// Packets of video that were not sent because it does not carry them.
     pub congested: u64,
+    /// Datagrams that came over others.
+    pub carried_in: u64,
     /// UDP payload bytes of what it carried between other nodes, or between this one and another: part of `bytes_in` and `bytes_out`.
     pub transit_bytes_in: u64,
     /// See `transit_bytes_in`.

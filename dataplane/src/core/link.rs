@@ -1152,6 +1152,7 @@ fn stats_of(link: &Link) -> LinkStats {
         mtu: stats.mtu,
         limit: link.limit().unwrap_or_default(),
         congested: 0,
+        carried_in: stats.carried_in,
         transit_bytes_in: stats.transit_bytes_in,
         transit_bytes_out: stats.transit_bytes_out,
         ways: WaysInUse { first: way_of(link.ways().first), second: link.ways().second.map(way_of) },

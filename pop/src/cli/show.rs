@@ -157,6 +157,7 @@ fn mesh_table(answer: &Value) -> String {
         "TRACKS",
         "DATAGRAMS",
         "MB",
+        "TRANSIT MB",
         "LOST",
         "REPAIRED",
         "DROPPED",
@@ -181,6 +182,7 @@ fn mesh_table(answer: &Value) -> String {
             both("tracks"),
             both("datagrams"),
             format!("{:.1}/{:.1}", megabytes("bytes_in"), megabytes("bytes_out")),
+            format!("{:.1}/{:.1}", megabytes("transit_bytes_in"), megabytes("transit_bytes_out")),
             text(&link["lost"]),
             text(&link["repaired"]),
             text(&link["dropped"]),
@@ -209,7 +211,7 @@ fn api_keys_cell(link: &Value) -> String {
 /// The other PoPs with the ways to them, and how each path between two PoPs is.
 fn overlay_tables(overlay: &Value) -> String {
     let milliseconds = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
-    let titles = ["POP", "STATE", "LINKS", "RELEASE", "LOAD", "WAY", "COST ms", "DIRECT ms", "BACKUP", "REASON", "FOR"];
+    let titles = ["POP", "STATE", "LINKS", "RELEASE", "LOAD", "WAY", "NOW", "COST ms", "DIRECT ms", "BACKUP", "REASON", "FOR"];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     for pop in list(&overlay["pops"]) {
         let route = list(&overlay["routes"]).iter().find(|route| route["to"] == pop["pop"]).unwrap_or(&Value::Null);
@@ -221,6 +223,7 @@ fn overlay_tables(overlay: &Value) -> String {
             if releases.is_empty() { "-".to_owned() } else { releases.join("+") },
             format!("{:.1} %", pop["load"].as_f64().unwrap_or_default() / 10.0),
             text(&route["way"]),
+            text(&route["in_use"]),
             milliseconds(&route["cost_ms"]),
             milliseconds(&route["direct_ms"]),
             text(&route["backup"]),
@@ -305,15 +308,15 @@ mod tests {
         let answer = json!({ "node": "fra1", "pop": "fra", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
             "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "pop": "fra", "state": "up", "age_ms": 2_500,
             "generation": 0, "schema": 1, "rtt_ms": 0.25, "jitter_ms": 0.5, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
-            "bytes_in": 1_000_000, "bytes_out": 250_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500, "api_keys": ["a", "b c", "d", "e", "f"] }] });
+            "bytes_in": 1_000_000, "bytes_out": 250_000, "transit_bytes_in": 0, "transit_bytes_out": 500_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500, "api_keys": ["a", "b c", "d", "e", "f"] }] });
         assert_eq!(
             mesh_table(&answer),
             "NODE  POP  STATE     START  CLIENTS  LOAD    MESH\n\
              fra2  fra  draining  7      2/400    12.5 %  10.0.0.2:7890\n\
              \n\
              (in/out)\n\
-             LINK  STATE  AGE  KEYS  SCHEMA  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       LOST  REPAIRED  DROPPED  LIMIT kb/s  API KEYS\n\
-             fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  5     4         0        2500        a,b c,d,+2\n"
+             LINK  STATE  AGE  KEYS  SCHEMA  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       TRANSIT MB  LOST  REPAIRED  DROPPED  LIMIT kb/s  API KEYS\n\
+             fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  0.0/0.5     5     4         0        2500        a,b c,d,+2\n"
         );
         assert_eq!(
             ["[]", "[\"*\"]", "[1, 2, 3]"]
@@ -328,15 +331,15 @@ mod tests {
         let overlay = json!({
             "pops": [{ "pop": "ams", "state": "up", "links": 1, "releases": ["0.1.0"], "load": 12, "draining": false },
                 { "pop": "sin", "state": "away", "links": 0, "releases": [], "load": 0, "draining": false }],
-            "routes": [{ "to": "ams", "way": "direct", "backup": "via sin", "cost_ms": 5.04, "direct_ms": 5.04, "reason": "best", "age_ms": 61_000 }],
+            "routes": [{ "to": "ams", "way": "direct", "in_use": "direct+via sin", "backup": "via sin", "cost_ms": 5.04, "direct_ms": 5.04, "reason": "best", "age_ms": 61_000 }],
             "paths": [{ "from": "ams", "to": "fra", "rtt_ms": 10.1, "loss_out": 0.012 }, { "from": "fra", "to": "ams", "rtt_ms": 10.0, "loss_out": 0.0 }],
         });
         assert_eq!(
             overlay_tables(&overlay),
             "\n\
-             POP  STATE  LINKS  RELEASE  LOAD   WAY     COST ms  DIRECT ms  BACKUP   REASON  FOR\n\
-             ams  up     1      0.1.0    1.2 %  direct  5.0      5.0        via sin  best    61 s\n\
-             sin  away   0      -        0.0 %  -       -        -          -        -       -\n\
+             POP  STATE  LINKS  RELEASE  LOAD   WAY     NOW             COST ms  DIRECT ms  BACKUP   REASON  FOR\n\
+             ams  up     1      0.1.0    1.2 %  direct  direct+via sin  5.0      5.0        via sin  best    61 s\n\
+             sin  away   0      -        0.0 %  -       -               -        -          -        -       -\n\
              \n\
              (round trip in ms/% lost on the way there)\n\
              FROM/TO  ams       fra\n\

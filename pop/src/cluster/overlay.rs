@@ -1,15 +1,16 @@
 //! The other PoPs, as this node sees them: what their nodes say of themselves, how the ways to them are, and which way is the best.
 //!
 //! Each link's datagrams are its probes: ten a second when it is idle, more when it carries media. Their counters tell what was lost, their
-//! echoes the round trip. What this node measures is told to the nodes of all other PoPs, and what theirs measure comes from them.
+//! echoes the round trip. What this node measures is told to the nodes of all other PoPs, and what theirs measure comes from them. While a
+//! link's datagrams go over others, the direct path has probes of its own. Of the routes each link gets its way and the one beside it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pop_proto::control::LinkStats;
+use pop_proto::control::{LinkStats, PathStats};
 use pop_relay::control::Paths;
-use pop_relay::route::{Changed, Figures, PopName, Routes};
+use pop_relay::route::{Changed, Figures, PopName, Routes, Way};
 use pop_schemas::{NodeId, Time};
 
 use crate::logging::AUDIT;
@@ -34,6 +35,8 @@ struct Neighbour {
     /// Of the second before.
     datagrams_in: u64,
     lost: u64,
+    carried_in: u64,
+    direct: PathStats,
     /// Seconds without a datagram.
     silent: u8,
     rtt_us: u32,
@@ -54,14 +57,30 @@ impl Neighbour {
 
     /// Takes a second's figures.
     fn take(&mut self, stats: &LinkStats) {
-        let came = stats.datagrams_in.saturating_sub(self.datagrams_in);
-        let lost = stats.lost.saturating_sub(self.lost);
-        (self.datagrams_in, self.lost) = (stats.datagrams_in, stats.lost);
+        let of_all = (stats.datagrams_in.saturating_sub(self.datagrams_in), stats.lost.saturating_sub(self.lost));
+        let of_echoes = (stats.direct.came.saturating_sub(self.direct.came), stats.direct.lost.saturating_sub(self.direct.lost));
+        // What comes over others tells nothing of this path, whichever way they are lost.
+        let is_carried = stats.carried_in > self.carried_in;
+        (self.datagrams_in, self.lost, self.carried_in) = (stats.datagrams_in, stats.lost, stats.carried_in);
+        self.direct = stats.direct;
+        let (came, lost) = if is_carried { of_echoes } else { of_all };
         self.silent = if came == 0 { self.silent.saturating_add(1) } else { 0 };
-        (self.rtt_us, self.jitter_us) = (stats.rtt_us, stats.jitter_us);
+        // The round trip of all is that of the ways that they take.
+        let has_echoes = stats.direct.rtt_us > 0;
+        self.rtt_us = if has_echoes { stats.direct.rtt_us } else { stats.rtt_us };
+        self.jitter_us = if is_carried { stats.direct.jitter_us } else { stats.jitter_us };
         let now = (lost * u64::from(ALL)).checked_div(lost + came).unwrap_or_default() as u32;
         self.loss_in = ((now * NEW_SHARE + u32::from(self.loss_in) * (16 - NEW_SHARE)) / 16) as u16;
     }
+}
+
+/// How datagrams get to a node of another PoP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NodeWay {
+    /// By themselves.
+    Direct,
+    /// Through this node of a third one.
+    Via(NodeId),
 }
 
 /// See the module.
@@ -87,8 +106,10 @@ impl Overlay {
         }
         // Of the datagrams of the link before nothing is known.
         let pop = PopName::from(peer.pop.as_str());
+        let (carried_in, direct) = Default::default();
         let (datagrams_in, lost, silent, rtt_us, jitter_us, loss_in, loss_out, told, heard_at) = Default::default();
-        let neighbour = Neighbour { pop, datagrams_in, lost, silent, rtt_us, jitter_us, loss_in, loss_out, told, heard_at };
+        let neighbour =
+            Neighbour { pop, datagrams_in, lost, carried_in, direct, silent, rtt_us, jitter_us, loss_in, loss_out, told, heard_at };
         self.neighbours.insert(peer.node, neighbour);
     }
 
@@ -144,6 +165,32 @@ impl Overlay {
         true
     }
 
+    /// The way to each node of other PoPs, and the one beside it. All nodes of a PoP are reached in the same way; through a PoP, through
+    /// that one of its nodes to which this one's path is the best.
+    pub(super) fn ways(&self) -> Vec<(NodeId, NodeWay, Option<NodeWay>)> {
+        let through = |pop: &PopName| {
+            let cost = |of: &Neighbour| of.figures().map(|figures| figures.cost_us());
+            let of_pop = self.neighbours.iter().filter(|(_, of)| of.pop == *pop);
+            of_pop.filter_map(|(node, of)| Some((cost(of)?, *node))).min().map(|(_, node)| NodeWay::Via(node))
+        };
+        let way = |way: &Way| match way {
+            Way::Direct => Some(NodeWay::Direct),
+            Way::Via(pop) => through(pop),
+        };
+        let of_node = |(node, of): (&NodeId, &Neighbour)| {
+            let route = self.routes.route(&of.pop);
+            let backup = route.and_then(|route| way(route.backup.as_ref()?));
+            match route.and_then(|route| way(&route.way)) {
+                // Where no way is known the datagrams find out whether there is one.
+                None => (*node, NodeWay::Direct, backup.filter(|backup| *backup != NodeWay::Direct)),
+                // One that failed is the one beside it, until there are two others: it may live in one direction.
+                Some(way @ NodeWay::Via(_)) => (*node, way, backup.or(Some(NodeWay::Direct))),
+                Some(way) => (*node, way, backup),
+            }
+        };
+        self.neighbours.iter().map(of_node).collect()
+    }
+
     /// Who is told what this node measures.
     pub(super) fn neighbours(&self) -> impl Iterator<Item = NodeId> {
         self.neighbours.keys().copied()
@@ -187,6 +234,7 @@ impl Overlay {
         let routes = self.routes.routes().map(|(to, route)| RouteView {
             to: to.to_string(),
             way: route.way.to_string(),
+            in_use: None,
             backup: route.backup.as_ref().map(ToString::to_string),
             cost_ms: milliseconds(route.cost_us),
             direct_ms: route.direct_us.map(milliseconds),
@@ -209,13 +257,11 @@ mod tests {
 
     use super::*;
 
-    fn overlay() -> (Overlay, NodeId) {
-        let node = NodeId(7);
-        let mut overlay = Overlay::new("fra", &BTreeMap::new());
-        let peer = Peer {
-            node,
+    fn peer(node: u64, pop: &str) -> Peer {
+        Peer {
+            node: NodeId(node),
             name: "a".to_owned(),
-            pop: "sin".to_owned(),
+            pop: pop.to_owned(),
             incarnation: pop_schemas::Incarnation { start: 1, nonce: 1 },
             number: 1,
             their_number: 1,
@@ -224,10 +270,14 @@ mod tests {
             address: "192.0.2.1:7890".parse().expect("an address"),
             playout: Duration::ZERO,
             grants: crate::mesh::Grants::none(),
-        };
-        overlay.link_up(&peer);
-        overlay.link_up(&Peer { node: NodeId(8), pop: "fra".to_owned(), ..peer });
-        (overlay, node)
+        }
+    }
+
+    fn overlay() -> (Overlay, NodeId) {
+        let mut overlay = Overlay::new("fra", &BTreeMap::new());
+        overlay.link_up(&peer(7, "sin"));
+        overlay.link_up(&peer(8, "fra"));
+        (overlay, NodeId(7))
     }
 
     fn paths(to: &str, loss_in: u16) -> Paths {
@@ -260,6 +310,66 @@ mod tests {
         seconds(&mut overlay, node, 8, 10, 0);
         let (_, loss) = shown(&overlay)[0];
         assert!(loss < 0.01, "{loss}");
+    }
+
+    #[test]
+    fn while_others_carry_the_direct_path_is_what_its_own_probes_tell() {
+        let (mut overlay, node) = overlay();
+        seconds(&mut overlay, node, 0, 2, 0);
+        let before = overlay.neighbours[&node].datagrams_in;
+        let carried = |seconds: u64, echoes: u64| LinkStats {
+            datagrams_in: before + 50 * seconds,
+            carried_in: 50 * seconds,
+            rtt_us: 240_000,
+            direct: PathStats { came: echoes, lost: seconds, rtt_us: 180_000, jitter_us: 7_000 },
+            ..LinkStats::default()
+        };
+        for second in 1..=10 {
+            overlay.tick(Time::from_millis((2 + second) * 1_000), [(&node, carried(second, 9 * second))].into_iter());
+        }
+        let of = overlay.describe(Time::ZERO).paths.into_iter().find(|path| path.from == "fra").expect("a path");
+        assert_eq!((of.rtt_ms, of.jitter_ms), (180.0, 7.0));
+        assert!((0.08..0.1).contains(&of.loss_in), "one of ten: {}", of.loss_in);
+        // Nothing comes directly any more, and all the rest does.
+        for second in 11..=12 {
+            overlay.tick(Time::from_millis((2 + second) * 1_000), [(&node, carried(second, 90))].into_iter());
+        }
+        assert_eq!(shown(&overlay), []);
+        assert_eq!(overlay.ways(), [(node, NodeWay::Direct, None)], "and there is no other");
+    }
+
+    #[test]
+    fn each_node_of_a_pop_gets_the_pops_way_through_the_nearest_node_of_the_one_between() {
+        let (mut overlay, node) = overlay();
+        for of in [peer(10, "ams"), peer(11, "ams"), peer(12, "sin")] {
+            overlay.link_up(&of);
+        }
+        let rtt_us = |of: u64| match of {
+            10 => 9_000,
+            11 => 5_000,
+            _ => 200_000,
+        };
+        let tick = |overlay: &mut Overlay, second: u64, sin_lives: bool| {
+            let stats = [10, 11, 7, 12].map(|of| {
+                let came = if sin_lives || of < 12 && of != 7 { 10 * (second + 1) } else { 0 };
+                (NodeId(of), LinkStats { datagrams_in: came, rtt_us: rtt_us(of), ..LinkStats::default() })
+            });
+            let now = Time::from_millis(1_000 * second);
+            let figures = Figures { rtt_us: 20_000, ..Figures::default() };
+            let told =
+                Paths { paths: vec![Path { pop: "sin".to_owned(), figures }, Path { pop: "fra".to_owned(), figures }], ..Paths::default() };
+            assert!(overlay.hear(now, NodeId(11), told));
+            overlay.tick(now, stats.iter().map(|(node, stats)| (node, *stats)));
+        };
+        (0..10).for_each(|second| tick(&mut overlay, second, true));
+        let mut ways = overlay.ways();
+        ways.sort_by_key(|(node, ..)| *node);
+        let by_ams = (NodeWay::Via(NodeId(11)), Some(NodeWay::Direct));
+        assert_eq!(
+            ways.iter().filter(|(of, ..)| [node, NodeId(12)].contains(of)).map(|(_, way, backup)| (*way, *backup)).collect::<Vec<_>>(),
+            [by_ams; 2]
+        );
+        assert!(ways.iter().any(|(of, way, _)| (*of, *way) == (NodeId(10), NodeWay::Direct)));
     }
 
     #[test]

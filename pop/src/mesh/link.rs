@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use pop_proto::control::LinkStats;
 use pop_relay::control::{self, Alive, CONTROL_LEN_MAX, ControlError, Hello, Message, Rekey};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::counters::Refusal;
@@ -25,6 +27,10 @@ const ANSWER_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A peer that says nothing for so long, or takes nothing, has no link.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// While datagrams of a node of another PoP come, whatever their way, its link is up: the path of the control connection is cut, and heals, or
+/// the kernel gives the connection up. Workers tell once a second of what came.
+const CARRIED_MAX: Duration = Duration::from_secs(3);
 
 /// Messages that wait for a peer, in bytes. One that is further behind starts anew and is told the state again.
 const QUEUE_LEN_MAX: usize = 1 << 20;
@@ -244,8 +250,11 @@ pub(super) struct Link {
     /// For the peer's data messages until rooms have taken them.
     data_places: Arc<Semaphore>,
     keys: Mutex<Generation>,
-    /// What its workers told last, together.
+    /// What its workers told last, together, and when something had come.
     pub(super) figures: Mutex<LinkStats>,
+    carried_at: Mutex<Option<Instant>>,
+    /// The other end is a node of another PoP.
+    is_abroad: bool,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -265,7 +274,7 @@ struct Generation {
 }
 
 impl Link {
-    pub(super) fn new(id: u64, peer: Peer, dialled: bool) -> (Link, mpsc::UnboundedReceiver<Item>) {
+    pub(super) fn new(id: u64, peer: Peer, dialled: bool, is_abroad: bool) -> (Link, mpsc::UnboundedReceiver<Item>) {
         let (items, receiver) = mpsc::unbounded_channel();
         let since = Instant::now();
         let keys = Mutex::new(Generation { number: 0, since });
@@ -285,6 +294,8 @@ impl Link {
             data_places: Arc::new(Semaphore::new(DATA_IN_LEN_MAX as usize)),
             keys,
             figures: Mutex::default(),
+            carried_at: Mutex::default(),
+            is_abroad,
             ended: watch::Sender::new(None),
         };
         (link, receiver)
@@ -381,6 +392,26 @@ impl Link {
         (heard_ms > 0).then(|| self.since.elapsed().saturating_sub(Duration::from_millis(heard_ms)))
     }
 
+    /// Takes what its workers have done, together.
+    pub(super) fn note_figures(&self, figures: LinkStats) {
+        let came = |of: &LinkStats| of.datagrams_in + of.direct.came;
+        let before = std::mem::replace(&mut *self.figures.lock().unwrap_or_else(PoisonError::into_inner), figures);
+        if came(&figures) > came(&before) {
+            *self.carried_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+    }
+
+    /// Its datagrams come although the control connection says nothing.
+    fn is_carried(&self) -> bool {
+        let at = *self.carried_at.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_abroad && at.is_some_and(|at| at.elapsed() < CARRIED_MAX)
+    }
+
+    /// What is told now may arrive much later.
+    fn is_cut(&self) -> bool {
+        self.is_abroad && self.silence().is_some_and(|silence| silence > SILENCE_MAX / 4)
+    }
+
     fn hear(&self) {
         let now_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.heard_ms.store(now_ms.max(1), Ordering::Relaxed);
@@ -421,7 +452,16 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite>(shared: &Shared, link: &Link,
 async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) -> Ended {
     let mut bytes = Vec::new();
     loop {
-        match timeout(SILENCE_MAX, read_frame(&mut reader, &mut bytes)).await {
+        let came = {
+            let mut frame = pin!(read_frame(&mut reader, &mut bytes));
+            loop {
+                match timeout(SILENCE_MAX, frame.as_mut()).await {
+                    Err(_) if link.is_carried() => {}
+                    came => break came,
+                }
+            }
+        };
+        match came {
             Err(_) => return Ended::Silent,
             Ok(Err(FrameError::TooLarge)) => return Ended::TooLarge,
             Ok(Err(FrameError::Io(_))) => return Ended::Closed,
@@ -453,14 +493,16 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) 
 }
 
 async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin, mut items: mpsc::UnboundedReceiver<Item>) -> Ended {
+    // The step to new keys that could not be made.
+    let mut rekey_again = None;
     let mut alive = interval(ALIVE_INTERVAL);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let rekey_at = link.keys().since + REKEY_INTERVAL;
+        let rekey_at = rekey_again.unwrap_or(link.keys().since + REKEY_INTERVAL);
         let item = tokio::select! {
             biased;
             // The other end may have stepped since.
-            () = sleep_until(rekey_at) => match link.keys().since + REKEY_INTERVAL <= Instant::now() {
+            () = sleep_until(rekey_at) => match rekey_again.take().is_some() || link.keys().since + REKEY_INTERVAL <= Instant::now() {
                 true => Some(Item::Rekey),
                 false => continue,
             },
@@ -471,7 +513,7 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
                 continue;
             }
             bytes = link.next_data() => {
-                match timeout(SILENCE_MAX, write_frame(&mut writer, &bytes)).await {
+                match write_while_carried(link, &mut writer, &bytes).await {
                     Ok(Ok(())) => shared.counters.message_out(),
                     Ok(Err(_)) => return Ended::Closed,
                     Err(_) => return Ended::Slow,
@@ -481,10 +523,15 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
         };
         let written = match item {
             None => return Ended::Closed,
-            Some(Item::Message { queued_at, .. }) if queued_at.elapsed() > SILENCE_MAX => return Ended::Slow,
+            Some(Item::Message { queued_at, .. }) if queued_at.elapsed() > SILENCE_MAX && !link.is_carried() => return Ended::Slow,
             Some(Item::Message { bytes, .. }) => {
                 link.queue_len.fetch_sub(bytes.len(), Ordering::Relaxed);
-                timeout(SILENCE_MAX, write_frame(&mut writer, &bytes)).await
+                write_while_carried(link, &mut writer, &bytes).await
+            }
+            // Two steps that only one end has made would end the link: a datagram tells its generation by one bit.
+            Some(Item::Rekey) if link.is_cut() => {
+                rekey_again = Some(Instant::now() + REKEY_PAUSE);
+                continue;
             }
             Some(Item::Rekey) => {
                 let generation = link.generation().saturating_add(1);
@@ -500,6 +547,17 @@ async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin
             Ok(Ok(())) => shared.counters.message_out(),
             Ok(Err(_)) => return Ended::Closed,
             Err(_) => return Ended::Slow,
+        }
+    }
+}
+
+/// Within 2 s, or for as long as the link is carried.
+async fn write_while_carried(link: &Link, writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<io::Result<()>, Elapsed> {
+    let mut frame = pin!(write_frame(writer, bytes));
+    loop {
+        match timeout(SILENCE_MAX, frame.as_mut()).await {
+            Err(_) if link.is_carried() => {}
+            written => return written,
         }
     }
 }

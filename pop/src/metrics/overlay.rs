@@ -43,6 +43,12 @@ impl Collector for OverlayCollector {
         for route in &overlay.routes {
             ConstGauge::new(1_i64).encode(family.encode_family(&[("pop", route.to.as_str()), ("way", route.way.as_str())])?)?;
         }
+        let help =
+            "How datagrams to another PoP leave now: 1 for `direct`, `via POP`, or both joined by `+` while it is not known which lives";
+        let mut family = encoder.encode_descriptor("pop_mesh_way_in_use", help, None, MetricType::Gauge)?;
+        for (to, way) in overlay.routes.iter().filter_map(|route| Some((&route.to, route.in_use.as_ref()?))) {
+            ConstGauge::new(1_i64).encode(family.encode_family(&[("pop", to.as_str()), ("way", way.as_str())])?)?;
+        }
         for (name, help, count) in [
             ("pop_mesh_sessions", "Sessions with people in another PoP, too", overlay.sessions as i64),
             ("pop_mesh_participants", "People of other PoPs that are known here", overlay.participants as i64),
