@@ -17,9 +17,9 @@ def run_pop(*words):
 
 class Pops:
     """From construction until `stop`. `names` in order have the addresses from 10.73.0.2 on; `wires` are how far they are from each other;
-    `api_keys` what the certificate of a node carries, by PoP."""
+    `api_keys` what the certificate of a node carries, by PoP; `peers` whom each names, others than all."""
 
-    def __init__(self, label, names, wires, api_keys=()):
+    def __init__(self, label, names, wires, api_keys=(), peers=()):
         self.addresses = {name: f"10.73.0.{2 + i}" for i, name in enumerate(names)}
         self.nodes = {}
         self.folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
@@ -30,7 +30,8 @@ class Pops:
             out = ca / pop
             held = ["--api-keys", api_keys[pop]] if pop in api_keys else []
             run_pop("ca", "issue", "--dir", ca / "ca", "--node", "a", "--pop", pop, "--address", address, "--out", out, *held)
-            peers = [f"{other}:7890" for other in self.addresses.values() if other != address]
+            named = peers[pop] if pop in peers else [other for other in names if other != pop]
+            addresses = [f"{self.addresses[other]}:7890" for other in named]
             self.nodes[pop] = Node(
                 f"{label}-{pop}",
                 address=address,
@@ -46,7 +47,7 @@ pop = "{pop}"
 state_dir = "{out}/state"
 [mesh]
 listen = "{address}:7890"
-peers = {peers}
+peers = {addresses}
 ca = "{out}/ca.pem"
 cert = "{out}/node.pem"
 key = "{out}/node.key"

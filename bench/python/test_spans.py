@@ -17,7 +17,8 @@ VIDEO, AUDIO = rtc.TrackKind.KIND_VIDEO, rtc.TrackKind.KIND_AUDIO
 
 def setUpModule():
     global pops, nodes
-    pops = Pops("spans", ["fra", "ams", "sin"], WIRES, {"fra": "e2e,other", "sin": "e2e"})
+    # fra and sin hear of each other from ams.
+    pops = Pops("spans", ["fra", "ams", "sin"], WIRES, {"fra": "e2e,other", "sin": "e2e"}, {"fra": ["ams"], "ams": [], "sin": ["ams"]})
     nodes = pops.nodes
 
 

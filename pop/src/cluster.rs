@@ -14,10 +14,10 @@
 mod overlay;
 mod spans;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pop_dataplane::limits::LINKS_MAX;
 use pop_proto::control::{
@@ -26,13 +26,13 @@ use pop_proto::control::{
 };
 use pop_proto::{Command, Event};
 use pop_relay::control::{
-    self, Action, Connection, Data, Done, Follow, Heard, Message, Offer, Order, Outcome, Paths, Refuse, Unfollow, Unwant,
+    self, Action, Connection, Data, Done, Follow, Heard, Located, Message, Offer, Order, Outcome, Paths, Refuse, Unfollow, Unwant,
 };
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId, TransportId};
 use pop_session::life::{self, Fate, Life, Verdict, Way, Witness};
 use pop_session::member::{ConnectionGrade, ConnectionQuality};
 use pop_session::placement::{self, KEEPERS};
-use pop_session::presence::LocalRecord;
+use pop_session::presence::{LocalRecord, Record};
 use pop_session::session::{Abroad, RoomWord};
 use pop_session::vip::{SETTLE, counts_from, holder};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -40,7 +40,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::admin;
 use crate::bus::{Bus, BusEvent, BusEvents, Gone, NodeRecord};
-use crate::config::SessionConfig;
+use crate::config::{MeshConfig, SessionConfig};
 use crate::data::{DataDrop, SenderPlace};
 use crate::logging::AUDIT;
 use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent, NodeName, Outgoing, Peer, Unheard};
@@ -49,7 +49,7 @@ use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Sha
 use crate::rejoin;
 use crate::view::{LinkView, NodeView, OverlayView, VipView};
 use crate::vip::{Turn, Vip};
-use overlay::{NodeWay, Overlay};
+use overlay::{NodeWay, Overlay, located};
 use spans::Spans;
 
 /// A node that refuses a track may have it in a moment: its room learns of it by the same bus as ours.
@@ -80,6 +80,15 @@ const RECORDS_MAX: usize = 4_096;
 /// So long the people of a node that lives, and is not on the bus, are believed to be as they were when the bus told of them last: on a
 /// link with 10 % loss the bus was away for up to 9 s.
 const UNTOLD_MAX: Duration = Duration::from_secs(15);
+
+/// A clock of another PoP may be so far ahead.
+const SKEW_MAX_MS: u64 = 10_000;
+
+/// Of so many starts of nodes of this PoP it is remembered how their ids begin.
+const ORIGINS_MAX: usize = 1_024;
+
+/// Who was too slow says so at most so often.
+const GAP_PAUSE: Duration = Duration::from_millis(100);
 
 /// So long a node of another PoP may have no link before its people are away.
 const UNLINKED_MAX: Duration = Duration::from_secs(3);
@@ -146,10 +155,9 @@ enum Request {
         session: SessionId,
         key: Box<str>,
     },
-    /// Whether a participant is one of another PoP's.
+    /// Whether a node is one of another PoP's.
     IsAbroad {
-        session: SessionId,
-        participant: ParticipantId,
+        node: NodeId,
         reply: oneshot::Sender<bool>,
     },
     Want {
@@ -276,9 +284,8 @@ impl Cluster {
         record: NodeRecord,
         bus: Option<(Bus, BusEvents)>,
         mesh: Option<(Mesh, mpsc::Receiver<MeshEvent>)>,
-        splits: bool,
         session: SessionConfig,
-        prices: &BTreeMap<String, u32>,
+        config: &MeshConfig,
     ) -> Cluster {
         let (requests, received) = mpsc::unbounded_channel();
         let (bus, bus_events) = bus.unzip();
@@ -286,10 +293,10 @@ impl Cluster {
         let began = shared.upgrade().map(|shared| shared.now()).unwrap_or_default();
         let state = State {
             shared,
-            splits,
+            splits: config.split,
             loudest: session.loudest,
             last_n: session.last_n,
-            overlay: Overlay::new(&record.pop, prices),
+            overlay: Overlay::new(&record.name, &record.pop, record.mesh, config),
             spans: Spans::new(&record),
             record,
             bus,
@@ -312,6 +319,8 @@ impl Cluster {
             hang: None,
             doubted_until: None,
             began,
+            looked_at: Instant::now(),
+            past_origins: VecDeque::new(),
             vips: Vec::new(),
             deaths: Arc::default(),
             shown: metrics::Overlay::default(),
@@ -341,15 +350,16 @@ impl Cluster {
         self.tell(Request::Put { session: session.clone(), record });
     }
 
-    /// Somebody is in the session by a token of this API key. To be called once the room has let somebody in.
+    /// Somebody is in the session by a token of this API key. To be called before the room lets somebody in, so that nobody hears of that who may
+    /// not, and once more when it has: the room may be another one by then.
     pub(crate) fn note_key(&self, session: &SessionId, key: &str) {
         self.tell(Request::Key { session: session.clone(), key: key.into() });
     }
 
-    /// Whether a participant is one of another PoP's, whom nobody here takes over.
-    pub(crate) async fn is_abroad(&self, session: &SessionId, participant: ParticipantId) -> bool {
+    /// Whether a node is one of another PoP's, whose people nobody here takes over.
+    pub(crate) async fn is_abroad(&self, node: NodeId) -> bool {
         let (reply, answer) = oneshot::channel();
-        self.tell(Request::IsAbroad { session: session.clone(), participant, reply });
+        self.tell(Request::IsAbroad { node, reply });
         answer.await.unwrap_or_default()
     }
 
@@ -530,6 +540,8 @@ struct Link {
     asked: HashSet<SessionId>,
     /// It was too slow for data, and is to be told then.
     gap_at: Option<Instant>,
+    /// It said last that it was.
+    gap_heard_at: Option<Instant>,
     /// By worker and link.
     stats: HashMap<(usize, LinkId), LinkStats>,
     /// As its workers were told.
@@ -612,6 +624,10 @@ struct State {
     doubted_until: Option<Instant>,
     /// When this node began.
     began: Time,
+    /// See [`Self::look`].
+    looked_at: Instant,
+    /// What ids of starts began with that nodes of this PoP have ended, the last of them.
+    past_origins: VecDeque<u32>,
     vips: Vec<Shift>,
     deaths: Arc<Deaths>,
     /// The overlay, for the metrics.
@@ -632,6 +648,10 @@ fn first_alias() -> u16 {
     let mut drawn = [0; 2];
     aws_lc_rs::rand::fill(&mut drawn).expect("the system gives random bytes");
     u16::from_ne_bytes(drawn)
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The next event, when there is a place for a record; never where there is no such source.
@@ -703,7 +723,7 @@ impl State {
         match request {
             Request::Watch { session, room, number } => {
                 let is_anew = self.rooms.insert(session.clone(), Watched::new(room, number)).is_some();
-                self.spans.end(&session);
+                self.spans.begin(&session);
                 self.unfollow(&session);
                 if let Some(bus) = &self.bus {
                     // A room of that name is about to end. This one has heard of nobody yet.
@@ -741,13 +761,12 @@ impl State {
             Request::Key { session, key } => {
                 if self.rooms.contains_key(&session) {
                     self.spans.note_key(&session, &key);
+                } else {
+                    self.spans.note_early_key(std::time::Instant::now(), session, key);
                 }
             }
-            Request::IsAbroad { session, participant, reply } => {
-                let has = |(node, known): (&NodeId, &Known)| self.is_abroad(*node) && known.people.contains(&participant);
-                // Who asked may be gone.
-                let _ = reply.send(self.rooms.get(&session).is_some_and(|watched| watched.nodes.iter().any(has)));
-            }
+            // Who asked may be gone.
+            Request::IsAbroad { node, reply } => drop(reply.send(self.is_abroad(node))),
             Request::Withdraw { session, participant } => {
                 self.spans.withdraw(std::time::Instant::now(), &session, participant);
                 if let Some(watched) = self.rooms.get_mut(&session) {
@@ -784,7 +803,7 @@ impl State {
             }
             Request::Follow { session, node, received } => {
                 let since = self.rooms.get(&session).and_then(|watched| watched.nodes.get(&node)).map(|known| known.since);
-                if let Some(since) = since {
+                if let Some(since) = since.filter(|_| self.may_share(&session, node)) {
                     self.send(node, Message::Follow(Follow { session, age: since.elapsed(), received }));
                 }
             }
@@ -846,11 +865,18 @@ impl State {
 
     fn handle_bus(&mut self, event: BusEvent, place: Option<OwnedSemaphorePermit>) {
         match event {
-            BusEvent::Record { session, record } => {
-                if !self.may_tell_of(&session, NodeId(record.key.node), record.key.participant) {
+            BusEvent::Record { session, mut record } => {
+                if self.is_abroad(NodeId(record.key.node))
+                    && let Some(manifest) = &mut record.manifest
+                {
+                    // Of two of one identity the later one stays: nobody comes from the future.
+                    manifest.joined_at_ms = manifest.joined_at_ms.min(wall_ms() + SKEW_MAX_MS);
+                }
+                if !self.may_tell_of(&session, &record) {
                     if let Some(mesh) = &self.mesh {
                         mesh.ignore(Unheard::Foreign);
                     }
+                    self.spans.forget_record(&session, record.key);
                 } else if let Some(room) = self.room(&session) {
                     let (node, participant, is_here) = (NodeId(record.key.node), record.key.participant, record.manifest.is_some());
                     let _ = room.send(RoomMessage::Record { record: Box::new(record), _place: place });
@@ -865,7 +891,13 @@ impl State {
                     // What it says from now on brings it back, when it was away.
                     Some(of) if of.record.incarnation == incarnation => (of.record, of.gone_at) = (record, None),
                     before => {
-                        let anew_at = before.map(|_| Instant::now());
+                        let anew_at = before.as_ref().map(|_| Instant::now());
+                        if let Some(before) = before.filter(|before| before.record.pop == self.record.pop) {
+                            self.past_origins.push_back((before.record.incarnation.nonce >> 32) as u32);
+                            if self.past_origins.len() > ORIGINS_MAX {
+                                self.past_origins.pop_front();
+                            }
+                        }
                         let counts_from = counts_from(self.began, self.shared.upgrade().map(|shared| shared.now()).unwrap_or_default());
                         let life = Life::default();
                         self.nodes.insert(node, Node { record, gone_at: None, anew_at, life, counts_from, is_away: false });
@@ -873,7 +905,7 @@ impl State {
                             self.hold_dead(node, None);
                             // Whom it had is not there any longer, and nobody will say so.
                             self.tell_rooms(node, NodeFate::Restarted);
-                        } else {
+                        } else if !self.is_abroad(node) {
                             // What it asked for before the bus told of it was ignored.
                             self.send(node, Message::Gap);
                         }
@@ -922,6 +954,9 @@ impl State {
 
     /// A node of another PoP may not hear of a session any more.
     async fn shut_out(&mut self, node: NodeId, session: &SessionId) {
+        if let Some(watched) = self.rooms.get_mut(session) {
+            watched.nodes.remove(&node);
+        }
         let Some(link) = self.links.get_mut(&node) else { return };
         link.followed.remove(session);
         link.asked.remove(session);
@@ -932,7 +967,12 @@ impl State {
         }
     }
 
-    /// It is a node of another PoP.
+    /// It is known to be a node of this PoP.
+    fn is_of_this_pop(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|of| of.record.pop == self.record.pop)
+    }
+
+    /// It is known to be a node of another PoP.
     fn is_abroad(&self, node: NodeId) -> bool {
         self.nodes.get(&node).is_some_and(|of| of.record.pop != self.record.pop)
     }
@@ -941,12 +981,26 @@ impl State {
         self.nodes.values().filter(|of| of.record.pop == self.record.pop)
     }
 
-    /// Nodes of other PoPs tell of their own people: of ours, and of a third PoP's, they are not believed.
-    fn may_tell_of(&self, session: &SessionId, node: NodeId, participant: ParticipantId) -> bool {
-        let pop = |node: NodeId| self.nodes.get(&node).map(|of| &*of.record.pop);
-        let is_of_another = |(other, known): (&NodeId, &Known)| known.people.contains(&participant) && pop(*other) != pop(node);
+    /// Nodes of other PoPs tell of their own people and tracks: of ours, and of a third PoP's, they are not believed, nor of those who have not
+    /// come yet.
+    fn may_tell_of(&self, session: &SessionId, record: &Record) -> bool {
+        let (node, participant) = (NodeId(record.key.node), record.key.participant);
+        let Some(teller) = self.nodes.get(&node).filter(|of| of.record.pop != self.record.pop).map(|of| &of.record.pop) else {
+            return true;
+        };
+        let pop = |node: NodeId| self.nodes.get(&node).map(|of| &of.record.pop);
+        let is_of_another = |(other, known): (&NodeId, &Known)| known.people.contains(&participant) && pop(*other) != Some(teller);
         let is_others = |watched: &Watched| watched.own.contains(&participant) || watched.nodes.iter().any(is_of_another);
-        !self.is_abroad(node) || !self.rooms.get(session).is_some_and(is_others)
+        let tracks = record.manifest.iter().flat_map(|manifest| manifest.tracks.iter().map(|track| track.info.track.0));
+        let mut origins = tracks.chain([participant.0]).map(|id| (id >> 32) as u32);
+        !origins.any(|origin| self.is_origin_of_others(origin, teller)) && !self.rooms.get(session).is_some_and(is_others)
+    }
+
+    /// Whether ids that begin so are given out by this PoP, or by one that is not `pop`.
+    fn is_origin_of_others(&self, origin: u32, pop: &str) -> bool {
+        let begins = |record: &NodeRecord| (record.incarnation.nonce >> 32) as u32 == origin;
+        let is_known = self.nodes.values().any(|of| begins(&of.record) && *of.record.pop != *pop);
+        is_known || begins(&self.record) || self.past_origins.contains(&origin)
     }
 
     /// Whether a node may know of a session and say something in it: those of this PoP may.
@@ -975,7 +1029,8 @@ impl State {
         }
         // Those of a node that is gone may be taken over until their grace is over.
         let may_have_people = |node: &NodeId| {
-            nodes.get(node).is_some_and(|of| of.gone_at.is_none_or(|at| now.saturating_duration_since(at) < UNTOLD_MAX + grace))
+            let of = nodes.get(node).filter(|of| of.record.pop == self.record.pop);
+            of.is_some_and(|of| of.gone_at.is_none_or(|at| now.saturating_duration_since(at) < UNTOLD_MAX + grace))
         };
         let up: Vec<NodeId> = self.of_this_pop().filter(|of| of.is_up()).map(|of| of.record.node).chain([own]).collect();
         self.kept.retain(|session, keeping| {
@@ -1020,13 +1075,16 @@ impl State {
         let Some(shared) = self.shared.upgrade() else { return Instant::now() + LOOK_INTERVAL };
         let now = shared.now();
         let lives = self.of_this_pop().map(|of| of.life.look_at().since(now));
-        Instant::now() + lives.min().unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL)
+        // Whatever else there is to do meanwhile.
+        (Instant::now() + lives.min().unwrap_or(LOOK_INTERVAL)).min(self.looked_at + LOOK_INTERVAL)
     }
 
     /// Whether this node stood still, whether the others live, and who holds what is one node's.
     fn look(&mut self) {
+        self.looked_at = Instant::now();
         let Some(shared) = self.shared.upgrade() else { return };
         self.spans.handle_timeout(std::time::Instant::now());
+        self.overlay.handle_timeout(shared.now());
         self.look_at_lives(&shared);
         // Who asks whether it is dead is told nothing, and what it was told runs out.
         if self.hang.is_none() {
@@ -1040,7 +1098,7 @@ impl State {
             return self.ask_whether_dead(shared);
         }
         let is_remembered = self.doubted_until.is_some_and(|until| Instant::now() < until);
-        let is_held_dead = |mesh: &Mesh| mesh.verdicts(0).into_iter().any(|(node, said)| said.dead && !self.is_abroad(node));
+        let is_held_dead = |mesh: &Mesh| mesh.verdicts(0).into_iter().any(|(node, said)| said.dead && self.is_of_this_pop(node));
         if is_remembered && self.mesh.as_ref().is_some_and(is_held_dead) {
             return self.rejoin(shared);
         }
@@ -1240,7 +1298,7 @@ impl State {
                 if !self.overlay.hear(shared.now(), node, told)
                     && let Some(mesh) = &self.mesh
                 {
-                    mesh.ignore(Unheard::Full);
+                    mesh.ignore(Unheard::Foreign);
                 }
             }
             MeshEvent::Message { node, message: Message::Presence(presence) } => {
@@ -1269,7 +1327,12 @@ impl State {
                         link.followed.remove(&session);
                     }
                 }
-                Message::Gap => self.follow_all(node),
+                Message::Gap => {
+                    let is_soon = |at: Instant| at.elapsed() < GAP_PAUSE;
+                    let Some(link) = self.links.get_mut(&node).filter(|link| !link.gap_heard_at.is_some_and(is_soon)) else { return };
+                    link.gap_heard_at = Some(Instant::now());
+                    self.follow_all(node);
+                }
                 Message::Order(order) => self.take_order(node, order),
                 Message::Done(done) => self.take_answer(node, done),
                 Message::Heard(heard) => self.take_heard(node, heard),
@@ -1366,7 +1429,10 @@ impl State {
         }
         let (exports, followed, asked, stats) = Default::default();
         let (opened_at, way) = (shared.now(), (NodeWay::Direct, None));
-        self.links.insert(node, Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, stats, way });
+        self.links.insert(
+            node,
+            Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, gap_heard_at: None, stats, way },
+        );
         let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
         self.follow_all(node);
@@ -1432,8 +1498,8 @@ impl State {
         let Some(want) = self.wants.get_mut(&track) else { return };
         want.again = None;
         let (owner, session, worker) = (want.owner, want.session.clone(), want.worker as u16);
-        // It is asked for when the link has a place.
-        if self.links.get(&owner).is_some_and(|link| !link.is_placed) {
+        // It is asked for when the link has a place. Whom its session is none of the business of it is not asked.
+        if self.links.get(&owner).is_some_and(|link| !link.is_placed) || self.is_abroad(owner) && !self.may_share(&session, owner) {
             return;
         }
         self.send(owner, Message::Want(control::Want { session, track, worker }));
@@ -1471,10 +1537,20 @@ impl State {
         let links = self.links.iter().map(|(node, link)| (node, total(link.stats.values())));
         let told = self.overlay.tick(now, links);
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.describe_overlay(now);
-        let Some(paths) = told else { return };
-        let (release, load, draining) = (crate::VERSION.to_owned(), self.record.load, self.record.draining);
-        let told = Message::Paths(Paths { paths, release, load, draining });
-        self.overlay.neighbours().for_each(|node| self.send(node, told.clone()));
+        let in_pop = self.of_this_pop().filter(|of| of.is_up());
+        let known: Vec<Located> = in_pop.filter_map(|of| located(&of.record.name, &of.record.pop, of.record.mesh?)).collect();
+        for (node, paths) in told {
+            let (release, load, draining) = (crate::VERSION.to_owned(), self.record.load, self.record.draining);
+            let nodes = self.overlay.tell_of(now, node, &known);
+            self.send(node, Message::Paths(Paths { paths, release, load, draining, nodes }));
+        }
+        let linked = |node: &NodeId| self.links.contains_key(node);
+        let (dialled, forgotten) = self.overlay.poll_located(now, linked);
+        let Some(mesh) = &self.mesh else { return };
+        for Located { node, pop, address } in dialled {
+            mesh.dial(NodeId::of(&pop, &node), &pop, &node, address);
+        }
+        forgotten.into_iter().for_each(|node| mesh.forget(node));
     }
 
     /// Tells the workers how what they have for nodes of other PoPs gets there, where that has changed.
@@ -1636,7 +1712,9 @@ impl State {
             _ => false,
         };
         let has_people = |other: &NodeId| self.rooms.get(&session).is_some_and(|watched| watched.nodes.contains_key(other));
-        let hears = |other: &NodeId, link: &Link| link.followed.contains(&session) || at_once && has_people(other);
+        let hears = |other: &NodeId, link: &Link| {
+            (link.followed.contains(&session) || at_once && has_people(other)) && self.may_share(&session, *other)
+        };
         let follows = |(other, link): &(&NodeId, &Link)| node.is_none_or(|node| node == **other) && hears(other, link);
         let to: Vec<NodeId> = self.links.iter().filter(follows).map(|(node, _)| *node).collect();
         match told {
@@ -1754,6 +1832,11 @@ impl State {
 
     async fn export(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16, exported: Option<Exported>) {
         let Some(shared) = self.shared.upgrade() else { return };
+        if !self.may_share(&session, node) {
+            // It was shut out since it asked.
+            self.tell_demand(&session, track, false);
+            return self.refuse(node, track, "this node's rooms are not yours");
+        }
         let Some(Exported { home, open, extensions, is_camera }) = exported else {
             return self.refuse(node, track, "this node does not publish it");
         };
@@ -2032,23 +2115,23 @@ fn pairs(shared: &Shared, peer: &Peer) -> Vec<(usize, LinkId)> {
 fn total<'a>(all: impl Iterator<Item = &'a LinkStats>) -> LinkStats {
     let mut sum = LinkStats::default();
     for stats in all {
-        sum.datagrams_out += stats.datagrams_out;
-        sum.bytes_out += stats.bytes_out;
-        sum.media_bytes_out += stats.media_bytes_out;
-        sum.datagrams_in += stats.datagrams_in;
-        sum.bytes_in += stats.bytes_in;
-        sum.media_bytes_in += stats.media_bytes_in;
-        sum.lost += stats.lost;
-        sum.repaired += stats.repaired;
-        sum.repairs_out += stats.repairs_out;
-        sum.refused += stats.refused;
-        sum.limit += stats.limit;
-        sum.congested += stats.congested;
-        sum.transit_bytes_in += stats.transit_bytes_in;
-        sum.transit_bytes_out += stats.transit_bytes_out;
-        sum.carried_in += stats.carried_in;
-        sum.direct.came += stats.direct.came;
-        sum.direct.lost += stats.direct.lost;
+        sum.datagrams_out = sum.datagrams_out.saturating_add(stats.datagrams_out);
+        sum.bytes_out = sum.bytes_out.saturating_add(stats.bytes_out);
+        sum.media_bytes_out = sum.media_bytes_out.saturating_add(stats.media_bytes_out);
+        sum.datagrams_in = sum.datagrams_in.saturating_add(stats.datagrams_in);
+        sum.bytes_in = sum.bytes_in.saturating_add(stats.bytes_in);
+        sum.media_bytes_in = sum.media_bytes_in.saturating_add(stats.media_bytes_in);
+        sum.lost = sum.lost.saturating_add(stats.lost);
+        sum.repaired = sum.repaired.saturating_add(stats.repaired);
+        sum.repairs_out = sum.repairs_out.saturating_add(stats.repairs_out);
+        sum.refused = sum.refused.saturating_add(stats.refused);
+        sum.limit = sum.limit.saturating_add(stats.limit);
+        sum.congested = sum.congested.saturating_add(stats.congested);
+        sum.transit_bytes_in = sum.transit_bytes_in.saturating_add(stats.transit_bytes_in);
+        sum.transit_bytes_out = sum.transit_bytes_out.saturating_add(stats.transit_bytes_out);
+        sum.carried_in = sum.carried_in.saturating_add(stats.carried_in);
+        sum.direct.came = sum.direct.came.saturating_add(stats.direct.came);
+        sum.direct.lost = sum.direct.lost.saturating_add(stats.direct.lost);
         sum.direct.rtt_us = sum.direct.rtt_us.max(stats.direct.rtt_us);
         sum.direct.jitter_us = sum.direct.jitter_us.max(stats.direct.jitter_us);
         sum.rtt_us = sum.rtt_us.max(stats.rtt_us);

@@ -290,8 +290,8 @@ impl Mesh {
         self.0.shared.identity().grants().clone()
     }
 
-    /// Keeps a link with this node, of which the bus tells, when it is ours to dial: the node with the lower id does. Said again with
-    /// another address, it goes there.
+    /// Keeps a link with this node when it is ours to dial: in a PoP, whose bus tells both of each other, the node with the lower id does, and
+    /// one of another PoP is dialled by whoever hears of it. Said again with another address, it goes there.
     pub fn dial(&self, node: NodeId, pop: &str, name: &str, address: SocketAddr) {
         let shared = &self.0.shared;
         let name = match NodeName::new(name, pop) {
@@ -299,7 +299,7 @@ impl Mesh {
             Ok(_) => return tracing::warn!(%node, name, pop, "a node's id is not that of its name: it gets no link"),
             Err(error) => return tracing::warn!(%node, "a node gets no link: {error}"),
         };
-        if shared.node >= node {
+        if shared.node == node || shared.node > node && pop == shared.name.pop() {
             return;
         }
         let mut table = shared.table();
@@ -459,14 +459,13 @@ pub struct MeshApplier(pub Mesh);
 #[async_trait]
 impl Applier for MeshApplier {
     fn keys(&self) -> &'static [&'static str] {
-        &["mesh.ca", "mesh.cert", "mesh.key"]
+        &["bus.ca", "mesh.ca", "mesh.cert", "mesh.key"]
     }
 
     async fn prepare(&self, new: &Config) -> Result<Prepared, String> {
         let mesh = self.0.clone();
-        let files =
-            MeshFiles::of(&new.mesh).ok_or("mesh.ca, mesh.cert and mesh.key cannot be taken away while the node runs: restart it")?;
-        let identity = MeshIdentity::load(&files, mesh.name()).map_err(|error| format!("{error}; the old certificate stays"))?;
+        let identity = MeshIdentity::of(new).map_err(|error| format!("{error}; the old certificate stays"))?;
+        let identity = identity.ok_or("mesh.ca, mesh.cert and mesh.key cannot be taken away while the node runs: restart it")?;
         let mut changes = Vec::new();
         if identity.expires_at_s() != mesh.counters().expires_at_s {
             changes.push(format!("certificate of mesh.cert, valid for {} days", identity.days_left()));
@@ -787,9 +786,11 @@ struct Proof {
     secret: Zeroizing<[u8; 32]>,
 }
 
-fn proof<Data>(connection: &rustls::ConnectionCommon<Data>) -> Result<Proof, Refused> {
-    let certificate = connection.peer_certificates().and_then(<[_]>::first).ok_or(Refused::Fault(Refusal::NoCertificate, None))?;
+fn proof<Data>(identity: &MeshIdentity, connection: &rustls::ConnectionCommon<Data>) -> Result<Proof, Refused> {
+    let chain = connection.peer_certificates().unwrap_or_default();
+    let certificate = chain.first().ok_or(Refused::Fault(Refusal::NoCertificate, None))?;
     let name = NodeName::of_certificate(certificate).ok_or(Refused::Fault(Refusal::WrongName, None))?;
+    identity.vouches(&name, chain).map_err(|reason| Refused::Fault(reason, Some(name.clone())))?;
     let secret = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
     let secret = Zeroizing::new(secret.map_err(|_| Refused::Fault(Refusal::Malformed, None))?);
     Ok(Proof { name, grants: Grants::of_certificate(certificate), secret })

@@ -327,7 +327,7 @@ impl Node {
         if let Some((bus, _)) = &bus {
             bus.put_node(record.clone());
         }
-        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.mesh.split, config.session, &config.mesh.prices);
+        let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.session, &config.mesh);
         // A node joins once.
         let _ = shared.cluster.set(cluster);
         Ok(joined)
@@ -453,7 +453,8 @@ impl Node {
         token::verify_claims(token, unix_now_s(), |id| keys.secret(id)).map(|claims| claims.video)
     }
 
-    /// Somebody was let into a session by this token: other PoPs that may use its API key may know of the session.
+    /// Somebody comes into a session by this token, and once more when he is in it: other PoPs that may use its API key may know of the session, and
+    /// those that may not may no longer.
     pub fn note_key(&self, session: &SessionId, access: &Access) {
         if let Some(cluster) = self.shared.cluster.get() {
             cluster.note_key(session, &access.claims().iss);
@@ -524,25 +525,25 @@ impl Node {
             let (reply, answer) = oneshot::channel();
             room.send(RoomMessage::FindMember { participant: resume.participant, reply }).map_err(|_| unknown)?;
             match answer.await.map_err(|_| unknown)? {
-                Found::Away | Found::There if self.is_abroad(session, resume.participant).await => return Err(unknown),
+                Found::Away(node) | Found::There(node) if self.is_abroad(node).await => return Err(unknown),
                 Found::Here(worker, line) => return self.resume_here(session, (worker, room), line, resume).await,
-                Found::Away | Found::There if !redoes_dtls || self.is_stopping() => return Err(Refusal::Elsewhere),
-                Found::Away => match self.adopt(session, resume.clone()).await {
+                Found::Away(_) | Found::There(_) if !redoes_dtls || self.is_stopping() => return Err(Refusal::Elsewhere),
+                Found::Away(_) => match self.adopt(session, resume.clone()).await {
                     Err(Refusal::Elsewhere) if Instant::now() < deadline => {}
                     done => return done,
                 },
-                Found::There if Instant::now() < deadline => {}
-                Found::There => return Err(Refusal::Elsewhere),
+                Found::There(_) if Instant::now() < deadline => {}
+                Found::There(_) => return Err(Refusal::Elsewhere),
                 Found::Unknown => return Err(unknown),
             }
             tokio::time::sleep(VERDICT_INTERVAL).await;
         }
     }
 
-    /// One of another PoP's: its client begins anew here.
-    async fn is_abroad(&self, session: &SessionId, participant: ParticipantId) -> bool {
+    /// One of another PoP: clients of its people begin anew here.
+    async fn is_abroad(&self, node: NodeId) -> bool {
         match self.shared.cluster.get() {
-            Some(cluster) => cluster.is_abroad(session, participant).await,
+            Some(cluster) => cluster.is_abroad(node).await,
             None => false,
         }
     }

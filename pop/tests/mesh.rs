@@ -92,7 +92,10 @@ impl Node {
     }
 
     async fn start_with(listen: SocketAddr, files: &MeshFiles, name: NodeName, start: u64, peers: &[SocketAddr]) -> Node {
-        let identity = MeshIdentity::load(files, &name).expect("right files");
+        Self::start_as(listen, MeshIdentity::load(files, &name).expect("right files"), start, peers).await
+    }
+
+    async fn start_as(listen: SocketAddr, identity: MeshIdentity, start: u64, peers: &[SocketAddr]) -> Node {
         let incarnation = Incarnation { start, nonce: start * 7 };
         let workers = vec!["127.0.0.1:11000".parse().expect("an address")];
         let playout = Duration::from_millis(150);
@@ -481,6 +484,36 @@ async fn a_certificate_for_other_api_keys_is_shown_to_other_pops_at_once() {
     // The secrets of its own PoP are its own.
     assert!(a.is_quiet() && b.is_quiet() && c.is_quiet());
     talk(&mut a, &mut b, 1).await;
+}
+
+#[tokio::test]
+async fn who_has_another_pops_ca_names_no_node_of_this_one() {
+    let (ours, theirs) = (Ca::new("ours"), Ca::new("theirs"));
+    let read = |ca: &Ca| std::fs::read_to_string(ca.0.join("ca.pem")).expect("it was made");
+    let both = ours.0.join("both.pem");
+    std::fs::write(&both, read(&ours) + &read(&theirs)).expect("our folder");
+    let with_both = |files: MeshFiles| MeshFiles { ca: both.clone(), ..files };
+    let MeshFiles { ca, cert, key } = with_both(ours.issue("a"));
+    let bus = format!("[bus]\nca = {:?}\n", ours.0.join("ca.pem"));
+    let text = format!("[node]\nname = \"a\"\npop = \"fra\"\n{bus}[mesh]\nca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n");
+    let config = pop::config::Config::parse(&text, std::path::Path::new("pop.toml")).expect("it is whole");
+    let identity = MeshIdentity::of(&config).expect("right files").expect("it has files");
+    let mut a = Node::start_as(LOOPBACK, identity.clone(), 1, &[]).await;
+    // Theirs is let in as what it is, ours as what it is, and theirs not as one of ours, whoever dials.
+    let of_sin = NodeName::new("c", "sin").expect("a plain name");
+    let mut c =
+        Node::start_with(LOOPBACK, &with_both(theirs.issue_for(of_sin.clone(), Grants::none())), of_sin, 1, &[a.mesh.address()]).await;
+    assert_eq!((a.up().await.0.pop, c.up().await.0.node), ("sin".to_owned(), a.id()));
+    let mut b = Node::start_with(LOOPBACK, &with_both(ours.issue("b")), name("b"), 1, &[a.mesh.address()]).await;
+    assert_eq!((a.up().await.0.node, b.up().await.0.node), (b.id(), a.id()));
+    let forged = with_both(theirs.issue("z"));
+    let z = Node::start_with(LOOPBACK, &forged, name("z"), 9, &[a.mesh.address()]).await;
+    until("it is refused", || a.refused(Refusal::ForeignCa) >= 1).await;
+    assert!(a.is_quiet());
+    drop(a);
+    let mut a = Node::start_as(LOOPBACK, identity, 2, &[z.mesh.address()]).await;
+    until("it is not dialled either", || a.refused(Refusal::ForeignCa) >= 1).await;
+    assert!(a.is_quiet());
 }
 
 #[tokio::test]

@@ -121,8 +121,6 @@ async fn a_node_of_another_pop_has_no_say_in_rooms() {
         match timeout(PATIENCE, events.recv()).await.expect("an answer").expect("the mesh lives") {
             MeshEvent::Message { message: Message::Refuse(Refuse { track, .. }), .. } => refused.push(track),
             MeshEvent::Message { message: Message::Done(Done { number, outcome }), .. } => done.push((number, outcome)),
-            // Said to each that is new: whoever may ask for something in a session is to ask. It names none.
-            MeshEvent::Message { message: Message::Gap, .. } => {}
             MeshEvent::LinkDown { why, .. } => panic!("{why:?}"),
             other => panic!("an answer to what it may not ask: {other:?}"),
         }

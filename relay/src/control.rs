@@ -11,7 +11,7 @@ use pop_schemas::{
     generated::{relay as schema, verifier},
 };
 
-use crate::route::Figures;
+use crate::route::{Figures, LOSS_ALL};
 
 /// Newest schema version that is spoken: 1 has `Offer.load` and `Feedback.jitter_us`.
 pub const VERSION: u8 = 1;
@@ -42,14 +42,16 @@ pub const ENTRIES_MAX: usize = 1_024;
 
 /// PoPs that a message tells of.
 pub const PATHS_MAX: usize = 512;
+/// Nodes that a message tells of.
+pub const LOCATED_MAX: usize = 256;
 /// Longest name of a release, in bytes.
 pub const RELEASE_LEN_MAX: usize = 32;
 
 /// Longest record, digest or page of records in bytes.
 pub const TOLD_LEN_MAX: usize = 200 << 10;
 
-/// Tables of the largest message: the root, the message, and its paths.
-const TABLES_MAX: usize = 2 + PATHS_MAX;
+/// Tables of the largest message: the root, the message, its paths and nodes.
+const TABLES_MAX: usize = 2 + PATHS_MAX + LOCATED_MAX;
 const _: () = assert!(PAYLOAD_TYPES_MAX <= PATHS_MAX);
 
 /// First on a control connection, both ways.
@@ -287,10 +289,21 @@ pub struct Path {
     pub figures: Figures,
 }
 
+/// Where a node of some PoP takes control connections. What it is worth its certificate says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Located {
+    /// Its name.
+    pub node: String,
+    /// Its PoP's.
+    pub pop: String,
+    /// Where.
+    pub address: SocketAddr,
+}
+
 /// What a node tells other PoPs of itself and of its ways to all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
-    /// At most [`PATHS_MAX`], none twice.
+    /// At most [`PATHS_MAX`], none twice, each with a round trip.
     pub paths: Vec<Path>,
     /// Release of its program.
     pub release: String,
@@ -298,12 +311,26 @@ pub struct Paths {
     pub load: u16,
     /// It takes no new people.
     pub draining: bool,
+    /// At most [`LOCATED_MAX`] nodes of all PoPs, now and then.
+    pub nodes: Vec<Located>,
 }
 
 impl Paths {
     fn check(&self) -> Result<(), ControlError> {
         check_names(self.paths.iter().map(|path| path.pop.as_str()))?;
-        let holds = self.paths.len() <= PATHS_MAX && self.release.len() <= RELEASE_LEN_MAX;
+        check_names(self.nodes.iter().flat_map(|of| [of.node.as_str(), &of.pop]))?;
+        let mut names: Vec<&str> = self.paths.iter().map(|path| path.pop.as_str()).collect();
+        names.sort_unstable();
+        let is_sound = |Path { figures: Figures { rtt_us, loss_out, loss_in, .. }, .. }: &Path| {
+            *rtt_us > 0 && *loss_out <= LOSS_ALL && *loss_in <= LOSS_ALL
+        };
+        // It is shown in terminals.
+        let holds = self.paths.len() <= PATHS_MAX
+            && self.paths.iter().all(is_sound)
+            && names.windows(2).all(|pair| pair[0] != pair[1])
+            && self.nodes.len() <= LOCATED_MAX
+            && self.release.len() <= RELEASE_LEN_MAX
+            && self.release.bytes().all(|byte| byte.is_ascii_graphic());
         if holds { Ok(()) } else { Err(ControlError::Limit) }
     }
 }
@@ -634,7 +661,14 @@ fn write_room(builder: &mut FlatBufferBuilder<'_>, room: &Room) -> Result<WIPOff
 
 fn write_paths(builder: &mut FlatBufferBuilder<'_>, paths: &Paths) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
     paths.check()?;
-    let Paths { paths, release, load, draining } = paths;
+    let Paths { paths, release, load, draining, nodes } = paths;
+    let nodes: Vec<_> = nodes
+        .iter()
+        .map(|Located { node, pop, address }| {
+            let [node, pop, address] = [node, pop, &address.to_string()].map(|text| Some(builder.create_string(text)));
+            schema::Located::create(builder, &schema::LocatedArgs { node, pop, address })
+        })
+        .collect();
     let paths: Vec<_> = paths
         .iter()
         .map(|path| {
@@ -648,6 +682,7 @@ fn write_paths(builder: &mut FlatBufferBuilder<'_>, paths: &Paths) -> Result<WIP
         release: Some(builder.create_string(release)),
         load: *load,
         draining: *draining,
+        nodes: if nodes.is_empty() { None } else { Some(builder.create_vector(&nodes)) },
     };
     Ok(schema::Paths::create(builder, &args).as_union_value())
 }
@@ -809,22 +844,32 @@ fn read_room(room: &schema::Room<'_>) -> Result<Room, ControlError> {
 }
 
 fn read_paths(paths: &schema::Paths<'_>) -> Result<Paths, ControlError> {
-    let (list, release) = (paths.paths(), paths.release().unwrap_or_default());
+    let (list, nodes, release) = (paths.paths(), paths.nodes(), paths.release().unwrap_or_default());
     // Looked at before it is copied.
-    if list.map_or(0, |list| list.len()) > PATHS_MAX || release.len() > RELEASE_LEN_MAX {
+    let is_long = list.map_or(0, |list| list.len()) > PATHS_MAX || nodes.map_or(0, |list| list.len()) > LOCATED_MAX;
+    if is_long || release.len() > RELEASE_LEN_MAX {
         return Err(ControlError::Limit);
     }
     check_names(list.iter().flatten().map(|path| path.pop()))?;
+    check_names(nodes.iter().flatten().flat_map(|of| [of.node(), of.pop()]))?;
+    let located = |of: schema::Located<'_>| {
+        let address = of.address().parse().map_err(|_| ControlError::Limit)?;
+        Ok(Located { node: of.node().to_owned(), pop: of.pop().to_owned(), address })
+    };
+    let nodes: Result<_, _> = nodes.iter().flatten().map(located).collect();
     let path = |path: schema::Path<'_>| Path {
         pop: path.pop().to_owned(),
         figures: Figures { rtt_us: path.rtt_us(), loss_out: path.loss_out(), loss_in: path.loss_in(), jitter_us: path.jitter_us() },
     };
-    Ok(Paths {
+    let paths = Paths {
         paths: list.iter().flatten().map(path).collect(),
         release: release.to_owned(),
         load: paths.load(),
         draining: paths.draining(),
-    })
+        nodes: nodes?,
+    };
+    paths.check()?;
+    Ok(paths)
 }
 
 fn read_presence(presence: &schema::Presence<'_>) -> Result<Presence, ControlError> {

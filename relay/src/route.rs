@@ -34,7 +34,7 @@ const BETTER_FOR: Duration = Duration::from_secs(2);
 const MARGIN_US: u64 = 5_000;
 
 /// A PoP on the way costs this beside its two paths, in microseconds: it is one more that can fail, and its bandwidth is paid twice.
-const TRANSIT_US: u64 = 3_000;
+pub const TRANSIT_US: u64 = 3_000;
 
 /// Loss costs its share of what a repair takes, so many times: not the mean is heard, but what comes late.
 const LOSS_WEIGHT: u64 = 20;
@@ -47,6 +47,9 @@ const FAILED_US: u64 = 200_000;
 const FAILED_HALF: Duration = Duration::from_secs(15);
 /// Failures that count together.
 const FAILURES_MAX: u64 = 4;
+
+/// A loss of this, in ten thousandths, is all.
+pub const LOSS_ALL: u16 = 10_000;
 
 /// Name of a PoP.
 pub type PopName = Arc<str>;
@@ -121,10 +124,10 @@ pub struct Changed {
     pub way: Option<Way>,
 }
 
-/// A path of ours, and how often it has failed.
+/// A path, and how often it has failed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Own {
-    /// `None`: it is not there.
+struct Known {
+    /// `None`: nothing comes from there.
     path: Option<Figures>,
     failures: u64,
     failed_at: Time,
@@ -144,6 +147,11 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Something of what is sent there arrives.
+    pub fn reaches(&self) -> bool {
+        self.loss_out < LOSS_ALL
+    }
+
     /// How late a packet is that goes there, in microseconds.
     pub fn cost_us(&self) -> u64 {
         let rtt = u64::from(self.rtt_us);
@@ -152,7 +160,7 @@ impl Figures {
     }
 
     /// Whether others have to be told of the difference.
-    fn differs(&self, other: &Figures) -> bool {
+    pub fn differs(&self, other: &Figures) -> bool {
         let far = |a: u32, b: u32, least: u32| a.abs_diff(b) > (a.max(b) / 8).max(least);
         let loss = |a: u16, b: u16| a.abs_diff(b) > (a.max(b) / 4).max(50);
         far(self.rtt_us, other.rtt_us, 2_000)
@@ -167,7 +175,8 @@ impl Figures {
 struct Row {
     pop: PopName,
     heard_at: Time,
-    paths: BTreeMap<PopName, Figures>,
+    /// Those that are no more there, too, while their failures count.
+    paths: BTreeMap<PopName, Known>,
 }
 
 /// The ways of one node of a PoP to the other PoPs. Its owner brings measurements, what others tell, and time, once a second.
@@ -176,7 +185,7 @@ pub struct Routes {
     pop: PopName,
     /// What a transit costs beside [`TRANSIT_US`], in microseconds, by PoP.
     prices: BTreeMap<PopName, u64>,
-    own: BTreeMap<PopName, Own>,
+    own: BTreeMap<PopName, Known>,
     rows: BTreeMap<NodeId, Row>,
     routes: BTreeMap<PopName, Route>,
     changes: VecDeque<Changed>,
@@ -204,12 +213,7 @@ impl Routes {
         if *pop == self.pop || (self.own.len() >= PATHS_MAX && !self.own.contains_key(pop)) {
             return;
         }
-        let own = self.own.entry(Arc::clone(pop)).or_default();
-        if own.path.is_some() && figures.is_none() {
-            own.failures = (own.weight(now) / FAILED_US + 1).min(FAILURES_MAX);
-            own.failed_at = now;
-        }
-        own.path = figures;
+        self.own.entry(Arc::clone(pop)).or_default().note(now, figures);
     }
 
     /// What a node of another PoP measures. Of PoPs that this node has no link with it counts for nothing: only a link
@@ -218,20 +222,35 @@ impl Routes {
         if !self.own.contains_key(pop) || (self.rows.len() >= PATHS_MAX && !self.rows.contains_key(&node)) {
             return;
         }
-        let known = |path: &&Path| path.pop != **pop && (path.pop == *self.pop || self.own.contains_key(path.pop.as_str()));
-        let paths = paths.iter().filter(known).map(|path| (PopName::from(path.pop.as_str()), path.figures)).collect();
+        let is_known = |path: &&Path| path.pop != **pop && (path.pop == *self.pop || self.own.contains_key(path.pop.as_str()));
+        let told: BTreeMap<PopName, Figures> =
+            paths.iter().filter(is_known).map(|path| (PopName::from(path.pop.as_str()), path.figures)).collect();
+        let before = self.rows.remove(&node).filter(|row| row.pop == *pop).map(|row| row.paths);
+        let mut paths = before.unwrap_or_default();
+        for (to, known) in &mut paths {
+            known.note(now, told.get(to).copied());
+        }
+        for (to, figures) in told {
+            paths.entry(to).or_default().path = Some(figures);
+        }
+        paths.retain(|_, known| known.path.is_some() || known.weight(now) > 0);
         self.rows.insert(node, Row { pop: Arc::clone(pop), heard_at: now, paths });
     }
 
-    /// What this PoP measures, when it is to be told.
-    pub fn poll_told(&mut self, now: Time) -> Option<Vec<Path>> {
+    /// There is no link with the node any longer: what it told is of no use.
+    pub fn forget(&mut self, node: NodeId) {
+        self.rows.remove(&node);
+    }
+
+    /// What this PoP measures, when it is to be told. `has_news`: somebody has to be told something else than the others.
+    pub fn poll_told(&mut self, now: Time, has_news: bool) -> Option<Vec<Path>> {
         let paths: BTreeMap<PopName, Figures> = self.own.iter().filter_map(|(pop, own)| Some((Arc::clone(pop), own.path?))).collect();
         let differs = || {
             paths.len() != self.told.len() || paths.iter().any(|(pop, figures)| self.told.get(pop).is_none_or(|told| told.differs(figures)))
         };
         let is_due = match self.told_at {
             None => !paths.is_empty(),
-            Some(at) => now.since(at) >= TELL_EVERY || (now.since(at) >= TELL_PAUSE && differs()),
+            Some(at) => now.since(at) >= TELL_EVERY || (now.since(at) >= TELL_PAUSE && (has_news || differs())),
         };
         if !is_due {
             return None;
@@ -263,13 +282,12 @@ impl Routes {
     /// All ways to a PoP and what they cost, the best first.
     fn ways(&self, now: Time, to: &PopName) -> Vec<(u64, Way)> {
         let mut best: BTreeMap<Way, u64> = BTreeMap::new();
-        let direct = self.own.get(to).and_then(|own| Some(own.path?.cost_us() + own.weight(now)));
-        best.extend(direct.map(|cost| (Way::Direct, cost)));
+        best.extend(self.own.get(to).and_then(|own| own.cost_us(now)).map(|cost| (Way::Direct, cost)));
         for row in self.rows.values().filter(|row| row.pop != *to) {
-            let Some(own) = self.own.get(&row.pop) else { continue };
-            let (Some(first), Some(second)) = (own.path, row.paths.get(to)) else { continue };
+            let legs = self.own.get(&row.pop).zip(row.paths.get(to));
+            let Some((first, second)) = legs.and_then(|(first, second)| first.cost_us(now).zip(second.cost_us(now))) else { continue };
             let price = self.prices.get(&row.pop).copied().unwrap_or_default();
-            let cost = first.cost_us() + own.weight(now) + second.cost_us() + TRANSIT_US + price;
+            let cost = first + second + TRANSIT_US + price;
             let known = best.entry(Way::Via(Arc::clone(&row.pop))).or_insert(cost);
             *known = cost.min(*known);
         }
@@ -297,8 +315,10 @@ impl Routes {
     /// path of the one with the least cost.
     pub fn matrix(&self) -> BTreeMap<(PopName, PopName), Figures> {
         let own = self.own.iter().filter_map(|(to, own)| Some((Arc::clone(&self.pop), Arc::clone(to), own.path?)));
-        let heard =
-            self.rows.values().flat_map(|row| row.paths.iter().map(|(to, figures)| (Arc::clone(&row.pop), Arc::clone(to), *figures)));
+        let of_row = |row: &'_ Row| {
+            row.paths.iter().filter_map(|(to, known)| Some((Arc::clone(&row.pop), Arc::clone(to), known.path?))).collect::<Vec<_>>()
+        };
+        let heard = self.rows.values().flat_map(of_row);
         let mut matrix: BTreeMap<(PopName, PopName), Figures> = BTreeMap::new();
         for (from, to, figures) in own.chain(heard) {
             let known = matrix.entry((from, to)).or_insert(figures);
@@ -315,7 +335,22 @@ impl Routes {
     }
 }
 
-impl Own {
+impl Known {
+    /// How it is now. That nothing goes there any more is a failure.
+    fn note(&mut self, now: Time, figures: Option<Figures>) {
+        let goes = |path: Option<Figures>| path.is_some_and(|path| path.reaches());
+        if goes(self.path) && !goes(figures) {
+            self.failures = (self.weight(now) / FAILED_US + 1).min(FAILURES_MAX);
+            self.failed_at = now;
+        }
+        self.path = figures;
+    }
+
+    /// How late a packet is that goes there; `None`: none arrives.
+    fn cost_us(&self, now: Time) -> Option<u64> {
+        Some(self.path.filter(Figures::reaches)?.cost_us() + self.weight(now))
+    }
+
     /// What its failures cost now.
     fn weight(&self, now: Time) -> u64 {
         let halves = now.since(self.failed_at).as_millis() / FAILED_HALF.as_millis();
@@ -465,6 +500,48 @@ mod tests {
     }
 
     #[test]
+    fn a_second_path_that_flaps_is_believed_less_each_time() {
+        let mut rig = Rig::new(Some(path(50, 0)));
+        rig.ticks(10);
+        // Eight seconds there, two not.
+        for second in 0..60 {
+            rig.theirs = (second % 10 < 8).then(|| path(50, 0));
+            rig.tick();
+        }
+        // Each is left at once, so a change and back is the most that one failure costs.
+        assert!(rig.changes.len() <= 5, "{:?}", rig.changes);
+    }
+
+    #[test]
+    fn what_arrives_nowhere_is_told_and_is_no_way() {
+        let mut rig = Rig::new(Some(path(50, 0)));
+        rig.ticks(5);
+        rig.direct = Some(Figures { loss_out: LOSS_ALL, ..path(160, 0) });
+        rig.theirs = None;
+        assert_eq!(rig.ticks(20).last().unwrap(), "none");
+        let told = rig.routes.poll_told(rig.now, false).expect("it differs");
+        assert_eq!(told.iter().find(|path| path.pop == "sin").map(|path| path.figures.loss_out), Some(LOSS_ALL));
+        rig.theirs = Some(Figures { loss_out: LOSS_ALL, ..path(50, 0) });
+        assert_eq!(rig.tick(), "none", "nor through one whose packets do not arrive");
+    }
+
+    #[test]
+    fn a_price_makes_a_way_dearer() {
+        let routes = Routes::new("fra".into(), BTreeMap::from([(PopName::from("ams"), 40_000)]));
+        let mut rig = Rig { routes, ..Rig::new(Some(path(100, 0))) };
+        assert_eq!(rig.ticks(20).last().unwrap(), "direct", "80 ms, against 55 and a transit of 43");
+    }
+
+    #[test]
+    fn what_a_node_told_goes_with_its_link() {
+        let mut rig = Rig::new(Some(path(50, 0)));
+        assert_eq!(rig.ticks(10).last().unwrap(), "via ams");
+        rig.routes.forget(NodeId(1));
+        rig.routes.handle_timeout(rig.now);
+        assert_eq!(rig.routes.route("sin").unwrap().way, Way::Direct);
+    }
+
+    #[test]
     fn nothing_is_believed_of_whom_no_link_proves() {
         let mut rig = Rig::new(None);
         rig.tick();
@@ -494,17 +571,17 @@ mod tests {
     fn what_has_changed_is_told_soon_and_the_rest_now_and_then() {
         let mut rig = Rig::new(None);
         rig.tick();
-        let told = rig.routes.poll_told(rig.now).expect("the first time");
+        let told = rig.routes.poll_told(rig.now, false).expect("the first time");
         assert_eq!(told.iter().map(|path| path.pop.as_str()).collect::<Vec<_>>(), ["ams", "sin"]);
         let mut times = Vec::new();
         for second in 1..=12 {
             rig.direct = Some(path(if second < 4 { 161 } else { 200 }, 0));
             rig.tick();
-            times.extend(rig.routes.poll_told(rig.now).map(|_| second));
+            times.extend(rig.routes.poll_told(rig.now, false).map(|_| second));
         }
         assert_eq!(times, [4, 9]);
         rig.direct = None;
         rig.tick();
-        assert_eq!(rig.routes.poll_told(rig.now).map(|told| told.len()), Some(1), "a path that is gone is not in it");
+        assert_eq!(rig.routes.poll_told(rig.now, false).map(|told| told.len()), Some(1), "a path that is gone is not in it");
     }
 }

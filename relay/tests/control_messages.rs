@@ -11,7 +11,7 @@ use common::open_link;
 use pop_relay::{
     RelayDrop,
     control::{
-        Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Message, Offer, Order, Outcome, Path, Paths,
+        Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Located, Message, Offer, Order, Outcome, Path, Paths,
         PayloadType, Presence, Refuse, Rekey, Room, Telling, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
     },
     link::{Ask, Clock, FrameRef, Incoming, PathStats, SourceRoute, TRANSIT_OVERHEAD, Way},
@@ -74,14 +74,27 @@ fn room() -> Room {
     Room { session, metadata: "auf Sendung".to_owned(), participants_max: 40, said: (1_700_000_000_000, 7) }
 }
 
+/// With the longest names.
+fn many_paths(count: usize) -> Vec<Path> {
+    (0..count).map(|n| Path { pop: format!("{n:0>128}"), ..paths().paths[0].clone() }).collect()
+}
+
 fn presence(telling: Telling) -> Message {
     Message::Presence(Presence { session: SessionId::new("Straße 7").expect("a name"), telling })
+}
+
+fn located(n: usize) -> Located {
+    Located {
+        node: format!("{n:0>128}"),
+        pop: "x".repeat(128),
+        address: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().expect("one"),
+    }
 }
 
 fn paths() -> Paths {
     let figures = Figures { rtt_us: 161_500, loss_out: 12, loss_in: 250, jitter_us: 900 };
     let path = |pop: &str| Path { pop: pop.to_owned(), figures };
-    Paths { paths: vec![path("sin"), path("khi")], release: "0.1.0".to_owned(), load: 125, draining: true }
+    Paths { paths: vec![path("sin"), path("khi")], release: "0.1.0".to_owned(), load: 125, draining: true, nodes: vec![located(1)] }
 }
 
 /// Those that version 0 does not know: a reader passes them over.
@@ -232,6 +245,8 @@ fn golden_datagrams_of_both_versions_are_opened_and_written() {
 #[test]
 fn what_is_beyond_a_limit_is_neither_written_nor_read() {
     let long = "x".repeat(129);
+    let figures = paths().paths[0].figures;
+    let path = |pop: &str, figures| Path { pop: pop.to_owned(), figures };
     let beyond = [
         Message::Hello(Hello { node: long.clone(), ..hello() }),
         Message::Hello(Hello { pop: long.clone(), ..hello() }),
@@ -250,7 +265,14 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         Message::Follow(Follow { session: data().session, age: Duration::ZERO, received: vec![(ParticipantId(1), 1); 1_025] }),
         Message::Heard(Heard { session: data().session, speaking: vec![(ParticipantId(1), 1); 1_025], connections: Vec::new() }),
         Message::Room(Room { metadata: "x".repeat(64 * 1024 + 1), ..room() }),
-        Message::Paths(Paths { paths: vec![paths().paths[0].clone(); 513], ..paths() }),
+        Message::Paths(Paths { paths: many_paths(513), ..paths() }),
+        Message::Paths(Paths { nodes: (0..257).map(located).collect(), ..paths() }),
+        Message::Paths(Paths { nodes: vec![Located { pop: "x".repeat(129), ..located(1) }], ..paths() }),
+        Message::Paths(Paths { paths: vec![paths().paths[0].clone(); 2], ..paths() }),
+        Message::Paths(Paths { paths: vec![path("sin", Figures { rtt_us: 0, ..figures }), path("ams", figures)], ..paths() }),
+        Message::Paths(Paths { paths: vec![path("sin", Figures { loss_out: 10_001, ..figures })], ..paths() }),
+        Message::Paths(Paths { paths: vec![path("sin", Figures { loss_in: 10_001, ..figures })], ..paths() }),
+        Message::Paths(Paths { release: "1\x1b[2J".to_owned(), ..paths() }),
         Message::Paths(Paths { paths: vec![Path { pop: "x".repeat(129), ..paths().paths[0].clone() }], ..paths() }),
         Message::Paths(Paths { release: "x".repeat(33), ..paths() }),
         presence(Telling::Participant(ParticipantId(1), vec![0; (200 << 10) + 1].into())),
@@ -266,7 +288,7 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     let most = Message::Room(Room { metadata: "x".repeat(64 * 1024), ..room() });
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
-    let most = Message::Paths(Paths { paths: vec![Path { pop: "x".repeat(128), ..paths().paths[0].clone() }; 512], ..paths() });
+    let most = Message::Paths(Paths { paths: many_paths(512), nodes: (0..256).map(located).collect(), ..paths() });
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));
     let most = presence(Telling::Page(ParticipantId(1), 1, vec![7; 200 << 10].into()));
     assert_eq!(decode(&encode(&most, 1).expect("within limits")), Ok(most));

@@ -8,8 +8,8 @@ use common::{Rng, keys_of, mutate, mutation_count, open_link};
 use pop_relay::{
     RelayDrop,
     control::{
-        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Message, Offer, Order, Path, Paths, PayloadType, Presence, Refuse,
-        Room, Telling, Want, decode, encode,
+        Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Located, Message, Offer, Order, Path, Paths, PayloadType,
+        Presence, Refuse, Room, Telling, Want, decode, encode,
     },
     frame::{FrameKind, Head},
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, HOPS_MAX, Incoming, Link, SourceRoute, Transit, Way},
@@ -272,10 +272,13 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
         }),
         Message::Room(Room { session: session(), metadata: "on air".to_owned(), participants_max: 9, said: (1 << 40, 3) }),
         Message::Paths(Paths {
-            paths: vec![Path { pop: "sin".to_owned(), figures: Figures { rtt_us: 160_000, ..Figures::default() } }; 3],
+            paths: ["sin", "ams", "nyc"]
+                .map(|pop| Path { pop: pop.to_owned(), figures: Figures { rtt_us: 160_000, ..Figures::default() } })
+                .to_vec(),
             release: "0.1.0".to_owned(),
             load: 9,
             draining: false,
+            nodes: vec![Located { node: "a".to_owned(), pop: "sin".to_owned(), address: "192.0.2.1:7890".parse().expect("an address") }; 3],
         }),
         Message::Presence(Presence { session: session(), telling: Telling::Page(ParticipantId(1), 7, b"page".as_slice().into()) }),
     ]

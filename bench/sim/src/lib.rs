@@ -11,15 +11,17 @@
 //!        Network: delay, loss, repeats, cuts in both directions or in one
 //! ```
 //! [`World::run`] panics where the promises of the room do not hold. What is checked is listed there. [`Links::run`] is the same for the
-//! packets: real workers' cores and the sealed links between them.
+//! packets: real workers' cores and the sealed links between them. [`OverlayWorld::run`] is many PoPs and the ways between them.
 
 mod client;
 mod dice;
 mod links;
 mod network;
 mod node;
+mod overlay;
 mod replica;
 mod world;
 
 pub use links::{LinkFigures, Links};
+pub use overlay::{OverlayFigures, OverlayWorld};
 pub use world::{Figures, World};

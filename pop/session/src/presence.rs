@@ -491,8 +491,9 @@ impl RemoteParticipants {
 
     /// `false`: there is no tombstone.
     fn forget_oldest(&mut self) -> bool {
-        let oldest = self.buried.pop_first();
-        oldest.is_some_and(|(_, id)| self.entries.remove(&id).is_some())
+        // One with a rival makes way for it at the next turn.
+        let oldest = self.buried.iter().find(|(_, id)| !has_rival(&self.rivals, *id)).or(self.buried.first()).copied();
+        oldest.is_some_and(|of| self.buried.remove(&of) && self.entries.remove(&of.1).is_some())
     }
 
     /// Out of all books.

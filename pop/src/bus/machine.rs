@@ -92,9 +92,14 @@ impl Machine {
         self.replica.tell_again(node);
     }
 
-    /// Asks a node once more for all that it has of a session.
+    /// Asks a node once more for all that it has of a session, from the beginning.
     pub(crate) fn ask(&mut self, session: &SessionId, node: NodeId) {
-        self.replica.pull(session, node);
+        self.replica.pull_anew(session, node);
+    }
+
+    /// What came of a participant last counts for nothing.
+    pub(crate) fn forget_record(&mut self, session: &SessionId, key: RemoteKey) {
+        self.replica.forget_record(session, key);
     }
 
     /// What a node of another PoP says of people in a session that is watched; what it is answered. `shares`: it may know of ours.

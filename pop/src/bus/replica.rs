@@ -400,8 +400,24 @@ impl Replica {
         self.pull_queue.retain(|key| !is_over(key));
     }
 
+    /// Reads all that `node` has of `session`, whatever is being read of it.
+    pub(super) fn pull_anew(&mut self, session: &SessionId, node: NodeId) {
+        if self.watched.contains_key(session) && self.peers.get(&node).is_some_and(|peer| peer.record.is_some()) {
+            self.end_pulls(|(of, other)| of == session && *other == node);
+            self.pull(session, node);
+        }
+    }
+
+    /// What came of a participant last counts for nothing: it is told once more when it comes again.
+    pub(super) fn forget_record(&mut self, session: &SessionId, key: RemoteKey) {
+        let known = self.watched.get_mut(session).and_then(|nodes| nodes.get_mut(&NodeId(key.node))?.get_mut(&key.participant));
+        if let Some(known) = known {
+            known.again = true;
+        }
+    }
+
     /// Reads all that `node` has of `session`, unless that is being done.
-    pub(super) fn pull(&mut self, session: &SessionId, node: NodeId) {
+    fn pull(&mut self, session: &SessionId, node: NodeId) {
         let key = (session.clone(), node);
         if !self.pulls.contains_key(&key) {
             self.pull_number = self.pull_number.wrapping_add(1);
@@ -754,7 +770,9 @@ impl Replica {
         for node in silent {
             self.remove(now, node, Gone::Silent);
         }
-        let is_over = |(_, (_, at)): &(&NodeId, &(Incarnation, Instant))| now.saturating_duration_since(*at) >= FENCE_LIFE;
+        // Who is away for long at another PoP may be kept by rooms as long as anybody is.
+        let life = if self.is_abroad { TOMBSTONE_LIFE } else { FENCE_LIFE };
+        let is_over = |(_, (_, at)): &(&NodeId, &(Incarnation, Instant))| now.saturating_duration_since(*at) >= life;
         for node in self.fences.iter().filter(is_over).map(|(&node, _)| node).collect::<Vec<_>>() {
             self.fences.remove(&node);
             if !self.peers.contains_key(&node) {

@@ -133,7 +133,7 @@ fn status_table(answer: &Value) -> String {
 
 fn mesh_table(answer: &Value) -> String {
     let (nodes, links) = (list(&answer["nodes"]), list(&answer["links"]));
-    if nodes.is_empty() && links.is_empty() {
+    if nodes.is_empty() && links.is_empty() && list(&answer["overlay"]["pops"]).is_empty() {
         return format!("node {} is alone: [bus] and [mesh] of its config name no others\n", text(&answer["node"]));
     }
     let mut rows = vec![["NODE", "POP", "STATE", "START", "CLIENTS", "LOAD", "MESH"].map(str::to_owned).to_vec()];

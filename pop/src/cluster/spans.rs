@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use pop_relay::control::{Presence, Telling};
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
-use pop_session::presence::LocalRecord;
+use pop_session::presence::{LocalRecord, RemoteKey};
 
 use crate::bus::{BusEvent, Machine, NodeRecord};
 use crate::mesh::{Grants, Peer};
@@ -24,6 +24,10 @@ const WATCHES_MAX: usize = 8_192;
 
 /// API keys of a session; one with more is told to nobody.
 const KEYS_MAX: usize = 32;
+
+/// Keys of people who are coming, and how long that may take.
+const EARLY_MAX: usize = 4_096;
+const EARLY_LIFE: Duration = Duration::from_secs(10);
 
 /// A question without an answer is asked again after this: a round trip of the longest path, and what waits in front of it.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
@@ -43,6 +47,8 @@ pub(super) struct Spans {
     keys: HashMap<SessionId, BTreeSet<Box<str>>>,
     neighbours: HashMap<NodeId, Neighbour>,
     unsent: VecDeque<(NodeId, Presence)>,
+    /// Keys of those who may make a session.
+    early: VecDeque<(Instant, SessionId, Box<str>)>,
     /// Who may hear of a session no longer.
     shut_out: VecDeque<(NodeId, SessionId)>,
 }
@@ -51,7 +57,14 @@ impl Spans {
     /// Of the node that says this of itself in its PoP.
     pub(super) fn new(record: &NodeRecord) -> Spans {
         let machine = Machine::new(record.clone(), GIVE_UP_AFTER).abroad();
-        Spans { machine, keys: HashMap::new(), neighbours: HashMap::new(), unsent: VecDeque::new(), shut_out: VecDeque::new() }
+        Spans {
+            machine,
+            keys: HashMap::new(),
+            neighbours: HashMap::new(),
+            unsent: VecDeque::new(),
+            early: VecDeque::new(),
+            shut_out: VecDeque::new(),
+        }
     }
 
     /// Somebody is in a session here by a token of this API key.
@@ -75,6 +88,20 @@ impl Spans {
                 self.machine.ask(session, node);
             }
         }
+    }
+
+    /// The same for one that is not here yet: who comes in a moment makes it.
+    pub(super) fn note_early_key(&mut self, now: Instant, session: SessionId, key: Box<str>) {
+        if self.early.len() < EARLY_MAX {
+            self.early.push_back((now, session, key));
+        }
+    }
+
+    /// The session is here from now on.
+    pub(super) fn begin(&mut self, session: &SessionId) {
+        self.end(session);
+        let keys: Vec<Box<str>> = self.early.iter().filter(|(_, of, _)| of == session).map(|(.., key)| key.clone()).collect();
+        keys.iter().for_each(|key| self.note_key(session, key));
     }
 
     /// The session is not here any longer, or another one of this name.
@@ -147,12 +174,19 @@ impl Spans {
             }
             Telling::Participant(..) | Telling::Digest(_) | Telling::Page(..) if !is_granted => return false,
             _ => {
-                if let Some(answer) = self.machine.handle_presence(now, node, presence, is_granted) {
+                // Of what it does not watch it would not hear who goes.
+                let shares = is_granted && neighbour.watches.contains(&presence.session);
+                if let Some(answer) = self.machine.handle_presence(now, node, presence, shares) {
                     self.unsent.push_back((node, answer));
                 }
             }
         }
         true
+    }
+
+    /// What came of a participant is not believed now: it is told again.
+    pub(super) fn forget_record(&mut self, session: &SessionId, key: RemoteKey) {
+        self.machine.forget_record(session, key);
     }
 
     /// See [`Bus::tell_again`](crate::bus::Bus::tell_again).
@@ -167,6 +201,9 @@ impl Spans {
             self.machine.hear_alive(now, *node, of.incarnation);
         }
         self.machine.handle_timeout(now);
+        while self.early.front().is_some_and(|(at, ..)| now.saturating_duration_since(*at) >= EARLY_LIFE) {
+            self.early.pop_front();
+        }
     }
 
     fn tell(&mut self, node: NodeId, session: &SessionId, telling: Telling) {
@@ -388,6 +425,59 @@ mod tests {
     }
 
     #[test]
+    fn who_is_shut_out_while_he_is_asked_is_known_no_longer() {
+        let mut rig = Rig::new(&[("fra", Grants::all()), ("sin", Grants::of(["one"]))]);
+        rig.enter(0, 1, "one");
+        rig.enter(1, 2, "one");
+        rig.run(4);
+        // It is asked, and does not answer.
+        let sin = NodeId::of("sin", "a");
+        rig.cut = true;
+        rig.spans[0].machine.ask(&session(), sin);
+        rig.run(1);
+        rig.cut = false;
+        rig.enter(0, 3, "two");
+        rig.run(200);
+        assert_eq!((rig.known(0), rig.known(1)), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn nobody_hears_of_a_newcomer_before_its_key_is_known() {
+        let mut rig = Rig::new(&[("fra", Grants::all()), ("sin", Grants::of(["one"]))]);
+        rig.enter(0, 1, "one");
+        rig.enter(1, 2, "one");
+        rig.run(4);
+        // As the node does it: the key, the record, and the key once more.
+        rig.spans[0].note_key(&session(), "two");
+        rig.spans[0].put(rig.now, &session(), &local(3, 1, true));
+        rig.run(2);
+        assert!(!rig.people[1].contains_key(&3));
+        // One who makes the room comes before it.
+        let other = SessionId::new("other").unwrap();
+        rig.spans[0].note_early_key(rig.now, other.clone(), "two".into());
+        rig.spans[0].begin(&other);
+        assert!(!rig.spans[0].is_granted(&other, NodeId::of("sin", "a")));
+        rig.spans[0].note_key(&other, "one");
+        assert!(!rig.spans[0].is_granted(&other, NodeId::of("sin", "a")), "both keys count");
+        rig.run(500);
+        rig.spans[0].begin(&other);
+        rig.spans[0].note_key(&other, "one");
+        assert!(rig.spans[0].is_granted(&other, NodeId::of("sin", "a")), "he did not come");
+    }
+
+    #[test]
+    fn what_was_not_believed_is_told_again() {
+        let mut rig = Rig::new(&[("fra", Grants::all()), ("sin", Grants::all())]);
+        rig.enter(0, 1, "key");
+        rig.enter(1, 2, "key");
+        rig.run(4);
+        rig.people[1].clear();
+        rig.spans[1].forget_record(&session(), RemoteKey { node: NodeId::of("fra", "a").0, participant: ParticipantId(1) });
+        rig.run(100);
+        assert_eq!(rig.known(1), [1]);
+    }
+
+    #[test]
     fn what_is_said_unasked_or_too_often_counts_for_nothing() {
         let mut rig = Rig::new(&[("fra", Grants::of(["key"])), ("ams", Grants::none())]);
         rig.enter(0, 1, "key");
@@ -403,7 +493,7 @@ mod tests {
         assert!((0..WATCHES_MAX).all(|n| say(&format!("room {n}"), Telling::Watch)));
         assert!(!say("one more", Telling::Watch));
         assert!(say("room 1", Telling::Unwatch) && say("one more", Telling::Watch));
-        assert!(say("room", Telling::Ask(ParticipantId(0), 5)), "and is told that nobody is here");
+        assert!(say("room", Telling::Ask(ParticipantId(0), 5)), "it is told that nobody is here");
         let (_, answer) = rig.spans[0].poll_send(now).expect("an answer");
         let Telling::Page(_, 5, bytes) = answer.telling else { panic!("{answer:?}") };
         assert!(bytes.len() < 64, "{}", bytes.len());

@@ -58,6 +58,8 @@ pub struct MeshConfig {
     /// What a way through a PoP costs beside its round trips, in milliseconds, by the PoP's name.
     #[serde(deserialize_with = "prices")]
     pub prices: BTreeMap<String, u32>,
+    /// Nodes of other PoPs tell of further ones, and those get links, too.
+    pub discover: bool,
     /// Newest version of what is said to other nodes, on links and on the bus: the one before while not all nodes are of this release.
     #[serde(deserialize_with = "value::bounded::<_, _, 0, 1>")]
     pub schema: u8,
@@ -75,6 +77,7 @@ impl Default for MeshConfig {
             split: true,
             playout: Duration::from_millis(150),
             prices: BTreeMap::new(),
+            discover: true,
             schema: VERSION,
         }
     }

@@ -104,7 +104,7 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
     progress.has_spoken.store(true, Ordering::Relaxed);
     let acceptor = TlsAcceptor::from(shared.identity().server());
     let mut stream = acceptor.accept(stream).await.map_err(broken)?;
-    let proof = super::proof(stream.get_ref().1)?;
+    let proof = super::proof(&shared.identity(), stream.get_ref().1)?;
     if stream.get_ref().1.alpn_protocol() == Some(carry::PROTOCOL) {
         return Ok(Established::Carrier(Box::new(stream)));
     }

@@ -195,6 +195,8 @@ async fn connect(shared: &Shared, there: &Elsewhere) -> Result<ClientStream<TcpS
     };
     let connected = timeout(PROOF_TIMEOUT, connecting).await.map_err(|_| CarryError::Unreachable)?;
     let stream = connected.map_err(|_| CarryError::Unreachable)?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    shared.identity().vouches(&there.name, chain).map_err(|_| CarryError::Unreachable)?;
     if stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
         return Err(CarryError::Unsupported);
     }

@@ -53,6 +53,8 @@ pub struct MeshIdentity {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     carrier: Arc<ClientConfig>,
+    /// Of `bus.ca`: where PoPs do not trust each other, another one's CA must not name nodes of this one.
+    own_pop: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl fmt::Debug for MeshIdentity {
@@ -70,10 +72,10 @@ impl MeshIdentity {
     pub fn of(config: &Config) -> Result<Option<MeshIdentity>, String> {
         let Some(files) = MeshFiles::of(&config.mesh) else { return Ok(None) };
         let name = NodeName::new(&config.node.shown_name(), &config.node.pop).map_err(|error| format!("node.name, node.pop: {error}"))?;
-        let identity = Self::load(&files, &name)?;
+        let mut identity = Self::load(&files, &name)?;
         if let Some(ca) = &config.bus.ca {
             let own = TlsIdentity::load_as(("mesh.cert", &files.cert), ("mesh.key", &files.key))?;
-            clients_of(("bus.ca", ca), &files.cert, &own.key().cert)?;
+            identity.own_pop = Some(clients_of(("bus.ca", ca), &files.cert, &own.key().cert)?.0);
         }
         Ok(Some(identity))
     }
@@ -125,6 +127,7 @@ impl MeshIdentity {
             server: Arc::new(server),
             client: Arc::new(client),
             carrier: Arc::new(carrier),
+            own_pop: None,
         })
     }
 
@@ -151,6 +154,13 @@ impl MeshIdentity {
     /// A sentence for the operator when the certificate has expired: other nodes refuse it.
     pub fn warning(&self) -> Option<&'static str> {
         (self.expires_at_s <= unix_now_s()).then_some("the certificate of mesh.cert has expired: `pop ca renew`, then `pop reload`")
+    }
+
+    /// Whether a chain that TLS has taken may be a node's of this name: of those of this PoP `bus.ca` says so, where there is one.
+    pub(super) fn vouches(&self, name: &NodeName, chain: &[CertificateDer<'_>]) -> Result<(), Refusal> {
+        let Some(own_pop) = self.own_pop.as_ref().filter(|_| name.pop() == self.name.pop()) else { return Ok(()) };
+        let (end, between) = chain.split_first().ok_or(Refusal::NoCertificate)?;
+        own_pop.verify_client_cert(end, between, UnixTime::now()).map(drop).map_err(|error| Refusal::of_tls(&error))
     }
 
     pub(super) fn server(&self) -> Arc<ServerConfig> {

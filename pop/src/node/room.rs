@@ -206,10 +206,10 @@ pub(crate) enum RoomMessage {
 pub(crate) enum Found {
     /// Here, on this worker.
     Here(usize, Arc<Mutex<Line>>),
-    /// On a node that does not answer.
-    Away,
-    /// On another node.
-    There,
+    /// On this node, which does not answer.
+    Away(NodeId),
+    /// On this other node.
+    There(NodeId),
     /// Nowhere.
     Unknown,
 }
@@ -548,10 +548,10 @@ impl Room {
     }
 
     fn find_member(&self, participant: ParticipantId) -> Found {
-        match (self.people.get(&participant).zip(self.members.get(&participant)), self.session.is_away(participant)) {
+        match (self.people.get(&participant).zip(self.members.get(&participant)), self.session.owner_abroad(participant)) {
             (Some((person, member)), _) => Found::Here(person.worker, Arc::clone(&member.line)),
-            (None, Some(true)) => Found::Away,
-            (None, Some(false)) => Found::There,
+            (None, Some((node, true))) => Found::Away(NodeId(node)),
+            (None, Some((node, false))) => Found::There(NodeId(node)),
             (None, None) => Found::Unknown,
         }
     }

@@ -245,6 +245,7 @@ async fn create(node: Node, role: Role, setup: Setup, path: RoomPath, request: R
     let resource = admission.resource.clone();
     let etag = entity_tag(&admission.ice.local_ufrag);
     let join = admission.into_join(&node, &negotiation, &access);
+    node.note_key(&room, &access);
     node.join(placement, our_role, fingerprints, join).await?;
     node.note_key(&room, &access);
 

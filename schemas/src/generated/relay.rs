@@ -4286,6 +4286,141 @@ impl ::core::fmt::Debug for Path<'_> {
       ds.finish()
   }
 }
+pub enum LocatedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// Where a node of some PoP takes control connections, as far as the writer knows. Whoever is told calls there, and believes the
+/// certificate that is shown.
+pub struct Located<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Located<'a> {
+  type Inner = Located<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Located<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_POP: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ADDRESS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Located { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LocatedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Located<'bldr>> {
+    let mut builder = LocatedBuilder::new(_fbb);
+    if let Some(x) = args.address { builder.add_address(x); }
+    if let Some(x) = args.pop { builder.add_pop(x); }
+    if let Some(x) = args.node { builder.add_node(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Located::VT_NODE, None).unwrap()}
+  }
+  #[inline]
+  pub fn pop(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Located::VT_POP, None).unwrap()}
+  }
+  #[inline]
+  pub fn address(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Located::VT_ADDRESS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Located<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("node", Self::VT_NODE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("pop", Self::VT_POP, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("address", Self::VT_ADDRESS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LocatedArgs<'a> {
+    pub node: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub pop: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub address: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for LocatedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    LocatedArgs {
+      node: None, // required field
+      pop: None, // required field
+      address: None, // required field
+    }
+  }
+}
+
+pub struct LocatedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LocatedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Located::VT_NODE, node);
+  }
+  #[inline]
+  pub fn add_pop(&mut self, pop: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Located::VT_POP, pop);
+  }
+  #[inline]
+  pub fn add_address(&mut self, address: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Located::VT_ADDRESS, address);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LocatedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LocatedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Located<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Located::VT_NODE,"node");
+    self.fbb_.required(o, Located::VT_POP,"pop");
+    self.fbb_.required(o, Located::VT_ADDRESS,"address");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Located<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Located");
+      ds.field("node", &self.node());
+      ds.field("pop", &self.pop());
+      ds.field("address", &self.address());
+      ds.finish()
+  }
+}
 pub enum PathsOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4307,6 +4442,7 @@ impl<'a> Paths<'a> {
   pub const VT_RELEASE: ::flatbuffers::VOffsetT = 6;
   pub const VT_LOAD: ::flatbuffers::VOffsetT = 8;
   pub const VT_DRAINING: ::flatbuffers::VOffsetT = 10;
+  pub const VT_NODES: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4318,6 +4454,7 @@ impl<'a> Paths<'a> {
     args: &'args PathsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Paths<'bldr>> {
     let mut builder = PathsBuilder::new(_fbb);
+    if let Some(x) = args.nodes { builder.add_nodes(x); }
     if let Some(x) = args.release { builder.add_release(x); }
     if let Some(x) = args.paths { builder.add_paths(x); }
     builder.add_load(args.load);
@@ -4356,6 +4493,14 @@ impl<'a> Paths<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Paths::VT_DRAINING, Some(false)).unwrap()}
   }
+  /// Nodes of all PoPs, now and then; none: nothing is new.
+  #[inline]
+  pub fn nodes(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Located<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Located>>>>(Paths::VT_NODES, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Paths<'_> {
@@ -4368,6 +4513,7 @@ impl ::flatbuffers::Verifiable for Paths<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("release", Self::VT_RELEASE, false)?
      .visit_field::<u16>("load", Self::VT_LOAD, false)?
      .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Located>>>>("nodes", Self::VT_NODES, false)?
      .finish();
     Ok(())
   }
@@ -4377,6 +4523,7 @@ pub struct PathsArgs<'a> {
     pub release: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub load: u16,
     pub draining: bool,
+    pub nodes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Located<'a>>>>>,
 }
 impl<'a> Default for PathsArgs<'a> {
   #[inline]
@@ -4386,6 +4533,7 @@ impl<'a> Default for PathsArgs<'a> {
       release: None,
       load: 0,
       draining: false,
+      nodes: None,
     }
   }
 }
@@ -4412,6 +4560,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PathsBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Paths::VT_DRAINING, draining, false);
   }
   #[inline]
+  pub fn add_nodes(&mut self, nodes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Located<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Paths::VT_NODES, nodes);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PathsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     PathsBuilder {
@@ -4433,6 +4585,7 @@ impl ::core::fmt::Debug for Paths<'_> {
       ds.field("release", &self.release());
       ds.field("load", &self.load());
       ds.field("draining", &self.draining());
+      ds.field("nodes", &self.nodes());
       ds.finish()
   }
 }

@@ -19,7 +19,7 @@ use super::{CONNECT_TIMEOUT, MEMBER_SECTIONS_MAX, Session};
 use crate::format::map_payload_types;
 use crate::member::{OfferedSection, Resume};
 use crate::participant::{Connection, Kind, LocalParticipant, Origin, Texts};
-use crate::presence::{Manifest, RemoteParticipant, RemoteTrack, Wish};
+use crate::presence::{Manifest, RemoteTrack, Wish};
 
 /// What is known of a member that was taken over, until its new transport is connected.
 #[derive(Debug, Default)]
@@ -53,9 +53,9 @@ pub(super) fn first_counter(now_ms: u64, known: u32) -> u32 {
 }
 
 impl Session {
-    /// Whether a participant of another node is one whose node does not answer; `None`: it is none that is here.
-    pub fn is_away(&self, id: ParticipantId) -> Option<bool> {
-        self.remotes.find(id).map(RemoteParticipant::is_away)
+    /// The node of a participant that is on another one, and whether that does not answer; `None`: it is none that is here.
+    pub fn owner_abroad(&self, id: ParticipantId) -> Option<(u64, bool)> {
+        self.remotes.find(id).map(|remote| (remote.key().node, remote.is_away()))
     }
 
     /// Makes a member of another node, which does not answer, one of ours.

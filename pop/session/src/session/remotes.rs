@@ -138,6 +138,7 @@ impl Session {
         let mut said = 0;
         if let Some(local) = self.participants.get_mut(&id) {
             let is_newer = (record.version.epoch, Reverse(node)) > (local.epoch, Reverse(self.node));
+            let was_taken_over = local.epoch > 0;
             // The first epoch is no take-over: who writes it of one of ours has no right to.
             if record.version.epoch == 0 || !is_newer {
                 // Of two who took it over at once the other has lost, but it may have told more: what clients know must not be newer than
@@ -146,7 +147,9 @@ impl Session {
                     local.counter = record.version.counter;
                     self.restate(id);
                 }
-                self.remotes.note_rival(record);
+                if was_taken_over {
+                    self.remotes.note_rival(record);
+                }
                 return Applied::Stale;
             }
             // It went on at the other node, and has left there already.

@@ -101,6 +101,7 @@ async fn take_seat(
 ) -> Result<Seat, (Refused, LeaveReason, LeaveAction)> {
     // The token was checked for a room before.
     let Some(room) = room_of(access) else { return Err((Refused::Token, LeaveReason::JoinFailure, LeaveAction::Disconnect)) };
+    context.node.note_key(&room, access);
     let seat = match arrival {
         Arrival::Enter(enter) => enter_room(context, &room, *enter).await,
         Arrival::Resume(resume) => {
