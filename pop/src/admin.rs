@@ -1,5 +1,5 @@
-//! The operator's side: health, metrics and a read-only API for everybody who reaches the admin listener; tokens and captures
-//! only for who may open the unix socket.
+//! The operator's side: health, metrics, a read-only API and the looking glass for everybody who reaches the admin listener; tokens and
+//! captures only for who may open the unix socket.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::reload::{Refusal, Reloader};
 use crate::rtp::{self, Routes};
 use crate::token::{TokenRequest, unix_now_s};
 use crate::view::{LinkView, NodeView, OverlayView, VipView};
-use crate::{http, serve};
+use crate::{glass, http, serve};
 
 /// Open connections of the admin listener and of the unix socket, each.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -158,6 +158,7 @@ impl Admin {
             .route("/api/v1/log", get(socket_only).put(socket_only))
             .route("/api/v1/captures", post(socket_only))
             .route("/api/v1/captures/{id}", get(socket_only).delete(socket_only))
+            .merge(glass::routes())
             .merge(rtp::api::listener_router(self.rtp.clone()));
         self.finish(router)
     }

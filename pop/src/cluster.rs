@@ -11,6 +11,7 @@
 //! ```
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
+mod events;
 mod overlay;
 mod spans;
 
@@ -900,6 +901,10 @@ impl State {
                         }
                         let counts_from = counts_from(self.began, self.shared.upgrade().map(|shared| shared.now()).unwrap_or_default());
                         let life = Life::default();
+                        if anew_at.is_some() || record.pop == self.record.pop {
+                            let what = if anew_at.is_some() { "restarted" } else { "new" };
+                            self.overlay.events.note_node(what, &record.pop, &record.name);
+                        }
                         self.nodes.insert(node, Node { record, gone_at: None, anew_at, life, counts_from, is_away: false });
                         if anew_at.is_some() {
                             self.hold_dead(node, None);
@@ -1262,6 +1267,9 @@ impl State {
                 tracing::info!(target: AUDIT, %node, "node back");
             }
             if was_away != is_away {
+                if let Some(Node { record, .. }) = self.nodes.get(&node) {
+                    self.overlay.events.note_node(if is_away { "away" } else { "back" }, &record.pop, &record.name);
+                }
                 self.tell_rooms(node, if is_away { NodeFate::Away } else { NodeFate::Back });
                 // The bus may have had it back before: rooms took what it said of whom they had given up for old.
                 match &self.bus {
@@ -2039,12 +2047,14 @@ impl State {
         nodes.sort_by(|a, b| a.node.cmp(&b.node));
         let up = self.mesh.iter().flat_map(Mesh::links);
         let mut links: Vec<_> = up.filter_map(|state| Some(self.describe_link(&state, self.links.get(&state.peer.node)?))).collect();
-        links.sort_by(|a, b| a.node.cmp(&b.node));
+        links.sort_by(|a, b| (&a.pop, &a.node).cmp(&(&b.pop, &b.node)));
         let mut tracks: HashMap<TrackId, Vec<String>> = HashMap::new();
         for link in self.links.values() {
+            let Peer { name, pop, .. } = &link.peer;
+            let name = if *pop == *self.record.pop { name.clone() } else { format!("{name}.{pop}") };
             let coming = self.wants.iter().filter(|(_, want)| want.owner == link.peer.node && want.is_offered).map(|(track, _)| *track);
             for track in link.exports.keys().copied().chain(coming) {
-                tracks.entry(track).or_default().push(link.peer.name.clone());
+                tracks.entry(track).or_default().push(name.clone());
             }
         }
         tracks.values_mut().for_each(|names| names.sort());

@@ -12,6 +12,7 @@ pub mod data;
 pub(crate) mod demo;
 pub mod doctor;
 pub mod dtls;
+mod glass;
 pub mod http;
 pub mod keys;
 pub mod liveness;

@@ -723,7 +723,12 @@ impl Node {
                 && let Ok(mut view) = answer.await
             {
                 for person in &mut view.participants {
-                    let of = |id: &str| others.nodes.iter().find(|node| node.id == id).map(|node| node.node.clone());
+                    // Those of other PoPs are known by their links, and called NODE.POP.
+                    let of = |id: &str| {
+                        let of_this_pop = others.nodes.iter().find(|node| node.id == id).map(|node| node.node.clone());
+                        let link = || others.links.iter().find(|link| link.id == id);
+                        of_this_pop.or_else(|| link().map(|link| format!("{}.{}", link.node, link.pop)))
+                    };
                     person.node =
                         if person.local { Some(self.shared.name.clone()) } else { person.node.take().map(|id| of(&id).unwrap_or(id)) };
                     for track in &mut person.tracks {

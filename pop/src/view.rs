@@ -107,10 +107,33 @@ pub struct OverlayView {
     pub routes: Vec<RouteView>,
     /// Times that a route became another one.
     pub changes: u64,
+    /// What happened of late, the newest last; 50 at most.
+    pub events: Vec<EventView>,
     /// Sessions with people in another PoP, too.
     pub sessions: usize,
     /// Those people.
     pub participants: u64,
+}
+
+/// Something that happened to another node or to the way to a PoP.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EventView {
+    /// Milliseconds since 1970, by this node's clock.
+    pub at_ms: u64,
+    /// `way` (another one goes to the PoP); of a node `new`, `restarted`, `away`, `back`, and where it is another PoP's `link_up`,
+    /// `link_down`.
+    pub what: &'static str,
+    /// The PoP.
+    pub pop: String,
+    /// The node; of a way absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The way before: `direct`, `via POP` or `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The way since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub way: Option<String>,
 }
 
 /// A secured relation with another node. Counters are of all workers, since the link came up.

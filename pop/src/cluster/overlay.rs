@@ -14,6 +14,7 @@ use pop_relay::control::{LOCATED_MAX, Located, Path, Paths};
 use pop_relay::route::{Changed, Figures, LOSS_ALL, PopName, Routes, Way};
 use pop_schemas::{NodeId, Time};
 
+use super::events::Events;
 use crate::config::MeshConfig;
 use crate::logging::AUDIT;
 use crate::mesh::{NodeName, Peer};
@@ -147,6 +148,8 @@ pub(super) struct Overlay {
     neighbours: HashMap<NodeId, Neighbour>,
     /// Times that a route became another one.
     changes: u64,
+    /// What happened of late, also to nodes of this PoP.
+    pub(super) events: Events,
     /// When it was decided last, and whether something has changed since.
     decided_at: Time,
     is_undecided: bool,
@@ -175,8 +178,8 @@ impl Overlay {
         let pop = PopName::from(pop);
         let (routes, discovers) = (Routes::new(Arc::clone(&pop), prices), config.discover);
         let (neighbours, heard_of, called, unanswered) = Default::default();
-        let (changes, decided_at, is_undecided) = (0, Time::ZERO, false);
-        Overlay { pop, routes, neighbours, changes, decided_at, is_undecided, own, discovers, heard_of, called, unanswered }
+        let (changes, events, decided_at, is_undecided) = (0, Events::default(), Time::ZERO, false);
+        Overlay { pop, routes, neighbours, changes, events, decided_at, is_undecided, own, discovers, heard_of, called, unanswered }
     }
 
     /// A link is up.
@@ -186,6 +189,7 @@ impl Overlay {
         }
         // Of the datagrams of the link before nothing is known.
         let pop = PopName::from(peer.pop.as_str());
+        self.events.note_node("link_up", &pop, &peer.name);
         let neighbour = Neighbour {
             pop,
             datagrams_out: 0,
@@ -212,7 +216,8 @@ impl Overlay {
 
     /// It is up no longer.
     pub(super) fn link_down(&mut self, now: Time, node: NodeId) {
-        if let Some(Neighbour { pop, .. }) = self.neighbours.remove(&node) {
+        if let Some(Neighbour { pop, name, .. }) = self.neighbours.remove(&node) {
+            self.events.note_node("link_down", &pop, &name);
             self.routes.forget(node);
             self.measure(now, &pop);
             self.is_undecided = true;
@@ -367,9 +372,11 @@ impl Overlay {
         (self.decided_at, self.is_undecided) = (now, false);
         self.routes.handle_timeout(now);
         while let Some(Changed { to, from, way }) = self.routes.poll_change() {
-            let name = |way: Option<&pop_relay::route::Way>| way.map_or_else(|| "none".to_owned(), ToString::to_string);
+            let name = |way: Option<Way>| way.map_or_else(|| "none".to_owned(), |way| way.to_string());
+            let (from, way) = (name(from), name(way));
             self.changes += 1;
-            tracing::info!(target: AUDIT, pop = %to, from = name(from.as_ref()), way = name(way.as_ref()), "another way to a PoP");
+            tracing::info!(target: AUDIT, pop = %to, from, way, "another way to a PoP");
+            self.events.note_way(&to, from, way);
         }
     }
 
@@ -414,6 +421,7 @@ impl Overlay {
             paths: self.routes.matrix().into_iter().map(path).collect(),
             routes: routes.collect(),
             changes: self.changes,
+            events: self.events.list(),
             ..OverlayView::default()
         }
     }
