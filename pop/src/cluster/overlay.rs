@@ -100,7 +100,7 @@ impl Neighbour {
         let (came, lost) = if is_carried { of_echoes } else { of_all };
         self.silent = if came == 0 { self.silent.saturating_add(1) } else { 0 };
         // The round trip of all is that of the ways that they take.
-        let has_echoes = stats.direct.rtt_us > 0;
+        let has_echoes = stats.direct.rtt_us > 0 && (is_carried || of_echoes.0 > 0);
         self.rtt_us = if has_echoes { stats.direct.rtt_us } else { stats.rtt_us };
         self.jitter_us = if is_carried { stats.direct.jitter_us } else { stats.jitter_us };
         if let Some(now) = (lost * u64::from(LOSS_ALL)).checked_div(lost + came) {
@@ -517,6 +517,10 @@ mod tests {
         }
         assert_eq!(shown(&overlay), []);
         assert_eq!(overlay.ways(), [(node, NodeWay::Direct, None)], "and there is no other");
+        // Without another way there are no echoes, and what they told last is of before.
+        let alone = LinkStats { datagrams_out: u64::MAX, datagrams_in: before + 610, rtt_us: 200_000, ..carried(12, 90) };
+        overlay.tick(Time::from_millis(15_000), [(&node, alone)].into_iter());
+        assert_eq!(overlay.describe(Time::ZERO).paths.iter().find(|path| path.from == "fra").map(|path| path.rtt_ms), Some(200.0));
     }
 
     #[test]
