@@ -127,7 +127,7 @@ fn what_cannot_be_measured_is_told_with_a_sentence() {
         (&["ndr", "--streams", "2"], "a room's track is one stream"),
         (&["pdr", "--start", "2k", "--max", "1k"], "--max is below --start"),
         (&["ndr", "--pop", "no/such/pop"], "no/such/pop"),
-        (&["relay", "--size", "3000"], "--size must be at most 2320 bytes"),
+        (&["relay", "--size", "3000"], "--size must be at most 2240 bytes"),
     ] {
         let output = bench(arguments).output().expect("pop-bench runs");
         let stderr = String::from_utf8_lossy(&output.stderr);
