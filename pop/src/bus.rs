@@ -647,6 +647,11 @@ impl Declared {
     }
 }
 
+/// How many other nodes of `bus.connect` take connections.
+pub(crate) async fn there_are(settings: &BusSettings) -> usize {
+    lost::there_are(&lost::others(&settings.connect, &settings.listen)).await
+}
+
 /// Enters the bus anew while somebody takes connections and is not on it ([`lost`]).
 async fn mind_the_lost(shared: Weak<Shared>) {
     let mut lost = Lost::default();

@@ -1989,6 +1989,11 @@ impl State {
             Goal::Origin(origin) => self.origin(*origin)?,
             Goal::Member { session, participant } => {
                 let owner = self.owner(session, *participant).or_else(|| self.origin((participant.0 >> 32) as u32));
+                // Without a connection it is dying, or its next start, which knows nobody, is at its address already: another one waits until
+                // that is known.
+                let is_connected =
+                    |node: &NodeId| self.links.contains_key(node) || self.nodes.get(node).is_some_and(|of| of.gone_at.is_none());
+                let owner = owner.filter(is_connected);
                 // One that began anew knows nobody of a node that is gone, least of all those whom it had itself.
                 let grace = self.shared.upgrade().map(|shared| shared.grace()).unwrap_or_default();
                 let is_young = |of: &&Node| of.anew_at.is_some_and(|at| at.elapsed() < grace);

@@ -77,6 +77,10 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 const VERDICT_WAIT_MAX: Duration = Duration::from_secs(1);
 const VERDICT_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How long a node that begins waits for those that are there, and how often it looks.
+const MEET_MAX: Duration = Duration::from_millis(500);
+const MEET_INTERVAL: Duration = Duration::from_millis(5);
+
 /// A full worker queue is tried again after this: one worker turn is far shorter.
 const COMMAND_RETRY: Duration = Duration::from_millis(1);
 
@@ -330,7 +334,23 @@ impl Node {
         let cluster = Cluster::start(Arc::downgrade(shared), record, bus, mesh, config.session, &config.mesh);
         // A node joins once.
         let _ = shared.cluster.set(cluster);
+        if let Some(settings) = &settings {
+            self.meet_others(settings, config.mesh.listen.is_some()).await;
+        }
         Ok(joined)
+    }
+
+    /// Returns when all nodes of the bus that take connections are known, and linked where there are links, or after a while: whoever was at the
+    /// start before comes back to this one at once, and is to be brought to a node that knows him.
+    async fn meet_others(&self, settings: &BusSettings, has_links: bool) {
+        let (there, deadline) = (crate::bus::there_are(settings).await, Instant::now() + MEET_MAX);
+        while there > 0 && Instant::now() < deadline {
+            let cluster::Description { nodes, links, .. } = self.others().await;
+            if nodes.len() >= there && (!has_links || nodes.iter().all(|of| links.iter().any(|link| link.id == of.id))) {
+                return;
+            }
+            tokio::time::sleep(MEET_INTERVAL).await;
+        }
     }
 
     /// The other nodes and the links to them.
