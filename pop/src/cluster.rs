@@ -18,7 +18,7 @@ mod spans;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use pop_dataplane::limits::LINKS_MAX;
 use pop_proto::control::{
@@ -48,6 +48,7 @@ use crate::mesh::{DataRefused, Elsewhere, LinkSecret, LinkState, Mesh, MeshEvent
 use crate::metrics::{self, Deaths};
 use crate::node::{EndsProcess, Exported, NodeFate, RemoteTrack, RoomMessage, Shared, Slot, Wish};
 use crate::rejoin;
+use crate::token::unix_now_ms;
 use crate::view::{LinkView, NodeView, OverlayView, VipView};
 use crate::vip::{Turn, Vip};
 use overlay::{NodeWay, Overlay, located};
@@ -651,10 +652,6 @@ fn first_alias() -> u16 {
     u16::from_ne_bytes(drawn)
 }
 
-fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
 /// The next event, when there is a place for a record; never where there is no such source.
 async fn next_of_bus(events: &mut Option<BusEvents>, places: &Arc<Semaphore>) -> (Option<OwnedSemaphorePermit>, Option<BusEvent>) {
     let Some(events) = events else { return std::future::pending().await };
@@ -871,7 +868,7 @@ impl State {
                     && let Some(manifest) = &mut record.manifest
                 {
                     // Of two of one identity the later one stays: nobody comes from the future.
-                    manifest.joined_at_ms = manifest.joined_at_ms.min(wall_ms() + SKEW_MAX_MS);
+                    manifest.joined_at_ms = manifest.joined_at_ms.min(unix_now_ms() + SKEW_MAX_MS);
                 }
                 if !self.may_tell_of(&session, &record) {
                     if let Some(mesh) = &self.mesh {
