@@ -1541,13 +1541,13 @@ impl State {
         let now = shared.now();
         let links = self.links.iter().map(|(node, link)| (node, total(link.stats.values())));
         let told = self.overlay.tick(now, links);
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.describe_overlay(now);
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.describe_overlay(now, false);
         let in_pop = self.of_this_pop().filter(|of| of.is_up());
         let known: Vec<Located> = in_pop.filter_map(|of| located(&of.record.name, &of.record.pop, of.record.mesh?)).collect();
-        for (node, paths) in told {
+        for (node, told) in told {
             let (release, load, draining) = (crate::VERSION.to_owned(), self.record.load, self.record.draining);
             let nodes = self.overlay.tell_of(now, node, &known);
-            self.send(node, Message::Paths(Paths { paths, release, load, draining, nodes }));
+            self.send(node, Message::Paths(Paths { release, load, draining, nodes, ..told }));
         }
         let linked = |node: &NodeId| self.links.contains_key(node);
         let (dialled, forgotten) = self.overlay.poll_located(now, linked);
@@ -2067,13 +2067,13 @@ impl State {
         };
         let vips = self.vips.iter().map(vip).collect();
         let now = self.shared.upgrade().map(|shared| shared.now()).unwrap_or_default();
-        Description { nodes, links, overlay: self.describe_overlay(now), vips, tracks }
+        Description { nodes, links, overlay: self.describe_overlay(now, true), vips, tracks }
     }
 
-    fn describe_overlay(&self, now: Time) -> OverlayView {
+    fn describe_overlay(&self, now: Time, all: bool) -> OverlayView {
         let spans = |watched: &&Watched| watched.nodes.keys().any(|node| self.is_abroad(*node));
         let sessions = self.rooms.values().filter(spans).count();
-        let mut overlay = OverlayView { sessions, participants: self.spans.participants(), ..self.overlay.describe(now) };
+        let mut overlay = OverlayView { sessions, participants: self.spans.participants(), ..self.overlay.describe(now, all) };
         for route in &mut overlay.routes {
             route.in_use = self.links.values().filter(|link| link.peer.pop == route.to).filter_map(|link| self.way_in_use(link)).max();
         }

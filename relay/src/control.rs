@@ -313,25 +313,54 @@ pub struct Paths {
     pub draining: bool,
     /// At most [`LOCATED_MAX`] nodes of all PoPs, now and then.
     pub nodes: Vec<Located>,
+    /// `paths` are those alone that have changed since the node told last.
+    pub changes: bool,
+    /// PoPs that it does not reach any more, with `changes` alone; at most [`PATHS_MAX`].
+    pub gone: Vec<String>,
 }
 
 impl Paths {
     fn check(&self) -> Result<(), ControlError> {
         check_names(self.paths.iter().map(|path| path.pop.as_str()))?;
         check_names(self.nodes.iter().flat_map(|of| [of.node.as_str(), &of.pop]))?;
-        let mut names: Vec<&str> = self.paths.iter().map(|path| path.pop.as_str()).collect();
+        check_names(self.gone.iter().map(String::as_str))?;
+        let mut names: Vec<&str> = self.paths.iter().map(|path| path.pop.as_str()).chain(self.gone.iter().map(String::as_str)).collect();
         names.sort_unstable();
         let is_sound = |Path { figures: Figures { rtt_us, loss_out, loss_in, .. }, .. }: &Path| {
             *rtt_us > 0 && *loss_out <= LOSS_ALL && *loss_in <= LOSS_ALL
         };
         // It is shown in terminals.
         let holds = self.paths.len() <= PATHS_MAX
+            && self.gone.len() <= PATHS_MAX
+            && (self.changes || self.gone.is_empty())
             && self.paths.iter().all(is_sound)
             && names.windows(2).all(|pair| pair[0] != pair[1])
             && self.nodes.len() <= LOCATED_MAX
             && self.release.len() <= RELEASE_LEN_MAX
             && self.release.bytes().all(|byte| byte.is_ascii_graphic());
         if holds { Ok(()) } else { Err(ControlError::Limit) }
+    }
+
+    /// Takes what was told after it, as if both had been told at once.
+    pub fn add(&mut self, later: Paths) {
+        if !later.changes {
+            let nodes = if later.nodes.is_empty() { std::mem::take(&mut self.nodes) } else { Vec::new() };
+            *self = Paths { nodes: if nodes.is_empty() { later.nodes } else { nodes }, ..later };
+            return;
+        }
+        let is_later = |pop: &String| later.gone.contains(pop) || later.paths.iter().any(|path| path.pop == *pop);
+        self.paths.retain(|path| !is_later(&path.pop));
+        self.gone.retain(|pop| !is_later(pop));
+        self.paths.extend(later.paths);
+        self.paths.truncate(PATHS_MAX);
+        if self.changes {
+            self.gone.extend(later.gone);
+            self.gone.truncate(PATHS_MAX);
+        }
+        if !later.nodes.is_empty() {
+            self.nodes = later.nodes;
+        }
+        (self.release, self.load, self.draining) = (later.release, later.load, later.draining);
     }
 }
 
@@ -661,7 +690,8 @@ fn write_room(builder: &mut FlatBufferBuilder<'_>, room: &Room) -> Result<WIPOff
 
 fn write_paths(builder: &mut FlatBufferBuilder<'_>, paths: &Paths) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
     paths.check()?;
-    let Paths { paths, release, load, draining, nodes } = paths;
+    let Paths { paths, release, load, draining, nodes, changes, gone } = paths;
+    let gone: Vec<_> = gone.iter().map(|pop| builder.create_string(pop)).collect();
     let nodes: Vec<_> = nodes
         .iter()
         .map(|Located { node, pop, address }| {
@@ -683,6 +713,8 @@ fn write_paths(builder: &mut FlatBufferBuilder<'_>, paths: &Paths) -> Result<WIP
         load: *load,
         draining: *draining,
         nodes: if nodes.is_empty() { None } else { Some(builder.create_vector(&nodes)) },
+        changes: *changes,
+        gone: if gone.is_empty() { None } else { Some(builder.create_vector(&gone)) },
     };
     Ok(schema::Paths::create(builder, &args).as_union_value())
 }
@@ -844,14 +876,17 @@ fn read_room(room: &schema::Room<'_>) -> Result<Room, ControlError> {
 }
 
 fn read_paths(paths: &schema::Paths<'_>) -> Result<Paths, ControlError> {
-    let (list, nodes, release) = (paths.paths(), paths.nodes(), paths.release().unwrap_or_default());
+    let (list, nodes, release, gone) = (paths.paths(), paths.nodes(), paths.release().unwrap_or_default(), paths.gone());
     // Looked at before it is copied.
-    let is_long = list.map_or(0, |list| list.len()) > PATHS_MAX || nodes.map_or(0, |list| list.len()) > LOCATED_MAX;
+    let is_long = list.map_or(0, |list| list.len()) > PATHS_MAX
+        || gone.map_or(0, |list| list.len()) > PATHS_MAX
+        || nodes.map_or(0, |list| list.len()) > LOCATED_MAX;
     if is_long || release.len() > RELEASE_LEN_MAX {
         return Err(ControlError::Limit);
     }
     check_names(list.iter().flatten().map(|path| path.pop()))?;
     check_names(nodes.iter().flatten().flat_map(|of| [of.node(), of.pop()]))?;
+    check_names(gone.iter().flatten())?;
     let located = |of: schema::Located<'_>| {
         let address = of.address().parse().map_err(|_| ControlError::Limit)?;
         Ok(Located { node: of.node().to_owned(), pop: of.pop().to_owned(), address })
@@ -867,6 +902,8 @@ fn read_paths(paths: &schema::Paths<'_>) -> Result<Paths, ControlError> {
         load: paths.load(),
         draining: paths.draining(),
         nodes: nodes?,
+        changes: paths.changes(),
+        gone: gone.iter().flatten().map(str::to_owned).collect(),
     };
     paths.check()?;
     Ok(paths)

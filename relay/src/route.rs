@@ -20,7 +20,7 @@ use crate::control::{PATHS_MAX, Path};
 /// What others measure is believed for so long.
 const HEARD_LIFE: Duration = Duration::from_secs(15);
 
-/// What this PoP measures is told at least so often, and at most.
+/// What this PoP measures is told at least so often, and at most. Of its paths those alone are told that have changed.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 const TELL_PAUSE: Duration = Duration::from_millis(900);
 
@@ -133,6 +133,12 @@ struct Known {
     failed_at: Time,
 }
 
+impl From<(&PopName, Figures)> for Path {
+    fn from((pop, figures): (&PopName, Figures)) -> Path {
+        Path { pop: pop.to_string(), figures }
+    }
+}
+
 /// Of a [`Path`], without whither.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -217,8 +223,8 @@ impl Routes {
     }
 
     /// What a node of another PoP measures. Of PoPs that this node has no link with it counts for nothing: only a link
-    /// proves that there is one.
-    pub fn hear(&mut self, now: Time, node: NodeId, pop: &PopName, paths: &[Path]) {
+    /// proves that there is one. `gone`: PoPs that it does not reach any more, where it tells what has changed; else all that it does not name.
+    pub fn hear(&mut self, now: Time, node: NodeId, pop: &PopName, paths: &[Path], gone: Option<&[String]>) {
         if !self.own.contains_key(pop) || (self.rows.len() >= PATHS_MAX && !self.rows.contains_key(&node)) {
             return;
         }
@@ -228,7 +234,10 @@ impl Routes {
         let before = self.rows.remove(&node).filter(|row| row.pop == *pop).map(|row| row.paths);
         let mut paths = before.unwrap_or_default();
         for (to, known) in &mut paths {
-            known.note(now, told.get(to).copied());
+            let figures = told.get(to).copied();
+            if figures.is_some() || gone.is_none_or(|gone| gone.iter().any(|pop| **pop == **to)) {
+                known.note(now, figures);
+            }
         }
         for (to, figures) in told {
             paths.entry(to).or_default().path = Some(figures);
@@ -242,22 +251,34 @@ impl Routes {
         self.rows.remove(&node);
     }
 
-    /// What this PoP measures, when it is to be told. `has_news`: somebody has to be told something else than the others.
-    pub fn poll_told(&mut self, now: Time, has_news: bool) -> Option<Vec<Path>> {
-        let paths: BTreeMap<PopName, Figures> = self.own.iter().filter_map(|(pop, own)| Some((Arc::clone(pop), own.path?))).collect();
-        let differs = || {
-            paths.len() != self.told.len() || paths.iter().any(|(pop, figures)| self.told.get(pop).is_none_or(|told| told.differs(figures)))
-        };
+    /// What of that which this PoP measures is to be told now: the paths that have changed, and PoPs that it does not reach any more; nothing,
+    /// to say that the rest still holds. `has_news`: somebody has to be told something beside that.
+    pub fn poll_told(&mut self, now: Time, has_news: bool) -> Option<(Vec<Path>, Vec<String>)> {
+        let differs = |pop: &PopName, figures: &Figures| self.told.get(pop).is_none_or(|told| told.differs(figures));
+        let paths: Vec<Path> = self.paths().filter(|(pop, figures)| differs(pop, figures)).map(Path::from).collect();
+        let is_gone = |pop: &&PopName| self.own.get(*pop).is_none_or(|own| own.path.is_none());
+        let gone: Vec<String> = self.told.keys().filter(is_gone).map(|pop| pop.to_string()).collect();
         let is_due = match self.told_at {
             None => !paths.is_empty(),
-            Some(at) => now.since(at) >= TELL_EVERY || (now.since(at) >= TELL_PAUSE && (has_news || differs())),
+            Some(at) => now.since(at) >= TELL_EVERY || (now.since(at) >= TELL_PAUSE && (has_news || !paths.is_empty() || !gone.is_empty())),
         };
         if !is_due {
             return None;
         }
-        let told = paths.iter().map(|(pop, figures)| Path { pop: pop.to_string(), figures: *figures }).collect();
-        (self.told, self.told_at) = (paths, Some(now));
-        Some(told)
+        self.told.retain(|pop, _| !gone.iter().any(|gone| **gone == **pop));
+        self.told.extend(paths.iter().map(|path| (PopName::from(path.pop.as_str()), path.figures)));
+        self.told_at = Some(now);
+        Some((paths, gone))
+    }
+
+    /// All that this PoP measures, for whom nothing was told before.
+    pub fn told(&self) -> Vec<Path> {
+        self.paths().map(Path::from).collect()
+    }
+
+    /// Those of [`Self::matrix`] that this PoP measures.
+    pub fn paths(&self) -> impl Iterator<Item = (&PopName, Figures)> {
+        self.own.iter().filter_map(|(pop, own)| Some((pop, own.path?)))
     }
 
     /// Decides anew. To be called once a second, and when a path is no longer there.
@@ -426,7 +447,7 @@ mod tests {
             self.routes.measure(self.now, &ams, Some(path(10, 0)));
             self.routes.measure(self.now, &sin, self.direct);
             let paths: Vec<Path> = self.theirs.map(|figures| Path { pop: "sin".to_owned(), figures }).into_iter().collect();
-            self.routes.hear(self.now, NodeId(1), &ams, &paths);
+            self.routes.hear(self.now, NodeId(1), &ams, &paths, None);
             self.routes.handle_timeout(self.now);
             while let Some(change) = self.routes.poll_change() {
                 if *change.to == *"sin" {
@@ -519,7 +540,7 @@ mod tests {
         rig.direct = Some(Figures { loss_out: LOSS_ALL, ..path(160, 0) });
         rig.theirs = None;
         assert_eq!(rig.ticks(20).last().unwrap(), "none");
-        let told = rig.routes.poll_told(rig.now, false).expect("it differs");
+        let (told, _) = rig.routes.poll_told(rig.now, false).expect("it differs");
         assert_eq!(told.iter().find(|path| path.pop == "sin").map(|path| path.figures.loss_out), Some(LOSS_ALL));
         rig.theirs = Some(Figures { loss_out: LOSS_ALL, ..path(50, 0) });
         assert_eq!(rig.tick(), "none", "nor through one whose packets do not arrive");
@@ -547,8 +568,8 @@ mod tests {
         rig.tick();
         let forged = |pop: &str| Path { pop: pop.to_owned(), figures: path(1, 0) };
         // One that is none, one of a PoP without a link, and itself.
-        rig.routes.hear(rig.now, NodeId(2), &"nyc".into(), &[forged("sin")]);
-        rig.routes.hear(rig.now, NodeId(1), &"ams".into(), &[forged("moon"), forged("ams"), forged("fra")]);
+        rig.routes.hear(rig.now, NodeId(2), &"nyc".into(), &[forged("sin")], None);
+        rig.routes.hear(rig.now, NodeId(1), &"ams".into(), &[forged("moon"), forged("ams"), forged("fra")], None);
         rig.routes.handle_timeout(rig.now);
         assert_eq!(rig.routes.routes().map(|(to, route)| format!("{to} {}", route.way)).collect::<Vec<_>>(), ["ams direct", "sin direct"]);
         let paths: Vec<String> = rig.routes.matrix().keys().map(|(from, to)| format!("{from} {to}")).collect();
@@ -568,20 +589,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_changes_leaves_the_rest_as_it_was() {
+        let mut rig = Rig::new(Some(path(50, 0)));
+        assert_eq!(rig.ticks(10).last().unwrap(), "via ams");
+        let ams = PopName::from("ams");
+        let mut hear = |paths: &[Path], gone: &[&str]| {
+            let gone: Vec<String> = gone.iter().map(|pop| (*pop).to_owned()).collect();
+            rig.now = rig.now + SECOND;
+            rig.routes.hear(rig.now, NodeId(1), &ams, paths, Some(&gone));
+            rig.routes.handle_timeout(rig.now);
+            rig.routes.route("sin").map(|route| route.way.to_string())
+        };
+        let via = Some("via ams".to_owned());
+        for _ in 0..20 {
+            assert_eq!(hear(&[], &[]), via, "it still holds");
+        }
+        assert_eq!(hear(&[Path { pop: "fra".to_owned(), figures: path(10, 0) }], &["nyc"]), via);
+        assert_eq!(hear(&[], &["sin"]), Some("direct".to_owned()));
+    }
+
+    #[test]
     fn what_has_changed_is_told_soon_and_the_rest_now_and_then() {
         let mut rig = Rig::new(None);
         rig.tick();
-        let told = rig.routes.poll_told(rig.now, false).expect("the first time");
+        let (told, _) = rig.routes.poll_told(rig.now, false).expect("the first time");
         assert_eq!(told.iter().map(|path| path.pop.as_str()).collect::<Vec<_>>(), ["ams", "sin"]);
         let mut times = Vec::new();
         for second in 1..=12 {
             rig.direct = Some(path(if second < 4 { 161 } else { 200 }, 0));
             rig.tick();
-            times.extend(rig.routes.poll_told(rig.now, false).map(|_| second));
+            times.extend(rig.routes.poll_told(rig.now, false).map(|(told, _)| (second, told.len())));
         }
-        assert_eq!(times, [4, 9]);
+        assert_eq!(times, [(4, 1), (9, 0)], "what has changed, and that the rest holds");
         rig.direct = None;
         rig.tick();
-        assert_eq!(rig.routes.poll_told(rig.now, false).map(|told| told.len()), Some(1), "a path that is gone is not in it");
+        assert_eq!(rig.routes.poll_told(rig.now, false), Some((Vec::new(), vec!["sin".to_owned()])));
+        rig.direct = Some(path(200, 0));
+        rig.tick();
+        assert_eq!(rig.routes.poll_told(rig.now, false).map(|(told, gone)| (told.len(), gone.len())), Some((1, 0)), "it is there again");
+        assert_eq!(rig.routes.told().len(), 2, "who is new is told of all");
     }
 }

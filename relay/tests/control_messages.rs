@@ -94,7 +94,15 @@ fn located(n: usize) -> Located {
 fn paths() -> Paths {
     let figures = Figures { rtt_us: 161_500, loss_out: 12, loss_in: 250, jitter_us: 900 };
     let path = |pop: &str| Path { pop: pop.to_owned(), figures };
-    Paths { paths: vec![path("sin"), path("khi")], release: "0.1.0".to_owned(), load: 125, draining: true, nodes: vec![located(1)] }
+    Paths {
+        paths: vec![path("sin"), path("khi")],
+        release: "0.1.0".to_owned(),
+        load: 125,
+        draining: true,
+        nodes: vec![located(1)],
+        changes: true,
+        gone: vec!["nyc".to_owned()],
+    }
 }
 
 /// Those that version 0 does not know: a reader passes them over.
@@ -275,6 +283,9 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         Message::Paths(Paths { release: "1\x1b[2J".to_owned(), ..paths() }),
         Message::Paths(Paths { paths: vec![Path { pop: "x".repeat(129), ..paths().paths[0].clone() }], ..paths() }),
         Message::Paths(Paths { release: "x".repeat(33), ..paths() }),
+        Message::Paths(Paths { changes: false, ..paths() }),
+        Message::Paths(Paths { gone: vec!["sin".to_owned()], ..paths() }),
+        Message::Paths(Paths { gone: (0..513).map(|n| n.to_string()).collect(), ..paths() }),
         presence(Telling::Participant(ParticipantId(1), vec![0; (200 << 10) + 1].into())),
         presence(Telling::Page(ParticipantId(1), 1, vec![0; (200 << 10) + 1].into())),
     ];

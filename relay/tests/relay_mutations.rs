@@ -279,6 +279,8 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             load: 9,
             draining: false,
             nodes: vec![Located { node: "a".to_owned(), pop: "sin".to_owned(), address: "192.0.2.1:7890".parse().expect("an address") }; 3],
+            changes: true,
+            gone: ["khi", "fra"].map(str::to_owned).to_vec(),
         }),
         Message::Presence(Presence { session: session(), telling: Telling::Page(ParticipantId(1), 7, b"page".as_slice().into()) }),
     ]

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pop_relay::control::{self, Message, Path, Paths};
+use pop_relay::control::{self, Message, Paths};
 use pop_relay::route::{Figures, LOSS_ALL, PopName, Routes, TRANSIT_US, Way};
 use pop_schemas::{NodeId, Time};
 
@@ -22,6 +22,9 @@ const SILENT_MAX: u8 = 2;
 
 /// Of the loss of a second this share, of sixteen, is believed at once.
 const NEW_SHARE: u32 = 6;
+
+/// All paths are told so often, in seconds, else those that have changed.
+const TELL_ALL_EVERY: u32 = 60;
 
 /// The oracle is asked each so many seconds.
 const ORACLE_EVERY: u32 = 5;
@@ -100,6 +103,10 @@ pub struct OverlayWorld {
     measured: Vec<Measured>,
     routes: Vec<Routes>,
     deciders: Vec<usize>,
+    /// When each told of all paths; what a link lost meanwhile is told then at the latest.
+    told_all_at: Vec<u32>,
+    /// What one has told another one, and waits for their path.
+    late: BTreeMap<(usize, usize), Paths>,
     /// Of each decider and destination, since when nothing arrives.
     dead_since: BTreeMap<(usize, usize), u32>,
     figures: OverlayFigures,
@@ -131,8 +138,11 @@ impl OverlayWorld {
         let routes = names.iter().map(|name| Routes::new(Arc::clone(name), BTreeMap::new())).collect();
         let deciders = (0..deciders).map(|n| n * pops / deciders).collect();
         let (troubles, measured) = (vec![Trouble::default(); pops * pops], vec![Measured::default(); pops * pops]);
-        let (uplinks, dead_since, figures) = (vec![Trouble::default(); pops], BTreeMap::new(), OverlayFigures::default());
-        OverlayWorld { dice, second: 0, names, rtts, troubles, uplinks, measured, routes, deciders, dead_since, figures }
+        // Links come up at different times.
+        let told_all_at = (0..pops).map(|pop| pop as u32 % TELL_ALL_EVERY).collect();
+        let (uplinks, figures) = (vec![Trouble::default(); pops], OverlayFigures::default());
+        let (late, dead_since) = Default::default();
+        OverlayWorld { dice, second: 0, names, rtts, troubles, uplinks, measured, routes, deciders, told_all_at, late, dead_since, figures }
     }
 
     /// Runs for so many seconds.
@@ -236,19 +246,33 @@ impl OverlayWorld {
     fn tell(&mut self) {
         let (pops, now) = (self.names.len(), self.now());
         for from in 0..pops {
-            let Some(paths) = self.routes[from].poll_told(now, false) else { continue };
-            self.count_told(&paths);
+            let Some((changed, gone)) = self.routes[from].poll_told(now, false) else { continue };
+            let is_all = self.second.saturating_sub(self.told_all_at[from]) >= TELL_ALL_EVERY;
+            if is_all {
+                self.told_all_at[from] = self.second;
+            }
+            let told = Paths { paths: if is_all { self.routes[from].told() } else { changed }, changes: !is_all, gone, ..Paths::default() };
+            let told = if is_all { Paths { gone: Vec::new(), ..told } } else { told };
+            self.count_told(&told);
             for decider in self.deciders.clone().into_iter().filter(|decider| *decider != from) {
-                // Over its own path, or not at all.
-                if self.truth(from, decider).is_some() {
-                    self.routes[decider].hear(now, NodeId(from as u64), &self.names[from], &paths);
+                let mut told = told.clone();
+                if let Some(mut before) = self.late.remove(&(from, decider)) {
+                    before.add(told);
+                    told = before;
                 }
+                // Over its own path, when that is there.
+                if self.truth(from, decider).is_none() {
+                    self.late.insert((from, decider), told);
+                    continue;
+                }
+                let gone = told.changes.then_some(told.gone.as_slice());
+                self.routes[decider].hear(now, NodeId(from as u64), &self.names[from], &told.paths, gone);
             }
         }
     }
 
-    fn count_told(&mut self, paths: &[Path]) {
-        let told = Message::Paths(Paths { paths: paths.to_vec(), release: "0.1.0".to_owned(), ..Paths::default() });
+    fn count_told(&mut self, told: &Paths) {
+        let told = Message::Paths(Paths { release: "0.1.0".to_owned(), ..told.clone() });
         let len = control::encode(&told, control::VERSION).map_or(0, |bytes| bytes.len());
         self.figures.told_bytes += len as u64 * (self.names.len() as u64 - 1);
     }

@@ -26,6 +26,9 @@ const SILENT_MAX: u8 = 2;
 /// A node of another PoP is heard so often at most, of what comes sooner the last; it says something once a second at most.
 const HEAR_PAUSE: Duration = Duration::from_millis(200);
 
+/// A neighbour is told of all paths at first and so often, else of those that have changed.
+const TELL_ALL_EVERY: Duration = Duration::from_secs(60);
+
 /// Links that end together are one change: each is decided on so long after the one before, at the earliest.
 const DECIDE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,10 +69,11 @@ struct Neighbour {
     /// What it says of itself, and when it did.
     told: Option<Paths>,
     heard_at: Option<Time>,
-    /// What it said since then.
+    /// What it has said since then.
     waits: Option<Paths>,
-    /// What it was told last of the link with it.
+    /// What it was told last of the link with it, and when of all paths.
     said: Option<Figures>,
+    said_all_at: Option<Time>,
     /// Where it takes connections, as it says.
     at: Option<SocketAddr>,
     name: Box<str>,
@@ -112,14 +116,15 @@ impl Neighbour {
     fn hear(&mut self, now: Time, own: &str, told: Paths) {
         self.heard_at = Some(now);
         let of_us = told.paths.iter().find(|path| path.pop == own);
+        let is_silent = if told.changes { told.gone.iter().any(|pop| pop == own) } else { of_us.is_none() };
         // That it does not name this PoP says that nothing comes to it; the first times nothing may have come yet.
         self.loss_out = match of_us {
             Some(path) => path.figures.loss_in.min(LOSS_ALL - 1),
-            None if self.has_heard => LOSS_ALL,
+            None if is_silent && self.has_heard => LOSS_ALL,
             None => self.loss_out,
         };
         self.has_heard |= of_us.is_some();
-        self.told = Some(told);
+        self.told = Some(Paths { paths: Vec::new(), gone: Vec::new(), ..told });
     }
 
     /// Whether it is to be told something else of the link with it.
@@ -207,6 +212,7 @@ impl Overlay {
             heard_at: None,
             waits: None,
             said: None,
+            said_all_at: None,
             at: None,
             name: peer.name.as_str().into(),
             located: None,
@@ -238,9 +244,9 @@ impl Overlay {
         self.routes.measure(now, pop, figures.min_by_key(|figures| (!figures.reaches(), figures.cost_us())));
     }
 
-    /// A second is over: what its links have carried. Returns what each node of another PoP is to be told: of its own PoP that is how the
-    /// link with it is, of others the best path.
-    pub(super) fn tick<'a>(&mut self, now: Time, links: impl Iterator<Item = (&'a NodeId, LinkStats)>) -> Vec<(NodeId, Vec<Path>)> {
+    /// A second is over: what its links have carried. Returns which paths each node of another PoP is to be told of: of its own PoP that is
+    /// how the link with it is, of others the best one.
+    pub(super) fn tick<'a>(&mut self, now: Time, links: impl Iterator<Item = (&'a NodeId, LinkStats)>) -> Vec<(NodeId, Paths)> {
         for (node, stats) in links {
             if let Some(neighbour) = self.neighbours.get_mut(node) {
                 neighbour.take(&stats);
@@ -256,11 +262,24 @@ impl Overlay {
         pops.iter().for_each(|pop| self.measure(now, pop));
         self.decide(now);
         let has_news = self.neighbours.values().any(Neighbour::has_news);
-        let Some(told) = self.routes.poll_told(now, has_news) else { return Vec::new() };
+        let Some((changed, gone)) = self.routes.poll_told(now, has_news) else { return Vec::new() };
+        let all = self.routes.told();
         let tell = |(node, of): (&NodeId, &mut Neighbour)| {
-            of.said = of.figures();
-            let own = of.said.map(|figures| Path { pop: of.pop.to_string(), figures });
-            (*node, told.iter().filter(|path| path.pop != *of.pop).cloned().chain(own).collect())
+            let changes = of.said_all_at.is_some_and(|at| now.since(at) < TELL_ALL_EVERY);
+            let is_news = !changes || of.has_news();
+            let was_said = of.said.is_some();
+            if is_news {
+                of.said = of.figures();
+            }
+            if !changes {
+                of.said_all_at = Some(now);
+            }
+            let own = of.said.filter(|_| is_news).map(|figures| Path { pop: of.pop.to_string(), figures });
+            let gone = gone.iter().filter(|pop| changes && **pop != *of.pop).cloned();
+            let silent = (changes && was_said && of.said.is_none()).then(|| of.pop.to_string());
+            let paths = if changes { &changed } else { &all };
+            let paths = paths.iter().filter(|path| path.pop != *of.pop).cloned().chain(own).collect();
+            (*node, Paths { paths, changes, gone: gone.chain(silent).collect(), ..Paths::default() })
         };
         self.neighbours.iter_mut().map(tell).collect()
     }
@@ -269,7 +288,10 @@ impl Overlay {
     pub(super) fn hear(&mut self, now: Time, node: NodeId, told: Paths) -> bool {
         let Some(neighbour) = self.neighbours.get_mut(&node) else { return false };
         if neighbour.heard_at.is_some_and(|at| now.since(at) < HEAR_PAUSE) {
-            neighbour.waits = Some(told);
+            match &mut neighbour.waits {
+                Some(waits) => waits.add(told),
+                None => neighbour.waits = Some(told),
+            }
         } else {
             self.take_told(now, node, told);
         }
@@ -309,7 +331,7 @@ impl Overlay {
         if let Some(own) = nodes.iter().find(|of| *of.node == *neighbour.name && *of.pop == *neighbour.pop) {
             neighbour.at = Some(own.address);
         }
-        self.routes.hear(now, node, &pop, &told.paths);
+        self.routes.hear(now, node, &pop, &told.paths, told.changes.then_some(told.gone.as_slice()));
         neighbour.hear(now, &self.pop, told);
         if self.discovers && !nodes.is_empty() {
             self.heard_of.extend(nodes);
@@ -380,7 +402,8 @@ impl Overlay {
         }
     }
 
-    pub(super) fn describe(&self, now: Time) -> OverlayView {
+    /// `all`: with what others measure, too.
+    pub(super) fn describe(&self, now: Time, all: bool) -> OverlayView {
         let milliseconds = |us: u64| us as f64 / 1_000.0;
         let share = |loss: u16| f64::from(loss) / f64::from(LOSS_ALL);
         let pop = |name: &PopName| {
@@ -418,7 +441,11 @@ impl Overlay {
         });
         OverlayView {
             pops: self.routes.pops().map(pop).collect(),
-            paths: self.routes.matrix().into_iter().map(path).collect(),
+            paths: if all {
+                self.routes.matrix().into_iter().map(path).collect()
+            } else {
+                self.routes.paths().map(|(to, figures)| path(((Arc::clone(&self.pop), Arc::clone(to)), figures))).collect()
+            },
             routes: routes.collect(),
             changes: self.changes,
             events: self.events.list(),
@@ -475,7 +502,13 @@ mod tests {
     }
 
     fn shown(overlay: &Overlay) -> Vec<(f64, f64)> {
-        overlay.describe(Time::ZERO).paths.iter().filter(|path| path.from == "fra").map(|path| (path.loss_out, path.loss_in)).collect()
+        overlay
+            .describe(Time::ZERO, true)
+            .paths
+            .iter()
+            .filter(|path| path.from == "fra")
+            .map(|path| (path.loss_out, path.loss_in))
+            .collect()
     }
 
     #[test]
@@ -508,7 +541,7 @@ mod tests {
         for second in 1..=10 {
             overlay.tick(Time::from_millis((2 + second) * 1_000), [(&node, carried(second, 9 * second))].into_iter());
         }
-        let of = overlay.describe(Time::ZERO).paths.into_iter().find(|path| path.from == "fra").expect("a path");
+        let of = overlay.describe(Time::ZERO, true).paths.into_iter().find(|path| path.from == "fra").expect("a path");
         assert_eq!((of.rtt_ms, of.jitter_ms), (180.0, 7.0));
         assert!((0.08..0.1).contains(&of.loss_in), "one of ten: {}", of.loss_in);
         // Nothing comes directly any more, and all the rest does.
@@ -520,7 +553,7 @@ mod tests {
         // Without another way there are no echoes, and what they told last is of before.
         let alone = LinkStats { datagrams_out: u64::MAX, datagrams_in: before + 610, rtt_us: 200_000, ..carried(12, 90) };
         overlay.tick(Time::from_millis(15_000), [(&node, alone)].into_iter());
-        assert_eq!(overlay.describe(Time::ZERO).paths.iter().find(|path| path.from == "fra").map(|path| path.rtt_ms), Some(200.0));
+        assert_eq!(overlay.describe(Time::ZERO, true).paths.iter().find(|path| path.from == "fra").map(|path| path.rtt_ms), Some(200.0));
     }
 
     #[test]
@@ -566,7 +599,7 @@ mod tests {
         // It hears nothing of us, and says so; its own datagrams come.
         assert!(overlay.hear(Time::from_millis(2_500), node, paths("ams", 0)));
         seconds(&mut overlay, node, 3, 1, 0);
-        assert_eq!((shown(&overlay), overlay.describe(Time::ZERO).routes), (vec![(1.0, 0.0)], Vec::new()));
+        assert_eq!((shown(&overlay), overlay.describe(Time::ZERO, true).routes), (vec![(1.0, 0.0)], Vec::new()));
         assert!(overlay.hear(Time::from_millis(4_500), node, paths("fra", 0)));
         assert_eq!(shown(&overlay), [(0.0, 0.0)]);
     }
@@ -583,7 +616,7 @@ mod tests {
         assert_eq!(shown(&overlay), [(0.9, 0.0)], "and is heard then");
         overlay.link_down(Time::from_millis(3_000), node);
         overlay.handle_timeout(Time::from_millis(3_100));
-        assert_eq!(overlay.describe(Time::ZERO).pops[0].state, "away");
+        assert_eq!(overlay.describe(Time::ZERO, true).pops[0].state, "away");
     }
 
     /// Two PoPs of two nodes each, and what arrives of ten datagrams a second: of the first PoP's nodes at the second's, and back.
@@ -628,10 +661,10 @@ mod tests {
                     said.extend(told.into_iter().map(|(to, paths)| (at, to, paths)));
                 }
                 // The control connections lose nothing.
-                for (from, to, paths) in said {
+                for (from, to, told) in said {
                     let node = self.nodes[from].0;
                     let at = self.nodes.iter().position(|(node, ..)| *node == to).unwrap();
-                    self.nodes[at].2.hear(now + Duration::from_millis(300), node, Paths { paths, ..Paths::default() });
+                    self.nodes[at].2.hear(now + Duration::from_millis(300), node, told);
                 }
             }
         }

@@ -4424,7 +4424,8 @@ impl ::core::fmt::Debug for Located<'_> {
 pub enum PathsOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// What a node tells other PoPs of itself and of its ways to all of them. A PoP that is not among them it does not reach.
+/// What a node tells other PoPs of itself and of its ways to all of them. A PoP that is not among them it does not reach, unless `changes` says
+/// that these are those alone that have changed since it told last; then `gone` has those that it does not reach any more.
 pub struct Paths<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
@@ -4443,6 +4444,8 @@ impl<'a> Paths<'a> {
   pub const VT_LOAD: ::flatbuffers::VOffsetT = 8;
   pub const VT_DRAINING: ::flatbuffers::VOffsetT = 10;
   pub const VT_NODES: ::flatbuffers::VOffsetT = 12;
+  pub const VT_CHANGES: ::flatbuffers::VOffsetT = 14;
+  pub const VT_GONE: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4454,10 +4457,12 @@ impl<'a> Paths<'a> {
     args: &'args PathsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Paths<'bldr>> {
     let mut builder = PathsBuilder::new(_fbb);
+    if let Some(x) = args.gone { builder.add_gone(x); }
     if let Some(x) = args.nodes { builder.add_nodes(x); }
     if let Some(x) = args.release { builder.add_release(x); }
     if let Some(x) = args.paths { builder.add_paths(x); }
     builder.add_load(args.load);
+    builder.add_changes(args.changes);
     builder.add_draining(args.draining);
     builder.finish()
   }
@@ -4501,6 +4506,20 @@ impl<'a> Paths<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Located>>>>(Paths::VT_NODES, None)}
   }
+  #[inline]
+  pub fn changes(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Paths::VT_CHANGES, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn gone(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Paths::VT_GONE, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Paths<'_> {
@@ -4514,6 +4533,8 @@ impl ::flatbuffers::Verifiable for Paths<'_> {
      .visit_field::<u16>("load", Self::VT_LOAD, false)?
      .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Located>>>>("nodes", Self::VT_NODES, false)?
+     .visit_field::<bool>("changes", Self::VT_CHANGES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("gone", Self::VT_GONE, false)?
      .finish();
     Ok(())
   }
@@ -4524,6 +4545,8 @@ pub struct PathsArgs<'a> {
     pub load: u16,
     pub draining: bool,
     pub nodes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Located<'a>>>>>,
+    pub changes: bool,
+    pub gone: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
 }
 impl<'a> Default for PathsArgs<'a> {
   #[inline]
@@ -4534,6 +4557,8 @@ impl<'a> Default for PathsArgs<'a> {
       load: 0,
       draining: false,
       nodes: None,
+      changes: false,
+      gone: None,
     }
   }
 }
@@ -4564,6 +4589,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PathsBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Paths::VT_NODES, nodes);
   }
   #[inline]
+  pub fn add_changes(&mut self, changes: bool) {
+    self.fbb_.push_slot::<bool>(Paths::VT_CHANGES, changes, false);
+  }
+  #[inline]
+  pub fn add_gone(&mut self, gone: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Paths::VT_GONE, gone);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PathsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     PathsBuilder {
@@ -4586,6 +4619,8 @@ impl ::core::fmt::Debug for Paths<'_> {
       ds.field("load", &self.load());
       ds.field("draining", &self.draining());
       ds.field("nodes", &self.nodes());
+      ds.field("changes", &self.changes());
+      ds.field("gone", &self.gone());
       ds.finish()
   }
 }
