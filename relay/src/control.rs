@@ -7,7 +7,7 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use pop_schemas::{
-    Identity, Incarnation, ParticipantId, SessionId, TrackId,
+    Identity, Incarnation, NodeId, ParticipantId, SessionId, TrackId,
     generated::{relay as schema, verifier},
 };
 
@@ -44,6 +44,10 @@ pub const ENTRIES_MAX: usize = 1_024;
 pub const PATHS_MAX: usize = 512;
 /// Nodes that a message tells of.
 pub const LOCATED_MAX: usize = 256;
+/// API keys of a session that PoPs meet for, and nodes that share one.
+pub const MEET_KEYS_MAX: usize = 32;
+/// See [`MEET_KEYS_MAX`].
+pub const HOSTS_MAX: usize = 1_024;
 /// Longest name of a release, in bytes.
 pub const RELEASE_LEN_MAX: usize = 32;
 
@@ -388,6 +392,13 @@ pub enum Telling {
     Ask(ParticipantId, u32),
     /// The answer.
     Page(ParticipantId, u32, Arc<[u8]>),
+    /// The writer has people in it by tokens of these API keys, and meets others that have: at least one, at most [`MEET_KEYS_MAX`]. Here and in
+    /// the two below the session is a digest of its name.
+    Meet(Vec<String>),
+    /// No longer.
+    Part,
+    /// These nodes have, too: at most [`HOSTS_MAX`].
+    Hosts(Vec<NodeId>),
 }
 
 /// One message of a control connection.
@@ -719,8 +730,26 @@ fn write_paths(builder: &mut FlatBufferBuilder<'_>, paths: &Paths) -> Result<WIP
     Ok(schema::Paths::create(builder, &args).as_union_value())
 }
 
+fn check_keys<'a>(count: usize, keys: impl Iterator<Item = &'a str>) -> Result<(), ControlError> {
+    if (1..=MEET_KEYS_MAX).contains(&count) { check_names(keys) } else { Err(ControlError::Limit) }
+}
+
 fn write_presence(builder: &mut FlatBufferBuilder<'_>, presence: &Presence) -> Result<WIPOffset<UnionWIPOffset>, ControlError> {
+    let (mut keys, mut nodes) = (None, None);
+    match &presence.telling {
+        Telling::Meet(list) => {
+            check_keys(list.len(), list.iter().map(String::as_str))?;
+            let list: Vec<_> = list.iter().map(|key| builder.create_string(key)).collect();
+            keys = Some(builder.create_vector(&list));
+        }
+        Telling::Hosts(list) if list.len() > HOSTS_MAX => return Err(ControlError::Limit),
+        Telling::Hosts(list) => nodes = Some(builder.create_vector_from_iter(list.iter().map(|node| node.0))),
+        _ => {}
+    }
     let (telling, participant, number, body) = match &presence.telling {
+        Telling::Meet(_) => (schema::Telling::Meet, 0, 0, None),
+        Telling::Part => (schema::Telling::Part, 0, 0, None),
+        Telling::Hosts(_) => (schema::Telling::Hosts, 0, 0, None),
         Telling::Watch => (schema::Telling::Watch, 0, 0, None),
         Telling::Unwatch => (schema::Telling::Unwatch, 0, 0, None),
         Telling::Participant(participant, body) => (schema::Telling::Participant, participant.0, 0, Some(body)),
@@ -737,6 +766,8 @@ fn write_presence(builder: &mut FlatBufferBuilder<'_>, presence: &Presence) -> R
         participant,
         number,
         body: body.map(|body| builder.create_vector(body)),
+        keys,
+        nodes,
     };
     Ok(schema::Presence::create(builder, &args).as_union_value())
 }
@@ -922,6 +953,19 @@ fn read_presence(presence: &schema::Presence<'_>) -> Result<Presence, ControlErr
         schema::Telling::Digest => Telling::Digest(body.into()),
         schema::Telling::Ask => Telling::Ask(participant, number),
         schema::Telling::Page => Telling::Page(participant, number, body.into()),
+        schema::Telling::Meet => {
+            let keys = presence.keys();
+            check_keys(keys.map_or(0, |keys| keys.len()), keys.iter().flatten())?;
+            Telling::Meet(keys.iter().flatten().map(str::to_owned).collect())
+        }
+        schema::Telling::Part => Telling::Part,
+        schema::Telling::Hosts => {
+            let nodes = presence.nodes();
+            if nodes.map_or(0, |nodes| nodes.len()) > HOSTS_MAX {
+                return Err(ControlError::Limit);
+            }
+            Telling::Hosts(nodes.iter().flatten().map(NodeId).collect())
+        }
         _ => return Err(ControlError::Unknown),
     };
     Ok(Presence { session: read_session(presence.session())?, telling })

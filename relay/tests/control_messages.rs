@@ -135,6 +135,9 @@ fn later_messages() -> Vec<(&'static str, Message)> {
         ("presence_digest", presence(Telling::Digest(b"digest".as_slice().into()))),
         ("presence_ask", presence(Telling::Ask(one, 7))),
         ("presence_page", presence(Telling::Page(one, 7, b"page".as_slice().into()))),
+        ("presence_meet", presence(Telling::Meet(vec!["key".to_owned(), "another".to_owned()]))),
+        ("presence_part", presence(Telling::Part)),
+        ("presence_hosts", presence(Telling::Hosts(vec![NodeId(7), NodeId(1 << 63)]))),
     ]
 }
 
@@ -286,6 +289,10 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         Message::Paths(Paths { changes: false, ..paths() }),
         Message::Paths(Paths { gone: vec!["sin".to_owned()], ..paths() }),
         Message::Paths(Paths { gone: (0..513).map(|n| n.to_string()).collect(), ..paths() }),
+        presence(Telling::Meet(Vec::new())),
+        presence(Telling::Meet(vec![String::new(); 33])),
+        presence(Telling::Meet(vec!["x".repeat(129)])),
+        presence(Telling::Hosts(vec![NodeId(1); 1_025])),
         presence(Telling::Participant(ParticipantId(1), vec![0; (200 << 10) + 1].into())),
         presence(Telling::Page(ParticipantId(1), 1, vec![0; (200 << 10) + 1].into())),
     ];

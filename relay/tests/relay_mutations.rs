@@ -282,6 +282,8 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             changes: true,
             gone: ["khi", "fra"].map(str::to_owned).to_vec(),
         }),
+        Message::Presence(Presence { session: session(), telling: Telling::Meet(vec!["key".to_owned(); 3]) }),
+        Message::Presence(Presence { session: session(), telling: Telling::Hosts(vec![pop_schemas::NodeId(7); 3]) }),
         Message::Presence(Presence { session: session(), telling: Telling::Page(ParticipantId(1), 7, b"page".as_slice().into()) }),
     ]
     .iter()

@@ -106,7 +106,7 @@ impl Machine {
     pub(crate) fn handle_presence(&mut self, now: Instant, node: NodeId, presence: Presence, shares: bool) -> Option<Presence> {
         let Presence { session, telling } = presence;
         let said = match telling {
-            Telling::Watch | Telling::Unwatch => return None,
+            Telling::Watch | Telling::Unwatch | Telling::Meet(_) | Telling::Part | Telling::Hosts(_) => return None,
             Telling::Participant(participant, body) => Said::Participant(session, participant, body),
             Telling::Digest(body) => Said::Digest(session, body.to_vec()),
             Telling::Page(from, number, body) => {

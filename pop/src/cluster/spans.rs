@@ -8,22 +8,31 @@
 //! ```
 //! A session has the API keys of those whose tokens let them in here. A node of another PoP hears of it, and is heard in it, when its certificate
 //! carries all of these: whoever has none of them, or not all, is answered as if nobody were here.
+//!
+//! Who shares a session is known where PoPs meet: each node that has people in it says so, with its keys, to the nodes of the three PoPs that
+//! rank first by highest random weight of the session (`Meet`), and these tell each of whom else they know of whose certificate has the keys, and that one of
+//! it (`Hosts`). So nobody tells all, and who meets knows a digest of the name alone. It is soft state: it goes with the link, and who ranks first is told anew.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use pop_relay::control::{Presence, Telling};
+use aws_lc_rs::digest;
+use pop_relay::control::{HOSTS_MAX, MEET_KEYS_MAX, Presence, Telling};
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
+use pop_session::placement::rank;
 use pop_session::presence::{LocalRecord, RemoteKey};
 
 use crate::bus::{BusEvent, Machine, NodeRecord};
 use crate::mesh::{Grants, Peer};
 
-/// Sessions that one node of another PoP wants to hear of.
+/// Sessions that one node of another PoP wants to hear of, and those that it meets others for here.
 const WATCHES_MAX: usize = 8_192;
 
 /// API keys of a session; one with more is told to nobody.
-const KEYS_MAX: usize = 32;
+const KEYS_MAX: usize = MEET_KEYS_MAX;
+
+/// PoPs where those meet that share a session.
+const MEETINGS: usize = 3;
 
 /// Keys of people who are coming, and how long that may take.
 const EARLY_MAX: usize = 4_096;
@@ -34,23 +43,53 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
 
 /// A node of another PoP with which there is a link.
 struct Neighbour {
+    /// Of its PoP, to rank it.
+    pop: NodeId,
     incarnation: Incarnation,
     grants: Grants,
     /// What it wants to hear of, whether or not it may.
     watches: HashSet<SessionId>,
+    /// What it meets others for here, by which keys.
+    meets: HashMap<SessionId, Vec<String>>,
+}
+
+/// A session that is here, and whose people's keys are known.
+struct Shared {
+    keys: BTreeSet<Box<str>>,
+    /// What it is called where PoPs meet.
+    meeting: SessionId,
+    /// Those that were told so.
+    met: BTreeSet<NodeId>,
+    /// Nodes of other PoPs that share it, whether or not there is a link now.
+    hosts: BTreeSet<NodeId>,
 }
 
 /// See the module.
 pub(super) struct Spans {
     machine: Machine,
-    /// Those that are here, and whose tokens let people in.
-    keys: HashMap<SessionId, BTreeSet<Box<str>>>,
+    sessions: HashMap<SessionId, Shared>,
+    /// Of these, by [`Shared::meeting`].
+    meetings: HashMap<SessionId, SessionId>,
     neighbours: HashMap<NodeId, Neighbour>,
+    /// Neighbours have come or gone, so others may rank first.
+    is_unmet: bool,
     unsent: VecDeque<(NodeId, Presence)>,
     /// Keys of those who may make a session.
     early: VecDeque<(Instant, SessionId, Box<str>)>,
     /// Who may hear of a session no longer.
     shut_out: VecDeque<(NodeId, SessionId)>,
+}
+
+/// A PoP, to be ranked.
+fn number_of(pop: &str) -> NodeId {
+    NodeId::of(pop, "")
+}
+
+/// What a session is called where PoPs meet that may not know its name.
+fn meeting_of(session: &SessionId) -> SessionId {
+    let digest = digest::digest(&digest::SHA256, session.as_str().as_bytes());
+    let digits: String = digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    SessionId::new(&digits).expect("32 digits are a name")
 }
 
 impl Spans {
@@ -59,8 +98,10 @@ impl Spans {
         let machine = Machine::new(record.clone(), GIVE_UP_AFTER).abroad();
         Spans {
             machine,
-            keys: HashMap::new(),
+            sessions: HashMap::new(),
+            meetings: HashMap::new(),
             neighbours: HashMap::new(),
+            is_unmet: false,
             unsent: VecDeque::new(),
             early: VecDeque::new(),
             shut_out: VecDeque::new(),
@@ -69,15 +110,29 @@ impl Spans {
 
     /// Somebody is in a session here by a token of this API key.
     pub(super) fn note_key(&mut self, session: &SessionId, key: &str) {
-        let keys = self.keys.entry(session.clone()).or_default();
-        let is_new = keys.is_empty();
-        if keys.len() > KEYS_MAX || keys.contains(key) {
+        let shared = self.sessions.entry(session.clone()).or_insert_with(|| Shared {
+            keys: BTreeSet::new(),
+            meeting: meeting_of(session),
+            met: BTreeSet::new(),
+            hosts: BTreeSet::new(),
+        });
+        if shared.keys.len() > KEYS_MAX || shared.keys.contains(key) {
             return;
         }
-        let (before, _) = (self.granted(session), self.keys.get_mut(session).map(|keys| keys.insert(key.into())));
+        let (is_new, meeting) = (shared.keys.is_empty(), shared.meeting.clone());
+        let before = self.heard_by(session);
+        if let Some(shared) = self.sessions.get_mut(session) {
+            shared.keys.insert(key.into());
+            // They are to know all keys.
+            shared.met.clear();
+        }
+        self.meet(session);
         if is_new {
             self.machine.watch(session);
-            self.granted(session).into_iter().for_each(|node| self.tell(node, session, Telling::Watch));
+            self.meetings.insert(meeting.clone(), session.clone());
+            let shares = |of: &Neighbour| of.watches.contains(session) || of.meets.contains_key(&meeting);
+            let sharing: Vec<NodeId> = self.neighbours.iter().filter(|(_, of)| shares(of)).map(|(node, _)| *node).collect();
+            sharing.into_iter().for_each(|node| self.add_host(session, node));
             return;
         }
         for node in before {
@@ -88,6 +143,31 @@ impl Spans {
                 self.machine.ask(session, node);
             }
         }
+    }
+
+    /// Says where PoPs meet that the session is here, and to those no longer where they do not meet any more.
+    fn meet(&mut self, session: &SessionId) {
+        let Some(Shared { keys, meeting, met, .. }) = self.sessions.get_mut(session) else { return };
+        let pops = rank(session, self.neighbours.values().map(|of| of.pop));
+        let meets = |pop: NodeId| keys.len() <= KEYS_MAX && pops.iter().take(MEETINGS).any(|of| *of == pop);
+        let now: BTreeSet<NodeId> = self.neighbours.iter().filter(|(_, of)| meets(of.pop)).map(|(node, _)| *node).collect();
+        let telling = |telling| Presence { session: meeting.clone(), telling };
+        self.unsent.extend(met.difference(&now).map(|node| (*node, telling(Telling::Part))));
+        let keys: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
+        self.unsent.extend(now.difference(met).map(|node| (*node, telling(Telling::Meet(keys.clone())))));
+        *met = now;
+    }
+
+    /// A node of another PoP shares the session, or so it is said.
+    fn add_host(&mut self, session: &SessionId, node: NodeId) {
+        let Some(shared) = self.sessions.get_mut(session) else { return };
+        if shared.hosts.len() < HOSTS_MAX && shared.hosts.insert(node) && self.is_granted(session, node) {
+            self.tell(node, session, Telling::Watch);
+        }
+    }
+
+    fn is_host(&self, session: &SessionId, node: NodeId) -> bool {
+        self.sessions.get(session).is_some_and(|shared| shared.hosts.contains(&node))
     }
 
     /// The same for one that is not here yet: who comes in a moment makes it.
@@ -106,8 +186,10 @@ impl Spans {
 
     /// The session is not here any longer, or another one of this name.
     pub(super) fn end(&mut self, session: &SessionId) {
-        self.granted(session).into_iter().for_each(|node| self.tell(node, session, Telling::Unwatch));
-        if self.keys.remove(session).is_some() {
+        self.heard_by(session).into_iter().for_each(|node| self.tell(node, session, Telling::Unwatch));
+        if let Some(Shared { meeting, met, .. }) = self.sessions.remove(session) {
+            met.into_iter().for_each(|node| self.tell(node, &meeting, Telling::Part));
+            self.meetings.remove(&meeting);
             self.machine.unwatch(session);
         }
     }
@@ -127,13 +209,16 @@ impl Spans {
     pub(super) fn link_up(&mut self, now: Instant, peer: &Peer) {
         self.link_down(now, peer.node);
         let (node, incarnation, grants) = (peer.node, peer.incarnation, peer.grants.clone());
-        self.neighbours.insert(node, Neighbour { incarnation, grants, watches: HashSet::new() });
+        let (pop, watches, meets) = (number_of(&peer.pop), HashSet::new(), HashMap::new());
+        self.neighbours.insert(node, Neighbour { pop, incarnation, grants, watches, meets });
         let (name, pop) = (peer.name.as_str().into(), peer.pop.as_str().into());
         let (load, capacity, draining) = Default::default();
         // Where it is reached is the operator's to say, or its PoP's.
         let (mesh, release, vips) = (None, "".into(), Vec::new());
+        self.is_unmet = true;
         self.machine.meet(now, NodeRecord { name, pop, node, incarnation, mesh, release, load, capacity, draining, vips });
-        let sessions: Vec<SessionId> = self.keys.keys().filter(|session| self.is_granted(session, node)).cloned().collect();
+        let hears = |session: &&SessionId| self.is_host(session, node) && self.is_granted(session, node);
+        let sessions: Vec<SessionId> = self.sessions.keys().filter(hears).cloned().collect();
         sessions.iter().for_each(|session| self.tell(node, session, Telling::Watch));
     }
 
@@ -142,31 +227,45 @@ impl Spans {
         if let Some(Neighbour { incarnation, .. }) = self.neighbours.remove(&node) {
             self.machine.part(now, node, incarnation);
             self.unsent.retain(|(to, _)| *to != node);
+            for shared in self.sessions.values_mut() {
+                shared.met.remove(&node);
+            }
+            self.is_unmet = true;
         }
     }
 
     /// Whether a node of another PoP may know of people in a session, and be believed who is.
     pub(super) fn is_granted(&self, session: &SessionId, node: NodeId) -> bool {
-        let held = self.neighbours.get(&node).map(|of| &of.grants).zip(self.keys.get(session));
+        let held = self.neighbours.get(&node).map(|of| &of.grants).zip(self.sessions.get(session).map(|shared| &shared.keys));
         held.is_some_and(|(grants, keys)| !keys.is_empty() && keys.len() <= KEYS_MAX && keys.iter().all(|key| grants.holds(key)))
     }
 
-    fn granted(&self, session: &SessionId) -> Vec<NodeId> {
-        self.neighbours.keys().copied().filter(|node| self.is_granted(session, *node)).collect()
+    /// Who is told of a session that he watches, and hears that this node does.
+    fn heard_by(&self, session: &SessionId) -> Vec<NodeId> {
+        let hosts = self.sessions.get(session).into_iter().flat_map(|shared| &shared.hosts);
+        hosts.copied().filter(|node| self.is_granted(session, *node)).collect()
     }
 
     /// A node says something. `false`: it has no link, may not say it, or says too much.
     pub(super) fn hear(&mut self, now: Instant, node: NodeId, presence: Presence) -> bool {
+        if matches!(presence.telling, Telling::Meet(_) | Telling::Part | Telling::Hosts(_)) {
+            return self.hear_meeting(node, presence);
+        }
         let is_granted = self.is_granted(&presence.session, node);
         let Some(neighbour) = self.neighbours.get_mut(&node) else { return false };
         match &presence.telling {
             // It may be granted later, when somebody comes.
             Telling::Watch if neighbour.watches.len() >= WATCHES_MAX => return neighbour.watches.contains(&presence.session),
             Telling::Watch | Telling::Unwatch => {
-                let _ = match presence.telling {
-                    Telling::Watch => neighbour.watches.insert(presence.session.clone()),
-                    _ => neighbour.watches.remove(&presence.session),
-                };
+                if matches!(presence.telling, Telling::Watch) {
+                    neighbour.watches.insert(presence.session.clone());
+                    if is_granted {
+                        self.add_host(&presence.session, node);
+                    }
+                } else {
+                    neighbour.watches.remove(&presence.session);
+                    self.sessions.get_mut(&presence.session).map(|shared| shared.hosts.remove(&node));
+                }
                 // What it had to say before somebody was here was not for this node; whom it shuts out it tells of nobody.
                 if is_granted {
                     self.machine.ask(&presence.session, node);
@@ -182,6 +281,47 @@ impl Spans {
             }
         }
         true
+    }
+
+    /// The same of who meets whom.
+    fn hear_meeting(&mut self, node: NodeId, Presence { session: meeting, telling }: Presence) -> bool {
+        let session = self.meetings.get(&meeting).cloned();
+        let Some(neighbour) = self.neighbours.get_mut(&node) else { return false };
+        match telling {
+            Telling::Meet(_) if neighbour.meets.len() >= WATCHES_MAX && !neighbour.meets.contains_key(&meeting) => return false,
+            Telling::Meet(keys) => {
+                neighbour.meets.insert(meeting.clone(), keys);
+                self.introduce(node, &meeting);
+                if let Some(session) = session {
+                    self.add_host(&session, node);
+                }
+            }
+            Telling::Part => drop(neighbour.meets.remove(&meeting)),
+            Telling::Hosts(nodes) => {
+                let Some(session) = session else { return true };
+                if !self.sessions.get(&session).is_some_and(|shared| shared.met.contains(&node)) {
+                    return false;
+                }
+                nodes.into_iter().for_each(|node| self.add_host(&session, node));
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// Tells one that meets others of these, and these of it: whose certificates have each other's keys.
+    fn introduce(&mut self, node: NodeId, meeting: &SessionId) {
+        let Some(one) = self.neighbours.get(&node) else { return };
+        let holds =
+            |one: &Neighbour, other: &Neighbour| other.meets.get(meeting).is_some_and(|keys| keys.iter().all(|key| one.grants.holds(key)));
+        let others = self.neighbours.iter().filter(|(other, of)| **other != node && holds(one, of) && holds(of, one));
+        let others: Vec<NodeId> = others.map(|(other, _)| *other).take(HOSTS_MAX).collect();
+        for other in &others {
+            self.tell(*other, meeting, Telling::Hosts(vec![node]));
+        }
+        if !others.is_empty() {
+            self.tell(node, meeting, Telling::Hosts(others));
+        }
     }
 
     /// What came of a participant is not believed now: it is told again.
@@ -201,6 +341,10 @@ impl Spans {
             self.machine.hear_alive(now, *node, of.incarnation);
         }
         self.machine.handle_timeout(now);
+        if std::mem::take(&mut self.is_unmet) {
+            let sessions: Vec<SessionId> = self.sessions.keys().cloned().collect();
+            sessions.iter().for_each(|session| self.meet(session));
+        }
         while self.early.front().is_some_and(|(at, ..)| now.saturating_duration_since(*at) >= EARLY_LIFE) {
             self.early.pop_front();
         }
@@ -216,7 +360,9 @@ impl Spans {
             let (to, wire) = self.machine.poll(now)?;
             let Some(presence) = wire.into_presence() else { continue };
             match to {
-                Some(node) if self.is_granted(&presence.session, node) => self.unsent.push_back((node, presence)),
+                Some(node) if self.is_host(&presence.session, node) && self.is_granted(&presence.session, node) => {
+                    self.unsent.push_back((node, presence))
+                }
                 Some(node) => {
                     if let Telling::Ask(from, number) = presence.telling {
                         self.machine.answer_with_nobody(now, node, presence.session, from, number);
@@ -224,7 +370,7 @@ impl Spans {
                 }
                 None => {
                     let hears = |node: &NodeId| self.neighbours.get(node).is_some_and(|of| of.watches.contains(&presence.session));
-                    let to = self.granted(&presence.session).into_iter().filter(hears);
+                    let to = self.heard_by(&presence.session).into_iter().filter(hears);
                     self.unsent.extend(to.map(|node| (node, presence.clone())).collect::<Vec<_>>());
                 }
             }
@@ -313,7 +459,8 @@ mod tests {
         people: Vec<BTreeMap<u64, u32>>,
         /// What is lost on the way, as with a link that ends.
         cut: bool,
-        said: usize,
+        /// How often each of these was said: from where, and to where.
+        said: BTreeMap<(usize, usize), usize>,
     }
 
     impl Rig {
@@ -322,7 +469,7 @@ mod tests {
             let names: Vec<&str> = pops.iter().map(|(pop, _)| *pop).collect();
             let spans = names.iter().map(|pop| Spans::new(&record(pop))).collect();
             let people = names.iter().map(|_| BTreeMap::new()).collect();
-            let mut rig = Rig { now: Instant::now(), names, spans, people, cut: false, said: 0 };
+            let mut rig = Rig { now: Instant::now(), names, spans, people, cut: false, said: BTreeMap::new() };
             for (at, spans) in rig.spans.iter_mut().enumerate() {
                 for (_, (pop, grants)) in pops.iter().enumerate().filter(|(other, _)| *other != at) {
                     spans.link_up(rig.now, &peer(pop, grants.clone()));
@@ -337,9 +484,9 @@ mod tests {
                 for at in 0..self.spans.len() {
                     self.spans[at].handle_timeout(self.now);
                     while let Some((to, presence)) = self.spans[at].poll_send(self.now) {
-                        self.said += 1;
                         let from = NodeId::of(self.names[at], "a");
                         let other = self.names.iter().position(|pop| NodeId::of(pop, "a") == to).unwrap();
+                        *self.said.entry((at, other)).or_default() += 1;
                         if !self.cut {
                             self.spans[other].hear(self.now, from, presence);
                         }
@@ -477,6 +624,101 @@ mod tests {
         assert_eq!(rig.known(1), [1]);
     }
 
+    const MANY: [&str; 9] = ["ams", "fra", "khi", "nyc", "sea", "sin", "syd", "tyo", "waw"];
+
+    /// Those where the session's PoPs meet, the others, as one of them sees it.
+    fn ranked(of: usize) -> Vec<usize> {
+        let others = MANY.iter().enumerate().filter(|(at, _)| *at != of);
+        let ranked = rank(&session(), others.map(|(_, pop)| number_of(pop)));
+        ranked.into_iter().map(|number| MANY.iter().position(|pop| number_of(pop) == number).unwrap()).collect()
+    }
+
+    #[test]
+    fn those_who_share_a_session_meet_at_three_pops_and_nobody_else_hears_of_it() {
+        let mut rig = Rig::new(&MANY.map(|pop| (pop, Grants::all())));
+        // The two that rank last.
+        let (a, b) = (ranked(0)[7], ranked(0)[6]);
+        rig.enter(a, 1, "key");
+        rig.run(200);
+        let heard: BTreeSet<usize> = rig.said.keys().map(|(_, to)| *to).collect();
+        assert_eq!(heard, ranked(a)[..3].iter().copied().collect(), "and nothing again and again");
+        assert!(rig.said.values().all(|count| *count == 1), "{:?}", rig.said);
+        rig.enter(b, 2, "key");
+        rig.run(20);
+        assert_eq!((rig.known(a), rig.known(b)), (vec![2], vec![1]));
+        let heard: BTreeSet<usize> = rig.said.keys().map(|(_, to)| *to).collect();
+        assert_eq!(heard.len(), 5, "{heard:?}");
+        // One where they meet has people, too.
+        rig.enter(ranked(a)[0], 3, "key");
+        rig.run(20);
+        assert_eq!((rig.known(a), rig.known(b), rig.known(ranked(a)[0])), (vec![2, 3], vec![1, 3], vec![1, 2]));
+    }
+
+    #[test]
+    fn who_comes_meets_the_others_though_those_where_they_met_are_gone() {
+        let mut rig = Rig::new(&MANY.map(|pop| (pop, Grants::all())));
+        let (a, b) = (ranked(0)[7], ranked(0)[6]);
+        rig.enter(a, 1, "key");
+        rig.run(4);
+        for gone in ranked(a)[..3].to_vec() {
+            for at in 0..MANY.len() {
+                let node = NodeId::of(MANY[gone], "a");
+                rig.spans[at].link_down(rig.now, node);
+            }
+        }
+        rig.run(4);
+        rig.enter(b, 2, "key");
+        rig.run(20);
+        assert_eq!((rig.known(a), rig.known(b)), (vec![2], vec![1]));
+    }
+
+    #[test]
+    fn nobody_is_told_who_shares_a_session_whose_keys_he_has_not() {
+        let (a, b) = (ranked(0)[7], ranked(0)[6]);
+        let grants = |at: usize| if at == b { Grants::of(["another"]) } else { Grants::of(["key"]) };
+        let pops: Vec<_> = MANY.iter().enumerate().map(|(at, pop)| (*pop, grants(at))).collect();
+        let mut rig = Rig::new(&pops);
+        rig.enter(a, 1, "key");
+        rig.run(4);
+        let before = rig.said.clone();
+        // It says that it has, or that it needs another one.
+        for key in ["key", "another"] {
+            rig.enter(b, 2, key);
+            rig.run(20);
+            let told: Vec<_> = rig.said.keys().filter(|(_, to)| *to == b).collect();
+            assert!(told.is_empty(), "{told:?}");
+        }
+        rig.said.retain(|(from, _), _| *from == a);
+        assert_eq!(rig.said, before, "nor is the one told of it");
+        // Who names others unasked is not heard.
+        let (now, hosts) = (rig.now, Presence { session: meeting_of(&session()), telling: Telling::Hosts(vec![NodeId::of(MANY[b], "a")]) });
+        assert!(!rig.spans[a].hear(now, NodeId::of(MANY[b], "a"), hosts.clone()));
+        assert!(rig.spans[a].hear(now, NodeId::of(MANY[ranked(a)[0]], "a"), hosts));
+        rig.run(20);
+        assert_eq!((rig.known(a), rig.known(b)), (vec![], vec![]), "and who is named needs the keys all the same");
+    }
+
+    #[test]
+    fn who_ends_a_session_and_begins_it_again_is_in_it_with_the_others() {
+        let mut rig = Rig::new(&MANY.map(|pop| (pop, Grants::all())));
+        let (a, b) = (ranked(0)[7], ranked(0)[6]);
+        rig.enter(a, 1, "key");
+        rig.enter(b, 2, "key");
+        rig.run(20);
+        for who in 3..6 {
+            let left = local(if who == 3 { 2 } else { who - 1 }, 2, false);
+            rig.spans[b].put(rig.now, &session(), &left);
+            rig.run(2);
+            rig.spans[b].end(&session());
+            rig.people[b].clear();
+            rig.run(20);
+            assert_eq!(rig.known(a), Vec::<u64>::new());
+            rig.enter(b, who, "key");
+            rig.run(20);
+            assert_eq!((rig.known(a), rig.known(b)), (vec![who], vec![1]));
+        }
+    }
+
     #[test]
     fn what_is_said_unasked_or_too_often_counts_for_nothing() {
         let mut rig = Rig::new(&[("fra", Grants::of(["key"])), ("ams", Grants::none())]);
@@ -492,10 +734,14 @@ mod tests {
         assert!(!say("room", Telling::Digest(garbage())));
         assert!((0..WATCHES_MAX).all(|n| say(&format!("room {n}"), Telling::Watch)));
         assert!(!say("one more", Telling::Watch));
+        let meet = || Telling::Meet(vec!["key".to_owned()]);
+        assert!((0..WATCHES_MAX).all(|n| say(&format!("room {n}"), meet())));
+        assert!(!say("one more", meet()) && say("room 7", meet()) && say("room 7", Telling::Part) && say("one more", meet()));
         assert!(say("room 1", Telling::Unwatch) && say("one more", Telling::Watch));
         assert!(say("room", Telling::Ask(ParticipantId(0), 5)), "it is told that nobody is here");
-        let (_, answer) = rig.spans[0].poll_send(now).expect("an answer");
-        let Telling::Page(_, 5, bytes) = answer.telling else { panic!("{answer:?}") };
+        let said: Vec<Telling> = std::iter::from_fn(|| rig.spans[0].poll_send(now)).map(|(_, presence)| presence.telling).collect();
+        let bytes = said.iter().find_map(|telling| if let Telling::Page(_, 5, bytes) = telling { Some(bytes) } else { None });
+        let bytes = bytes.expect("an answer");
         assert!(bytes.len() < 64, "{}", bytes.len());
         assert!(!rig.spans[0].hear(now, NodeId(9), Presence { session: session(), telling: Telling::Watch }), "one without a link");
     }

@@ -113,16 +113,19 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Action {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_TELLING: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_TELLING: u8 = 5;
+pub const ENUM_MAX_TELLING: u8 = 8;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_TELLING: [Telling; 6] = [
+pub const ENUM_VALUES_TELLING: [Telling; 9] = [
   Telling::Watch,
   Telling::Unwatch,
   Telling::Participant,
   Telling::Digest,
   Telling::Ask,
   Telling::Page,
+  Telling::Meet,
+  Telling::Part,
+  Telling::Hosts,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -136,9 +139,12 @@ impl Telling {
   pub const Digest: Self = Self(3);
   pub const Ask: Self = Self(4);
   pub const Page: Self = Self(5);
+  pub const Meet: Self = Self(6);
+  pub const Part: Self = Self(7);
+  pub const Hosts: Self = Self(8);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 5;
+  pub const ENUM_MAX: u8 = 8;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::Watch,
     Self::Unwatch,
@@ -146,6 +152,9 @@ impl Telling {
     Self::Digest,
     Self::Ask,
     Self::Page,
+    Self::Meet,
+    Self::Part,
+    Self::Hosts,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -156,6 +165,9 @@ impl Telling {
       Self::Digest => Some("Digest"),
       Self::Ask => Some("Ask"),
       Self::Page => Some("Page"),
+      Self::Meet => Some("Meet"),
+      Self::Part => Some("Part"),
+      Self::Hosts => Some("Hosts"),
       _ => None,
     }
   }
@@ -4631,6 +4643,8 @@ pub enum PresenceOffset {}
 ///   Watch, Unwatch: the writer wants to hear who of the reader's people is in the session, or no longer.
 ///   Participant, Digest: `body` is what the writer would put on its bus.
 ///   Ask: for the reader's people in the session from `participant` on. Page: the answer, with the same `participant` and `number`.
+/// And where PoPs meet that share a session, whose `session` is a digest of its name:
+///   Meet, Part: the writer has people in it by `keys`, or no longer. Hosts: so have `nodes`.
 pub struct Presence<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
@@ -4649,6 +4663,8 @@ impl<'a> Presence<'a> {
   pub const VT_PARTICIPANT: ::flatbuffers::VOffsetT = 8;
   pub const VT_NUMBER: ::flatbuffers::VOffsetT = 10;
   pub const VT_BODY: ::flatbuffers::VOffsetT = 12;
+  pub const VT_KEYS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_NODES: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4661,6 +4677,8 @@ impl<'a> Presence<'a> {
   ) -> ::flatbuffers::WIPOffset<Presence<'bldr>> {
     let mut builder = PresenceBuilder::new(_fbb);
     builder.add_participant(args.participant);
+    if let Some(x) = args.nodes { builder.add_nodes(x); }
+    if let Some(x) = args.keys { builder.add_keys(x); }
     if let Some(x) = args.body { builder.add_body(x); }
     builder.add_number(args.number);
     if let Some(x) = args.session { builder.add_session(x); }
@@ -4704,6 +4722,20 @@ impl<'a> Presence<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Presence::VT_BODY, None)}
   }
+  #[inline]
+  pub fn keys(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Presence::VT_KEYS, None)}
+  }
+  #[inline]
+  pub fn nodes(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Presence::VT_NODES, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Presence<'_> {
@@ -4717,6 +4749,8 @@ impl ::flatbuffers::Verifiable for Presence<'_> {
      .visit_field::<u64>("participant", Self::VT_PARTICIPANT, false)?
      .visit_field::<u32>("number", Self::VT_NUMBER, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("body", Self::VT_BODY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("keys", Self::VT_KEYS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("nodes", Self::VT_NODES, false)?
      .finish();
     Ok(())
   }
@@ -4727,6 +4761,8 @@ pub struct PresenceArgs<'a> {
     pub participant: u64,
     pub number: u32,
     pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub keys: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub nodes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
 }
 impl<'a> Default for PresenceArgs<'a> {
   #[inline]
@@ -4737,6 +4773,8 @@ impl<'a> Default for PresenceArgs<'a> {
       participant: 0,
       number: 0,
       body: None,
+      keys: None,
+      nodes: None,
     }
   }
 }
@@ -4767,6 +4805,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PresenceBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Presence::VT_BODY, body);
   }
   #[inline]
+  pub fn add_keys(&mut self, keys: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Presence::VT_KEYS, keys);
+  }
+  #[inline]
+  pub fn add_nodes(&mut self, nodes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Presence::VT_NODES, nodes);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PresenceBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     PresenceBuilder {
@@ -4790,6 +4836,8 @@ impl ::core::fmt::Debug for Presence<'_> {
       ds.field("participant", &self.participant());
       ds.field("number", &self.number());
       ds.field("body", &self.body());
+      ds.field("keys", &self.keys());
+      ds.field("nodes", &self.nodes());
       ds.finish()
   }
 }
