@@ -98,6 +98,9 @@ const UNLINKED_MAX: Duration = Duration::from_secs(3);
 /// Words of other nodes (who speaks, what was said of a room, who wants to hear) that wait in the mailboxes of rooms, of all together.
 const WORDS_MAX: usize = 4_096;
 
+/// How often the mesh is asked to which nodes it seeks a way.
+const SEEK_INTERVAL: Duration = Duration::from_millis(200);
+
 /// How often it is looked at whether this node stood still.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -322,6 +325,7 @@ impl Cluster {
             doubted_until: None,
             began,
             looked_at: Instant::now(),
+            sought_at: Instant::now(),
             past_origins: VecDeque::new(),
             vips: Vec::new(),
             deaths: Arc::default(),
@@ -628,6 +632,8 @@ struct State {
     began: Time,
     /// See [`Self::look`].
     looked_at: Instant,
+    /// See [`Self::tell_thirds`].
+    sought_at: Instant,
     /// What ids of starts began with that nodes of this PoP have ended, the last of them.
     past_origins: VecDeque<u32>,
     vips: Vec<Shift>,
@@ -1087,6 +1093,7 @@ impl State {
         let Some(shared) = self.shared.upgrade() else { return };
         self.spans.handle_timeout(std::time::Instant::now());
         self.overlay.handle_timeout(shared.now());
+        self.tell_thirds();
         self.look_at_lives(&shared);
         // Who asks whether it is dead is told nothing, and what it was told runs out.
         if self.hang.is_none() {
@@ -1552,10 +1559,27 @@ impl State {
         let linked = |node: &NodeId| self.links.contains_key(node);
         let (dialled, forgotten) = self.overlay.poll_located(now, linked);
         let Some(mesh) = &self.mesh else { return };
+        let in_pop = self.of_this_pop().filter_map(|of| Some((of.record.node, of.record.mesh?)));
+        mesh.locate(in_pop.chain(self.overlay.located()));
         for Located { node, pop, address } in dialled {
             mesh.dial(NodeId::of(&pop, &node), &pop, &node, address);
         }
         forgotten.into_iter().for_each(|node| mesh.forget(node));
+    }
+
+    /// Over which nodes the mesh may reach those of other PoPs that it does not reach.
+    fn tell_thirds(&mut self) {
+        let Some(mesh) = self.mesh.as_ref().filter(|_| self.sought_at.elapsed() >= SEEK_INTERVAL) else { return };
+        self.sought_at = Instant::now();
+        mesh.note_thirds(
+            mesh.sought()
+                .into_iter()
+                .map(|pop| {
+                    let thirds = self.overlay.thirds(&pop);
+                    (pop, thirds)
+                })
+                .collect(),
+        );
     }
 
     /// Tells the workers how what they have for nodes of other PoPs gets there, where that has changed.
@@ -2090,6 +2114,11 @@ impl State {
             address: peer.address.to_string(),
             state: "up",
             dialled: state.dialled,
+            control: match &state.over {
+                _ if !state.is_connected => "none".to_owned(),
+                None => "direct".to_owned(),
+                Some((node, pop)) => format!("via {node}.{pop}"),
+            },
             schema: peer.version,
             generation: state.generation,
             age_ms: state.age.as_millis() as u64,

@@ -8,17 +8,21 @@
 //! ```
 //! A node is what its certificate names. Of two connections of a pair the one stays that the node with the lower id made; a newer start
 //! of a node takes the place of the older at once. Who makes a connection speaks first and the other answers, so that the one that is
-//! up on both sides is the same. Requests of clients that another node has go there over connections of their own ([`carry`]). Events of one link come in order, and none after its `LinkDown`.
+//! up on both sides is the same. A link with a node of another PoP outlives its connection ([`resume`]), which may go over a third node
+//! ([`transit`]). Requests of clients that another node has go there over connections of their own ([`carry`]). Events of one link come in order, and none after its `LinkDown`.
 
 mod accept;
 mod carry;
 mod counters;
 mod dial;
+mod flow;
 mod frames;
 mod grants;
 mod identity;
 mod link;
 mod name;
+mod resume;
+mod transit;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -33,7 +37,6 @@ use pop_dataplane::STOOD_STILL;
 use pop_proto::control::{LinkKeys, LinkStats};
 use pop_relay::control::{self, Data, Hello, Message};
 use pop_schemas::{Incarnation, NodeId};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -45,15 +48,16 @@ use crate::logging::AUDIT;
 use crate::reload::{Applier, Prepared};
 use crate::serve;
 use counters::Counters;
-use link::{Item, Link};
+use link::{Connection, Inbox, Link};
 
 pub use carry::{Answering, CARRIED_MAX, Carried, CarryError, Elsewhere};
-pub use counters::{MeshCounters, Refusal, Unheard};
+pub use counters::{MeshCounters, Refusal, Transit, Unheard};
 pub use grants::{GRANTS_MAX, Grants};
 pub use identity::{MeshFiles, MeshIdentity};
 pub use link::{DataRefused, Ended};
 pub(crate) use link::{Outgoing, Said};
 pub use name::NodeName;
+pub use transit::{TRANSITS_MAX, TRANSITS_PER_ASKER_MAX};
 
 /// How long a connection may take to prove whose it is: TLS and both Hellos.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -140,6 +144,10 @@ pub struct LinkSecret {
 }
 
 impl LinkSecret {
+    fn bytes(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
     /// Keys between a worker of this node and one of the other.
     pub fn keys(&self, generation: u32, local_worker: u8, remote_worker: u8) -> LinkKeys {
         let (local, remote) = ((self.local, local_worker), (self.remote, remote_worker));
@@ -205,6 +213,10 @@ pub struct LinkState {
     pub peer: Peer,
     /// This node made the connection.
     pub dialled: bool,
+    /// The name of the node, and of its PoP, that its control connection goes over; `None`: it is direct.
+    pub over: Option<(String, String)>,
+    /// There is a control connection now.
+    pub is_connected: bool,
     /// Of the keys in use.
     pub generation: u32,
     /// How long it has been up.
@@ -265,6 +277,7 @@ impl Mesh {
             counters: Counters::default(),
             tasks: Mutex::default(),
             answers: Mutex::default(),
+            transits: transit::Places::default(),
         });
         tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), api_keys = %shared.identity().grants(), "links to other nodes are taken");
         shared.spawn(accept::accept(Arc::clone(&shared), listener));
@@ -316,10 +329,34 @@ impl Mesh {
         table.dialers.insert(node, Dialer { address, task });
     }
 
+    /// Where nodes take links, as far as they have said so: what is there proves itself.
+    pub fn locate(&self, nodes: impl IntoIterator<Item = (NodeId, SocketAddr)>) {
+        let mut table = self.0.shared.table();
+        for (node, address) in nodes {
+            if table.links.contains_key(&node) {
+                table.located.insert(node, address);
+            }
+        }
+    }
+
+    /// PoPs to whose nodes this one has no direct way, or may have none in a moment: [`Self::note_thirds`] is to tell of them.
+    pub fn sought(&self) -> HashSet<String> {
+        let table = self.0.shared.table();
+        let links = table.links.values().filter(|link| link.may_need_another()).map(|link| link.peer.pop.clone());
+        links.chain(table.unreached.values().map(|name| name.pop().to_owned())).collect()
+    }
+
+    /// Which nodes may have a way to those of each PoP, the best first.
+    pub fn note_thirds(&self, thirds: HashMap<String, Vec<NodeId>>) {
+        self.0.shared.table().thirds = thirds;
+    }
+
     /// Dials this node no longer, and ends its link.
     pub fn forget(&self, node: NodeId) {
         let mut table = self.0.shared.table();
         table.ways.remove(&node);
+        table.located.remove(&node);
+        table.unreached.remove(&node);
         // Should it be back, it begins as one that lives.
         table.dead.remove(&node);
         if let Some(dialer) = table.dialers.remove(&node) {
@@ -389,7 +426,7 @@ impl Mesh {
         shared.is_hung.store(true, Ordering::Relaxed);
         let links: Vec<_> = shared.table().links.values().cloned().collect();
         let since_us = shared.now_us();
-        links.iter().for_each(|link| link.tell_alive(shared));
+        links.iter().for_each(|link| link.tell_alive());
         since_us
     }
 
@@ -419,7 +456,7 @@ impl Mesh {
     /// The links that are up, by the id of the other node.
     pub fn links(&self) -> Vec<LinkState> {
         let table = self.0.shared.table();
-        let mut links: Vec<_> = table.links.values().map(|link| link.state()).collect();
+        let mut links: Vec<_> = table.links.values().map(|link| link.state(&table)).collect();
         links.sort_by_key(|link| link.peer.node);
         links
     }
@@ -428,7 +465,7 @@ impl Mesh {
     pub fn counters(&self) -> MeshCounters {
         let shared = &self.0.shared;
         let links = shared.table().links.len();
-        shared.counters.read(links, shared.identity().expires_at_s())
+        shared.counters.read(links, shared.transits.len(), shared.identity().expires_at_s())
     }
 
     /// Takes other files for new links. Those that are up go on, but for one thing: when the certificate is for other API keys, links to
@@ -500,6 +537,8 @@ struct Shared {
     tasks: Mutex<JoinSet<()>>,
     /// Of [`Mesh::answer_carried`].
     answers: Mutex<Option<carry::Answers>>,
+    /// Control links of others that go over this node.
+    transits: transit::Places,
 }
 
 #[derive(Default)]
@@ -513,6 +552,12 @@ struct Table {
     dialers: HashMap<NodeId, Dialer>,
     /// Of connections that carry clients' requests.
     ways: HashMap<NodeId, Arc<carry::Way>>,
+    /// Where those that have links take others.
+    located: HashMap<NodeId, SocketAddr>,
+    /// Of [`Mesh::note_thirds`].
+    thirds: HashMap<String, Vec<NodeId>>,
+    /// Nodes of other PoPs that are dialled and not reached.
+    unreached: HashMap<NodeId, NodeName>,
     next_link: u64,
     /// Starts of nodes that are held for dead.
     dead: HashMap<NodeId, Incarnation>,
@@ -526,7 +571,7 @@ struct Dialer {
 /// A link that was entered into the table. Who gets it runs it.
 struct Admission {
     link: Arc<Link>,
-    items: mpsc::UnboundedReceiver<Item>,
+    inbox: Inbox,
 }
 
 /// Why a connection becomes no link.
@@ -624,6 +669,7 @@ impl Shared {
             link: number,
             workers: self.workers.clone(),
             playout: self.playout,
+            resumes: true,
         }
     }
 
@@ -646,7 +692,14 @@ impl Shared {
 
     /// Enters a connection that has proved whose it is and has said `hello`. After its only wait it cannot be cancelled, so what is
     /// in the table has somebody who runs it.
-    async fn register(&self, proof: Proof, hello: Hello, dialled: bool, address: SocketAddr) -> Result<Admission, Refused> {
+    async fn register(
+        &self,
+        proof: Proof,
+        hello: Hello,
+        dialled: bool,
+        address: SocketAddr,
+        via: Option<NodeId>,
+    ) -> Result<Admission, Refused> {
         let Proof { name, grants, secret } = proof;
         let node = name.id();
         let fault = |reason| Refused::Fault(reason, Some(name.clone()));
@@ -691,10 +744,18 @@ impl Shared {
         };
         table.next_link += 1;
         let is_abroad = peer.pop != self.name.pop();
-        let (link, items) = Link::new(table.next_link, peer.clone(), dialled, is_abroad);
+        let secret = LinkSecret { secret, local: self.node, remote: node };
+        // In a PoP a node that is not heard is to be found out soon.
+        let resumes = is_abroad && hello.resumes;
+        table.unreached.remove(&node);
+        let (link, inbox) = Link::new(table.next_link, peer.clone(), secret.clone(), dialled, is_abroad, resumes, self.now_us());
+        link.begin_via(via);
+        if dialled && via.is_none() {
+            table.located.insert(node, address);
+        }
         if !dialled {
             // The answer; nothing else can be queued before it.
-            link.send(&Message::Hello(self.hello(number)));
+            link.say_hello(self.hello(number));
         }
         let link = Arc::new(link);
         let mut tell = |event| permits.next().expect("there are two").send(event);
@@ -702,12 +763,12 @@ impl Shared {
             former.end(Ended::Replaced);
             tell(MeshEvent::LinkDown { node, why: Ended::Replaced });
         }
-        tell(MeshEvent::LinkUp { peer: Box::new(peer), secret: LinkSecret { secret, local: self.node, remote: node } });
+        tell(MeshEvent::LinkUp { peer: Box::new(peer), secret });
         drop(table);
         self.changed.send_replace(());
         let Incarnation { start, .. } = link.peer.incarnation;
         tracing::info!(target: AUDIT, node = %name, %address, dialled, start, number, version, "mesh link up");
-        Ok(Admission { link, items })
+        Ok(Admission { link, inbox })
     }
 
     fn duplicate(&self, name: &NodeName) -> Refused {
@@ -716,8 +777,8 @@ impl Shared {
     }
 
     /// Runs a link to its end.
-    async fn run(&self, Admission { link, items }: Admission, stream: impl AsyncRead + AsyncWrite) {
-        let why = link::run(self, &link, stream, items).await;
+    async fn run(&self, Admission { link, inbox }: Admission, connection: Connection) {
+        let why = link::run(self, &link, connection, inbox).await;
         if let Some(reason) = why.fault() {
             self.counters.refuse(reason);
         }
@@ -735,11 +796,55 @@ impl Shared {
 
     /// Tells something of a link, unless another has taken its place.
     async fn emit(&self, link: &Link, event: MeshEvent) {
-        let Ok(permit) = self.events.reserve().await else { return };
+        if let Ok(permit) = self.events.reserve().await {
+            self.emit_by(permit, link, event);
+        }
+    }
+
+    fn emit_by(&self, permit: mpsc::Permit<'_, MeshEvent>, link: &Link, event: MeshEvent) {
         let table = self.table();
         if table.links.get(&link.peer.node).is_some_and(|present| present.id == link.id) {
             permit.send(event);
         }
+    }
+
+    /// A link has gone on over another connection.
+    fn note_moved(&self, link: &Link, via: Option<NodeId>) {
+        self.counters.moved(via.is_none());
+        let over = via.and_then(|via| self.linked_name(via)).map(|name| name.to_string());
+        let Peer { name, pop, .. } = &link.peer;
+        tracing::info!(target: AUDIT, node = name, pop, over = over.as_deref().unwrap_or("the direct path"), "mesh link moved");
+    }
+
+    /// A node is dialled and not reached.
+    fn note_unreached(&self, name: &NodeName) {
+        let mut table = self.table();
+        if name.pop() != self.name.pop() && table.unreached.len() < PEERS_MAX && !table.links.contains_key(&name.id()) {
+            table.unreached.insert(name.id(), name.clone());
+        }
+    }
+
+    /// Who has a link.
+    fn linked_name(&self, node: NodeId) -> Option<NodeName> {
+        self.table().links.get(&node)?.peer_name()
+    }
+
+    /// Who has one whose connection goes over nobody else.
+    fn directly_linked(&self, node: NodeId) -> Option<NodeName> {
+        self.table().links.get(&node).filter(|link| link.wire().is_direct())?.peer_name()
+    }
+
+    /// Where a node takes connections.
+    fn address_of(&self, node: NodeId) -> Option<SocketAddr> {
+        let table = self.table();
+        table.located.get(&node).copied().or_else(|| table.dialers.get(&node).map(|dialer| dialer.address))
+    }
+
+    /// Nodes that may have a way to `node` of `pop`, the best first, as far as this one has a direct link with them.
+    fn thirds(&self, pop: &str, node: NodeId) -> Vec<NodeId> {
+        let table = self.table();
+        let is_fit = |third: &&NodeId| **third != node && table.links.get(third).is_some_and(|link| link.wire().is_direct());
+        table.thirds.get(pop).into_iter().flatten().filter(is_fit).copied().collect()
     }
 
     /// Returns when `node` has no link.
@@ -754,9 +859,25 @@ impl Shared {
 }
 
 impl Link {
-    fn state(&self) -> LinkState {
+    fn peer_name(&self) -> Option<NodeName> {
+        NodeName::new(&self.peer.name, &self.peer.pop).ok()
+    }
+
+    fn state(&self, table: &Table) -> LinkState {
+        let wire = self.wire();
+        let name =
+            |via: NodeId| table.links.get(&via).map_or_else(Default::default, |link| (link.peer.name.clone(), link.peer.pop.clone()));
+        let over = wire.via.map(name);
         let figures = *self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        LinkState { peer: self.peer.clone(), dialled: self.dialled, generation: self.generation(), age: self.since.elapsed(), figures }
+        LinkState {
+            peer: self.peer.clone(),
+            dialled: self.dialled,
+            over,
+            is_connected: wire.is_up,
+            generation: self.generation(),
+            age: self.since.elapsed(),
+            figures,
+        }
     }
 }
 

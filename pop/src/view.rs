@@ -151,6 +151,8 @@ pub struct LinkView {
     pub state: &'static str,
     /// This node has opened it.
     pub dialled: bool,
+    /// How the control link gets there: `direct`, `via NODE.POP`, or `none` while it has no connection and datagrams still come.
+    pub control: String,
     /// Version of the schema that both ends speak.
     pub schema: u8,
     /// Which of the link's keys are in use: one more each time they are exchanged.

@@ -194,6 +194,7 @@ fn hello(node: &str) -> Hello {
         link: 1,
         workers: Vec::new(),
         playout: Duration::from_millis(150),
+        resumes: true,
     }
 }
 

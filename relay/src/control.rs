@@ -54,6 +54,9 @@ pub const RELEASE_LEN_MAX: usize = 32;
 /// Longest record, digest or page of records in bytes.
 pub const TOLD_LEN_MAX: usize = 200 << 10;
 
+/// Length of a proof that both ends know a link's secret.
+pub const PROOF_LEN: usize = 32;
+
 /// Tables of the largest message: the root, the message, its paths and nodes.
 const TABLES_MAX: usize = 2 + PATHS_MAX + LOCATED_MAX;
 const _: () = assert!(PAYLOAD_TYPES_MAX <= PATHS_MAX);
@@ -77,6 +80,8 @@ pub struct Hello {
     pub workers: Vec<SocketAddr>,
     /// How long a frame may be late before nobody wants it; whole milliseconds.
     pub playout: Duration,
+    /// It counts messages, and a link may go on over another connection: see [`Resume`].
+    pub resumes: bool,
 }
 
 /// The asker's subscribers want a track.
@@ -160,6 +165,19 @@ pub struct Alive {
     pub dead: bool,
     /// The writer has not run for a while, and does not know yet whether others hold it for dead: this is no sign of life.
     pub hung: bool,
+    /// Messages of this link that have come, but for those of this kind; 0 from one that does not count.
+    pub received: u64,
+}
+
+/// First on a connection that takes the place of a link's, both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// Of the caller's attempts, each one higher; in an answer 0: the link is not known.
+    pub number: u64,
+    /// Messages of this link that have come.
+    pub received: u64,
+    /// Of the link's secret and this connection's.
+    pub proof: [u8; PROOF_LEN],
 }
 
 /// The writer has members in a session of the reader's and wants to hear what they say.
@@ -438,6 +456,8 @@ pub enum Message {
     Paths(Paths),
     /// See [`Presence`].
     Presence(Presence),
+    /// See [`Resume`].
+    Resume(Resume),
 }
 
 /// Why bytes are no message, or a message is no bytes.
@@ -557,8 +577,8 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
             (schema::Message::Rekey, schema::Rekey::create(&mut builder, &args).as_union_value())
         }
         Message::Alive(alive) => {
-            let Alive { now_us, echo_us, dead, hung } = *alive;
-            let args = schema::AliveArgs { now_us, echo_us, dead, hung };
+            let Alive { now_us, echo_us, dead, hung, received } = *alive;
+            let args = schema::AliveArgs { now_us, echo_us, dead, hung, received };
             (schema::Message::Alive, schema::Alive::create(&mut builder, &args).as_union_value())
         }
         Message::Follow(follow) => (schema::Message::Follow, write_follow(&mut builder, follow)?),
@@ -578,6 +598,11 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
         Message::Room(room) => (schema::Message::Room, write_room(&mut builder, room)?),
         Message::Paths(paths) => (schema::Message::Paths, write_paths(&mut builder, paths)?),
         Message::Presence(presence) => (schema::Message::Presence, write_presence(&mut builder, presence)?),
+        Message::Resume(Resume { number, received, proof }) => {
+            let proof = Some(builder.create_vector(proof));
+            let args = schema::ResumeArgs { number: *number, received: *received, proof };
+            (schema::Message::Resume, schema::Resume::create(&mut builder, &args).as_union_value())
+        }
     };
     let control = schema::Control::create(&mut builder, &schema::ControlArgs { message_type, message: Some(message) });
     builder.finish(control, None);
@@ -598,6 +623,7 @@ fn write_hello(builder: &mut FlatBufferBuilder<'_>, hello: &Hello) -> Result<WIP
         link: hello.link,
         workers: Some(builder.create_vector(&workers)),
         playout_ms: hello.playout.as_millis() as u16,
+        resumes: hello.resumes,
     };
     Ok(schema::Hello::create(builder, &args).as_union_value())
 }
@@ -798,8 +824,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
     } else if let Some(rekey) = control.message_as_rekey() {
         Ok(Message::Rekey(Rekey { generation: rekey.generation() }))
     } else if let Some(alive) = control.message_as_alive() {
-        let (now_us, echo_us, dead, hung) = (alive.now_us(), alive.echo_us(), alive.dead(), alive.hung());
-        Ok(Message::Alive(Alive { now_us, echo_us, dead, hung }))
+        let (now_us, echo_us, dead, hung, received) = (alive.now_us(), alive.echo_us(), alive.dead(), alive.hung(), alive.received());
+        Ok(Message::Alive(Alive { now_us, echo_us, dead, hung, received }))
     } else if let Some(follow) = control.message_as_follow() {
         read_follow(&follow).map(Message::Follow)
     } else if let Some(unfollow) = control.message_as_unfollow() {
@@ -822,6 +848,9 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
         read_paths(&paths).map(Message::Paths)
     } else if let Some(presence) = control.message_as_presence() {
         read_presence(&presence).map(Message::Presence)
+    } else if let Some(resume) = control.message_as_resume() {
+        let proof = resume.proof().and_then(|proof| proof.bytes().try_into().ok()).ok_or(ControlError::Limit)?;
+        Ok(Message::Resume(Resume { number: resume.number(), received: resume.received(), proof }))
     } else {
         Err(ControlError::Unknown)
     }
@@ -987,6 +1016,7 @@ fn read_hello(hello: &schema::Hello<'_>) -> Result<Hello, ControlError> {
         link: hello.link(),
         workers: workers?,
         playout: Duration::from_millis(u64::from(hello.playout_ms())),
+        resumes: hello.resumes(),
     };
     hello.check()?;
     Ok(hello)

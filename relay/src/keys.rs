@@ -3,6 +3,8 @@
 use aws_lc_rs::hkdf;
 use pop_schemas::NodeId;
 
+use crate::control::PROOF_LEN;
+
 /// Bytes of an AES-128-GCM key and, behind it, its salt.
 pub const KEYS_LEN: usize = 28;
 
@@ -30,6 +32,29 @@ pub fn derive(secret: &[u8; 32], generation: u32, from: (NodeId, u8), to: (NodeI
     keys
 }
 
+/// Length of what [`prove`] makes.
+struct ProofLen;
+
+impl hkdf::KeyType for ProofLen {
+    fn len(&self) -> usize {
+        PROOF_LEN
+    }
+}
+
+/// What node `from` shows `to` on a connection with the exported secret `connection`, to prove that it is the other end of the link with
+/// `secret`. The caller shows another proof than who answers, so that none can be thrown back.
+pub fn prove(secret: &[u8; 32], connection: &[u8; 32], from: NodeId, to: NodeId, calls: bool) -> [u8; PROOF_LEN] {
+    let nodes = [from.0.to_be_bytes(), to.0.to_be_bytes()];
+    let info = [b"pop relay resume".as_slice(), connection, &nodes[0], &nodes[1], &[u8::from(calls)]];
+    let mut proof = [0; PROOF_LEN];
+    hkdf::Salt::new(hkdf::HKDF_SHA256, &[])
+        .extract(secret)
+        .expand(&info, ProofLen)
+        .and_then(|okm| okm.fill(&mut proof))
+        .expect("32 bytes are less than HKDF's 255 blocks");
+    proof
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -48,6 +73,17 @@ mod tests {
             }
         }
         assert!(seen.insert(derive(&[8; 32], 0, (a, 0), (b, 0))), "and each secret");
+    }
+
+    #[test]
+    fn each_end_link_and_connection_has_its_own_proof() {
+        let (a, b) = (NodeId(1), NodeId(2));
+        let mut seen = HashSet::new();
+        for (secret, connection) in [(7, 1), (7, 2), (8, 1)] {
+            for (from, to, calls) in [(a, b, true), (a, b, false), (b, a, true), (b, a, false)] {
+                assert!(seen.insert(prove(&[secret; 32], &[connection; 32], from, to, calls)));
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,8 @@ use pop_relay::{
     RelayDrop,
     control::{
         Action, Alive, Connection, ControlError, Data, Done, Follow, Heard, Hello, Located, Message, Offer, Order, Outcome, Path, Paths,
-        PayloadType, Presence, Refuse, Rekey, Room, Telling, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode, negotiate,
+        PayloadType, Presence, Refuse, Rekey, Resume, Room, Telling, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode,
+        negotiate,
     },
     link::{Ask, Clock, FrameRef, Incoming, PathStats, SourceRoute, TRANSIT_OVERHEAD, Way},
     route::Figures,
@@ -29,6 +30,7 @@ fn hello() -> Hello {
         link: 9,
         workers: vec!["192.0.2.1:11000".parse().expect("an address"), "[2001:db8::1]:11001".parse().expect("an address")],
         playout: Duration::from_millis(120),
+        resumes: false,
     }
 }
 
@@ -134,6 +136,9 @@ fn later_messages() -> Vec<(&'static str, Message)> {
         ("presence_participant", presence(Telling::Participant(one, b"record".as_slice().into()))),
         ("presence_digest", presence(Telling::Digest(b"digest".as_slice().into()))),
         ("presence_ask", presence(Telling::Ask(one, 7))),
+        ("hello_resumes", Message::Hello(Hello { resumes: true, ..hello() })),
+        ("alive_received", Message::Alive(Alive { now_us: 1 << 40, received: 1 << 33, ..Alive::default() })),
+        ("resume", Message::Resume(Resume { number: 3, received: 1 << 33, proof: [7; 32] })),
         ("presence_page", presence(Telling::Page(one, 7, b"page".as_slice().into()))),
         ("presence_meet", presence(Telling::Meet(vec!["key".to_owned(), "another".to_owned()]))),
         ("presence_part", presence(Telling::Part)),

@@ -9,7 +9,7 @@ use pop_relay::{
     RelayDrop,
     control::{
         Action, CONTROL_LEN_MAX, Connection, Data, Follow, Heard, Hello, Located, Message, Offer, Order, Path, Paths, PayloadType,
-        Presence, Refuse, Room, Telling, Want, decode, encode,
+        Presence, Refuse, Resume, Room, Telling, Want, decode, encode,
     },
     frame::{FrameKind, Head},
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, HOPS_MAX, Incoming, Link, SourceRoute, Transit, Way},
@@ -235,7 +235,9 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             link: 1,
             workers: vec!["192.0.2.1:11000".parse().expect("an address"); 3],
             playout: Duration::from_millis(150),
+            resumes: true,
         }),
+        Message::Resume(Resume { number: 1, received: 2, proof: [3; 32] }),
         Message::Want(Want { session: session(), track: TrackId(1), worker: 0 }),
         Message::Offer(Offer {
             track: TrackId(1),

@@ -45,6 +45,9 @@ const CALL_AGAIN: Duration = Duration::from_secs(300);
 /// Of so many that is remembered.
 const UNANSWERED_MAX: usize = 1_024;
 
+/// Nodes over which a control link may go, for each PoP.
+const THIRDS_MAX: usize = 8;
+
 /// Of the loss of a second this share, of sixteen, is believed at once: three seconds tell most of a change.
 const NEW_SHARE: u32 = 6;
 
@@ -322,6 +325,24 @@ impl Overlay {
             }
         };
         self.neighbours.iter().map(of_node).collect()
+    }
+
+    /// Nodes that may have a way to those of a PoP, the best first: those that say so, and others of the PoP itself.
+    pub(super) fn thirds(&self, pop: &str) -> Vec<NodeId> {
+        let cost = |(node, of): (&NodeId, &Neighbour)| {
+            let own = of.figures().filter(Figures::reaches)?.cost_us();
+            let paths = &of.told.as_ref()?.paths;
+            let theirs = paths.iter().find(|path| path.pop == pop && path.figures.reaches()).map(|path| path.figures.cost_us());
+            Some((own + if *of.pop == *pop { 0 } else { theirs? }, *node))
+        };
+        let mut thirds: Vec<_> = self.neighbours.iter().filter_map(cost).collect();
+        thirds.sort_unstable();
+        thirds.into_iter().take(THIRDS_MAX).map(|(_, node)| node).collect()
+    }
+
+    /// Where neighbours take connections, as they say.
+    pub(super) fn located(&self) -> impl Iterator<Item = (NodeId, SocketAddr)> {
+        self.neighbours.iter().filter_map(|(node, of)| Some((*node, of.at?)))
     }
 
     fn take_told(&mut self, now: Time, node: NodeId, mut told: Paths) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use pop_schemas::NodeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -12,8 +13,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::counters::Refusal;
+use super::counters::Transit;
 use super::identity::refusal_of;
-use super::{Admission, PROOF_TIMEOUT, Refused, Shared, carry, link};
+use super::link::{Connection, First, Stream};
+use super::transit::Wanted;
+use super::{Admission, NodeName, PROOF_TIMEOUT, Proof, Refused, Shared, carry, link, resume, transit};
 
 /// Connections that have not proved themselves.
 const PENDING_MAX: usize = 64;
@@ -76,9 +80,14 @@ fn make_room(shared: &Shared, pending: &mut Vec<Pending>, remote: SocketAddr) {
 async fn admit(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, progress: Arc<Progress>) {
     let proved = timeout(PROOF_TIMEOUT, establish(&shared, stream, remote, &progress)).await;
     match proved {
-        Ok(Ok(Established::Link(admission, stream))) => {
+        Ok(Ok(Established::Link(admission, connection))) => {
             progress.is_proved.store(true, Ordering::Relaxed);
-            shared.run(admission, stream).await;
+            shared.run(*admission, connection).await;
+        }
+        Ok(Ok(Established::Resumed)) => {}
+        Ok(Ok(Established::Transit(asker, node, stream))) => {
+            progress.is_proved.store(true, Ordering::Relaxed);
+            transit::carry(&shared, stream, &asker, node).await;
         }
         Ok(Ok(Established::Carrier(stream))) => {
             progress.is_proved.store(true, Ordering::Relaxed);
@@ -92,7 +101,11 @@ async fn admit(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, progr
 
 /// What a connection that has proved itself is.
 enum Established {
-    Link(Admission, Box<TlsStream<TcpStream>>),
+    Link(Box<Admission>, Connection),
+    /// It is a link's that was there already.
+    Resumed,
+    /// A node wants to be carried to another.
+    Transit(NodeName, NodeId, Box<dyn Stream>),
     /// It carries requests of clients.
     Carrier(Box<TlsStream<TcpStream>>),
 }
@@ -105,11 +118,55 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
     let acceptor = TlsAcceptor::from(shared.identity().server());
     let mut stream = acceptor.accept(stream).await.map_err(broken)?;
     let proof = super::proof(&shared.identity(), stream.get_ref().1)?;
-    if stream.get_ref().1.alpn_protocol() == Some(carry::PROTOCOL) {
-        return Ok(Established::Carrier(Box::new(stream)));
+    match stream.get_ref().1.alpn_protocol() {
+        Some(carry::PROTOCOL) => Ok(Established::Carrier(Box::new(stream))),
+        Some(transit::PROTOCOL) => match transit::read_words(&mut stream).await.map_err(broken)? {
+            Some(Wanted::Ask(node)) => Ok(Established::Transit(proof.name, node, Box::new(stream))),
+            Some(Wanted::Bring(node)) => take_brought(shared, Box::new(stream), remote, node, proof.name.id()).await,
+            None => {
+                shared.counters.transit(Transit::Malformed);
+                Err(Refused::Fault(Refusal::Malformed, Some(proof.name)))
+            }
+        },
+        _ => begin(shared, Box::new(stream), remote, None, proof).await,
     }
-    let hello = match link::read_hello(&mut stream).await {
-        Ok(hello) => hello,
+}
+
+/// What another node brings of `node`: a link of that one, or its next connection, and nothing else.
+async fn take_brought(
+    shared: &Shared,
+    mut stream: Box<dyn Stream>,
+    remote: SocketAddr,
+    node: NodeId,
+    via: NodeId,
+) -> Result<Established, Refused> {
+    let broken = |error: std::io::Error| Refused::Fault(refusal_of(&error), None);
+    transit::take(&mut stream).await.map_err(broken)?;
+    let stream = TlsAcceptor::from(shared.identity().server()).accept(stream).await.map_err(broken)?;
+    let proof = super::proof(&shared.identity(), stream.get_ref().1)?;
+    if stream.get_ref().1.alpn_protocol().is_some() || proof.name.id() != node {
+        shared.counters.transit(Transit::Loop);
+        return Err(Refused::Fault(Refusal::Malformed, Some(proof.name)));
+    }
+    let established = begin(shared, Box::new(stream), remote, Some(via), proof).await?;
+    shared.counters.transit(Transit::Taken);
+    Ok(established)
+}
+
+/// The first message of a connection whose other end has proved who it is.
+async fn begin(
+    shared: &Shared,
+    mut stream: Box<dyn Stream>,
+    remote: SocketAddr,
+    via: Option<NodeId>,
+    proof: Proof,
+) -> Result<Established, Refused> {
+    let hello = match link::read_first(&mut stream).await {
+        Ok(First::Hello(hello)) => hello,
+        Ok(First::Resume(said)) => {
+            resume::answer(shared, stream, via, &proof, said).await?;
+            return Ok(Established::Resumed);
+        }
         // A node that has seen whom it called, and has a link with us already.
         Err(Refusal::Closed) => return Err(Refused::Redundant),
         Err(reason) => return Err(Refused::Fault(reason, Some(proof.name))),
@@ -118,6 +175,6 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
         // Ourselves, or another process with our certificate: who called hears which start of the node this is.
         let _ = link::write_hello(&mut stream, shared.hello(1)).await;
     }
-    let admission = shared.register(proof, hello, false, remote).await?;
-    Ok(Established::Link(admission, Box::new(stream)))
+    let admission = shared.register(proof, hello, false, remote, via).await?;
+    Ok(Established::Link(Box::new(admission), Connection { stream, via }))
 }

@@ -145,6 +145,59 @@ impl Carry {
     }
 }
 
+/// What became of a transit: a control link of two other nodes over this one, or one of this node's over another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transit {
+    /// This node carries it.
+    Carried,
+    /// This node has no direct link with whom it should go to.
+    Unknown,
+    /// It should go to this very node, or to who asks.
+    Myself,
+    /// Who asks has no link with this node.
+    Stranger,
+    /// There are as many as there may be, in all or for who asks.
+    Full,
+    /// The other node was not reached, or did not take it.
+    Unreachable,
+    /// It was brought here, and taken.
+    Taken,
+    /// It was brought here, and what is in it is neither a link nor of whom it should be.
+    Loop,
+    /// Its first words are none.
+    Malformed,
+}
+
+impl Transit {
+    /// All, in the order of their counters.
+    pub const ALL: [Transit; 9] = [
+        Transit::Carried,
+        Transit::Unknown,
+        Transit::Myself,
+        Transit::Stranger,
+        Transit::Full,
+        Transit::Unreachable,
+        Transit::Taken,
+        Transit::Loop,
+        Transit::Malformed,
+    ];
+
+    /// As metrics and the audit log say it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Transit::Carried => "carried",
+            Transit::Unknown => "unknown",
+            Transit::Myself => "myself",
+            Transit::Stranger => "stranger",
+            Transit::Full => "full",
+            Transit::Unreachable => "unreachable",
+            Transit::Taken => "taken",
+            Transit::Loop => "loop",
+            Transit::Malformed => "malformed",
+        }
+    }
+}
+
 /// Since the start of the node.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -155,6 +208,10 @@ pub(super) struct Counters {
     rekeys: AtomicU64,
     carried: [AtomicU64; Carry::ALL.len()],
     joined: AtomicI64,
+    transits: [AtomicU64; Transit::ALL.len()],
+    transit_bytes: AtomicU64,
+    moved_direct: AtomicU64,
+    moved_over: AtomicU64,
 }
 
 /// What the mesh has done, and what is now.
@@ -176,6 +233,14 @@ pub struct MeshCounters {
     pub carried: [(Carry, u64); Carry::ALL.len()],
     /// Sockets of clients that go through this node to another.
     pub joined: i64,
+    /// Control links of others that this node carries now.
+    pub transits: usize,
+    /// What became of those that were asked for or brought here.
+    pub transited: [(Transit, u64); Transit::ALL.len()],
+    /// Bytes of them, both ways.
+    pub transit_bytes: u64,
+    /// Links of this node that went on over a direct connection, and over another node.
+    pub moved: [(&'static str, u64); 2],
     /// Until when this node's certificate is valid, in Unix seconds.
     pub expires_at_s: u64,
 }
@@ -184,6 +249,11 @@ impl MeshCounters {
     /// Of one reason.
     pub fn refused(&self, reason: Refusal) -> u64 {
         self.refused[reason as usize].1
+    }
+
+    /// Of one outcome.
+    pub fn transited(&self, outcome: Transit) -> u64 {
+        self.transited[outcome as usize].1
     }
 }
 
@@ -216,7 +286,21 @@ impl Counters {
         self.joined.fetch_add(change, Ordering::Relaxed);
     }
 
-    pub(super) fn read(&self, links: usize, expires_at_s: u64) -> MeshCounters {
+    pub(super) fn transit(&self, outcome: Transit) {
+        self.transits[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn transit_bytes(&self, len: usize) {
+        self.transit_bytes.fetch_add(len as u64, Ordering::Relaxed);
+    }
+
+    /// A link went on over another connection.
+    pub(super) fn moved(&self, is_direct: bool) {
+        let counter = if is_direct { &self.moved_direct } else { &self.moved_over };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self, links: usize, transits: usize, expires_at_s: u64) -> MeshCounters {
         MeshCounters {
             links,
             refused: Refusal::ALL.map(|reason| (reason, self.refused[reason as usize].load(Ordering::Relaxed))),
@@ -226,6 +310,10 @@ impl Counters {
             rekeys: self.rekeys.load(Ordering::Relaxed),
             carried: Carry::ALL.map(|outcome| (outcome, self.carried[outcome as usize].load(Ordering::Relaxed))),
             joined: self.joined.load(Ordering::Relaxed),
+            transits,
+            transited: Transit::ALL.map(|outcome| (outcome, self.transits[outcome as usize].load(Ordering::Relaxed))),
+            transit_bytes: self.transit_bytes.load(Ordering::Relaxed),
+            moved: [("direct", self.moved_direct.load(Ordering::Relaxed)), ("over", self.moved_over.load(Ordering::Relaxed))],
             expires_at_s,
         }
     }

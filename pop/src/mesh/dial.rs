@@ -13,8 +13,9 @@ use tokio_rustls::client::TlsStream;
 
 use super::counters::Refusal;
 use super::identity::{refusal_of, server_name};
+use super::link::{Connection, Stream};
 use super::name::NodeName;
-use super::{Admission, PROOF_TIMEOUT, Refused, Shared, link};
+use super::{Admission, PROOF_TIMEOUT, Refused, Shared, link, transit};
 
 /// The first pause after a link that ended or did not come to be; doubled each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -26,19 +27,37 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// again as it was.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A node of another PoP that was not reached so often is called over third nodes, too.
+const DIRECT_TRIES: u32 = 2;
+
 /// Keeps a link with the node at `address` until the task is ended. Without `expected` it is whoever shows a certificate of the CA.
 pub(super) async fn keep_linked(shared: Arc<Shared>, address: SocketAddr, expected: Option<NodeName>) {
     let mut node = expected.as_ref().map(NodeName::id);
-    let (mut pause, mut is_told) = (RETRY_MIN, false);
+    // Who that is.
+    let mut name = expected.clone();
+    let (mut pause, mut is_told, mut unreached) = (RETRY_MIN, false, 0_u32);
     loop {
         if let Some(node) = node {
             shared.unlinked(node).await;
         }
-        match timeout(PROOF_TIMEOUT, establish(&shared, address, expected.as_ref(), &mut node)).await {
-            Ok(Ok((admission, stream))) => {
-                (pause, is_told) = (RETRY_MIN, false);
+        let mut outcome = timeout(PROOF_TIMEOUT, establish(&shared, address, expected.as_ref(), &mut node, &mut name)).await;
+        unreached = if matches!(outcome, Ok(Err(Failure::Unreachable(_))) | Err(_)) { unreached.saturating_add(1) } else { 0 };
+        if unreached >= 1
+            && let Some(name) = &name
+        {
+            shared.note_unreached(name);
+        }
+        if unreached >= DIRECT_TRIES
+            && let Some(name) = &name
+            && let Ok(Ok(begun)) = timeout(PROOF_TIMEOUT, establish_over_another(&shared, address, name)).await
+        {
+            outcome = Ok(Ok(begun));
+        }
+        match outcome {
+            Ok(Ok((admission, connection))) => {
+                (pause, is_told, unreached) = (RETRY_MIN, false, 0);
                 let shared_too = Arc::clone(&shared);
-                shared.spawn(async move { shared_too.run(admission, stream).await });
+                shared.spawn(async move { shared_too.run(admission, connection).await });
                 continue;
             }
             // The list of peers may be the same on every node.
@@ -71,18 +90,55 @@ impl From<Refused> for Failure {
     }
 }
 
-/// One attempt. `node` becomes who answered.
+/// One attempt. `node` becomes who answered, and `name` who has a link now.
 async fn establish(
     shared: &Shared,
     address: SocketAddr,
     expected: Option<&NodeName>,
     node: &mut Option<NodeId>,
-) -> Result<(Admission, TlsStream<TcpStream>), Failure> {
+    name: &mut Option<NodeName>,
+) -> Result<(Admission, Connection), Failure> {
     let stream = connect(address).await.map_err(Failure::Unreachable)?;
     let broken = |error: io::Error| Refused::Fault(refusal_of(&error), expected.cloned());
     super::prepare(&stream).map_err(broken)?;
-    let connector = TlsConnector::from(shared.identity().client());
-    let mut stream = connector.connect(server_name(expected), stream).await.map_err(broken)?;
+    let stream = secure(shared, Box::new(stream), expected).await.map_err(broken)?;
+    let begun = begin(shared, stream, address, None, node).await?;
+    *name = NodeName::new(&begun.0.link.peer.name, &begun.0.link.peer.pop).ok();
+    Ok(begun)
+}
+
+/// The same over a node that may reach it: the first that does.
+async fn establish_over_another(shared: &Shared, address: SocketAddr, name: &NodeName) -> Result<(Admission, Connection), Failure> {
+    let mut last = Failure::Unreachable(io::ErrorKind::HostUnreachable.into());
+    for third in shared.thirds(name.pop(), name.id()) {
+        let Ok(stream) = transit::open(shared, third, name.id()).await else { continue };
+        let broken = |error: io::Error| Refused::Fault(refusal_of(&error), Some(name.clone()));
+        let stream = secure(shared, stream, Some(name)).await.map_err(broken)?;
+        match begin(shared, stream, address, Some(third), &mut None).await {
+            Ok(begun) => return Ok(begun),
+            Err(failure) => last = failure,
+        }
+    }
+    Err(last)
+}
+
+/// TLS with a node: `expected`, or any of the CA.
+pub(super) async fn secure(
+    shared: &Shared,
+    stream: Box<dyn Stream>,
+    expected: Option<&NodeName>,
+) -> io::Result<TlsStream<Box<dyn Stream>>> {
+    TlsConnector::from(shared.identity().client()).connect(server_name(expected), stream).await
+}
+
+/// Both Hellos. `node` becomes who answered.
+async fn begin(
+    shared: &Shared,
+    mut stream: TlsStream<Box<dyn Stream>>,
+    address: SocketAddr,
+    via: Option<NodeId>,
+    node: &mut Option<NodeId>,
+) -> Result<(Admission, Connection), Failure> {
     let proof = super::proof(&shared.identity(), stream.get_ref().1)?;
     let name = &proof.name;
     *node = Some(name.id());
@@ -99,11 +155,11 @@ async fn establish(
     if name.id() == shared.node && hello.incarnation == shared.incarnation {
         return Err(Failure::Myself);
     }
-    let admission = shared.register(proof, hello, true, address).await?;
-    Ok((admission, stream))
+    let admission = shared.register(proof, hello, true, address, via).await?;
+    Ok((admission, Connection { stream: Box::new(stream), via }))
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 

@@ -15,10 +15,10 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
-use super::carry;
 use super::counters::Refusal;
 use super::grants::Grants;
 use super::name::NodeName;
+use super::{carry, transit};
 use crate::config::{Config, MeshConfig};
 use crate::tls::{TlsIdentity, explain};
 use crate::token::unix_now_s;
@@ -53,6 +53,7 @@ pub struct MeshIdentity {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     carrier: Arc<ClientConfig>,
+    transit: Arc<ClientConfig>,
     /// Of `bus.ca`: where PoPs do not trust each other, another one's CA must not name nodes of this one.
     own_pop: Option<Arc<dyn ClientCertVerifier>>,
 }
@@ -111,7 +112,7 @@ impl MeshIdentity {
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         // A link offers no protocol.
-        server.alpn_protocols = vec![carry::PROTOCOL.to_vec()];
+        server.alpn_protocols = vec![carry::PROTOCOL.to_vec(), transit::PROTOCOL.to_vec()];
         let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&versions);
         let client = client.expect("the provider has suites of TLS 1.3").dangerous();
         let mut client =
@@ -120,6 +121,8 @@ impl MeshIdentity {
         client.enable_sni = false;
         let mut carrier = client.clone();
         carrier.alpn_protocols = vec![carry::PROTOCOL.to_vec()];
+        let mut of_transits = client.clone();
+        of_transits.alpn_protocols = vec![transit::PROTOCOL.to_vec()];
         Ok(MeshIdentity {
             name: name.clone(),
             grants: Grants::of_certificate(&chain[0]),
@@ -127,6 +130,7 @@ impl MeshIdentity {
             server: Arc::new(server),
             client: Arc::new(client),
             carrier: Arc::new(carrier),
+            transit: Arc::new(of_transits),
             own_pop: None,
         })
     }
@@ -174,6 +178,11 @@ impl MeshIdentity {
     /// For connections that carry clients' requests.
     pub(super) fn carrier(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.carrier)
+    }
+
+    /// For connections over which another node's control link goes.
+    pub(super) fn transit(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.transit)
     }
 }
 

@@ -1,22 +1,25 @@
-//! One control connection from its two Hellos to its end: one future that reads, one that writes, ended together.
+//! One link from its two Hellos to its end: one future that reads, one that writes, ended together. A link with a node of another PoP may
+//! go on over another connection (`resume.rs`): then both are begun anew, and nothing is lost or comes twice (`flow.rs`).
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pop_proto::control::LinkStats;
-use pop_relay::control::{self, Alive, CONTROL_LEN_MAX, ControlError, Hello, Message, Rekey};
+use pop_relay::control::{self, Alive, CONTROL_LEN_MAX, ControlError, Hello, Message, Rekey, Resume};
+use pop_schemas::NodeId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::counters::Refusal;
-use super::{MeshEvent, Peer, Shared};
+use super::flow::Flow;
+use super::{LinkSecret, MeshEvent, Peer, Shared, resume};
 use crate::data::SenderPlace;
 
 /// That this node lives is said so often.
@@ -60,6 +63,15 @@ const DATA_IN_LEN_MAX: u32 = 1 << 20;
 
 /// What a message that waits costs beside its body, in bytes.
 const DATA_COST: usize = 256;
+
+/// Who ends a link says so within this, where the connection takes it.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Connections that wait to take the place of a link's.
+const CONNECTIONS_MAX: usize = 2;
+
+/// Datagrams come directly without a pause as long as this.
+const DIRECT_PAUSE_MAX: Duration = Duration::from_millis(2_500);
 
 /// How long one generation of keys is used.
 const REKEY_INTERVAL: Duration = Duration::from_secs(120);
@@ -123,8 +135,54 @@ impl fmt::Display for Ended {
 
 /// What waits to be written.
 pub(super) enum Item {
-    Message { bytes: Vec<u8>, queued_at: Instant },
+    Message {
+        bytes: Vec<u8>,
+        queued_at: Instant,
+    },
+    /// The answer of who was called.
+    Hello(Hello),
+    Alive,
     Rekey,
+}
+
+/// Bytes both ways.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A connection whose other end has proved who it is.
+pub(super) struct Connection {
+    pub(super) stream: Box<dyn Stream>,
+    /// The node that it goes over.
+    pub(super) via: Option<NodeId>,
+}
+
+/// What a link's task takes.
+pub(super) struct Inbox {
+    items: mpsc::UnboundedReceiver<Item>,
+    connections: mpsc::Receiver<Connection>,
+}
+
+/// The connection of a link.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wire {
+    /// There is one.
+    pub(super) is_up: bool,
+    /// The node that it goes over.
+    pub(super) via: Option<NodeId>,
+    /// Since when that is so.
+    pub(super) since: Instant,
+    /// When it brought something last.
+    heard_at: Instant,
+    /// The last clock of ours that has come back by it.
+    echoed_us: u64,
+}
+
+impl Wire {
+    /// It is there and goes over nobody else.
+    pub(super) fn is_direct(&self) -> bool {
+        self.is_up && self.via.is_none()
+    }
 }
 
 /// Why a data message is not sent.
@@ -253,6 +311,20 @@ pub(super) struct Link {
     /// What its workers told last, together, and when something had come.
     pub(super) figures: Mutex<LinkStats>,
     carried_at: Mutex<Option<Instant>>,
+    /// Since when datagrams come directly without a pause, and when the last ones did.
+    direct: Mutex<Option<(Instant, Instant)>>,
+    flow: Mutex<Flow>,
+    /// The other end has taken something.
+    taken: Notify,
+    wire: Mutex<Wire>,
+    connections: mpsc::Sender<Connection>,
+    /// It can go on over another connection.
+    pub(super) resumes: bool,
+    pub(super) secret: LinkSecret,
+    /// It was asked for new keys, and has not stepped to them.
+    wants_rekey: AtomicBool,
+    /// What both ends said of the calls that are to make it go on.
+    pub(super) calls: resume::Calls,
     /// The other end is a node of another PoP.
     is_abroad: bool,
     ended: watch::Sender<Option<Ended>>,
@@ -274,10 +346,20 @@ struct Generation {
 }
 
 impl Link {
-    pub(super) fn new(id: u64, peer: Peer, dialled: bool, is_abroad: bool) -> (Link, mpsc::UnboundedReceiver<Item>) {
-        let (items, receiver) = mpsc::unbounded_channel();
+    pub(super) fn new(
+        id: u64,
+        peer: Peer,
+        secret: LinkSecret,
+        dialled: bool,
+        is_abroad: bool,
+        resumes: bool,
+        now_us: u64,
+    ) -> (Link, Inbox) {
+        let (items, received) = mpsc::unbounded_channel();
+        let (connections, offered) = mpsc::channel(CONNECTIONS_MAX);
         let since = Instant::now();
         let keys = Mutex::new(Generation { number: 0, since });
+        let wire = Wire { is_up: true, via: None, since, heard_at: since, echoed_us: now_us };
         let link = Link {
             id,
             peer,
@@ -295,10 +377,19 @@ impl Link {
             keys,
             figures: Mutex::default(),
             carried_at: Mutex::default(),
+            direct: Mutex::default(),
+            flow: Mutex::default(),
+            taken: Notify::new(),
+            wire: Mutex::new(wire),
+            connections,
+            resumes,
+            secret,
+            wants_rekey: AtomicBool::new(false),
+            calls: resume::Calls::default(),
             is_abroad,
             ended: watch::Sender::new(None),
         };
-        (link, receiver)
+        (link, Inbox { items: received, connections: offered })
     }
 
     /// Queues a message; `false` when it is none, or the link has ended. A queue that is full ends the link.
@@ -310,6 +401,12 @@ impl Link {
             return false;
         }
         self.items.send(Item::Message { bytes, queued_at: Instant::now() }).is_ok()
+    }
+
+    /// The first message of who was called.
+    pub(super) fn say_hello(&self, hello: Hello) {
+        // Its task is about to begin.
+        let _ = self.items.send(Item::Hello(hello));
     }
 
     /// Queues a data message behind those before it; control messages go first.
@@ -345,6 +442,7 @@ impl Link {
 
     /// Asks for the next generation of keys.
     pub(super) fn rekey(&self) -> bool {
+        self.wants_rekey.store(true, Ordering::Relaxed);
         self.items.send(Item::Rekey).is_ok()
     }
 
@@ -357,15 +455,24 @@ impl Link {
     }
 
     /// Says that this node lives.
-    pub(super) fn tell_alive(&self, shared: &Shared) {
+    pub(super) fn tell_alive(&self) {
+        // A link that ends tells nothing.
+        let _ = self.items.send(Item::Alive);
+    }
+
+    fn alive(&self, shared: &Shared) -> Alive {
         let (dead, hung) = (shared.holds_dead(&self.peer), shared.is_hung());
-        let alive = Alive { now_us: shared.now_us(), echo_us: self.their_us.load(Ordering::Relaxed), dead, hung };
-        self.send(&Message::Alive(alive));
+        let received = if self.resumes { self.flow().tell_received() } else { 0 };
+        Alive { now_us: shared.now_us(), echo_us: self.their_us.load(Ordering::Relaxed), dead, hung, received }
     }
 
     fn take_alive(&self, shared: &Shared, alive: Alive) {
         self.their_us.store(alive.now_us, Ordering::Relaxed);
         let said = Said { dead: alive.dead, hung: alive.hung };
+        {
+            let mut wire = self.wire_mut();
+            (wire.heard_at, wire.echoed_us) = (Instant::now(), wire.echoed_us.max(alive.echo_us));
+        }
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = (alive.echo_us, said);
         if alive.hung {
             // It waits for the answer. Of two that stood still each answer would be a question.
@@ -373,7 +480,7 @@ impl Link {
             let is_early = now_us < self.answered_us.load(Ordering::Relaxed) + ANSWER_INTERVAL.as_micros() as u64;
             if !is_early || !shared.is_hung() {
                 self.answered_us.store(now_us, Ordering::Relaxed);
-                self.tell_alive(shared);
+                self.tell_alive();
             }
         } else {
             self.hear();
@@ -396,9 +503,67 @@ impl Link {
     pub(super) fn note_figures(&self, figures: LinkStats) {
         let came = |of: &LinkStats| of.datagrams_in + of.direct.came;
         let before = std::mem::replace(&mut *self.figures.lock().unwrap_or_else(PoisonError::into_inner), figures);
+        let now = Instant::now();
         if came(&figures) > came(&before) {
-            *self.carried_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *self.carried_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         }
+        if figures.direct.came > before.direct.came {
+            let mut direct = self.direct.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = direct.filter(|(_, last)| now.duration_since(*last) < DIRECT_PAUSE_MAX).map_or(now, |(since, _)| since);
+            *direct = Some((since, now));
+        }
+    }
+
+    /// For how long datagrams have come directly without a pause.
+    pub(super) fn direct_for(&self) -> Duration {
+        let direct = *self.direct.lock().unwrap_or_else(PoisonError::into_inner);
+        direct.filter(|(_, last)| last.elapsed() < DIRECT_PAUSE_MAX).map_or(Duration::ZERO, |(since, _)| since.elapsed())
+    }
+
+    pub(super) fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wire(&self) -> Wire {
+        *self.wire_mut()
+    }
+
+    fn wire_mut(&self) -> MutexGuard<'_, Wire> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first connection is of this kind.
+    pub(super) fn begin_via(&self, via: Option<NodeId>) {
+        self.wire_mut().via = via;
+    }
+
+    fn change_wire(&self, shared: &Shared, is_up: bool, via: Option<NodeId>) {
+        let now = Instant::now();
+        *self.wire_mut() = Wire { is_up, via, since: now, heard_at: now, echoed_us: shared.now_us() };
+    }
+
+    /// For how long its connection has brought nothing, and for how long nothing that was written on it has been answered.
+    pub(super) fn stalled_for(&self, shared: &Shared) -> (Duration, Duration) {
+        let wire = self.wire();
+        (wire.heard_at.elapsed(), Duration::from_micros(shared.now_us().saturating_sub(wire.echoed_us)))
+    }
+
+    /// Another connection may be wanted, or is one that goes over another node.
+    pub(super) fn may_need_another(&self) -> bool {
+        let wire = self.wire();
+        self.resumes && (!wire.is_direct() || wire.heard_at.elapsed() > ALIVE_INTERVAL * 3)
+    }
+
+    /// Its task is to go on with this connection. `false`: there are too many already, or it has ended.
+    pub(super) fn go_on(&self, connection: Connection) -> bool {
+        self.connections.try_send(connection).is_ok()
+    }
+
+    /// Takes the other end's word of what it has taken. `false`: that cannot be.
+    pub(super) fn take_word(&self, received: u64) -> bool {
+        let is_sound = self.flow().take_word(received);
+        self.taken.notify_one();
+        is_sound
     }
 
     /// Its datagrams come although the control connection says nothing.
@@ -436,51 +601,143 @@ impl Link {
     }
 }
 
-/// Reads and writes until the link ends; why it did. Then nothing of `stream` is left.
-pub(super) async fn run<S: AsyncRead + AsyncWrite>(shared: &Shared, link: &Link, stream: S, items: mpsc::UnboundedReceiver<Item>) -> Ended {
-    let (reader, writer) = tokio::io::split(stream);
+/// What became of a connection.
+enum Over {
+    /// The link ends with it.
+    Ended(Ended),
+    /// It broke, and the link may go on over another one.
+    Broken,
+}
+
+/// Reads and writes until the link ends; why it did. Then nothing of its connection is left.
+pub(super) async fn run(shared: &Shared, link: &Link, first: Connection, inbox: Inbox) -> Ended {
+    let Inbox { mut items, mut connections } = inbox;
     let mut ended = link.ended.subscribe();
-    let told = async { ended.wait_for(Option::is_some).await.ok().and_then(|why| *why).unwrap_or(Ended::Closed) };
-    tokio::select! {
-        biased;
-        why = told => why,
-        why = read(shared, link, reader) => why,
-        why = write(shared, link, writer, items) => why,
+    let mut told = pin!(async { ended.wait_for(Option::is_some).await.ok().and_then(|why| *why).unwrap_or(Ended::Closed) });
+    let mut keeping = pin!(resume::keep_connected(shared, link));
+    let (mut connection, mut is_first) = (Some(first), true);
+    loop {
+        let serving = async {
+            match &mut connection {
+                Some(connection) => serve(shared, link, &mut connection.stream, &mut items, is_first).await,
+                None => Over::Ended(wait_for_connection(link).await),
+            }
+        };
+        let over = tokio::select! {
+            biased;
+            why = &mut told => {
+                if let Some(Connection { stream, .. }) = connection.as_mut().filter(|_| link.resumes) {
+                    // Else the other end would call, since the link might go on.
+                    let _ = timeout(CLOSE_TIMEOUT, stream.shutdown()).await;
+                }
+                return why;
+            }
+            Some(next) = connections.recv() => {
+                link.change_wire(shared, true, next.via);
+                shared.note_moved(link, next.via);
+                (connection, is_first) = (Some(next), false);
+                continue;
+            }
+            why = &mut keeping => return why,
+            over = serving => over,
+        };
+        match over {
+            Over::Broken if link.resumes => {
+                connection = None;
+                let via = link.wire().via;
+                link.change_wire(shared, false, via);
+            }
+            Over::Broken => return Ended::Closed,
+            Over::Ended(why) => return why,
+        }
     }
 }
 
-async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) -> Ended {
+/// While the datagrams of a link come, or for 2 s, another connection may take the place of the one that broke.
+async fn wait_for_connection(link: &Link) -> Ended {
+    let since = Instant::now();
+    while link.is_carried() || since.elapsed() < SILENCE_MAX {
+        tokio::time::sleep(ALIVE_INTERVAL).await;
+    }
+    Ended::Closed
+}
+
+async fn serve(
+    shared: &Shared,
+    link: &Link,
+    stream: &mut Box<dyn Stream>,
+    items: &mut mpsc::UnboundedReceiver<Item>,
+    is_first: bool,
+) -> Over {
+    let (reader, writer) = tokio::io::split(stream);
+    tokio::select! {
+        biased;
+        over = read(shared, link, reader, is_first) => over,
+        over = write(shared, link, writer, items, is_first) => over,
+    }
+}
+
+/// Within 2 s, or for as long as the link is carried.
+async fn while_carried<T>(link: &Link, doing: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut doing = pin!(doing);
+    loop {
+        match timeout(SILENCE_MAX, doing.as_mut()).await {
+            Err(_) if link.is_carried() => {}
+            done => return done,
+        }
+    }
+}
+
+/// Whatever it waits for, it may be begun anew on another connection: a message counts as received once all is done with it.
+async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin, is_first: bool) -> Over {
+    let mut known = 0;
+    if !is_first {
+        let before = match while_carried(link, reader.read_u64_le()).await {
+            Err(_) => return Over::Ended(Ended::Silent),
+            Ok(Err(_)) => return Over::Broken,
+            Ok(Ok(before)) => before,
+        };
+        known = match link.flow().known_after(before) {
+            Some(known) => known,
+            None => return Over::Ended(Ended::Malformed),
+        };
+    }
     let mut bytes = Vec::new();
     loop {
-        let came = {
-            let mut frame = pin!(read_frame(&mut reader, &mut bytes));
-            loop {
-                match timeout(SILENCE_MAX, frame.as_mut()).await {
-                    Err(_) if link.is_carried() => {}
-                    came => break came,
-                }
-            }
-        };
-        match came {
-            Err(_) => return Ended::Silent,
-            Ok(Err(FrameError::TooLarge)) => return Ended::TooLarge,
-            Ok(Err(FrameError::Io(_))) => return Ended::Closed,
+        match while_carried(link, read_frame(&mut reader, &mut bytes)).await {
+            Err(_) => return Over::Ended(Ended::Silent),
+            Ok(Err(FrameError::TooLarge)) => return Over::Ended(Ended::TooLarge),
+            Ok(Err(FrameError::Closed)) => return Over::Ended(Ended::Closed),
+            Ok(Err(FrameError::Io(_))) => return Over::Broken,
             Ok(Ok(())) => shared.counters.message_in(),
         }
-        match control::decode(&bytes) {
-            Ok(Message::Alive(alive)) => link.take_alive(shared, alive),
+        let message = control::decode(&bytes);
+        if let Ok(Message::Alive(alive)) = message {
+            if link.resumes && !link.take_word(alive.received) {
+                return Over::Ended(Ended::Malformed);
+            }
+            link.take_alive(shared, alive);
+            continue;
+        }
+        if known > 0 {
+            // It came over the connection before.
+            known -= 1;
+            continue;
+        }
+        match message {
             // A later version's: whoever sends it can do without an answer.
             Err(ControlError::Unknown) => {}
-            Ok(Message::Hello(_)) | Err(_) => return Ended::Malformed,
+            Ok(Message::Hello(_) | Message::Resume(_) | Message::Alive(_)) | Err(_) => return Over::Ended(Ended::Malformed),
             Ok(Message::Rekey(Rekey { generation })) if generation <= link.generation() => {}
             Ok(Message::Rekey(Rekey { generation })) => {
+                let Ok(permit) = shared.events.reserve().await else { return Over::Ended(Ended::Closed) };
                 // It has heard of the step before earlier than we, or later.
                 if !link.step_to(generation, REKEY_PAUSE / 2) {
                     // A node of before steps twice when both ends step at once. With another link both begin anew.
                     let is_early = link.generation().checked_add(1) == Some(generation);
-                    return if is_early { Ended::Renewed } else { Ended::Malformed };
+                    return Over::Ended(if is_early { Ended::Renewed } else { Ended::Malformed });
                 }
-                rekeyed(shared, link, generation).await;
+                rekeyed(shared, link, generation, permit);
                 link.send(&Message::Rekey(Rekey { generation }));
             }
             Ok(Message::Data(data)) => {
@@ -489,88 +746,134 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin) 
             }
             Ok(message) => shared.emit(link, MeshEvent::Message { node: link.peer.node, message }).await,
         }
+        if link.flow().note_received(bytes.len()) && link.resumes {
+            link.tell_alive();
+        }
     }
 }
 
-async fn write(shared: &Shared, link: &Link, mut writer: impl AsyncWrite + Unpin, mut items: mpsc::UnboundedReceiver<Item>) -> Ended {
+/// What is written next.
+enum Next {
+    /// The first of those that are kept.
+    Kept(u64, Arc<[u8]>),
+    Said(Vec<u8>),
+}
+
+async fn write(
+    shared: &Shared,
+    link: &Link,
+    mut writer: impl AsyncWrite + Unpin,
+    items: &mut mpsc::UnboundedReceiver<Item>,
+    is_first: bool,
+) -> Over {
+    if !is_first {
+        let before = link.flow().rewind();
+        if while_carried(link, writer.write_all(&before.to_le_bytes())).await.is_err() {
+            return Over::Ended(Ended::Slow);
+        }
+    }
     // The step to new keys that could not be made.
-    let mut rekey_again = None;
+    let mut rekey_again = link.wants_rekey.load(Ordering::Relaxed).then(Instant::now);
     let mut alive = interval(ALIVE_INTERVAL);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let said = |message| Next::Said(control::encode(&message, link.peer.version).expect("ours are within the limits"));
     loop {
         let rekey_at = rekey_again.unwrap_or(link.keys().since + REKEY_INTERVAL);
-        let item = tokio::select! {
+        let (kept, is_full) = {
+            let flow = link.flow();
+            (flow.next(), flow.is_full())
+        };
+        let is_ready = kept.is_none() && !is_full;
+        let next = tokio::select! {
             biased;
-            // The other end may have stepped since.
-            () = sleep_until(rekey_at) => match rekey_again.take().is_some() || link.keys().since + REKEY_INTERVAL <= Instant::now() {
-                true => Some(Item::Rekey),
-                false => continue,
-            },
-            item = items.recv() => item,
             _ = alive.tick() => {
                 link.data().release_old(Instant::now());
-                link.tell_alive(shared);
-                continue;
+                said(Message::Alive(link.alive(shared)))
             }
-            bytes = link.next_data() => {
-                match write_while_carried(link, &mut writer, &bytes).await {
-                    Ok(Ok(())) => shared.counters.message_out(),
-                    Ok(Err(_)) => return Ended::Closed,
-                    Err(_) => return Ended::Slow,
+            () = std::future::ready(()), if kept.is_some() => match kept {
+                Some((number, bytes)) => Next::Kept(number, bytes),
+                None => continue,
+            },
+            () = link.taken.notified(), if is_full => continue,
+            // The other end may have stepped since.
+            () = sleep_until(rekey_at), if is_ready => {
+                let is_due = rekey_again.take().is_some() || link.keys().since + REKEY_INTERVAL <= Instant::now();
+                if is_due && !rekey(shared, link).await {
+                    rekey_again = Some(Instant::now() + REKEY_PAUSE);
                 }
                 continue;
             }
-        };
-        let written = match item {
-            None => return Ended::Closed,
-            Some(Item::Message { queued_at, .. }) if queued_at.elapsed() > SILENCE_MAX && !link.is_carried() => return Ended::Slow,
-            Some(Item::Message { bytes, .. }) => {
-                link.queue_len.fetch_sub(bytes.len(), Ordering::Relaxed);
-                write_while_carried(link, &mut writer, &bytes).await
-            }
-            // Two steps that only one end has made would end the link: a datagram tells its generation by one bit.
-            Some(Item::Rekey) if link.is_cut() => {
-                rekey_again = Some(Instant::now() + REKEY_PAUSE);
-                continue;
-            }
-            Some(Item::Rekey) => {
-                let generation = link.generation().saturating_add(1);
-                if link.step_to(generation, REKEY_PAUSE) {
-                    // Here first: what the other end seals with it must be opened when it comes.
-                    rekeyed(shared, link, generation).await;
-                    link.send(&Message::Rekey(Rekey { generation }));
+            item = items.recv(), if is_ready => match item {
+                None => return Over::Ended(Ended::Closed),
+                Some(Item::Message { queued_at, .. }) if queued_at.elapsed() > SILENCE_MAX && !link.is_carried() => {
+                    return Over::Ended(Ended::Slow);
                 }
+                Some(Item::Message { bytes, .. }) => {
+                    link.queue_len.fetch_sub(bytes.len(), Ordering::Relaxed);
+                    link.flow().push(bytes);
+                    continue;
+                }
+                Some(Item::Hello(hello)) => said(Message::Hello(hello)),
+                Some(Item::Alive) => said(Message::Alive(link.alive(shared))),
+                Some(Item::Rekey) => {
+                    if !rekey(shared, link).await {
+                        rekey_again = Some(Instant::now() + REKEY_PAUSE);
+                    }
+                    continue;
+                }
+            },
+            bytes = link.next_data(), if is_ready => {
+                link.flow().push(bytes);
                 continue;
             }
         };
-        match written {
+        let bytes: &[u8] = match &next {
+            Next::Kept(_, bytes) => bytes,
+            Next::Said(bytes) => bytes,
+        };
+        match while_carried(link, write_frame(&mut writer, bytes)).await {
             Ok(Ok(())) => shared.counters.message_out(),
-            Ok(Err(_)) => return Ended::Closed,
-            Err(_) => return Ended::Slow,
+            Ok(Err(_)) => return Over::Broken,
+            Err(_) => return Over::Ended(Ended::Slow),
+        }
+        if let Next::Kept(number, _) = next {
+            let mut flow = link.flow();
+            flow.note_written(number);
+            if !link.resumes {
+                flow.forget_written();
+            }
         }
     }
 }
 
-/// Within 2 s, or for as long as the link is carried.
-async fn write_while_carried(link: &Link, writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<io::Result<()>, Elapsed> {
-    let mut frame = pin!(write_frame(writer, bytes));
-    loop {
-        match timeout(SILENCE_MAX, frame.as_mut()).await {
-            Err(_) if link.is_carried() => {}
-            written => return written,
-        }
+/// Steps to new keys. `false`: not now; two steps that only one end has made would end the link, as a datagram tells its generation by one bit.
+async fn rekey(shared: &Shared, link: &Link) -> bool {
+    if link.is_cut() {
+        return false;
     }
+    // The node stops.
+    let Ok(permit) = shared.events.reserve().await else { return true };
+    link.wants_rekey.store(false, Ordering::Relaxed);
+    let generation = link.generation().saturating_add(1);
+    if link.step_to(generation, REKEY_PAUSE) {
+        // Here first: what the other end seals with it must be opened when it comes.
+        rekeyed(shared, link, generation, permit);
+        link.send(&Message::Rekey(Rekey { generation }));
+    }
+    true
 }
 
-async fn rekeyed(shared: &Shared, link: &Link, generation: u32) {
+fn rekeyed(shared: &Shared, link: &Link, generation: u32, permit: mpsc::Permit<'_, MeshEvent>) {
     shared.counters.rekey();
     tracing::info!(target: crate::logging::AUDIT, node = link.peer.name, pop = link.peer.pop, generation, "mesh link rekeyed");
-    shared.emit(link, MeshEvent::Rekeyed { node: link.peer.node, generation }).await;
+    shared.emit_by(permit, link, MeshEvent::Rekeyed { node: link.peer.node, generation });
 }
 
 /// Why no message was read.
 pub(super) enum FrameError {
     TooLarge,
+    /// The other end has said that there are no more.
+    Closed,
     Io(io::Error),
 }
 
@@ -582,7 +885,13 @@ impl From<io::Error> for FrameError {
 
 /// One message's bytes, behind their length.
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin), bytes: &mut Vec<u8>) -> Result<(), FrameError> {
-    let len = usize::try_from(reader.read_u32_le().await?).unwrap_or(usize::MAX);
+    let mut len = [0; 4];
+    let first = reader.read(&mut len).await?;
+    if first == 0 {
+        return Err(FrameError::Closed);
+    }
+    reader.read_exact(&mut len[first..]).await?;
+    let len = usize::try_from(u32::from_le_bytes(len)).unwrap_or(usize::MAX);
     if len > CONTROL_LEN_MAX {
         return Err(FrameError::TooLarge);
     }
@@ -602,17 +911,37 @@ async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io
 }
 
 /// The first message of a connection.
-pub(super) async fn read_hello(reader: &mut (impl AsyncRead + Unpin)) -> Result<Hello, Refusal> {
+pub(super) enum First {
+    Hello(Hello),
+    /// It is to take the place of a link's.
+    Resume(Resume),
+}
+
+pub(super) async fn read_first(reader: &mut (impl AsyncRead + Unpin)) -> Result<First, Refusal> {
     let mut bytes = Vec::new();
     match read_frame(reader, &mut bytes).await {
         Ok(()) => {}
         Err(FrameError::TooLarge) => return Err(Refusal::TooLarge),
+        Err(FrameError::Closed) => return Err(Refusal::Closed),
         Err(FrameError::Io(error)) => return Err(super::identity::refusal_of(&error)),
     }
     match control::decode(&bytes) {
-        Ok(Message::Hello(hello)) => Ok(hello),
+        Ok(Message::Hello(hello)) => Ok(First::Hello(hello)),
+        Ok(Message::Resume(resume)) => Ok(First::Resume(resume)),
         _ => Err(Refusal::Malformed),
     }
+}
+
+pub(super) async fn read_hello(reader: &mut (impl AsyncRead + Unpin)) -> Result<Hello, Refusal> {
+    match read_first(reader).await? {
+        First::Hello(hello) => Ok(hello),
+        First::Resume(_) => Err(Refusal::Malformed),
+    }
+}
+
+pub(super) async fn write_resume(writer: &mut (impl AsyncWrite + Unpin), resume: Resume) -> io::Result<()> {
+    let bytes = control::encode(&Message::Resume(resume), control::VERSION).expect("it is short");
+    write_frame(writer, &bytes).await
 }
 
 pub(super) async fn write_hello(writer: &mut (impl AsyncWrite + Unpin), hello: Hello) -> Result<(), Refusal> {

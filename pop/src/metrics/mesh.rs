@@ -21,7 +21,21 @@ impl MeshCollector {
 
 impl Collector for MeshCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let MeshCounters { links, refused, messages_in, messages_out, unheard, rekeys, carried, joined, expires_at_s } = self.0.counters();
+        let MeshCounters {
+            links,
+            refused,
+            messages_in,
+            messages_out,
+            unheard,
+            rekeys,
+            carried,
+            joined,
+            transits,
+            transited,
+            transit_bytes,
+            moved,
+            expires_at_s,
+        } = self.0.counters();
         let gauges = [
             ("pop_mesh_links", "Links to other nodes that are up", links as u64),
             (
@@ -29,6 +43,7 @@ impl Collector for MeshCollector {
                 "Clients' sockets that go through this node to the one that has their transport",
                 joined.max(0) as u64,
             ),
+            ("pop_mesh_control_transits", "Control links of other nodes that go over this one", transits as u64),
             ("pop_mesh_certificate_expiry_timestamp_seconds", "Until when mesh.cert is valid, in Unix seconds", expires_at_s),
         ];
         for (name, help, value) in gauges {
@@ -55,6 +70,24 @@ impl Collector for MeshCollector {
         let mut family = encoder.encode_descriptor("pop_mesh_carried", help, None, MetricType::Counter)?;
         for (outcome, count) in carried {
             ConstCounter::new(count).encode(family.encode_family(&[("result", outcome.label())])?)?;
+        }
+        let help =
+            "Transits of control links: carried for two others, or why not; taken and loop are of those that another node brought here";
+        let mut family = encoder.encode_descriptor("pop_mesh_transited", help, None, MetricType::Counter)?;
+        for (outcome, count) in transited {
+            ConstCounter::new(count).encode(family.encode_family(&[("result", outcome.label())])?)?;
+        }
+        let help = "Bytes of other nodes' control links that went over this one";
+        ConstCounter::new(transit_bytes).encode(encoder.encode_descriptor(
+            "pop_mesh_control_transit_bytes",
+            help,
+            None,
+            MetricType::Counter,
+        )?)?;
+        let help = "Links that went on over another connection: a direct one, or one over a third node";
+        let mut family = encoder.encode_descriptor("pop_mesh_control_moves", help, None, MetricType::Counter)?;
+        for (to, count) in moved {
+            ConstCounter::new(count).encode(family.encode_family(&[("to", to)])?)?;
         }
         let help = "New generations of the keys of links";
         ConstCounter::new(rekeys).encode(encoder.encode_descriptor("pop_mesh_rekeys", help, None, MetricType::Counter)?)?;

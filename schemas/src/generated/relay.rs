@@ -225,10 +225,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Telling {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_MESSAGE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_MESSAGE: u8 = 17;
+pub const ENUM_MAX_MESSAGE: u8 = 18;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_MESSAGE: [Message; 18] = [
+pub const ENUM_VALUES_MESSAGE: [Message; 19] = [
   Message::NONE,
   Message::Hello,
   Message::Want,
@@ -247,6 +247,7 @@ pub const ENUM_VALUES_MESSAGE: [Message; 18] = [
   Message::Room,
   Message::Paths,
   Message::Presence,
+  Message::Resume,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -272,9 +273,10 @@ impl Message {
   pub const Room: Self = Self(15);
   pub const Paths: Self = Self(16);
   pub const Presence: Self = Self(17);
+  pub const Resume: Self = Self(18);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 17;
+  pub const ENUM_MAX: u8 = 18;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -294,6 +296,7 @@ impl Message {
     Self::Room,
     Self::Paths,
     Self::Presence,
+    Self::Resume,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -316,6 +319,7 @@ impl Message {
       Self::Room => Some("Room"),
       Self::Paths => Some("Paths"),
       Self::Presence => Some("Presence"),
+      Self::Resume => Some("Resume"),
       _ => None,
     }
   }
@@ -2002,6 +2006,7 @@ impl<'a> Hello<'a> {
   pub const VT_LINK: ::flatbuffers::VOffsetT = 16;
   pub const VT_WORKERS: ::flatbuffers::VOffsetT = 18;
   pub const VT_PLAYOUT_MS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_RESUMES: ::flatbuffers::VOffsetT = 22;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2019,6 +2024,7 @@ impl<'a> Hello<'a> {
     if let Some(x) = args.pop { builder.add_pop(x); }
     if let Some(x) = args.node { builder.add_node(x); }
     builder.add_playout_ms(args.playout_ms);
+    builder.add_resumes(args.resumes);
     builder.add_link(args.link);
     builder.add_version_min(args.version_min);
     builder.add_version(args.version);
@@ -2095,6 +2101,14 @@ impl<'a> Hello<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u16>(Hello::VT_PLAYOUT_MS, Some(150)).unwrap()}
   }
+  /// The writer counts the messages that come, says so in `Alive`, and lets a link go on over another connection.
+  #[inline]
+  pub fn resumes(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Hello::VT_RESUMES, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Hello<'_> {
@@ -2112,6 +2126,7 @@ impl ::flatbuffers::Verifiable for Hello<'_> {
      .visit_field::<u8>("link", Self::VT_LINK, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("workers", Self::VT_WORKERS, true)?
      .visit_field::<u16>("playout_ms", Self::VT_PLAYOUT_MS, false)?
+     .visit_field::<bool>("resumes", Self::VT_RESUMES, false)?
      .finish();
     Ok(())
   }
@@ -2126,6 +2141,7 @@ pub struct HelloArgs<'a> {
     pub link: u8,
     pub workers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
     pub playout_ms: u16,
+    pub resumes: bool,
 }
 impl<'a> Default for HelloArgs<'a> {
   #[inline]
@@ -2140,6 +2156,7 @@ impl<'a> Default for HelloArgs<'a> {
       link: 0,
       workers: None, // required field
       playout_ms: 150,
+      resumes: false,
     }
   }
 }
@@ -2186,6 +2203,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u16>(Hello::VT_PLAYOUT_MS, playout_ms, 150);
   }
   #[inline]
+  pub fn add_resumes(&mut self, resumes: bool) {
+    self.fbb_.push_slot::<bool>(Hello::VT_RESUMES, resumes, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HelloBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     HelloBuilder {
@@ -2215,6 +2236,7 @@ impl ::core::fmt::Debug for Hello<'_> {
       ds.field("link", &self.link());
       ds.field("workers", &self.workers());
       ds.field("playout_ms", &self.playout_ms());
+      ds.field("resumes", &self.resumes());
       ds.finish()
   }
 }
@@ -2918,6 +2940,7 @@ impl<'a> Alive<'a> {
   pub const VT_ECHO_US: ::flatbuffers::VOffsetT = 6;
   pub const VT_DEAD: ::flatbuffers::VOffsetT = 8;
   pub const VT_HUNG: ::flatbuffers::VOffsetT = 10;
+  pub const VT_RECEIVED: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2929,6 +2952,7 @@ impl<'a> Alive<'a> {
     args: &'args AliveArgs
   ) -> ::flatbuffers::WIPOffset<Alive<'bldr>> {
     let mut builder = AliveBuilder::new(_fbb);
+    builder.add_received(args.received);
     builder.add_echo_us(args.echo_us);
     builder.add_now_us(args.now_us);
     builder.add_hung(args.hung);
@@ -2968,6 +2992,14 @@ impl<'a> Alive<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Alive::VT_HUNG, Some(false)).unwrap()}
   }
+  /// Messages of this link that have come, those of its liveness apart; 0 from a writer that does not count.
+  #[inline]
+  pub fn received(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Alive::VT_RECEIVED, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Alive<'_> {
@@ -2980,6 +3012,7 @@ impl ::flatbuffers::Verifiable for Alive<'_> {
      .visit_field::<u64>("echo_us", Self::VT_ECHO_US, false)?
      .visit_field::<bool>("dead", Self::VT_DEAD, false)?
      .visit_field::<bool>("hung", Self::VT_HUNG, false)?
+     .visit_field::<u64>("received", Self::VT_RECEIVED, false)?
      .finish();
     Ok(())
   }
@@ -2989,6 +3022,7 @@ pub struct AliveArgs {
     pub echo_us: u64,
     pub dead: bool,
     pub hung: bool,
+    pub received: u64,
 }
 impl<'a> Default for AliveArgs {
   #[inline]
@@ -2998,6 +3032,7 @@ impl<'a> Default for AliveArgs {
       echo_us: 0,
       dead: false,
       hung: false,
+      received: 0,
     }
   }
 }
@@ -3024,6 +3059,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AliveBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Alive::VT_HUNG, hung, false);
   }
   #[inline]
+  pub fn add_received(&mut self, received: u64) {
+    self.fbb_.push_slot::<u64>(Alive::VT_RECEIVED, received, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AliveBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     AliveBuilder {
@@ -3045,6 +3084,7 @@ impl ::core::fmt::Debug for Alive<'_> {
       ds.field("echo_us", &self.echo_us());
       ds.field("dead", &self.dead());
       ds.field("hung", &self.hung());
+      ds.field("received", &self.received());
       ds.finish()
   }
 }
@@ -4841,6 +4881,141 @@ impl ::core::fmt::Debug for Presence<'_> {
       ds.finish()
   }
 }
+pub enum ResumeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// First on a connection that takes the place of a link's, both ways. Then each end says in eight bytes how many of its messages the other
+/// one had taken before the next one.
+pub struct Resume<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Resume<'a> {
+  type Inner = Resume<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Resume<'a> {
+  pub const VT_NUMBER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_RECEIVED: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PROOF: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Resume { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ResumeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Resume<'bldr>> {
+    let mut builder = ResumeBuilder::new(_fbb);
+    builder.add_received(args.received);
+    builder.add_number(args.number);
+    if let Some(x) = args.proof { builder.add_proof(x); }
+    builder.finish()
+  }
+
+
+  /// Of the caller's attempts, each one higher; in an answer 0: the link is not known.
+  #[inline]
+  pub fn number(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Resume::VT_NUMBER, Some(0)).unwrap()}
+  }
+  /// Messages of this link that have come.
+  #[inline]
+  pub fn received(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Resume::VT_RECEIVED, Some(0)).unwrap()}
+  }
+  /// Of the link's secret and this connection's: 32 bytes.
+  #[inline]
+  pub fn proof(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Resume::VT_PROOF, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Resume<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("number", Self::VT_NUMBER, false)?
+     .visit_field::<u64>("received", Self::VT_RECEIVED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("proof", Self::VT_PROOF, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ResumeArgs<'a> {
+    pub number: u64,
+    pub received: u64,
+    pub proof: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for ResumeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ResumeArgs {
+      number: 0,
+      received: 0,
+      proof: None,
+    }
+  }
+}
+
+pub struct ResumeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ResumeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_number(&mut self, number: u64) {
+    self.fbb_.push_slot::<u64>(Resume::VT_NUMBER, number, 0);
+  }
+  #[inline]
+  pub fn add_received(&mut self, received: u64) {
+    self.fbb_.push_slot::<u64>(Resume::VT_RECEIVED, received, 0);
+  }
+  #[inline]
+  pub fn add_proof(&mut self, proof: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Resume::VT_PROOF, proof);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ResumeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ResumeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Resume<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Resume<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Resume");
+      ds.field("number", &self.number());
+      ds.field("received", &self.received());
+      ds.field("proof", &self.proof());
+      ds.finish()
+  }
+}
 pub enum ControlOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -5129,6 +5304,20 @@ impl<'a> Control<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_resume(&self) -> Option<Resume<'a>> {
+    if self.message_type() == Message::Resume {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Resume::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Control<'_> {
@@ -5156,6 +5345,7 @@ impl ::flatbuffers::Verifiable for Control<'_> {
           Message::Room => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Room>>("Message::Room", pos),
           Message::Paths => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Paths>>("Message::Paths", pos),
           Message::Presence => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Presence>>("Message::Presence", pos),
+          Message::Resume => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Resume>>("Message::Resume", pos),
           _ => Ok(()),
         }
      })?
@@ -5325,6 +5515,13 @@ impl ::core::fmt::Debug for Control<'_> {
         },
         Message::Presence => {
           if let Some(x) = self.message_as_presence() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Resume => {
+          if let Some(x) = self.message_as_resume() {
             ds.field("message", &x)
           } else {
             ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
