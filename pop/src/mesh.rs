@@ -748,7 +748,7 @@ impl Shared {
         // In a PoP a node that is not heard is to be found out soon.
         let resumes = is_abroad && hello.resumes;
         table.unreached.remove(&node);
-        let (link, inbox) = Link::new(table.next_link, peer.clone(), secret.clone(), dialled, is_abroad, resumes, self.now_us());
+        let (link, inbox) = Link::new(table.next_link, peer.clone(), secret.clone(), dialled, is_abroad, resumes);
         link.begin_via(via);
         if dialled && via.is_none() {
             table.located.insert(node, address);

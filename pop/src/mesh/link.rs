@@ -174,14 +174,19 @@ pub(super) struct Wire {
     pub(super) since: Instant,
     /// When it brought something last.
     heard_at: Instant,
-    /// The last clock of ours that has come back by it.
-    echoed_us: u64,
+    /// What it brought waits until this node has taken it, and what is behind that is not looked at.
+    is_busy: bool,
 }
 
 impl Wire {
     /// It is there and goes over nobody else.
     pub(super) fn is_direct(&self) -> bool {
         self.is_up && self.via.is_none()
+    }
+
+    /// For how long it has brought nothing.
+    pub(super) fn silence(&self) -> Duration {
+        if self.is_busy { Duration::ZERO } else { self.heard_at.elapsed() }
     }
 }
 
@@ -346,20 +351,12 @@ struct Generation {
 }
 
 impl Link {
-    pub(super) fn new(
-        id: u64,
-        peer: Peer,
-        secret: LinkSecret,
-        dialled: bool,
-        is_abroad: bool,
-        resumes: bool,
-        now_us: u64,
-    ) -> (Link, Inbox) {
+    pub(super) fn new(id: u64, peer: Peer, secret: LinkSecret, dialled: bool, is_abroad: bool, resumes: bool) -> (Link, Inbox) {
         let (items, received) = mpsc::unbounded_channel();
         let (connections, offered) = mpsc::channel(CONNECTIONS_MAX);
         let since = Instant::now();
         let keys = Mutex::new(Generation { number: 0, since });
-        let wire = Wire { is_up: true, via: None, since, heard_at: since, echoed_us: now_us };
+        let wire = Wire { is_up: true, via: None, since, heard_at: since, is_busy: false };
         let link = Link {
             id,
             peer,
@@ -469,10 +466,6 @@ impl Link {
     fn take_alive(&self, shared: &Shared, alive: Alive) {
         self.their_us.store(alive.now_us, Ordering::Relaxed);
         let said = Said { dead: alive.dead, hung: alive.hung };
-        {
-            let mut wire = self.wire_mut();
-            (wire.heard_at, wire.echoed_us) = (Instant::now(), wire.echoed_us.max(alive.echo_us));
-        }
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = (alive.echo_us, said);
         if alive.hung {
             // It waits for the answer. Of two that stood still each answer would be a question.
@@ -537,21 +530,21 @@ impl Link {
         self.wire_mut().via = via;
     }
 
-    fn change_wire(&self, shared: &Shared, is_up: bool, via: Option<NodeId>) {
+    fn change_wire(&self, is_up: bool, via: Option<NodeId>) {
         let now = Instant::now();
-        *self.wire_mut() = Wire { is_up, via, since: now, heard_at: now, echoed_us: shared.now_us() };
+        *self.wire_mut() = Wire { is_up, via, since: now, heard_at: now, is_busy: false };
     }
 
-    /// For how long its connection has brought nothing, and for how long nothing that was written on it has been answered.
-    pub(super) fn stalled_for(&self, shared: &Shared) -> (Duration, Duration) {
-        let wire = self.wire();
-        (wire.heard_at.elapsed(), Duration::from_micros(shared.now_us().saturating_sub(wire.echoed_us)))
+    /// A message came by it, and is taken now, or was.
+    fn note_heard(&self, is_busy: bool) {
+        let mut wire = self.wire_mut();
+        (wire.heard_at, wire.is_busy) = (Instant::now(), is_busy);
     }
 
     /// Another connection may be wanted, or is one that goes over another node.
     pub(super) fn may_need_another(&self) -> bool {
         let wire = self.wire();
-        self.resumes && (!wire.is_direct() || wire.heard_at.elapsed() > ALIVE_INTERVAL * 3)
+        self.resumes && (!wire.is_direct() || wire.silence() > ALIVE_INTERVAL * 3)
     }
 
     /// Its task is to go on with this connection. `false`: there are too many already, or it has ended.
@@ -633,7 +626,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, first: Connection, inbox: 
                 return why;
             }
             Some(next) = connections.recv() => {
-                link.change_wire(shared, true, next.via);
+                link.change_wire(true, next.via);
                 shared.note_moved(link, next.via);
                 (connection, is_first) = (Some(next), false);
                 continue;
@@ -645,7 +638,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, first: Connection, inbox: 
             Over::Broken if link.resumes => {
                 connection = None;
                 let via = link.wire().via;
-                link.change_wire(shared, false, via);
+                link.change_wire(false, via);
             }
             Over::Broken => return Ended::Closed,
             Over::Ended(why) => return why,
@@ -711,6 +704,7 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin, 
             Ok(Err(FrameError::Io(_))) => return Over::Broken,
             Ok(Ok(())) => shared.counters.message_in(),
         }
+        link.note_heard(false);
         let message = control::decode(&bytes);
         if let Ok(Message::Alive(alive)) = message {
             if link.resumes && !link.take_word(alive.received) {
@@ -724,6 +718,7 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin, 
             known -= 1;
             continue;
         }
+        link.note_heard(true);
         match message {
             // A later version's: whoever sends it can do without an answer.
             Err(ControlError::Unknown) => {}
@@ -746,6 +741,7 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin, 
             }
             Ok(message) => shared.emit(link, MeshEvent::Message { node: link.peer.node, message }).await,
         }
+        link.note_heard(false);
         if link.flow().note_received(bytes.len()) && link.resumes {
             link.tell_alive();
         }

@@ -31,12 +31,11 @@ use super::{counters::Refusal, identity::refusal_of};
 /// How often a link's connection is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A connection that brings nothing for so long (ten signs of life are due), or by which nothing is answered for so long, stands.
+/// A connection that brings nothing for so long stands: ten signs of life are due. Where one direction is cut the other end finds it.
 const STALLED: Duration = Duration::from_secs(1);
-const UNANSWERED: Duration = Duration::from_millis(1_500);
 
 /// The node with the lower id calls; the other one when it has not for so long.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The pause after attempts that failed; doubled each time.
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -118,8 +117,7 @@ pub(super) async fn keep_connected(shared: &Shared, link: &Link) -> Ended {
                 back_after = if is_soon { (back_after * 2).min(BACK_AFTER_MAX) } else { BACK_AFTER };
             }
         }
-        let (silent, unanswered) = link.stalled_for(shared);
-        let stands = !wire.is_up || silent > STALLED || unanswered > UNANSWERED;
+        let stands = !wire.is_up || wire.silence() > STALLED;
         if stands {
             // The second look in a row: this node may have stood still itself.
             let since = *stands_since.get_or_insert_with(Instant::now);
