@@ -5,9 +5,11 @@ import asyncio
 import unittest
 
 from client import until
-from guest import Guest
+from guest import Guest, watch
 from livekit import rtc
 from pops import Pops, run_pop
+
+VIDEO = rtc.TrackKind.KIND_VIDEO
 
 # One way. Over ams it is 55 ms from fra to sin.
 WIRES = ["fra-ams delay 5ms", "ams-sin delay 50ms", "fra-sin delay 80ms"]
@@ -134,8 +136,14 @@ class Transit(unittest.IsolatedAsyncioTestCase):
         print(f"{change}: {gap * 1_000:.0f} ms without a picture, 67 ms are between two", flush=True)
         return gap
 
+    def controls(self):
+        return [pops.link(*of)["control"] for of in self.ends]
+
     def assert_nobody_noticed(self):
         self.assertEqual(self.ann.told("participant_disconnected") + self.ben.told("participant_disconnected"), [])
+        self.assert_same_links()
+
+    def assert_same_links(self):
         for of, age_ms in self.ends.items():
             self.assertGreater(pops.link(*of)["age_ms"], age_ms, "it is the same link")
 
@@ -150,13 +158,55 @@ class Transit(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(route("fra", "sin")["in_use"], "via ams")
         self.assertEqual(nodes["fra"].metrics().get('pop_mesh_way_in_use{pop="sin",way="via ams"}'), 1)
         self.assert_nobody_noticed()
-        # The control connection had nothing for 8 s. When it has again, so has what it tells.
-        await asyncio.to_thread(network.change, "fra-sin loss none")
+        # The control link goes over ams, too.
         await self.ben.me.publish_data("still here", reliable=True)
-        (said,) = await self.ann.until_told("data_received", seconds=30)
+        (said,) = await self.ann.until_told("data_received", seconds=3)
         self.assertEqual(said.data, b"still here")
+        await asyncio.to_thread(network.change, "fra-sin loss none")
         self.assertLess(await self.gap_of("fra-sin delay 40ms", 3), 1)
         self.assert_nobody_noticed()
+
+    async def test_people_come_and_go_and_are_heard_while_the_path_is_cut(self):
+        await self.watch()
+        self.assertEqual(self.controls(), ["direct", "direct"])
+        pictures = asyncio.create_task(self.gap_of("fra-sin loss 100%", 20))
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+        await until("the control link goes over ams", lambda: self.controls() == ["via a.ams", "via a.ams"], 5)
+        moved = asyncio.get_running_loop().time() - began
+        cat = await Guest(nodes["fra"], "stage", "cat").join()
+        dan = await Guest(nodes["sin"], "stage", "dan").join()
+        await cat.publish_video((60, 80))
+        await until("each sees who came", lambda: {"cat"} <= set(self.ben.room.remote_participants), 5)
+        await until("each sees who came", lambda: {"dan"} <= set(self.ann.room.remote_participants), 5)
+        seen = await watch(await self.ben.track("cat", VIDEO), 15, 5)
+        print(f"{moved:.1f} s until the control link goes on, {asyncio.get_running_loop().time() - began:.1f} s until pictures", flush=True)
+        self.assertEqual(len(seen), 15)
+        self.assertNotIn(None, [number for number, _ in seen])
+        await self.ben.me.publish_data("over ams", reliable=True)
+        (said,) = await self.ann.until_told("data_received", seconds=3)
+        self.assertEqual(said.data, b"over ams")
+        await self.ann.me.publish_data("and back", reliable=True)
+        (said,) = await self.ben.until_told("data_received", seconds=3)
+        self.assertEqual(said.data, b"and back")
+        await dan.leave()
+        await until("dan is gone", lambda: "dan" not in self.ann.room.remote_participants, 5)
+        await cat.leave()
+        await until("cat is gone", lambda: "cat" not in self.ben.room.remote_participants, 5)
+        self.assertEqual(self.controls(), ["via a.ams", "via a.ams"])
+        self.assertEqual(nodes["ams"].metrics()["pop_mesh_control_transits"], 1)
+        self.assertEqual(overlay("ams")["sessions"], 0)
+        self.assertLess(await pictures, 1)
+        self.assertLess(await self.gap_of("fra-sin loss none", 3), 1)
+        await until("all goes directly again", lambda: self.controls() == ["direct", "direct"], 20)
+        await self.ben.me.publish_data("directly", reliable=True)
+        await self.ann.until_told("data_received", 2, 3)
+        self.assertLess(await self.gap_of("fra-sin delay 40ms", 3), 1)
+        self.assertEqual([guest.identity for (guest,) in self.ann.told("participant_disconnected")], ["dan"])
+        self.assertEqual([guest.identity for (guest,) in self.ben.told("participant_disconnected")], ["cat"])
+        self.assert_same_links()
+        self.assertEqual(nodes["fra"].metrics()['pop_mesh_control_moves_total{to="over"}'], 1, "it went there once")
+        self.assertEqual(nodes["ams"].metrics()["pop_mesh_control_transits"], 0)
 
     async def test_a_path_that_is_cut_in_one_direction_is_left_in_that_one(self):
         await self.watch()

@@ -251,6 +251,11 @@ impl Routes {
         self.rows.remove(&node);
     }
 
+    /// What a node of another PoP has said of the path to this one.
+    pub fn heard(&self, node: NodeId, to: &str) -> Option<Figures> {
+        self.rows.get(&node)?.paths.get(to)?.path
+    }
+
     /// What of that which this PoP measures is to be told now: the paths that have changed, and PoPs that it does not reach any more; nothing,
     /// to say that the rest still holds. `has_news`: somebody has to be told something beside that.
     pub fn poll_told(&mut self, now: Time, has_news: bool) -> Option<(Vec<Path>, Vec<String>)> {

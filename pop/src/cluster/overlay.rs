@@ -327,17 +327,18 @@ impl Overlay {
         self.neighbours.iter().map(of_node).collect()
     }
 
-    /// Nodes that may have a way to those of a PoP, the best first: those that say so, and others of the PoP itself.
+    /// Nodes that may have a way to those of a PoP, the best first: those that say so and others of the PoP itself, then the nearest.
     pub(super) fn thirds(&self, pop: &str) -> Vec<NodeId> {
         let cost = |(node, of): (&NodeId, &Neighbour)| {
             let own = of.figures().filter(Figures::reaches)?.cost_us();
-            let paths = &of.told.as_ref()?.paths;
-            let theirs = paths.iter().find(|path| path.pop == pop && path.figures.reaches()).map(|path| path.figures.cost_us());
-            Some((own + if *of.pop == *pop { 0 } else { theirs? }, *node))
+            // Of a PoP with which this node has never had a link nothing is kept that others say.
+            let theirs =
+                if *of.pop == *pop { Some(0) } else { self.routes.heard(*node, pop).filter(Figures::reaches).map(|of| of.cost_us()) };
+            Some((theirs.is_none(), own + theirs.unwrap_or_default(), *node))
         };
         let mut thirds: Vec<_> = self.neighbours.iter().filter_map(cost).collect();
         thirds.sort_unstable();
-        thirds.into_iter().take(THIRDS_MAX).map(|(_, node)| node).collect()
+        thirds.into_iter().take(THIRDS_MAX).map(|(_, _, node)| node).collect()
     }
 
     /// Where neighbours take connections, as they say.
