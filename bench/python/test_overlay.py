@@ -179,10 +179,13 @@ class Transit(unittest.IsolatedAsyncioTestCase):
         await cat.publish_video((60, 80))
         await until("each sees who came", lambda: {"cat"} <= set(self.ben.room.remote_participants), 5)
         await until("each sees who came", lambda: {"dan"} <= set(self.ann.room.remote_participants), 5)
-        seen = await watch(await self.ben.track("cat", VIDEO), 15, 5)
-        print(f"{moved:.1f} s until the control link goes on, {asyncio.get_running_loop().time() - began:.1f} s until pictures", flush=True)
-        self.assertEqual(len(seen), 15)
+        # What the new way carries is found out anew, and who comes meanwhile has the first pictures, if not yet all.
+        seen = await watch(await self.ben.track("cat", VIDEO), 3, 5)
+        works = asyncio.get_running_loop().time() - began
+        print(f"{moved:.1f} s until the control link goes on, {works:.1f} s until somebody new is seen", flush=True)
+        self.assertEqual(len(seen), 3)
         self.assertNotIn(None, [number for number, _ in seen])
+        self.assertLess(works, 6)
         await self.ben.me.publish_data("over ams", reliable=True)
         (said,) = await self.ann.until_told("data_received", seconds=3)
         self.assertEqual(said.data, b"over ams")
