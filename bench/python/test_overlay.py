@@ -169,23 +169,24 @@ class Transit(unittest.IsolatedAsyncioTestCase):
     async def test_people_come_and_go_and_are_heard_while_the_path_is_cut(self):
         await self.watch()
         self.assertEqual(self.controls(), ["direct", "direct"])
-        pictures = asyncio.create_task(self.gap_of("fra-sin loss 100%", 20))
-        await asyncio.sleep(0.1)
         began = asyncio.get_running_loop().time()
+        pictures = asyncio.create_task(self.gap_of("fra-sin loss 100%", 3))
+        await asyncio.sleep(0.1)
         await until("the control link goes over ams", lambda: self.controls() == ["via a.ams", "via a.ams"], 5)
         moved = asyncio.get_running_loop().time() - began
+        self.assertLess(await pictures, 1)
         cat = await Guest(nodes["fra"], "stage", "cat").join()
         dan = await Guest(nodes["sin"], "stage", "dan").join()
         await cat.publish_video((60, 80))
         await until("each sees who came", lambda: {"cat"} <= set(self.ben.room.remote_participants), 5)
         await until("each sees who came", lambda: {"dan"} <= set(self.ann.room.remote_participants), 5)
-        # What the new way carries is found out anew, and who comes meanwhile has the first pictures, if not yet all.
+        # What the new way carries is found out anew, by trouble that the cut has made, too: for some seconds not all pictures of two fit.
         seen = await watch(await self.ben.track("cat", VIDEO), 3, 5)
         works = asyncio.get_running_loop().time() - began
         print(f"{moved:.1f} s until the control link goes on, {works:.1f} s until somebody new is seen", flush=True)
         self.assertEqual(len(seen), 3)
         self.assertNotIn(None, [number for number, _ in seen])
-        self.assertLess(works, 6)
+        self.assertLess(works, 7)
         await self.ben.me.publish_data("over ams", reliable=True)
         (said,) = await self.ann.until_told("data_received", seconds=3)
         self.assertEqual(said.data, b"over ams")
@@ -199,7 +200,7 @@ class Transit(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(self.controls(), ["via a.ams", "via a.ams"])
         self.assertEqual(nodes["ams"].metrics()["pop_mesh_control_transits"], 1)
         self.assertEqual(overlay("ams")["sessions"], 0)
-        self.assertLess(await pictures, 1)
+        await until("all fits again", lambda: not pops.link("fra", "sin")["limit_kbps"], 30)
         self.assertLess(await self.gap_of("fra-sin loss none", 3), 1)
         await until("all goes directly again", lambda: self.controls() == ["direct", "direct"], 20)
         await self.ben.me.publish_data("directly", reliable=True)
