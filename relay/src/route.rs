@@ -225,12 +225,12 @@ impl Routes {
     /// What a node of another PoP measures. Of PoPs that this node has no link with it counts for nothing: only a link
     /// proves that there is one. `gone`: PoPs that it does not reach any more, where it tells what has changed; else all that it does not name.
     pub fn hear(&mut self, now: Time, node: NodeId, pop: &PopName, paths: &[Path], gone: Option<&[String]>) {
-        if !self.own.contains_key(pop) || (self.rows.len() >= PATHS_MAX && !self.rows.contains_key(&node)) {
+        if *pop == self.pop || (self.rows.len() >= PATHS_MAX && !self.rows.contains_key(&node)) {
             return;
         }
-        let is_known = |path: &&Path| path.pop != **pop && (path.pop == *self.pop || self.own.contains_key(path.pop.as_str()));
-        let told: BTreeMap<PopName, Figures> =
-            paths.iter().filter(is_known).map(|path| (PopName::from(path.pop.as_str()), path.figures)).collect();
+        // A link that proves it may come later, and what has not changed is not told again then.
+        let told = paths.iter().filter(|path| path.pop != **pop).map(|path| (PopName::from(path.pop.as_str()), path.figures));
+        let told: BTreeMap<PopName, Figures> = told.collect();
         let before = self.rows.remove(&node).filter(|row| row.pop == *pop).map(|row| row.paths);
         let mut paths = before.unwrap_or_default();
         for (to, known) in &mut paths {
@@ -240,7 +240,9 @@ impl Routes {
             }
         }
         for (to, figures) in told {
-            paths.entry(to).or_default().path = Some(figures);
+            if paths.len() < PATHS_MAX || paths.contains_key(&to) {
+                paths.entry(to).or_default().path = Some(figures);
+            }
         }
         paths.retain(|_, known| known.path.is_some() || known.weight(now) > 0);
         self.rows.insert(node, Row { pop: Arc::clone(pop), heard_at: now, paths });
@@ -341,10 +343,12 @@ impl Routes {
     /// path of the one with the least cost.
     pub fn matrix(&self) -> BTreeMap<(PopName, PopName), Figures> {
         let own = self.own.iter().filter_map(|(to, own)| Some((Arc::clone(&self.pop), Arc::clone(to), own.path?)));
+        let is_known = |pop: &PopName| *pop == self.pop || self.own.contains_key(pop);
         let of_row = |row: &'_ Row| {
-            row.paths.iter().filter_map(|(to, known)| Some((Arc::clone(&row.pop), Arc::clone(to), known.path?))).collect::<Vec<_>>()
+            let known = row.paths.iter().filter(|(to, _)| is_known(to));
+            known.filter_map(|(to, known)| Some((Arc::clone(&row.pop), Arc::clone(to), known.path?))).collect::<Vec<_>>()
         };
-        let heard = self.rows.values().flat_map(of_row);
+        let heard = self.rows.values().filter(|row| is_known(&row.pop)).flat_map(of_row);
         let mut matrix: BTreeMap<(PopName, PopName), Figures> = BTreeMap::new();
         for (from, to, figures) in own.chain(heard) {
             let known = matrix.entry((from, to)).or_insert(figures);
@@ -579,6 +583,23 @@ mod tests {
         assert_eq!(rig.routes.routes().map(|(to, route)| format!("{to} {}", route.way)).collect::<Vec<_>>(), ["ams direct", "sin direct"]);
         let paths: Vec<String> = rig.routes.matrix().keys().map(|(from, to)| format!("{from} {to}")).collect();
         assert_eq!(paths, ["ams fra", "fra ams", "fra sin"]);
+    }
+
+    #[test]
+    fn what_was_told_of_a_pop_counts_as_soon_as_there_is_a_link_with_it() {
+        let (mut routes, now, ams) = (Routes::new("fra".into(), BTreeMap::new()), Time::ZERO, PopName::from("ams"));
+        let told = |pop: &str| Path { pop: pop.to_owned(), figures: path(50, 0) };
+        routes.hear(now, NodeId(1), &ams, &[told("sin"), told("fra")], None);
+        assert!(routes.matrix().is_empty());
+        routes.measure(now, &ams, Some(path(10, 0)));
+        routes.hear(now, NodeId(1), &ams, &[], Some(&[]));
+        routes.measure(now, &"sin".into(), None);
+        routes.handle_timeout(now);
+        assert_eq!(routes.route("sin").map(|route| route.way.to_string()), Some("via ams".to_owned()));
+        assert_eq!(routes.matrix().len(), 3);
+        let many: Vec<Path> = (0..PATHS_MAX).map(|n| told(&n.to_string())).collect();
+        routes.hear(now, NodeId(1), &ams, &many, Some(&[]));
+        assert_eq!(routes.rows[&NodeId(1)].paths.len(), PATHS_MAX);
     }
 
     #[test]
