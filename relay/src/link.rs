@@ -40,7 +40,7 @@ use crate::{
     RelayDrop,
     frame::{FrameKind, HEAD_LEN, Head, OVERHEAD},
     keys::KEYS_LEN,
-    seal::{Opener, Sealer},
+    seal::{Opener, Sealer, TRANSIT_COUNTERS},
 };
 
 /// Longest datagram that is ever written, so the least that `out` of [`Link::poll_transmit`] has to hold.
@@ -165,15 +165,15 @@ pub enum Incoming<'a> {
 /// What a link has done since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkStats {
-    /// Datagrams sent, repairs and feedback included.
+    /// Datagrams sent, repairs and feedback included; those of others apart.
     pub datagrams_out: u64,
-    /// Their UDP payload bytes.
+    /// Their UDP payload bytes, those of others included.
     pub bytes_out: u64,
     /// Bytes of packets in them, repairs excluded.
     pub media_bytes_out: u64,
-    /// Datagrams that were authentic and new.
+    /// Datagrams that were authentic and new; those of others apart.
     pub datagrams_in: u64,
-    /// Their UDP payload bytes.
+    /// Their UDP payload bytes, those of others included.
     pub bytes_in: u64,
     /// Bytes of packets in them.
     pub media_bytes_in: u64,
@@ -191,7 +191,7 @@ pub struct LinkStats {
     pub jitter_us: u32,
     /// Largest UDP payload that passes.
     pub mtu: u16,
-    /// UDP payload bytes of what was carried for others, part of the totals above, out and in.
+    /// UDP payload bytes of what was carried for others, part of `bytes_out` and `bytes_in`.
     pub transit_bytes_out: u64,
     /// See `transit_bytes_out`.
     pub transit_bytes_in: u64,
@@ -269,6 +269,8 @@ pub struct Link {
     tables: Tables,
     evidence: Evidence,
     echoes: EchoWindow,
+    /// Of the datagrams of others.
+    transits: Window,
     ways: Ways,
     /// The way that was the only one last.
     settled: Way,
@@ -291,7 +293,7 @@ pub struct Link {
 
 impl Link {
     /// Bytes of heap that one link has, keys apart: see [`Link::KEYS_MEMORY_LEN`].
-    pub const MEMORY_LEN: usize = Window::MEMORY_LEN
+    pub const MEMORY_LEN: usize = 2 * Window::MEMORY_LEN
         + MissingList::MEMORY_LEN
         + Parts::MEMORY_LEN
         + Sent::MEMORY_LEN
@@ -320,6 +322,7 @@ impl Link {
             tables: Tables::new(),
             evidence: Evidence::new(),
             echoes: EchoWindow::default(),
+            transits: Window::new(),
             ways: Ways::default(),
             settled: Way::Direct,
             paths: [Path::direct(now), Path::carried(now, 0), Path::carried(now, 0)],
@@ -470,9 +473,10 @@ impl Link {
             return Err(RelayDrop::TooLarge);
         }
         let head = self.head(FrameKind::Transit, 0, route.worker, route.hops_left);
-        let len = self.sealer.seal(head, &route.destination.0.to_le_bytes(), datagram, out)?;
+        let len = self.sealer.seal_transit(head, &route.destination.0.to_le_bytes(), datagram, out)?;
         self.stats.transit_bytes_out += len as u64;
-        Ok(self.count_out(len))
+        self.stats.bytes_out += len as u64;
+        Ok(len)
     }
 
     /// Longest datagram that [`Self::write_transit`] takes now. What is carried goes over this link's own path, however its own datagrams go.
@@ -719,6 +723,16 @@ impl Link {
             self.echoes.insert(head.counter);
             self.heard_at = Some(now);
             self.stats.echoes_in += 1;
+            return Ok((head, len, 0));
+        }
+        if head.kind == FrameKind::Transit {
+            let counter = head.counter.checked_sub(TRANSIT_COUNTERS).ok_or(RelayDrop::Malformed)?;
+            self.transits.check(counter)?;
+            let len = self.opener.open(now, &head, datagram)?;
+            self.transits.insert(counter);
+            self.heard_at = Some(now);
+            self.evidence.heard(now, by);
+            self.stats.bytes_in += datagram.len() as u64;
             return Ok((head, len, 0));
         }
         self.window.check(head.counter)?;

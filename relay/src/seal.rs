@@ -26,10 +26,13 @@ const KEYS_ALMOST_USED: u64 = DATAGRAMS_PER_KEY_MAX / 8 * 7;
 /// How long a generation still opens after the next one is there.
 pub const OLD_KEYS_LIVE: Duration = Duration::from_secs(180);
 
-/// Echoes are numbered from here on, all else below it: no pair of key and nonce comes twice, and what is lost of them is no loss.
+/// Echoes are numbered from here on, the link's own datagrams below it: no pair of key and nonce comes twice, and what is lost of echoes is no
+/// loss of the link.
 pub(crate) const ECHO_COUNTERS: u64 = 1 << 61;
 /// And up to here.
-pub(crate) const ECHO_COUNTERS_END: u64 = 1 << 62;
+pub(crate) const ECHO_COUNTERS_END: u64 = TRANSIT_COUNTERS;
+/// What the link carries for others is numbered from here on: it goes over this link's own path, while the link's own may go another way.
+pub(crate) const TRANSIT_COUNTERS: u64 = 1 << 62;
 
 /// Key and salt of one generation and direction.
 struct Key {
@@ -64,8 +67,9 @@ pub struct Sealer {
     /// Waits until the other end can open it, or there is no other choice.
     next_key: Option<Key>,
     counter: u64,
-    /// The counter of the next echo.
+    /// The counters of the next echo, and of the next datagram of others.
     echo: u64,
+    transit: u64,
     /// Sealed under `key`.
     sealed: u64,
     told: bool,
@@ -74,7 +78,8 @@ pub struct Sealer {
 impl Sealer {
     /// Seals under `keys` of `generation`, from counter 0 on.
     pub fn new(keys: &[u8; KEYS_LEN], generation: u32) -> Sealer {
-        Sealer { key: Key::new(keys, generation), next_key: None, counter: 0, echo: ECHO_COUNTERS, sealed: 0, told: false }
+        let (echo, transit) = (ECHO_COUNTERS, TRANSIT_COUNTERS);
+        Sealer { key: Key::new(keys, generation), next_key: None, counter: 0, echo, transit, sealed: 0, told: false }
     }
 
     /// Has the keys of a later generation ready. The one that waits, if any, is sealed under from now on: the other end opens it, and
@@ -128,6 +133,13 @@ impl Sealer {
     pub fn seal_echo(&mut self, head: Head, payload: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
         let len = self.seal_as(self.echo, head, payload, &[], out)?;
         self.echo += 1;
+        Ok(len)
+    }
+
+    /// The same of a datagram of others.
+    pub fn seal_transit(&mut self, head: Head, payload: &[u8], rest: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+        let len = self.seal_as(self.transit, head, payload, rest, out)?;
+        self.transit += 1;
         Ok(len)
     }
 

@@ -295,6 +295,23 @@ fn what_is_carried_for_another_link_takes_40_bytes_more_and_cannot_be_read() {
 }
 
 #[test]
+fn what_is_lost_of_others_is_no_loss_of_the_link_that_carries_it() {
+    let mut net = Net::new(19, Wire::GOOD, [1, 1]);
+    net.run(2 * SECOND);
+    let (mut out, route) = ([0; DATAGRAM_LEN_WRITTEN_MAX], SourceRoute::through_one(NodeId(7), 2));
+    // Its own way is another one than its path, which is cut: four of five datagrams are lost.
+    for _ in 0..40 {
+        for _ in 0..4 {
+            net.ends[0].link.write_transit(route, &[7; 100], &mut out).expect("it fits");
+        }
+        net.run(SECOND / 20);
+    }
+    let [a, b] = &net.ends;
+    assert_eq!((b.link.stats().lost, a.link.limit()), (0, None));
+    assert_eq!(a.link.stats().bytes_out - a.link.stats().transit_bytes_out, b.link.stats().bytes_in);
+}
+
+#[test]
 fn a_link_that_is_carried_writes_what_the_carriers_take_and_finds_out_how_much_that_is() {
     let mut net = Net::new(17, Wire::GOOD, [1, 1]);
     net.talk(2 * SECOND, 1_100);

@@ -191,6 +191,8 @@ fn mutated_payloads_of_an_authentic_liar_panic_nowhere_and_stay_bounded() {
         let (layer, epoch) = if kind == FrameKind::Transit { (rng.below(4) as u8, rng.below(5) as u8) } else { (0, 0) };
         let len = if kind == FrameKind::Echo {
             liar.seal_echo(head(kind), &payload, &mut out).expect("it fits")
+        } else if kind == FrameKind::Transit {
+            liar.seal_transit(Head { layer, epoch, ..head(kind) }, &payload, &[], &mut out).expect("it fits")
         } else {
             liar.seal(Head { layer, epoch, ..head(kind) }, &payload, &[], &mut out).expect("it fits")
         };
