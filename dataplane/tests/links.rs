@@ -774,6 +774,31 @@ fn keyframes_that_viewers_of_a_node_ask_for_cross_as_one_ask_and_are_asked_for_o
 }
 
 #[test]
+fn a_new_picture_is_asked_for_where_a_hole_comes_no_more_and_nobody_has_to_notice_first() {
+    let (mut mesh, publisher) = video();
+    viewer(&mut mesh, 2);
+    let mut index = 0;
+    let mut film = |mesh: &mut Mesh, frames: u64, lose: usize| {
+        mesh.lose = lose;
+        for _ in 0..frames {
+            mesh.receive(&publisher, publisher.packet(1, index, &vp8(index == 0, 500)));
+            index += 1;
+            mesh.pass(Duration::from_millis(30));
+        }
+        mesh.origin_counters().rtcp_pli_out
+    };
+    let before = film(&mut mesh, 60, 0);
+    assert_eq!(film(&mut mesh, 60, 10), before, "what is lost one by one is repaired");
+    // From now on a repair would come too late.
+    mesh.way = Duration::from_millis(200);
+    mesh.bottleneck =
+        Some(Bottleneck { rate_bps: 1 << 30, queue: Duration::from_secs(1), free_at: Time::ZERO, on_the_way: VecDeque::new() });
+    assert_eq!(film(&mut mesh, 60, 0), before);
+    assert_eq!(film(&mut mesh, 10, 1), before, "nothing comes");
+    assert_eq!(film(&mut mesh, 12, 0), before + 1);
+}
+
+#[test]
 fn the_publishers_clock_and_its_goodbye_cross() {
     let (mut mesh, mut publisher) = simulcast();
     let mut viewer = mesh.edge.viewer(2, 1);

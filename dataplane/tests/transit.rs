@@ -412,7 +412,7 @@ fn what_the_next_path_does_not_take_ends_before_it() {
         datagram.resize(len, 0);
         let mut written = 0;
         for _ in 0..1_000 {
-            written = sealer.seal(head, &(Y as u64).to_le_bytes(), &datagram, &mut out).expect("it fits");
+            written = sealer.seal_transit(head, &(Y as u64).to_le_bytes(), &datagram, &mut out).expect("it fits");
         }
         let now = net.now;
         net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut out[..written]);

@@ -70,6 +70,8 @@ const RTT_MAX: Duration = Duration::from_secs(10);
 /// How long a datagram may be overtaken by others before it counts as missing: a sixteenth of the round trip within these. With an eighth
 /// the second repair of 20 ms audio is 2 ms late at a round trip of 60 ms and the default playout.
 const TOLERANCE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(10));
+/// What a repair takes beside the round trip: until it is missed, asked for and written.
+const REPAIR_SLACK: Duration = Duration::from_millis(30);
 /// So many bytes in and out are worth a feedback before its time, of which it is less than a hundredth, ...
 const FEEDBACK_BYTES: u64 = 16_384;
 /// ... but not sooner than so: what the way carries shows in them, and a queue fills in a tenth of a second.
@@ -856,6 +858,12 @@ impl Link {
     /// The smoothed round trip, once it is known.
     pub fn rtt(&self) -> Option<Duration> {
         self.clocks.rtt
+    }
+
+    /// How long it takes until a repair of what was lost is there; `None`: too long to be of use.
+    pub fn repairs_within(&self) -> Option<Duration> {
+        let rtt = self.clocks.rtt_or_default();
+        (rtt <= self.playout).then(|| rtt + rtt / 8 + REPAIR_SLACK)
     }
 
     /// When the last authentic datagram came.

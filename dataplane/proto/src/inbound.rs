@@ -405,6 +405,15 @@ impl Inbound {
         self.keyframe_wanted = self.kind == MediaKind::Video && (self.pli || self.fir) && !self.unwanted;
     }
 
+    /// What has been missing for so long comes no more, where others ask for it: of a picture that lacks it a new one has to begin.
+    pub fn give_up_missing(&mut self, now: Time, patience: Duration) {
+        let before = self.missing.len();
+        self.missing.retain(|missing| now.since(missing.next_ask) < patience);
+        if self.missing.len() < before {
+            self.request_keyframe();
+        }
+    }
+
     /// Asks for a packet that never came, on behalf of a viewer that misses it.
     pub fn request_repair(&mut self, now: Time, sequence: u64) {
         let in_reach = self.first.is_some_and(|first| sequence > first)

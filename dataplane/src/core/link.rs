@@ -18,6 +18,7 @@ use pop_proto::control::{
     ExtensionIds, LAYERS_MAX, LinkId, LinkKeys, LinkStats, LinkWay, MediaKind, OpenLink, OpenTrack, Path, PathStats, SELF_TEST,
     SessionBound, WaysInUse,
 };
+use pop_proto::group::HOLE_PATIENCE;
 use pop_proto::header::CopiedElements;
 use pop_proto::history::{Lookup, Meta, SLOT_LEN, Stored};
 use pop_proto::layers::LayerState;
@@ -342,6 +343,12 @@ impl Links {
         self.mark_urgent(link);
     }
 
+    /// How long what is missing of a stream over a link may still come.
+    pub(super) fn patience(&self, link: usize) -> std::time::Duration {
+        let repaired = self.slab.get(link).and_then(|state| state.link.as_ref()?.repairs_within());
+        repaired.unwrap_or_default().max(HOLE_PATIENCE)
+    }
+
     pub(super) fn mark_urgent(&mut self, link: usize) {
         if !std::mem::replace(&mut self.slab[link].is_urgent, true) {
             self.urgent.push_back(link);
@@ -485,7 +492,9 @@ impl Core {
             self.forget_track(id, before);
         }
         let end = LinkEnd::new(link, alias);
-        let index = self.insert_track(&elsewhere(open), Source::Link(end, extensions));
+        // What is missing is noted, to ask for a picture where it comes no more.
+        let open = OpenTrack { nack: true, ..elsewhere(open) };
+        let index = self.insert_track(&open, Source::Link(end, extensions));
         // Nothing is wanted before there is a subscriber.
         self.tracks[index].layers.iter_mut().for_each(|layer| layer.inbound.set_wanted(false));
         self.crossing.push(index);

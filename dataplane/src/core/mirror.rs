@@ -170,6 +170,8 @@ impl Core {
     /// Asks where a track comes from for what is wanted of it, when that is not this worker.
     fn ask_source(&mut self, now: Time, index: usize, is_turn: bool) {
         let track = &mut self.tracks[index];
+        // Of pictures that a link brings with a hole nothing can be shown until a new one begins, and clients wait for that for seconds.
+        let patience = if let Source::Link(end, _) = &track.source { Some(self.links.patience(end.link)) } else { None };
         let (wanted_told, must_hold) = match &mut track.source {
             Source::Transport(_) => return,
             Source::Worker(peer) => (&mut peer.wanted, true),
@@ -183,6 +185,9 @@ impl Core {
         let (mut wanted, mut keyframes) = (0, 0);
         for (at, layer) in track.layers.iter_mut().enumerate() {
             wanted |= u8::from(layer.inbound.is_wanted()) << at;
+            if let Some(patience) = patience {
+                layer.inbound.give_up_missing(now, patience);
+            }
             if layer.inbound.keyframe_due(now) {
                 layer.inbound.pli_sent(now);
                 keyframes |= 1 << at;
