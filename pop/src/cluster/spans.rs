@@ -160,8 +160,11 @@ impl Spans {
 
     /// A node of another PoP shares the session, or so it is said.
     fn add_host(&mut self, session: &SessionId, node: NodeId) {
+        let is_granted = self.is_granted(session, node);
         let Some(shared) = self.sessions.get_mut(session) else { return };
-        if shared.hosts.len() < HOSTS_MAX && shared.hosts.insert(node) && self.is_granted(session, node) {
+        // Whom others only name takes nobody's place.
+        let has_place = is_granted || shared.hosts.len() < HOSTS_MAX;
+        if has_place && shared.hosts.insert(node) && is_granted {
             self.tell(node, session, Telling::Watch);
         }
     }
@@ -696,6 +699,12 @@ mod tests {
         assert!(rig.spans[a].hear(now, NodeId::of(MANY[ranked(a)[0]], "a"), hosts));
         rig.run(20);
         assert_eq!((rig.known(a), rig.known(b)), (vec![], vec![]), "and who is named needs the keys all the same");
+        let names = Telling::Hosts((0..HOSTS_MAX as u64).map(NodeId).collect());
+        let hosts = Presence { session: meeting_of(&session()), telling: names };
+        assert!(rig.spans[a].hear(rig.now, NodeId::of(MANY[ranked(a)[0]], "a"), hosts));
+        rig.enter(ranked(0)[5], 7, "key");
+        rig.run(20);
+        assert_eq!(rig.known(a), [7], "nor keeps who is made up a real one out");
     }
 
     #[test]
