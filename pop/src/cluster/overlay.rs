@@ -331,7 +331,6 @@ impl Overlay {
     pub(super) fn thirds(&self, pop: &str) -> Vec<NodeId> {
         let cost = |(node, of): (&NodeId, &Neighbour)| {
             let own = of.figures().filter(Figures::reaches)?.cost_us();
-            // Of a PoP with which this node has never had a link nothing is kept that others say.
             let theirs =
                 if *of.pop == *pop { Some(0) } else { self.routes.heard(*node, pop).filter(Figures::reaches).map(|of| of.cost_us()) };
             Some((theirs.is_none(), own + theirs.unwrap_or_default(), *node))

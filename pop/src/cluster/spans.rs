@@ -11,7 +11,8 @@
 //!
 //! Who shares a session is known where PoPs meet: each node that has people in it says so, with its keys, to the nodes of the three PoPs that
 //! rank first by highest random weight of the session (`Meet`), and these tell each of whom else they know of whose certificate has the keys, and that one of
-//! it (`Hosts`). So nobody tells all, and who meets knows a digest of the name alone. It is soft state: it goes with the link, and who ranks first is told anew.
+//! it (`Hosts`). So nobody tells all. Where they meet it is known which nodes
+//! share a session and by which API keys, and a plain digest of its name, which tells a name that can be guessed. It is soft state: it goes with the link, and who ranks first is told anew.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
