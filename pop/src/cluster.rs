@@ -7,11 +7,13 @@
 //! first record of a node's people in a room, link up, Gap --Follow--> link        link --Follow--> room --> Followed, what was missed
 //! room --data, speakers, qualities--> links of the nodes that follow its session  link --Data, Heard--> room
 //! room --what an operator says of it--> links of all nodes, and of each that comes to share it     link --Room--> room
+//! link --Want of a track of another PoP--> room takes it from there --> ExportToLink, Offer, as if it were ours (gateway.rs)
 //! link --Presence--> spans --Record, node's fate--> rooms        room --put, key--> spans --Presence--> links with nodes of other PoPs
 //! ```
 //! What is wanted is kept until nobody wants it: a link that comes back is asked again.
 
 mod events;
+mod gateway;
 mod overlay;
 mod spans;
 
@@ -51,6 +53,7 @@ use crate::rejoin;
 use crate::token::unix_now_ms;
 use crate::view::{LinkView, NodeView, OverlayView, VipView};
 use crate::vip::{Turn, Vip};
+use gateway::{Facts, PASS_VERSION, Passes, Source, choose};
 use overlay::{NodeWay, Overlay, located};
 use spans::Spans;
 
@@ -178,6 +181,12 @@ enum Request {
     },
     Closed {
         track: TrackId,
+    },
+    /// A track of another PoP is here for the nodes that are to get it from this one; `None`: it cannot be.
+    Passed {
+        session: SessionId,
+        track: TrackId,
+        exported: Option<Exported>,
     },
     /// A room's answer to another node's wish.
     Export {
@@ -312,6 +321,7 @@ impl Cluster {
             nodes: HashMap::new(),
             links: HashMap::new(),
             wants: HashMap::new(),
+            passes: Passes::default(),
             next_alias: first_alias(),
             next_number: 0,
             considered: 0,
@@ -387,6 +397,11 @@ impl Cluster {
     /// A track of ours is no more.
     pub(crate) fn closed(&self, track: TrackId) {
         self.tell(Request::Closed { track });
+    }
+
+    /// A track of another PoP is here, and goes on to the nodes that wait for it; `None`: it cannot.
+    pub(crate) fn passed(&self, session: &SessionId, track: TrackId, exported: Option<Exported>) {
+        self.tell(Request::Passed { session: session.clone(), track, exported });
     }
 
     /// Asks for what a node's people say in `session`, beyond what is here: the last reliable message of each.
@@ -569,8 +584,8 @@ struct Want {
     session: SessionId,
     owner: NodeId,
     worker: usize,
-    /// It comes.
-    is_offered: bool,
+    /// Who sends it, or is asked to: the owner, or for one of another PoP the gateway of its session.
+    source: Source,
     /// It came, and the room that has been told so asks again by itself.
     is_lost: bool,
     /// Refused, and to be asked for then.
@@ -580,6 +595,7 @@ struct Want {
 /// A session that this node keeps.
 struct Keeping {
     since: Instant,
+    room: RoomSender,
     _slot: Slot,
 }
 
@@ -607,6 +623,8 @@ struct State {
     nodes: HashMap<NodeId, Node>,
     links: HashMap<NodeId, Link>,
     wants: HashMap<TrackId, Want>,
+    /// What this node takes of other PoPs for nodes of its own.
+    passes: Passes,
     /// The next track's name on any link. It goes on from link to link, so that what was told of a track on the link before means no other
     /// one on the link that took its place.
     next_alias: u16,
@@ -687,7 +705,8 @@ impl State {
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let gaps = self.links.values().filter_map(|link| link.gap_at);
-            let again = self.wants.values().filter_map(|want| want.again).chain(gaps).min();
+            let wants = self.wants.values().flat_map(|want| want.again.into_iter().chain(want.source.poll_timeout()));
+            let again = wants.chain(gaps).min();
             let deadline = async {
                 match again {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -715,6 +734,7 @@ impl State {
                     self.tell_node().await;
                     self.tell_paths();
                     self.tell_ways().await;
+                    self.review_sources();
                     self.end_keeping();
                 }
                 () = tokio::time::sleep_until(look_at) => self.look(),
@@ -742,6 +762,7 @@ impl State {
                 if self.rooms.get(&session).is_some_and(|watched| watched.number == number) {
                     let watched = self.rooms.remove(&session);
                     self.spans.end(&session);
+                    self.end_passes(|pass| pass.session == session).await;
                     self.unfollow(&session);
                     for node in watched.into_iter().flat_map(|watched| watched.nodes.into_keys()) {
                         self.send(node, Message::Unfollow(Unfollow { session: session.clone() }));
@@ -788,15 +809,18 @@ impl State {
                     tracing::warn!(%track, %owner, %session, "two nodes or rooms claim one track; the first is believed");
                     return;
                 }
-                self.wants.insert(track, Want { session, owner, worker, is_offered: false, is_lost: false, again: None });
-                self.ask(track);
+                self.want(session, track, owner, worker);
             }
             Request::Unwant { session, track, owner } => {
                 if self.wants.get(&track).is_some_and(|want| (want.owner, &want.session) == (owner, &session)) {
-                    self.wants.remove(&track);
-                    self.send(owner, Message::Unwant(Unwant { track }));
+                    self.end_pass(track).await;
+                    let want = self.wants.remove(&track);
+                    for node in want.iter().flat_map(|want| want.source.nodes()) {
+                        self.send(node, Message::Unwant(Unwant { track }));
+                    }
                 }
             }
+            Request::Passed { session, track, exported } => self.pass_on(session, track, exported).await,
             Request::Closed { track } => {
                 // The worker that had it has forgotten to whom it went.
                 self.links.values_mut().for_each(|link| drop(link.exports.remove(&track)));
@@ -924,8 +948,12 @@ impl State {
             }
             BusEvent::NodeChanged(record) => {
                 self.dial(&record);
-                if let Some(of) = self.nodes.get_mut(&record.node) {
+                let (node, has_room) = (record.node, takes_more(&record));
+                if let Some(of) = self.nodes.get_mut(&node) {
                     of.record = record;
+                }
+                if !has_room {
+                    self.leave_gateway(node);
                 }
             }
             BusEvent::NodeGone { node, why } => {
@@ -965,6 +993,7 @@ impl State {
         if let Some(watched) = self.rooms.get_mut(session) {
             watched.nodes.remove(&node);
         }
+        self.end_passes(|pass| pass.session == *session && pass.origin == node).await;
         let Some(link) = self.links.get_mut(&node) else { return };
         link.followed.remove(session);
         link.asked.remove(session);
@@ -1020,16 +1049,16 @@ impl State {
     async fn keep(&mut self, session: SessionId) {
         let Some(shared) = self.shared.upgrade().filter(|_| self.kept.len() < KEPT_MAX) else { return };
         if !self.kept.contains_key(&session)
-            && let Some(slot) = shared.hold_room(&session).await
+            && let Some((room, slot)) = shared.hold_room(&session).await
         {
-            self.kept.insert(session, Keeping { since: Instant::now(), _slot: slot });
+            self.kept.insert(session, Keeping { since: Instant::now(), room, _slot: slot });
         }
     }
 
     /// Lets go of sessions in which nobody is any more, and of those that other nodes keep now.
     fn end_keeping(&mut self) {
         let Some(grace) = self.shared.upgrade().map(|shared| shared.grace()) else { return };
-        let (rooms, nodes, own) = (&self.rooms, &self.nodes, self.record.node);
+        let (rooms, nodes, passes, own) = (&self.rooms, &self.nodes, &self.passes, self.record.node);
         let now = Instant::now();
         if self.of_this_pop().any(|of| of.anew_at.is_some_and(|at| now.saturating_duration_since(at) < grace)) {
             // Of whom a node had before it began anew nothing is known here: they may be in any of these.
@@ -1044,7 +1073,7 @@ impl State {
         self.kept.retain(|session, keeping| {
             let is_new = now.saturating_duration_since(keeping.since) < KEEP_MIN;
             let has_people = rooms.get(session).is_some_and(|watched| watched.nodes.keys().any(may_have_people));
-            is_new || has_people && placement::rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
+            is_new || passes.has_session(session) || has_people && placement::rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
         });
     }
 
@@ -1270,6 +1299,9 @@ impl State {
             } else {
                 tracing::info!(target: AUDIT, %node, "node back");
             }
+            if is_away {
+                self.leave_gateway(node);
+            }
             if was_away != is_away {
                 if let Some(Node { record, .. }) = self.nodes.get(&node) {
                     self.overlay.events.note_node(if is_away { "away" } else { "back" }, &record.pop, &record.name);
@@ -1349,12 +1381,18 @@ impl State {
                 Message::Done(done) => self.take_answer(node, done),
                 Message::Heard(heard) => self.take_heard(node, heard),
                 Message::Room(word) => self.take_room_word(node, word),
-                Message::Want(control::Want { session, track, worker }) => self.consider(node, session, track, worker),
-                Message::Unwant(Unwant { track }) => self.stop_export(node, track).await,
+                Message::Want(control::Want { session, track, worker, origin: None }) => self.consider(node, session, track, worker),
+                Message::Want(control::Want { session, track, worker, origin: Some(origin) }) => {
+                    self.consider_passing((node, worker), session, track, origin).await;
+                }
+                Message::Unwant(Unwant { track }) => {
+                    self.stop_passing(track, node);
+                    self.stop_export(node, track).await;
+                }
                 Message::Offer(offer) => self.take_offer(node, &offer),
                 Message::Refuse(Refuse { track, reason }) => {
                     tracing::debug!(%node, %track, reason, "a node does not send a track; it is asked again");
-                    self.await_again(node, track);
+                    self.take_refusal(node, track).await;
                 }
                 _ => {}
             },
@@ -1445,7 +1483,8 @@ impl State {
             node,
             Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, gap_heard_at: None, stats, way },
         );
-        let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && !want.is_lost).map(|(track, _)| *track).collect();
+        let is_asked = |want: &Want| want.source.asked() == node && !want.is_lost;
+        let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| is_asked(want)).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
         self.follow_all(node);
     }
@@ -1489,38 +1528,218 @@ impl State {
         for (track, export) in link.exports {
             self.tell_demand(&export.session, track, false);
         }
-        let lost: Vec<_> = self.wants.iter().filter(|(_, want)| want.owner == node && want.is_offered).map(|(track, _)| *track).collect();
-        for track in lost {
-            self.lose(track);
+        for track in self.passes.find(|pass| pass.askers.contains_key(&node)) {
+            self.stop_passing(track, node);
+        }
+        let with_it = |want: &Want| want.source.nodes().any(|of| of == node);
+        let tracks: Vec<_> = self.wants.iter().filter(|(_, want)| with_it(want)).map(|(track, _)| *track).collect();
+        for track in tracks {
+            self.lose_source(node, track).await;
         }
         true
     }
 
     /// What came of a track ends; the room asks again.
-    fn lose(&mut self, track: TrackId) {
+    async fn lose(&mut self, track: TrackId) {
+        self.end_pass(track).await;
         let Some(want) = self.wants.get_mut(&track) else { return };
-        (want.is_offered, want.is_lost) = (false, true);
+        want.is_lost = true;
         let session = want.session.clone();
         if let Some(room) = self.room(&session) {
             let _ = room.send(RoomMessage::RemoteLost { track });
         }
     }
 
+    /// Sections here want a track, or nodes to which it is passed on: once more, when what came of it has ended.
+    fn want(&mut self, session: SessionId, track: TrackId, owner: NodeId, worker: usize) {
+        let now = Instant::now();
+        let before = self.wants.remove(&track);
+        let asked = self.choose_source(&session, track, owner, before.as_ref().map(|want| &want.source));
+        for node in before.iter().flat_map(|want| want.source.nodes()).filter(|node| *node != asked) {
+            self.send(node, Message::Unwant(Unwant { track }));
+        }
+        let source = before.map_or_else(|| Source::new(now, owner, asked), |want| want.source.anew(now, asked));
+        self.wants.insert(track, Want { session, owner, worker, source, is_lost: false, again: None });
+        self.ask(track);
+    }
+
+    /// Who is to be asked for a track.
+    fn choose_source(&self, session: &SessionId, track: TrackId, owner: NodeId, source: Option<&Source>) -> NodeId {
+        let (now, own) = (Instant::now(), self.record.node);
+        // What others take from here comes from its owner.
+        if !self.is_abroad(owner) || self.passes.get(track).is_some() {
+            return owner;
+        }
+        let fits = |node: NodeId| {
+            if node == own {
+                return takes_more(&self.record) && self.links.get(&owner).is_some_and(|link| link.is_placed);
+            }
+            let link = self.links.get(&node).filter(|link| link.is_placed && link.peer.version >= PASS_VERSION);
+            let is_fit = self.nodes.get(&node).is_some_and(|of| of.is_up() && takes_more(&of.record));
+            let has_keys = link.is_some_and(|link| self.spans.are_held(session, &link.peer.grants));
+            is_fit && has_keys && !source.is_some_and(|source| source.has_failed(now, node))
+        };
+        choose(&self.rank(session), own, owner, fits)
+    }
+
+    /// Asks whoever is to be asked now. Whoever sends meanwhile goes on until that one does.
+    fn choose_again(&mut self, track: TrackId) {
+        let Some(want) = self.wants.get(&track) else { return };
+        let asked = self.choose_source(&want.session, track, want.owner, Some(&want.source));
+        if asked == want.source.asked() {
+            return;
+        }
+        let Some(want) = self.wants.get_mut(&track) else { return };
+        let left = want.source.ask(Instant::now(), asked);
+        let comes = want.source.sender() == Some(asked);
+        tracing::debug!(%track, owner = %want.owner, from = %asked, "a track is asked for elsewhere");
+        left.into_iter().for_each(|node| self.send(node, Message::Unwant(Unwant { track })));
+        if !comes {
+            self.ask(track);
+        }
+    }
+
+    /// A node does not pass a track on, or does not any more: the next is asked. What comes of it meanwhile goes on.
+    fn fail_source(&mut self, node: NodeId, track: TrackId) {
+        if let Some(want) = self.wants.get_mut(&track) {
+            want.source.fail(Instant::now(), node);
+        }
+        self.choose_again(track);
+    }
+
+    /// Nothing of a track comes from a node any more.
+    async fn lose_source(&mut self, node: NodeId, track: TrackId) {
+        let Some(want) = self.wants.get_mut(&track) else { return };
+        let (is_lost, is_owner) = (want.source.end(node), want.owner == node);
+        want.source.fail(Instant::now(), node);
+        if is_lost {
+            self.lose(track).await;
+        } else if !is_owner {
+            self.choose_again(track);
+        }
+    }
+
+    /// A node takes no more work, or is silent: what it passes on is asked for elsewhere.
+    fn leave_gateway(&mut self, node: NodeId) {
+        let passes_on = |want: &Want| want.source.asked() == node && want.owner != node;
+        let tracks: Vec<_> = self.wants.iter().filter(|(_, want)| passes_on(want)).map(|(track, _)| *track).collect();
+        tracks.into_iter().for_each(|track| self.fail_source(node, track));
+    }
+
+    /// What comes from another node than the gateway of its session does not for ever.
+    fn review_sources(&mut self) {
+        let now = Instant::now();
+        let is_due = |want: &Want| self.is_abroad(want.owner) && want.source.is_settled(now) && !want.is_lost;
+        let tracks: Vec<_> = self.wants.iter().filter(|(_, want)| is_due(want)).map(|(track, _)| *track).collect();
+        tracks.into_iter().for_each(|track| self.choose_again(track));
+    }
+
     fn ask(&mut self, track: TrackId) {
         let Some(want) = self.wants.get_mut(&track) else { return };
         want.again = None;
-        let (owner, session, worker) = (want.owner, want.session.clone(), want.worker as u16);
+        let (owner, asked, session, worker) = (want.owner, want.source.asked(), want.session.clone(), want.worker as u16);
         // It is asked for when the link has a place. Whom its session is none of the business of it is not asked.
-        if self.links.get(&owner).is_some_and(|link| !link.is_placed) || self.is_abroad(owner) && !self.may_share(&session, owner) {
+        if self.links.get(&asked).is_some_and(|link| !link.is_placed) || self.is_abroad(owner) && !self.may_ask(&session, track, owner) {
             return;
         }
-        self.send(owner, Message::Want(control::Want { session, track, worker }));
+        let origin = (asked != owner).then_some(owner);
+        self.send(asked, Message::Want(control::Want { session, track, worker, origin }));
+    }
+
+    /// Whether a node of another PoP may hear that a track of its is wanted: who asked for it to be passed on saw to that.
+    fn may_ask(&self, session: &SessionId, track: TrackId, owner: NodeId) -> bool {
+        let is_passed = self.passes.get(track).is_some_and(|pass| pass.session == *session && pass.origin == owner);
+        self.may_share(session, owner) || is_passed && !self.spans.has_keys(session)
+    }
+
+    /// A node of this PoP wants this one to take a track of another PoP, and to pass it on.
+    async fn consider_passing(&mut self, (node, worker): (NodeId, u16), session: SessionId, track: TrackId, origin: NodeId) {
+        let is_sound = self.links.get(&node).is_some_and(|link| link.is_placed && usize::from(worker) < link.peer.workers.len());
+        if !is_sound {
+            return self.refuse(node, track, "there is no such worker");
+        }
+        if let Some(reason) = self.facts(node, &session, track, origin).refusal() {
+            return self.refuse(node, track, reason);
+        }
+        self.keep(session.clone()).await;
+        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(room) = self.room_that_is_kept(&session) else {
+            return self.refuse(node, track, "this node keeps as many rooms as it may");
+        };
+        if let Err(reason) = self.passes.add(&session, track, origin, (node, worker)) {
+            return self.refuse(node, track, reason);
+        }
+        let home = track.0 as usize % shared.worker_count();
+        let _ = room.send(RoomMessage::Pass { track, owner: origin, home, on: true });
+    }
+
+    fn facts(&self, node: NodeId, session: &SessionId, track: TrackId, origin: NodeId) -> Facts {
+        let theirs = self.links.get(&node).map(|link| &link.peer.grants);
+        let takes = |want: &Want| want.owner == origin && want.session == *session && want.source.is_direct();
+        Facts {
+            is_of_this_pop: self.is_of_this_pop(node),
+            is_abroad: self.is_abroad(origin),
+            is_linked: self.links.get(&origin).is_some_and(|link| link.is_placed),
+            has_room: takes_more(&self.record),
+            is_direct: self.wants.get(&track).is_none_or(takes),
+            is_covered: theirs.zip(self.mesh.as_ref()).is_some_and(|(theirs, mesh)| theirs.covers(&mesh.grants())),
+            is_shared: !self.spans.has_keys(session) || self.spans.is_granted(session, origin),
+        }
+    }
+
+    /// A track that nodes of this PoP wait for is here.
+    async fn pass_on(&mut self, session: SessionId, track: TrackId, exported: Option<Exported>) {
+        let Some(pass) = self.passes.get(track).filter(|pass| pass.session == session) else { return };
+        let Some(exported) = exported else { return self.end_pass(track).await };
+        for (node, worker) in pass.askers.clone() {
+            self.export(node, session.clone(), track, worker, Some(exported.clone())).await;
+        }
+    }
+
+    /// A node of this PoP wants a track no longer.
+    fn stop_passing(&mut self, track: TrackId, node: NodeId) {
+        if let Some(session) = self.passes.remove(track, node) {
+            self.tell_passed(&session, track);
+        }
+    }
+
+    /// What this node passes on ends: those that it went to ask elsewhere.
+    async fn end_pass(&mut self, track: TrackId) {
+        let Some(pass) = self.passes.end(track) else { return };
+        for node in pass.askers.into_keys() {
+            self.stop_export(node, track).await;
+            self.refuse(node, track, "it does not come here any more");
+        }
+        self.tell_passed(&pass.session, track);
+    }
+
+    async fn end_passes(&mut self, holds: impl Fn(&gateway::Pass) -> bool) {
+        for track in self.passes.find(holds) {
+            self.end_pass(track).await;
+        }
+    }
+
+    /// One that has just begun has not said so yet.
+    fn room_that_is_kept(&self, session: &SessionId) -> Option<mpsc::UnboundedSender<RoomMessage>> {
+        self.room(session).or_else(|| self.kept.get(session)?.room.upgrade())
+    }
+
+    /// The room lets go of what is passed on no longer.
+    fn tell_passed(&self, session: &SessionId, track: TrackId) {
+        if let Some(room) = self.room_that_is_kept(session) {
+            let _ = room.send(RoomMessage::Pass { track, owner: NodeId(0), home: 0, on: false });
+        }
     }
 
     fn ask_again(&mut self) {
         let now = Instant::now();
-        let due: Vec<_> = self.wants.iter().filter(|(_, want)| want.again.is_some_and(|at| at <= now)).map(|(track, _)| *track).collect();
-        due.into_iter().for_each(|track| self.ask(track));
+        let due = |of: fn(&Want) -> Option<Instant>| {
+            let is_due = |want: &Want| of(want).is_some_and(|at| at <= now);
+            self.wants.iter().filter(|(_, want)| is_due(want)).map(|(track, want)| (*track, want.source.asked())).collect::<Vec<_>>()
+        };
+        let (again, failed) = (due(|want| want.again), due(|want| want.source.poll_timeout()));
+        again.into_iter().for_each(|(track, _)| self.ask(track));
+        failed.into_iter().for_each(|(track, node)| self.fail_source(node, track));
         let behind: Vec<_> = self.links.iter().filter(|(_, link)| link.gap_at.is_some_and(|at| at <= now)).map(|(node, _)| *node).collect();
         for node in behind {
             if let Some(link) = self.links.get_mut(&node) {
@@ -1830,11 +2049,12 @@ impl State {
         let _ = room.send(RoomMessage::Word { word: RoomWord { metadata: metadata.into(), participants_max, said }, place });
     }
 
-    fn await_again(&mut self, node: NodeId, track: TrackId) {
-        if self.wants.get(&track).is_some_and(|want| want.owner == node && want.is_offered) {
-            self.lose(track);
-        }
-        if let Some(want) = self.wants.get_mut(&track).filter(|want| want.owner == node) {
+    /// A node does not send a track, or not any more: its owner is asked again, and in the place of who should pass it on the next one.
+    async fn take_refusal(&mut self, node: NodeId, track: TrackId) {
+        let Some(want) = self.wants.get(&track).filter(|want| want.source.nodes().any(|of| of == node)) else { return };
+        let is_owner = want.owner == node;
+        self.lose_source(node, track).await;
+        if let Some(want) = self.wants.get_mut(&track).filter(|want| is_owner && want.source.asked() == node) {
             want.again = Some(Instant::now() + ASK_AGAIN);
         }
     }
@@ -1866,9 +2086,14 @@ impl State {
             self.tell_demand(&session, track, false);
             return self.refuse(node, track, "this node's rooms are not yours");
         }
-        let Some(Exported { home, open, extensions, is_camera }) = exported else {
+        let Some(Exported { is_passed, home, open, extensions, is_camera }) = exported else {
             return self.refuse(node, track, "this node does not publish it");
         };
+        // What comes from another PoP goes to none, and comes from where it began.
+        let is_direct = self.wants.get(&track).is_some_and(|want| want.source.is_direct());
+        if is_passed && !(self.is_of_this_pop(node) && is_direct) {
+            return self.refuse(node, track, "tracks are passed on inside a PoP alone");
+        }
         let Some(link) = self.links.get_mut(&node) else { return self.tell_demand(&session, track, false) };
         let id = LinkId::new(link.peer.number, worker as u8);
         let alias = match link.exports.get(&track) {
@@ -1946,7 +2171,7 @@ impl State {
         let Some(link) = self.links.get(&node).filter(|link| link.is_placed) else { return };
         let track = offer.track;
         // Of what was not asked for, or was asked of somebody else, nothing is taken.
-        if self.wants.get(&track).is_none_or(|want| want.owner != node) {
+        if self.wants.get(&track).is_none_or(|want| want.source.asked() != node && want.source.sender() != Some(node)) {
             // It was let go of before the answer to our wish came.
             return self.send(node, Message::Unwant(Unwant { track }));
         }
@@ -1955,7 +2180,8 @@ impl State {
             tracing::warn!(%node, %track, "a node offers a track in a way that this one does not understand");
             return;
         };
-        want.is_offered = true;
+        // Who sends until another one does may offer it anew.
+        let left = if want.source.asked() == node { want.source.offered() } else { None };
         want.again = None;
         let (session, home) = (want.session.clone(), want.worker);
         let remote = RemoteTrack {
@@ -1967,6 +2193,7 @@ impl State {
         if let Some(room) = self.room(&session) {
             let _ = room.send(RoomMessage::RemoteOffered { remote: Box::new(remote), home });
         }
+        left.into_iter().for_each(|node| self.send(node, Message::Unwant(Unwant { track })));
     }
 
     fn refuse(&self, node: NodeId, track: TrackId, reason: &str) {
@@ -2078,7 +2305,8 @@ impl State {
         for link in self.links.values() {
             let Peer { name, pop, .. } = &link.peer;
             let name = if *pop == *self.record.pop { name.clone() } else { format!("{name}.{pop}") };
-            let coming = self.wants.iter().filter(|(_, want)| want.owner == link.peer.node && want.is_offered).map(|(track, _)| *track);
+            let comes = |want: &Want| want.source.sender() == Some(link.peer.node);
+            let coming = self.wants.iter().filter(|(_, want)| comes(want)).map(|(track, _)| *track);
             for track in link.exports.keys().copied().chain(coming) {
                 tracks.entry(track).or_default().push(name.clone());
             }
@@ -2126,7 +2354,7 @@ impl State {
             jitter_ms: f64::from(stats.jitter_us) / 1_000.0,
             mtu: (stats.mtu > 0).then_some(stats.mtu),
             tracks_out: link.exports.len(),
-            tracks_in: self.wants.values().filter(|want| want.owner == peer.node && want.is_offered).count(),
+            tracks_in: self.wants.values().filter(|want| want.source.sender() == Some(peer.node)).count(),
             datagrams_out: stats.datagrams_out,
             datagrams_in: stats.datagrams_in,
             bytes_out: stats.bytes_out,
@@ -2142,6 +2370,11 @@ impl State {
             api_keys: peer.grants.list(),
         }
     }
+}
+
+/// Whether a node takes work of others.
+fn takes_more(record: &NodeRecord) -> bool {
+    !record.draining && record.load < FULL
 }
 
 /// Each worker of ours with each link of `peer`.

@@ -37,6 +37,7 @@ use pop_session::placement::{Claim, Full};
 use pop_session::token::{self, Access, TokenError, VideoGrant};
 use pop_session::view::ParticipantView;
 use pop_session::{IceUpdate, Join, Refusal, Reply, Request, SessionView};
+use tokio::sync::mpsc::WeakUnboundedSender;
 use tokio::sync::oneshot;
 
 pub use capture::{CaptureError, CaptureId, CaptureRequest};
@@ -905,8 +906,8 @@ impl Shared {
     }
 
     /// Has the room here, although nobody may be in it, for as long as what comes back lives.
-    pub(crate) async fn hold_room(&self, session: &SessionId) -> Option<Slot> {
-        self.directory.hold(session).await.ok().map(|(_, slot)| slot)
+    pub(crate) async fn hold_room(&self, session: &SessionId) -> Option<(WeakUnboundedSender<RoomMessage>, Slot)> {
+        self.directory.hold(session).await.ok().map(|(room, slot)| (room.downgrade(), slot))
     }
 
     /// How long people of a node that is gone are kept.

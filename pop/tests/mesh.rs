@@ -145,7 +145,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 
 fn want(track: u64) -> Message {
     let session = SessionId::new(&"s".repeat(128)).expect("a name");
-    Message::Want(Want { session, track: TrackId(track), worker: 0 })
+    Message::Want(Want { session, track: TrackId(track), worker: 0, origin: None })
 }
 
 /// One message each way.

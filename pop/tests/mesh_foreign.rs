@@ -97,7 +97,7 @@ async fn a_node_of_another_pop_has_no_say_in_rooms() {
     let order =
         |number, action, identity| Message::Order(Order { number, session: session.clone(), action, identity, tracks: vec![track] });
     let said = [
-        Message::Want(Want { session: session.clone(), track, worker: 0 }),
+        Message::Want(Want { session: session.clone(), track, worker: 0, origin: None }),
         order(1, Action::Delete, None),
         order(2, Action::Remove, Some(Identity::new("camera").expect("a name"))),
         order(3, Action::Mute, Some(Identity::new("camera").expect("a name"))),

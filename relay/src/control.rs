@@ -93,6 +93,9 @@ pub struct Want {
     pub track: TrackId,
     /// The asker's worker that will take it.
     pub worker: u16,
+    /// The node of another PoP whose track it is: the reader, of the asker's PoP, is to take it from there and to pass it on. `None`: it is the
+    /// reader's own. A writer for a peer of version 0 has none.
+    pub origin: Option<NodeId>,
 }
 
 /// Nobody behind the asker wants it any longer.
@@ -558,7 +561,12 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
         Message::Hello(hello) => (schema::Message::Hello, write_hello(&mut builder, hello)?),
         Message::Want(want) => {
             let session = builder.create_string(want.session.as_str());
-            let args = schema::WantArgs { session: Some(session), track: want.track.0, worker: want.worker };
+            // Who does not know it would take the track for its own.
+            if version < 1 && want.origin.is_some() {
+                return Err(ControlError::Limit);
+            }
+            let origin = want.origin.map_or(0, |node| node.0);
+            let args = schema::WantArgs { session: Some(session), track: want.track.0, worker: want.worker, origin };
             (schema::Message::Want, schema::Want::create(&mut builder, &args).as_union_value())
         }
         Message::Unwant(unwant) => {
@@ -809,7 +817,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
     if let Some(hello) = control.message_as_hello() {
         read_hello(&hello).map(Message::Hello)
     } else if let Some(want) = control.message_as_want() {
-        Ok(Message::Want(Want { session: read_session(want.session())?, track: TrackId(want.track()), worker: want.worker() }))
+        let origin = (want.origin() != 0).then_some(NodeId(want.origin()));
+        Ok(Message::Want(Want { session: read_session(want.session())?, track: TrackId(want.track()), worker: want.worker(), origin }))
     } else if let Some(unwant) = control.message_as_unwant() {
         Ok(Message::Unwant(Unwant { track: TrackId(unwant.track()) }))
     } else if let Some(offer) = control.message_as_offer() {

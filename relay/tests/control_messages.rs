@@ -56,7 +56,7 @@ fn messages() -> Vec<(&'static str, Message)> {
     let session = SessionId::new("Straße 7").expect("a name");
     vec![
         ("hello", Message::Hello(hello())),
-        ("want", Message::Want(Want { session, track: TrackId(5), worker: 2 })),
+        ("want", Message::Want(Want { session, track: TrackId(5), worker: 2, origin: None })),
         ("unwant", Message::Unwant(Unwant { track: TrackId(5) })),
         ("offer", Message::Offer(offer())),
         ("refuse", Message::Refuse(Refuse { track: TrackId(5), reason: "full".to_owned() })),

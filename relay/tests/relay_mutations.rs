@@ -240,7 +240,7 @@ fn mutated_control_messages_panic_nowhere_and_keep_their_limits() {
             resumes: true,
         }),
         Message::Resume(Resume { number: 1, received: 2, proof: [3; 32] }),
-        Message::Want(Want { session: session(), track: TrackId(1), worker: 0 }),
+        Message::Want(Want { session: session(), track: TrackId(1), worker: 0, origin: None }),
         Message::Offer(Offer {
             track: TrackId(1),
             alias: 1,

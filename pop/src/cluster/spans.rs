@@ -244,6 +244,16 @@ impl Spans {
         held.is_some_and(|(grants, keys)| !keys.is_empty() && keys.len() <= KEYS_MAX && keys.iter().all(|key| grants.holds(key)))
     }
 
+    /// Whether all keys of a session that is here are among these.
+    pub(super) fn are_held(&self, session: &SessionId, grants: &Grants) -> bool {
+        self.has_keys(session) && self.sessions.get(session).is_some_and(|shared| shared.keys.iter().all(|key| grants.holds(key)))
+    }
+
+    /// Somebody is in a session here.
+    pub(super) fn has_keys(&self, session: &SessionId) -> bool {
+        self.sessions.get(session).is_some_and(|shared| !shared.keys.is_empty())
+    }
+
     /// Who is told of a session that he watches, and hears that this node does.
     fn heard_by(&self, session: &SessionId) -> Vec<NodeId> {
         let hosts = self.sessions.get(session).into_iter().flat_map(|shared| &shared.hosts);

@@ -132,6 +132,11 @@ impl Grants {
         self.has_all || self.keys.contains(key)
     }
 
+    /// Whether all keys of `others` are among them.
+    pub fn covers(&self, others: &Grants) -> bool {
+        self.has_all || !others.has_all && others.keys.is_subset(&self.keys)
+    }
+
     /// As [`Grants::parse`] takes them.
     pub fn list(&self) -> Vec<String> {
         if self.has_all {

@@ -23,6 +23,7 @@ use super::member::{Line, Member, Order, Socket, TransportStart};
 use super::pump::Route;
 use super::spread::{Directed, RemoteTrack, Spread};
 use super::{EndsProcess, Shared};
+use crate::cluster::Cluster;
 use crate::data::{DataDrop, SenderPlace};
 use crate::dtls::{DtlsError, DtlsEvent, DtlsEvents, DtlsPeer};
 use crate::logging::AUDIT;
@@ -192,6 +193,13 @@ pub(crate) enum RoomMessage {
     RemoteLost {
         track: TrackId,
     },
+    /// A track of `owner` is to be taken by worker `home`, unless another one has it, and to be passed on to further nodes; or no longer.
+    Pass {
+        track: TrackId,
+        owner: NodeId,
+        home: usize,
+        on: bool,
+    },
     /// Another node's subscribers want a track of ours, or no longer.
     Wanted {
         track: TrackId,
@@ -225,8 +233,11 @@ pub(crate) enum NodeFate {
     Restarted,
 }
 
-/// A track of ours, for another node.
+/// A track for another node.
+#[derive(Clone)]
 pub(crate) struct Exported {
+    /// It is not ours: it goes on to nodes of this PoP alone.
+    pub(crate) is_passed: bool,
     /// The worker that has it.
     pub(crate) home: usize,
     pub(crate) open: OpenTrack,
@@ -242,6 +253,14 @@ struct RemoteFeed {
     is_awaited: bool,
     /// What each section takes of it.
     forwards: HashMap<SubscriptionId, Vec<PayloadTypeMap>>,
+    /// It goes on to further nodes; the worker that takes it for them.
+    passed: Option<usize>,
+}
+
+impl RemoteFeed {
+    fn new(owner: NodeId) -> RemoteFeed {
+        RemoteFeed { owner, is_awaited: false, forwards: HashMap::new(), passed: None }
+    }
 }
 
 /// Who waits for the reply of a request.
@@ -284,6 +303,7 @@ pub(super) fn start(shared: Weak<Shared>, id: SessionId) -> RoomSender {
         offered: Vec::new(),
         postponed: Vec::new(),
         lost: Vec::new(),
+        passing: Vec::new(),
         requests: 0,
     };
     tokio::spawn(room.run(receiver));
@@ -360,6 +380,8 @@ struct Room {
     /// Offered, and without a place here: they are tried again with [`Room::refused`].
     postponed: Vec<(RemoteTrack, usize)>,
     lost: Vec<TrackId>,
+    /// What is to be passed on, and by which worker; `None`: no longer.
+    passing: Vec<(TrackId, NodeId, Option<usize>)>,
     requests: u64,
 }
 
@@ -471,9 +493,11 @@ impl Room {
             },
             RoomMessage::RemoteOffered { remote, home } => self.offered.push((*remote, home)),
             RoomMessage::RemoteLost { track } => self.lost.push(track),
+            RoomMessage::Pass { track, owner, home, on } => self.passing.push((track, owner, on.then_some(home))),
             RoomMessage::Wanted { track, on, reply } => {
                 let is_camera = self.session.is_camera(track);
                 let exported = |(home, open, extensions): (usize, &OpenTrack, ExtensionIds)| Exported {
+                    is_passed: false,
                     home,
                     open: open.clone(),
                     extensions,
@@ -739,8 +763,7 @@ impl Room {
         let Some((cluster, id)) = shared.cluster.get().zip(*track) else { return };
         let Some(key) = self.session.remote_track(id) else { return };
         let (section, worker) = (*subscription, self.spread.worker_of_section(*subscription));
-        let feed =
-            self.remotes.entry(id).or_insert_with(|| RemoteFeed { owner: NodeId(key.node), is_awaited: false, forwards: HashMap::new() });
+        let feed = self.remotes.entry(id).or_insert_with(|| RemoteFeed::new(NodeId(key.node)));
         feed.forwards.insert(section, payload_types.clone());
         if feed.owner.0 != key.node {
             // Its owner was taken over: what the old one sends ends, and the new one is asked.
@@ -758,6 +781,10 @@ impl Room {
     /// Opens what other nodes have begun to send, closes what they no longer do, and lets go of what nobody takes.
     async fn take_remotes(&mut self, shared: &Shared) {
         let Some(cluster) = shared.cluster.get() else { return };
+        for (track, owner, home) in std::mem::take(&mut self.passing) {
+            let directed = self.note_passed(cluster, track, owner, home);
+            self.send(shared, directed).await;
+        }
         for track in std::mem::take(&mut self.lost) {
             self.postponed.retain(|(remote, _)| remote.open.track != track);
             let directed = self.spread.close_remote(track);
@@ -780,8 +807,12 @@ impl Room {
                 self.retry_at.get_or_insert(shared.clock.now() + MIRROR_RETRY);
                 continue;
             };
+            let is_passed = feed.passed.is_some();
             let directed = self.spread.open_remote(home, remote, slot);
             self.send(shared, directed).await;
+            if is_passed {
+                self.pass_on(cluster, id);
+            }
             for (subscription, payload_types) in forwards {
                 self.bring(shared, Command::Forward { subscription, track: Some(id), payload_types }).await;
             }
@@ -789,7 +820,7 @@ impl Room {
         let (spread, session, mut let_go) = (&self.spread, &self.session, Vec::new());
         self.remotes.retain(|track, feed| {
             feed.forwards.retain(|section, _| spread.worker_of_section(*section).is_some());
-            let is_taken = !feed.forwards.is_empty();
+            let is_taken = !feed.forwards.is_empty() || feed.passed.is_some();
             if !is_taken {
                 cluster.unwant(session.id(), *track, feed.owner);
                 let_go.push(*track);
@@ -803,8 +834,44 @@ impl Room {
         }
     }
 
+    /// A track of `owner` is to be passed on, or no longer.
+    fn note_passed(&mut self, cluster: &Cluster, track: TrackId, owner: NodeId, home: Option<usize>) -> Vec<Directed> {
+        let id = self.session.id();
+        let Some(home) = home else {
+            if let Some(feed) = self.remotes.get_mut(&track) {
+                feed.passed = None;
+            }
+            return self.spread.pass(track, false);
+        };
+        // What this node publishes, or has of another one, is not this.
+        let is_theirs = self.remotes.get(&track).map_or(!self.spread.has_track(track), |feed| feed.owner == owner);
+        if !is_theirs {
+            cluster.passed(id, track, None);
+            return Vec::new();
+        }
+        let feed = self.remotes.entry(track).or_insert_with(|| RemoteFeed::new(owner));
+        feed.passed = Some(home);
+        if self.spread.has_track(track) {
+            self.pass_on(cluster, track);
+        } else if !std::mem::replace(&mut feed.is_awaited, true) {
+            cluster.want(id, track, owner, home);
+        }
+        Vec::new()
+    }
+
+    /// A track is here that other nodes wait for.
+    fn pass_on(&mut self, cluster: &Cluster, track: TrackId) {
+        let directed = self.spread.pass(track, true);
+        debug_assert!(directed.is_empty(), "what is passed on stays");
+        let is_camera = self.session.is_camera(track);
+        if let Some((home, open, extensions)) = self.spread.passed_track(track) {
+            let exported = Exported { is_passed: true, home, open: open.clone(), extensions, is_camera };
+            cluster.passed(self.session.id(), track, Some(exported));
+        }
+    }
+
     fn worker_of_feed(&self, feed: &RemoteFeed) -> Option<usize> {
-        feed.forwards.keys().find_map(|section| self.spread.worker_of_section(*section))
+        feed.forwards.keys().find_map(|section| self.spread.worker_of_section(*section)).or(feed.passed)
     }
 
     async fn direct(&mut self, shared: &Shared, mut command: Command) {

@@ -41,10 +41,21 @@ struct Track<S> {
     transport: Option<TransportId>,
     home: usize,
     open: Box<OpenTrack>,
-    /// Of another node: the claim of its place at home, and the sections that it feeds there.
-    remote: Option<(S, usize)>,
+    /// Of another node.
+    remote: Option<Remote<S>>,
     /// By worker.
     mirrors: HashMap<usize, Mirror<S>>,
+}
+
+/// What a track of another node is here.
+struct Remote<S> {
+    /// Of its place at home.
+    claim: S,
+    /// Those that it feeds there.
+    sections: usize,
+    extensions: ExtensionIds,
+    /// It goes on to other nodes.
+    is_passed: bool,
 }
 
 struct Mirror<S> {
@@ -58,6 +69,13 @@ struct Section {
     worker: usize,
     /// What feeds it.
     track: Option<TrackId>,
+}
+
+impl<S> Track<S> {
+    /// It is of another node, and nobody takes it.
+    fn is_idle(&self) -> bool {
+        self.mirrors.is_empty() && self.remote.as_ref().is_some_and(|remote| remote.sections == 0 && !remote.is_passed)
+    }
 }
 
 impl<S> Default for Spread<S> {
@@ -94,13 +112,29 @@ impl<S> Spread<S> {
         Some((track.home, &track.open, place.extensions))
     }
 
+    /// The same of a track of another node, which goes on to further ones.
+    pub(super) fn passed_track(&self, track: TrackId) -> Option<(usize, &OpenTrack, ExtensionIds)> {
+        let track = self.tracks.get(&track)?;
+        let remote = track.remote.as_ref().filter(|remote| remote.is_passed)?;
+        Some((track.home, &track.open, remote.extensions))
+    }
+
+    /// A track of another node goes on to further ones, or no longer. As long as it does it stays, although no section may take it.
+    pub(super) fn pass(&mut self, id: TrackId, on: bool) -> Vec<Directed> {
+        let Some(track) = self.tracks.get_mut(&id) else { return Vec::new() };
+        let Some(remote) = &mut track.remote else { return Vec::new() };
+        remote.is_passed = on;
+        if track.is_idle() { self.close_remote(id) } else { Vec::new() }
+    }
+
     /// A track of another node comes to worker `home`, where it has a `claim`. It is closed when the last section has let go of it.
     pub(super) fn open_remote(&mut self, home: usize, remote: RemoteTrack, claim: S) -> Vec<Directed> {
         let RemoteTrack { open, extensions, link, alias } = remote;
         let id = open.track;
         let mut directed = self.close_remote(id);
         let command = Command::OpenRemoteTrack { open: open.clone(), extensions, link, alias };
-        self.tracks.insert(id, Track { transport: None, home, open, remote: Some((claim, 0)), mirrors: HashMap::new() });
+        let remote = Some(Remote { claim, sections: 0, extensions, is_passed: false });
+        self.tracks.insert(id, Track { transport: None, home, open, remote, mirrors: HashMap::new() });
         directed.push((home, command));
         directed
     }
@@ -213,7 +247,7 @@ impl<S> Spread<S> {
     /// Forgets a track, and ends its mirrors. Sections that it fed are told by the session.
     fn close_mirrors(&mut self, id: TrackId) -> Vec<Directed> {
         let Some(track) = self.tracks.remove(&id) else { return Vec::new() };
-        self.released.extend(track.remote.map(|(claim, _)| claim));
+        self.released.extend(track.remote.map(|remote| remote.claim));
         let mut directed = Vec::new();
         for (worker, mirror) in track.mirrors {
             self.released.push(mirror.claim);
@@ -258,7 +292,7 @@ impl<S> Spread<S> {
         // One that is gone feeds nobody, wherever.
         let Some(track) = self.tracks.get_mut(&id) else { return false };
         if track.home == worker {
-            track.remote.iter_mut().for_each(|(_, sections)| *sections += 1);
+            track.remote.iter_mut().for_each(|remote| remote.sections += 1);
             return true;
         }
         if let Some(mirror) = track.mirrors.get_mut(&worker) {
@@ -282,10 +316,10 @@ impl<S> Spread<S> {
                 self.released.extend(track.mirrors.remove(&worker).map(|mirror| mirror.claim));
                 directed.extend(close_mirror(id, track.home, worker));
             }
-        } else if let Some((_, sections)) = track.remote.as_mut().filter(|_| track.home == worker) {
-            *sections -= 1;
+        } else if let Some(remote) = track.remote.as_mut().filter(|_| track.home == worker) {
+            remote.sections -= 1;
         }
-        if track.mirrors.is_empty() && matches!(track.remote, Some((_, 0))) {
+        if track.is_idle() {
             directed.extend(self.close_remote(id));
         }
         directed
@@ -473,6 +507,29 @@ mod tests {
         assert_eq!(rig.forward(4, None), ["0 Forward 4 None", "1 Export 50 to 0 false", "0 CloseTrack 50", "1 CloseTrack 50"]);
         assert_eq!(rig.mirrors(), 0);
         assert!(!rig.spread.has_track(TrackId(50)) && rig.spread.local_track(TrackId(50)).is_none());
+    }
+
+    #[test]
+    fn a_track_that_goes_on_to_other_nodes_stays_without_a_section_until_it_does_not() {
+        let mut rig = Rig::new();
+        let commands = of_another_node(&mut rig, 50, 1);
+        let extensions = rig.spread.local_track(TrackId(1)).map(|(_, _, extensions)| extensions);
+        assert_eq!(commands, ["1 OpenRemoteTrack 50 7/9"]);
+        assert!(rig.spread.passed_track(TrackId(50)).is_none(), "nobody was told that it is passed on");
+        assert_eq!(show(rig.spread.pass(TrackId(50), true)), [""; 0]);
+        let passed = rig.spread.passed_track(TrackId(50)).map(|(home, open, extensions)| (home, open.track, extensions));
+        assert_eq!(passed, extensions.map(|extensions| (1, TrackId(50), extensions)), "as its packets are");
+        rig.forward(2, Some(50));
+        assert_eq!(rig.forward(2, None), ["1 Forward 2 None"], "the other node still takes it");
+        assert_eq!(show(rig.spread.pass(TrackId(50), false)), ["1 CloseTrack 50"]);
+        assert!(!rig.spread.has_track(TrackId(50)));
+        of_another_node(&mut rig, 50, 1);
+        rig.forward(2, Some(50));
+        rig.spread.pass(TrackId(50), true);
+        assert_eq!(show(rig.spread.pass(TrackId(50), false)), [""; 0], "a section here takes it");
+        assert_eq!(rig.close(2), ["1 CloseTrack 50"]);
+        assert_eq!(show(rig.spread.pass(TrackId(1), true)), [""; 0], "our own needs no such thing");
+        assert!(rig.spread.passed_track(TrackId(1)).is_none());
     }
 
     #[test]

@@ -2260,6 +2260,7 @@ impl<'a> Want<'a> {
   pub const VT_SESSION: ::flatbuffers::VOffsetT = 4;
   pub const VT_TRACK: ::flatbuffers::VOffsetT = 6;
   pub const VT_WORKER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ORIGIN: ::flatbuffers::VOffsetT = 10;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2271,6 +2272,7 @@ impl<'a> Want<'a> {
     args: &'args WantArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Want<'bldr>> {
     let mut builder = WantBuilder::new(_fbb);
+    builder.add_origin(args.origin);
     builder.add_track(args.track);
     if let Some(x) = args.session { builder.add_session(x); }
     builder.add_worker(args.worker);
@@ -2300,6 +2302,14 @@ impl<'a> Want<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u16>(Want::VT_WORKER, Some(0)).unwrap()}
   }
+  /// The node of another PoP whose track it is, when the reader is to take it from there and to pass it on; 0: the reader has it.
+  #[inline]
+  pub fn origin(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Want::VT_ORIGIN, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Want<'_> {
@@ -2311,6 +2321,7 @@ impl ::flatbuffers::Verifiable for Want<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("session", Self::VT_SESSION, true)?
      .visit_field::<u64>("track", Self::VT_TRACK, false)?
      .visit_field::<u16>("worker", Self::VT_WORKER, false)?
+     .visit_field::<u64>("origin", Self::VT_ORIGIN, false)?
      .finish();
     Ok(())
   }
@@ -2319,6 +2330,7 @@ pub struct WantArgs<'a> {
     pub session: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub track: u64,
     pub worker: u16,
+    pub origin: u64,
 }
 impl<'a> Default for WantArgs<'a> {
   #[inline]
@@ -2327,6 +2339,7 @@ impl<'a> Default for WantArgs<'a> {
       session: None, // required field
       track: 0,
       worker: 0,
+      origin: 0,
     }
   }
 }
@@ -2347,6 +2360,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WantBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_worker(&mut self, worker: u16) {
     self.fbb_.push_slot::<u16>(Want::VT_WORKER, worker, 0);
+  }
+  #[inline]
+  pub fn add_origin(&mut self, origin: u64) {
+    self.fbb_.push_slot::<u64>(Want::VT_ORIGIN, origin, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WantBuilder<'a, 'b, A> {
@@ -2370,6 +2387,7 @@ impl ::core::fmt::Debug for Want<'_> {
       ds.field("session", &self.session());
       ds.field("track", &self.track());
       ds.field("worker", &self.worker());
+      ds.field("origin", &self.origin());
       ds.finish()
   }
 }
