@@ -1,4 +1,4 @@
-"""PoPs of a node each, far from each other, in namespaces of their own."""
+"""PoPs of a node each, or more, far from each other, in namespaces of their own."""
 
 import pathlib
 import subprocess
@@ -15,37 +15,49 @@ def run_pop(*words):
     return subprocess.run([PROGRAMS / "pop", *words], check=True, capture_output=True, text=True).stdout
 
 
+def place_of(name):
+    """A node's name and its PoP's."""
+    return (name[-1].lower(), name[:-1]) if name[-1].isupper() else ("a", name)
+
+
 class Pops:
     """From construction until `stop`. `names` in order have the addresses from 10.73.0.2 on; `wires` are how far they are from each other;
-    `api_keys` what the certificate of a node carries, by PoP; `peers` whom each names, others than all."""
+    `api_keys` what the certificate of a node carries, by PoP; `peers` whom each names, others than all. `sin` is node a of PoP sin, and
+    `sinB` would be one more of it, b. `schemas`: those that speak another version to the others than the newest."""
 
-    def __init__(self, label, names, wires, api_keys=(), peers=()):
+    def __init__(self, label, names, wires, api_keys=(), peers=(), schemas=()):
         self.addresses = {name: f"10.73.0.{2 + i}" for i, name in enumerate(names)}
         self.nodes = {}
         self.folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
         ca = pathlib.Path(self.folder.name)
         self.network = Network({"people": f"@.{PEOPLE}/24"} | {pop: f"{address}/24" for pop, address in self.addresses.items()}, wires)
         run_pop("ca", "init", "--dir", ca / "ca")
-        for pop, address in self.addresses.items():
-            out = ca / pop
-            held = ["--api-keys", api_keys[pop]] if pop in api_keys else []
-            run_pop("ca", "issue", "--dir", ca / "ca", "--node", "a", "--pop", pop, "--address", address, "--out", out, *held)
-            named = peers[pop] if pop in peers else [other for other in names if other != pop]
+        for name, address in self.addresses.items():
+            out = ca / name
+            node, pop = place_of(name)
+            held = ["--api-keys", api_keys[name]] if name in api_keys else []
+            run_pop("ca", "issue", "--dir", ca / "ca", "--node", node, "--pop", pop, "--address", address, "--out", out, *held)
+            named = peers[name] if name in peers else [other for other in names if place_of(other)[1] != pop]
             addresses = [f"{self.addresses[other]}:7890" for other in named]
-            self.nodes[pop] = Node(
-                f"{label}-{pop}",
+            beside = [f"{self.addresses[other]}:7447" for other in names if other != name and place_of(other)[1] == pop]
+            bus = f'[bus]\nlisten = ["{address}:7447"]\nconnect = {beside}' if beside else ""
+            self.nodes[name] = Node(
+                f"{label}-{name}",
                 address=address,
                 serves=address,
                 media_port=10_000,
                 device="any",
                 judged=f"host {address} and udp portrange",
-                under=self.network.inside(pop),
+                under=self.network.inside(name),
                 extra=f"""
 [node]
-name = "a"
+name = "{node}"
 pop = "{pop}"
 state_dir = "{out}/state"
+{bus}
 [mesh]
+{"split = false" if beside else ""}
+{f"schema = {schemas[name]}" if name in schemas else ""}
 listen = "{address}:7890"
 peers = {addresses}
 ca = "{out}/ca.pem"
@@ -53,7 +65,7 @@ cert = "{out}/node.pem"
 key = "{out}/node.key"
 """,
             )
-            self.nodes[pop].may_be_idle = True
+            self.nodes[name].may_be_idle = True
 
     def stop(self):
         for node in self.nodes.values():
@@ -63,4 +75,6 @@ key = "{out}/node.key"
 
     def link(self, start, end):
         """What `start` says of its link with `end`."""
-        return next((link for link in self.nodes[start].status()["links"] if link["pop"] == end), None)
+        node, pop = place_of(end)
+        is_it = lambda link: (link["node"], link["pop"]) == (node, pop)
+        return next((link for link in self.nodes[start].status()["links"] if is_it(link)), None)

@@ -13,7 +13,7 @@ use pop_schemas::{
 
 use crate::route::{Figures, LOSS_ALL};
 
-/// Newest schema version that is spoken: 1 has `Offer.load` and `Feedback.jitter_us`.
+/// Newest schema version that is spoken: 1 has `Offer.load`, `Want.origin` and `Feedback.jitter_us`.
 pub const VERSION: u8 = 1;
 /// Oldest schema version that is spoken.
 pub const VERSION_MIN: u8 = 0;

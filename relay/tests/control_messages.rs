@@ -71,6 +71,11 @@ fn data() -> Data {
     Data { session, sender: ParticipantId(8), reliable: true, sequence: 3, to, body: b"hello".as_slice().into() }
 }
 
+fn want_of_abroad() -> Want {
+    let session = SessionId::new("Straße 7").expect("a name");
+    Want { session, track: TrackId(5), worker: 2, origin: Some(NodeId(0x0102_0304_0506_0708)) }
+}
+
 fn room() -> Room {
     let session = SessionId::new("Straße 7").expect("a name");
     Room { session, metadata: "auf Sendung".to_owned(), participants_max: 40, said: (1_700_000_000_000, 7) }
@@ -121,6 +126,7 @@ fn later_messages() -> Vec<(&'static str, Message)> {
     };
     let nameless = Order { action: Action::Delete, identity: None, tracks: Vec::new(), ..order.clone() };
     vec![
+        ("want_of_abroad", Message::Want(want_of_abroad())),
         ("follow", Message::Follow(Follow { session: session(), age: Duration::from_millis(1_500), received: vec![(one, 7), (one, 9)] })),
         ("unfollow", Message::Unfollow(Unfollow { session: session() })),
         ("data", Message::Data(data())),
@@ -319,6 +325,11 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         assert_eq!(decode(&bytes), Err(ControlError::Length));
     }
     assert_eq!(decode(&[0; 64]), Err(ControlError::Malformed));
+}
+
+#[test]
+fn a_peer_that_would_take_a_wish_for_one_of_its_own_tracks_is_not_told_it() {
+    assert_eq!(encode(&Message::Want(want_of_abroad()), 0), Err(ControlError::Limit));
 }
 
 #[test]

@@ -239,3 +239,151 @@ impl Passes {
         self.tracks.values().any(|pass| pass.session == *session)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: NodeId = NodeId(1);
+    const OWNER: NodeId = NodeId(90);
+    const FIRST: NodeId = NodeId(2);
+    const SECOND: NodeId = NodeId(3);
+
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn the_first_of_the_rank_that_fits_is_asked_and_the_owner_when_that_is_this_node_or_nobody() {
+        let rank = [FIRST, OWN, SECOND];
+        let asked = |unfit: &[NodeId]| choose(&rank, OWN, OWNER, |node| !unfit.contains(&node));
+        assert_eq!(asked(&[]), FIRST);
+        assert_eq!(asked(&[FIRST]), OWNER, "this node is next");
+        assert_eq!(asked(&[FIRST, OWN]), SECOND, "this node has no room, or no link");
+        assert_eq!(asked(&rank), OWNER, "the last resort");
+    }
+
+    #[test]
+    fn a_node_that_is_too_far_back_in_the_rank_is_no_gateway() {
+        let rank = [NodeId(10), NodeId(11), NodeId(12), FIRST];
+        assert_eq!(choose(&rank, OWN, OWNER, |node| node == FIRST), OWNER);
+        assert_eq!(choose(&rank, OWN, OWNER, |node| node == NodeId(12)), NodeId(12));
+    }
+
+    #[test]
+    fn a_gateway_that_does_not_answer_in_time_has_failed_and_may_be_asked_again_later() {
+        let begin = now();
+        let mut source = Source::new(begin, OWNER, FIRST);
+        assert_eq!(source.poll_timeout(), Some(begin + ANSWER_MAX));
+        source.fail(begin + ANSWER_MAX, FIRST);
+        assert_eq!(source.ask(begin + ANSWER_MAX, OWNER), Some(FIRST), "it is told that nobody waits for it");
+        assert_eq!(source.poll_timeout(), None, "the owner is waited for");
+        assert!(source.has_failed(begin + ANSWER_MAX + FAILED_FOR / 2, FIRST) && !source.has_failed(begin, SECOND));
+        assert!(!source.has_failed(begin + ANSWER_MAX + FAILED_FOR, FIRST));
+        assert!(source.anew(begin + FAILED_FOR / 2, OWNER).has_failed(begin + FAILED_FOR / 2, FIRST), "a room that asks anew does not forget it");
+        source.fail(begin, OWNER);
+        assert!(!source.has_failed(begin, OWNER), "there is nobody in its place");
+    }
+
+    #[test]
+    fn who_sends_goes_on_until_the_next_one_does() {
+        let mut source = Source::new(now(), OWNER, FIRST);
+        assert_eq!((source.sender(), source.offered(), source.sender()), (None, None, Some(FIRST)));
+        assert_eq!(source.ask(now(), OWNER), None);
+        assert_eq!((source.sender(), source.asked(), source.is_direct()), (Some(FIRST), OWNER, false));
+        assert_eq!(source.nodes().collect::<Vec<_>>(), [FIRST, OWNER]);
+        assert_eq!(source.offered(), Some(FIRST), "it is wanted no longer");
+        assert!(source.is_direct() && source.sender() == Some(OWNER));
+    }
+
+    #[test]
+    fn who_is_asked_again_while_it_still_sends_is_not_let_go_of() {
+        let mut source = Source::new(now(), OWNER, FIRST);
+        source.offered();
+        source.ask(now(), OWNER);
+        assert_eq!(source.ask(now(), SECOND), Some(OWNER));
+        assert_eq!((source.sender(), source.asked()), (Some(FIRST), SECOND));
+        assert_eq!(source.ask(now(), FIRST), Some(SECOND));
+        assert_eq!((source.sender(), source.asked(), source.offered()), (Some(FIRST), FIRST, None));
+    }
+
+    #[test]
+    fn a_track_ends_with_who_sends_it_and_not_with_who_was_only_asked() {
+        let mut source = Source::new(now(), OWNER, FIRST);
+        assert!(!source.end(FIRST), "nothing came");
+        source.offered();
+        source.ask(now(), SECOND);
+        assert!(!source.end(SECOND) && source.sender() == Some(FIRST));
+        assert!(source.end(FIRST) && source.sender().is_none());
+        source.offered();
+        assert!(!source.end(OWNER) && source.end(SECOND) && source.sender().is_none());
+    }
+
+    #[test]
+    fn a_track_changes_its_way_without_need_when_it_has_come_for_a_while_alone() {
+        let begin = now();
+        let mut source = Source::new(begin, OWNER, OWNER);
+        assert!(!source.is_settled(begin + SETTLED_AFTER / 2) && source.is_settled(begin + SETTLED_AFTER));
+        source.ask(begin + SETTLED_AFTER, FIRST);
+        assert!(!source.is_settled(begin + SETTLED_AFTER));
+    }
+
+    #[test]
+    fn a_track_is_passed_on_inside_a_pop_alone_and_from_its_origin_alone() {
+        let good = Facts {
+            is_of_this_pop: true,
+            is_abroad: true,
+            is_linked: true,
+            has_room: true,
+            is_direct: true,
+            is_covered: true,
+            is_shared: true,
+        };
+        assert_eq!(good.refusal(), None);
+        let refused = [
+            Facts { is_of_this_pop: false, ..good },
+            Facts { is_abroad: false, ..good },
+            Facts { is_linked: false, ..good },
+            Facts { has_room: false, ..good },
+            Facts { is_direct: false, ..good },
+            Facts { is_covered: false, ..good },
+            Facts { is_shared: false, ..good },
+        ];
+        let mut reasons: Vec<_> = refused.iter().map(|facts| facts.refusal().expect("one is enough")).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        assert_eq!(reasons.len(), refused.len(), "each says why");
+    }
+
+    #[test]
+    fn what_is_passed_on_ends_with_its_last_asker_and_is_of_one_owner() {
+        let (session, track) = (SessionId::new("room").expect("a name"), TrackId(7));
+        let other = SessionId::new("other").expect("a name");
+        let mut passes = Passes::default();
+        passes.add(&session, track, OWNER, (FIRST, 0)).expect("the first");
+        passes.add(&session, track, OWNER, (SECOND, 1)).expect("one more");
+        passes.add(&session, track, OWNER, (SECOND, 2)).expect("another worker");
+        assert!(passes.add(&session, track, NodeId(91), (FIRST, 0)).is_err() && passes.add(&other, track, OWNER, (FIRST, 0)).is_err());
+        assert_eq!(passes.get(track).map(|pass| pass.askers.clone()), Some(BTreeMap::from([(FIRST, 0), (SECOND, 2)])));
+        assert_eq!((passes.remove(track, FIRST), passes.remove(track, FIRST)), (None, None));
+        assert!(passes.has_session(&session));
+        assert_eq!(passes.remove(track, SECOND), Some(session.clone()));
+        assert!(!passes.has_session(&session) && passes.get(track).is_none() && passes.end(track).is_none());
+        passes.add(&session, track, NodeId(91), (FIRST, 0)).expect("whoever has it now");
+        assert_eq!(passes.find(|pass| pass.origin == NodeId(91)), [track]);
+        assert_eq!((passes.end(track).map(|pass| pass.askers.len()), passes.askers), (Some(1), 0));
+    }
+
+    #[test]
+    fn a_node_passes_on_so_many_tracks_and_no_more() {
+        let session = SessionId::new("room").expect("a name");
+        let mut passes = Passes::default();
+        for track in 0..PASSED_MAX as u64 {
+            passes.add(&session, TrackId(track), OWNER, (FIRST, 0)).expect("there is room");
+        }
+        assert!(passes.add(&session, TrackId(u64::MAX), OWNER, (FIRST, 0)).is_err());
+        assert!(passes.get(TrackId(u64::MAX)).is_none());
+        passes.remove(TrackId(0), FIRST);
+        passes.add(&session, TrackId(u64::MAX), OWNER, (FIRST, 0)).expect("there is room again");
+    }
+}

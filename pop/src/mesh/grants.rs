@@ -242,6 +242,15 @@ mod tests {
     }
 
     #[test]
+    fn who_covers_others_holds_each_key_of_theirs() {
+        let (few, more) = (Grants::of(["a"]), Grants::of(["a", "b"]));
+        assert!(more.covers(&few) && more.covers(&more) && !few.covers(&more));
+        assert!(Grants::all().covers(&more) && Grants::all().covers(&Grants::all()));
+        assert!(!more.covers(&Grants::all()), "it holds those that there will be, too");
+        assert!(few.covers(&Grants::none()) && !Grants::none().covers(&few));
+    }
+
+    #[test]
     fn what_cannot_be_read_grants_nothing() {
         assert_eq!(Grants::of_certificate(b"nothing"), Grants::none());
         assert_eq!(Grants::of_certificate(&[]), Grants::none());

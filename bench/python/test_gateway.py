@@ -1,0 +1,208 @@
+"""A PoP of two nodes far from a publisher: one of them, the gateway of the session, takes the tracks from there and passes them on. LiveKit's
+own SDK publishes in fra, and watches at both nodes of sin."""
+
+import asyncio
+import unittest
+
+from client import until
+from guest import Guest, until_tone, watch
+from livekit import rtc
+from pops import Pops
+
+WIRES = ["fra-sin delay 40ms", "fra-sinB delay 40ms"]
+KEYS = {"fra": "e2e", "sin": "e2e", "sinB": "e2e"}
+BOTH = ("sin", "sinB")
+BLUE = (200, 100)
+VIDEO, AUDIO = rtc.TrackKind.KIND_VIDEO, rtc.TrackKind.KIND_AUDIO
+# How long pictures may be away when the node that passes them on dies, or drains.
+GAP_S = 3
+# After the last subscriber has left nothing crosses the ocean.
+END_S = 1
+
+
+def crossing(pops):
+    """How many tracks go to each node of sin."""
+    return {name: pops.link("fra", name)["tracks_out"] for name in BOTH}
+
+
+def other_than(name):
+    return next(other for other in BOTH if other != name)
+
+
+class Abroad(unittest.IsolatedAsyncioTestCase):
+    """With people of the test's own, and nodes of its class."""
+
+    schemas, keys = {}, KEYS
+
+    @classmethod
+    def setUpClass(cls):
+        cls.pops = Pops(f"gateway-{cls.__name__}", ["fra", *BOTH], WIRES, cls.keys, schemas=cls.schemas)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.pops.stop()
+
+    async def asyncSetUp(self):
+        self.guests, self.notes = [], []
+        await self.until_whole()
+
+    async def asyncTearDown(self):
+        for note in self.notes:
+            note.cancel()
+        for guest in self.guests:
+            await guest.leave()
+
+    async def until_whole(self):
+        ends = [("fra", "sin"), ("fra", "sinB"), ("sin", "fra"), ("sinB", "fra"), BOTH, BOTH[::-1]]
+        await until("all links are up", lambda: all(self.pops.link(*of) for of in ends), 30)
+
+    async def join(self, name, room, identity):
+        guest = await Guest(self.pops.nodes[name], room, identity).join()
+        self.guests.append(guest)
+        return guest
+
+    async def publish(self, room):
+        ann = await self.join("fra", room, "ann")
+        await ann.publish_video(BLUE)
+        await ann.publish_tone(440)
+        return ann
+
+    async def see_and_hear(self, guest):
+        """Decoded pictures and the tone of ann, undamaged and in order."""
+        pictures = await watch(await guest.track("ann", VIDEO), 30)
+        numbers = [number for number, _ in pictures]
+        self.assertEqual(len(numbers), 30)
+        self.assertNotIn(None, numbers)
+        steps = [(after - before) % 256 for before, after in zip(numbers, numbers[1:])]
+        self.assertLess(max(steps), 30, numbers)
+        for _, seen in pictures:
+            self.assertLess(max(abs(a - b) for a, b in zip(seen, BLUE)), 25, seen)
+        await until_tone(await guest.track("ann", AUDIO), 440)
+
+    async def note(self, guest):
+        """Notes when each picture of ann's comes."""
+        track, came = await guest.track("ann", VIDEO), []
+
+        async def collect():
+            async for _ in rtc.VideoStream(track):
+                came.append(asyncio.get_running_loop().time())
+
+        self.notes.append(asyncio.create_task(collect()))
+        await until("pictures come", lambda: len(came) > 30, 20)
+        return came
+
+    async def gap_of(self, what, came, change, seconds):
+        """The longest pause between two pictures of now and the next seconds, in which something changes."""
+        del came[:-1]
+        await asyncio.to_thread(change)
+        await asyncio.sleep(seconds)
+        times = [*came, asyncio.get_running_loop().time()]
+        gap = max(after - before for before, after in zip(times, times[1:]))
+        print(f"{what}: {gap * 1_000:.0f} ms without a picture, 67 ms are between two", flush=True)
+        return gap
+
+    def sent(self):
+        """Bytes that left fra so far, to both."""
+        return sum(self.pops.network.stats()["wires"][f"fra>{name}"]["bytes"] for name in BOTH)
+
+    async def rate(self, seconds):
+        before, began = self.sent(), asyncio.get_running_loop().time()
+        await asyncio.sleep(seconds)
+        return (self.sent() - before) * 8 / (asyncio.get_running_loop().time() - began) / 1_000
+
+    async def until_one_copy(self, seconds=10):
+        """The node that gets both tracks while the other gets none."""
+        await until("one node of two gets both tracks", lambda: sorted(crossing(self.pops).values()) == [0, 2], seconds)
+        return max(BOTH, key=lambda name: crossing(self.pops)[name])
+
+
+class Gateway(Abroad):
+    async def test_viewers_at_both_nodes_cost_one_copy_and_it_ends_with_the_last(self):
+        idle = await self.rate(3)
+        await self.publish("copies")
+        viewers = {name: await self.join(name, "copies", f"viewer-{name}") for name in BOTH}
+        for viewer in viewers.values():
+            await self.see_and_hear(viewer)
+        gateway = await self.until_one_copy()
+        both = await self.rate(5) - idle
+        await viewers[other_than(gateway)].leave()
+        await until("nothing is passed on", lambda: self.pops.link(gateway, other_than(gateway))["tracks_out"] == 0, 5)
+        await self.see_and_hear(viewers[gateway])
+        one = await self.rate(5) - idle
+        print(f"over the ocean: {idle:.0f} kbit/s idle, {one:.0f} more for one viewer, {both:.0f} for one at each node", flush=True)
+        self.assertLess(both, 1.15 * one)
+        await viewers[gateway].leave()
+        await asyncio.sleep(END_S)
+        self.assertEqual(crossing(self.pops), {"sin": 0, "sinB": 0})
+        left = await self.rate(3) - idle
+        print(f"{left:.0f} kbit/s more than idle after the last has left", flush=True)
+        self.assertLess(left, 0.05 * one)
+
+    async def test_the_gateway_is_the_same_for_a_viewer_at_either_node_and_needs_nobody_of_its_own(self):
+        gateways = set()
+        for name in BOTH:
+            await self.publish("either")
+            viewer = await self.join(name, "either", f"viewer-{name}")
+            await self.see_and_hear(viewer)
+            gateways.add(await self.until_one_copy())
+            for guest in self.guests:
+                await guest.leave()
+            await until("nothing crosses", lambda: set(crossing(self.pops).values()) == {0}, END_S + 1)
+        self.assertEqual(len(gateways), 1, gateways)
+
+    async def test_pictures_go_on_when_the_gateway_dies_and_are_one_copy_again_when_it_is_back(self):
+        await self.publish("death")
+        viewers = {name: await self.join(name, "death", f"viewer-{name}") for name in BOTH}
+        came = {name: await self.note(viewer) for name, viewer in viewers.items()}
+        gateway = await self.until_one_copy()
+        survivor, node = other_than(gateway), self.pops.nodes[gateway]
+        gap = await self.gap_of("the gateway is killed", came[survivor], node.kill, 6)
+        self.assertLess(gap, GAP_S)
+        self.assertEqual(self.pops.link("fra", survivor)["tracks_out"], 2)
+        await self.see_and_hear(viewers[survivor])
+        node.start()
+        await asyncio.to_thread(node.await_ready)
+        await self.until_whole()
+        # Somebody is there again, too.
+        viewer = await self.join(gateway, "death", "later")
+        await self.see_and_hear(viewer)
+        gap = await self.gap_of("it takes over again", came[survivor], lambda: None, 45)
+        self.assertLess(gap, GAP_S)
+        self.assertEqual(await self.until_one_copy(1), gateway)
+        await self.see_and_hear(viewers[survivor])
+
+
+class Older(Abroad):
+    """A node of sin does not know that tracks can be passed on."""
+
+    schemas = {"sinB": 0}
+
+    async def test_who_cannot_pass_tracks_on_is_not_asked_and_each_takes_its_own(self):
+        for room in ("older 1", "older 2", "older 3", "older 4"):
+            await self.publish(room)
+            viewer = await self.join("sin", room, "viewer")
+            await self.see_and_hear(viewer)
+            self.assertEqual(crossing(self.pops), {"sin": 2, "sinB": 0})
+            for guest in self.guests:
+                await guest.leave()
+            await until("nothing crosses", lambda: set(crossing(self.pops).values()) == {0}, END_S + 1)
+
+
+class Keyless(Abroad):
+    """A node of sin has a certificate without the key of the session."""
+
+    keys = {"fra": "e2e", "sin": "e2e", "sinB": "other"}
+
+    async def test_who_may_not_have_the_session_passes_nothing_of_it_on(self):
+        for room in ("keyless 1", "keyless 2", "keyless 3", "keyless 4"):
+            await self.publish(room)
+            viewer = await self.join("sin", room, "viewer")
+            await self.see_and_hear(viewer)
+            self.assertEqual(crossing(self.pops), {"sin": 2, "sinB": 0})
+            for guest in self.guests:
+                await guest.leave()
+            await until("nothing crosses", lambda: set(crossing(self.pops).values()) == {0}, END_S + 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
