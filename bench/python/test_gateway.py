@@ -102,13 +102,22 @@ class Abroad(unittest.IsolatedAsyncioTestCase):
         return gap
 
     def sent(self):
-        """Bytes that left fra so far, to both."""
-        return sum(self.pops.network.stats()["wires"][f"fra>{name}"]["bytes"] for name in BOTH)
+        """Bytes that left fra so far for the nodes of sin: of media, and all that went into the wires."""
+        prefix = 'pop_rtp_bytes_total{direction="out",scope="mesh"'
+        media = sum(value for key, value in self.pops.nodes["fra"].metrics().items() if key.startswith(prefix))
+        return media, sum(self.pops.network.stats()["wires"][f"fra>{name}"]["bytes"] for name in BOTH)
 
-    async def rate(self, seconds):
+    async def rates(self, seconds):
+        """The same in kbit/s."""
         before, began = self.sent(), asyncio.get_running_loop().time()
         await asyncio.sleep(seconds)
-        return (self.sent() - before) * 8 / (asyncio.get_running_loop().time() - began) / 1_000
+        after, took = self.sent(), asyncio.get_running_loop().time() - began
+        return [(now - then) * 8 / took / 1_000 for then, now in zip(before, after)]
+
+    async def begin_anew(self, node):
+        node.start()
+        await asyncio.to_thread(node.await_ready)
+        await self.until_whole()
 
     async def until_one_copy(self, seconds=10):
         """The node that gets both tracks while the other gets none."""
@@ -118,25 +127,50 @@ class Abroad(unittest.IsolatedAsyncioTestCase):
 
 class Gateway(Abroad):
     async def test_viewers_at_both_nodes_cost_one_copy_and_it_ends_with_the_last(self):
-        idle = await self.rate(3)
+        _, idle = await self.rates(5)
         await self.publish("copies")
         viewers = {name: await self.join(name, "copies", f"viewer-{name}") for name in BOTH}
         for viewer in viewers.values():
             await self.see_and_hear(viewer)
         gateway = await self.until_one_copy()
-        both = await self.rate(5) - idle
+        both, wire_both = await self.rates(10)
+        self.assertEqual(sorted(crossing(self.pops).values()), [0, 2])
         await viewers[other_than(gateway)].leave()
         await until("nothing is passed on", lambda: self.pops.link(gateway, other_than(gateway))["tracks_out"] == 0, 5)
         await self.see_and_hear(viewers[gateway])
-        one = await self.rate(5) - idle
-        print(f"over the ocean: {idle:.0f} kbit/s idle, {one:.0f} more for one viewer, {both:.0f} for one at each node", flush=True)
+        one, wire_one = await self.rates(10)
+        print(f"over the ocean: {one:.0f} kbit/s of media for one viewer, {both:.0f} for one at each node", flush=True)
+        print(f"all that is sent: {idle:.0f} kbit/s idle, {wire_one:.0f} with one viewer, {wire_both:.0f} with both", flush=True)
         self.assertLess(both, 1.15 * one)
+        self.assertLess(wire_both, 1.15 * wire_one)
         await viewers[gateway].leave()
         await asyncio.sleep(END_S)
         self.assertEqual(crossing(self.pops), {"sin": 0, "sinB": 0})
-        left = await self.rate(3) - idle
-        print(f"{left:.0f} kbit/s more than idle after the last has left", flush=True)
-        self.assertLess(left, 0.05 * one)
+        # Workers tell what they did each second.
+        await asyncio.sleep(1)
+        left, wire_left = await self.rates(3)
+        print(f"after the last has left {left:.0f} kbit/s of media, {wire_left:.0f} in all", flush=True)
+        self.assertEqual(left, 0)
+
+    async def test_what_is_lost_inside_the_pop_is_repaired_inside_the_pop(self):
+        await self.publish("loss")
+        viewers = {name: await self.join(name, "loss", f"viewer-{name}") for name in BOTH}
+        for viewer in viewers.values():
+            await self.see_and_hear(viewer)
+        gateway = await self.until_one_copy()
+        edge = other_than(gateway)
+        before = {of: self.pops.link(*of) for of in ((edge, gateway), (gateway, "fra"))}
+        await asyncio.to_thread(self.pops.network.change, f"{gateway}>{edge} loss 10%")
+        try:
+            await asyncio.sleep(6)
+            await self.see_and_hear(viewers[edge])
+        finally:
+            await asyncio.to_thread(self.pops.network.change, f"{gateway}>{edge} loss none")
+        repaired = {of: self.pops.link(*of)["repaired"] - link["repaired"] for of, link in before.items()}
+        print(f"repaired: {repaired}", flush=True)
+        self.assertGreater(repaired[edge, gateway], 20)
+        self.assertEqual(repaired[gateway, "fra"], 0)
+        self.assertEqual(crossing(self.pops), {gateway: 2, edge: 0})
 
     async def test_the_gateway_is_the_same_for_a_viewer_at_either_node_and_needs_nobody_of_its_own(self):
         gateways = set()
@@ -160,9 +194,7 @@ class Gateway(Abroad):
         self.assertLess(gap, GAP_S)
         self.assertEqual(self.pops.link("fra", survivor)["tracks_out"], 2)
         await self.see_and_hear(viewers[survivor])
-        node.start()
-        await asyncio.to_thread(node.await_ready)
-        await self.until_whole()
+        await self.begin_anew(node)
         # Somebody is there again, too.
         viewer = await self.join(gateway, "death", "later")
         await self.see_and_hear(viewer)
@@ -170,6 +202,24 @@ class Gateway(Abroad):
         self.assertLess(gap, GAP_S)
         self.assertEqual(await self.until_one_copy(1), gateway)
         await self.see_and_hear(viewers[survivor])
+
+    async def test_pictures_go_on_when_the_gateway_stops(self):
+        await self.publish("stop")
+        for gateway in BOTH:
+            survivor, node = other_than(gateway), self.pops.nodes[gateway]
+            viewer = await self.join(survivor, "stop", f"viewer-{survivor}")
+            came = await self.note(viewer)
+            if await self.until_one_copy() == gateway:
+                break
+            await viewer.leave()
+            await until("nothing crosses", lambda: set(crossing(self.pops).values()) == {0}, END_S + 1)
+        node.is_killed = True
+        gap = await self.gap_of("the gateway stops", came, node.process.terminate, 6)
+        self.assertLess(gap, GAP_S)
+        self.assertEqual(node.process.wait(10), 0)
+        self.assertEqual(self.pops.link("fra", survivor)["tracks_out"], 2)
+        await self.see_and_hear(viewer)
+        await self.begin_anew(node)
 
 
 class Older(Abroad):

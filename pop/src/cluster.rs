@@ -1073,7 +1073,9 @@ impl State {
         self.kept.retain(|session, keeping| {
             let is_new = now.saturating_duration_since(keeping.since) < KEEP_MIN;
             let has_people = rooms.get(session).is_some_and(|watched| watched.nodes.keys().any(may_have_people));
-            is_new || passes.has_session(session) || has_people && placement::rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
+            is_new
+                || passes.has_session(session)
+                || has_people && placement::rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
         });
     }
 

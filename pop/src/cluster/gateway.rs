@@ -280,7 +280,10 @@ mod tests {
         assert_eq!(source.poll_timeout(), None, "the owner is waited for");
         assert!(source.has_failed(begin + ANSWER_MAX + FAILED_FOR / 2, FIRST) && !source.has_failed(begin, SECOND));
         assert!(!source.has_failed(begin + ANSWER_MAX + FAILED_FOR, FIRST));
-        assert!(source.anew(begin + FAILED_FOR / 2, OWNER).has_failed(begin + FAILED_FOR / 2, FIRST), "a room that asks anew does not forget it");
+        assert!(
+            source.anew(begin + FAILED_FOR / 2, OWNER).has_failed(begin + FAILED_FOR / 2, FIRST),
+            "a room that asks anew does not forget it"
+        );
         source.fail(begin, OWNER);
         assert!(!source.has_failed(begin, OWNER), "there is nobody in its place");
     }
