@@ -1631,8 +1631,8 @@ impl State {
     /// What comes from another node than the gateway of its session does not for ever.
     fn review_sources(&mut self) {
         let now = Instant::now();
-        let is_due = |want: &Want| self.is_abroad(want.owner) && want.source.is_settled(now) && !want.is_lost;
-        let tracks: Vec<_> = self.wants.iter().filter(|(_, want)| is_due(want)).map(|(track, _)| *track).collect();
+        let due = |(track, want): (&TrackId, &mut Want)| (!want.is_lost && want.source.is_settled(now)).then_some(*track);
+        let tracks: Vec<_> = self.wants.iter_mut().filter_map(due).collect();
         tracks.into_iter().for_each(|track| self.choose_again(track));
     }
 

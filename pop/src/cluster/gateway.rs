@@ -49,6 +49,8 @@ pub(super) struct Source {
     /// Who was asked last.
     asked: NodeId,
     asked_at: Instant,
+    /// When it was chosen, or found to be the right one still.
+    chosen_at: Instant,
     /// It sends.
     comes: bool,
     /// Who sends until `asked` does.
@@ -60,7 +62,7 @@ pub(super) struct Source {
 impl Source {
     /// Of a track of `owner`, for which `asked` is asked now.
     pub(super) fn new(now: Instant, owner: NodeId, asked: NodeId) -> Source {
-        Source { owner, asked, asked_at: now, comes: false, before: None, failed: Vec::new() }
+        Source { owner, asked, asked_at: now, chosen_at: now, comes: false, before: None, failed: Vec::new() }
     }
 
     /// The same for a room that asks anew: whoever failed has.
@@ -102,7 +104,7 @@ impl Source {
     /// Asks `node` from now on. Whoever sends goes on until that one does. Returns who is told that it is not wanted any more.
     pub(super) fn ask(&mut self, now: Instant, node: NodeId) -> Option<NodeId> {
         let left = if self.comes { self.before.replace(self.asked) } else { Some(self.asked).filter(|asked| *asked != node) };
-        (self.asked, self.asked_at, self.comes) = (node, now, false);
+        (self.asked, self.asked_at, self.chosen_at, self.comes) = (node, now, now, false);
         if self.before == Some(node) {
             (self.before, self.comes) = (None, true);
         }
@@ -131,9 +133,13 @@ impl Source {
         (self.asked != self.owner && !self.comes).then(|| self.asked_at + ANSWER_MAX)
     }
 
-    /// Whether it may come from elsewhere without need.
-    pub(super) fn is_settled(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.asked_at) >= SETTLED_AFTER
+    /// Whether it may come from elsewhere without need. Who says so looks whether it does, and the next time is as much later.
+    pub(super) fn is_settled(&mut self, now: Instant) -> bool {
+        let is_settled = now.saturating_duration_since(self.chosen_at) >= SETTLED_AFTER;
+        if is_settled {
+            self.chosen_at = now;
+        }
+        is_settled
     }
 }
 
@@ -327,8 +333,9 @@ mod tests {
         let begin = now();
         let mut source = Source::new(begin, OWNER, OWNER);
         assert!(!source.is_settled(begin + SETTLED_AFTER / 2) && source.is_settled(begin + SETTLED_AFTER));
-        source.ask(begin + SETTLED_AFTER, FIRST);
-        assert!(!source.is_settled(begin + SETTLED_AFTER));
+        assert!(!source.is_settled(begin + SETTLED_AFTER), "it was looked at");
+        source.ask(begin + SETTLED_AFTER * 3 / 2, FIRST);
+        assert!(!source.is_settled(begin + SETTLED_AFTER * 2) && source.is_settled(begin + SETTLED_AFTER * 5 / 2));
     }
 
     #[test]
