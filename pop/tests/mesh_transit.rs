@@ -158,7 +158,7 @@ async fn until(what: &str, seconds: u64, mut is_so: impl FnMut() -> bool) {
 
 fn want(track: u64) -> Message {
     let session = SessionId::new(&"s".repeat(100)).expect("a name");
-    Message::Want(Want { session, track: TrackId(track), worker: 0 })
+    Message::Want(Want { session, track: TrackId(track), worker: 0, origin: None })
 }
 
 /// A way to `to` that can be cut: then it takes everything and nothing comes out.
