@@ -23,15 +23,18 @@ def place_of(name):
 class Pops:
     """From construction until `stop`. `names` in order have the addresses from 10.73.0.2 on; `wires` are how far they are from each other;
     `api_keys` what the certificate of a node carries, by PoP; `peers` whom each names, others than all. `sin` is node a of PoP sin, and
-    `sinB` would be one more of it, b. `schemas`: those that speak another version to the others than the newest."""
+    `sinB` would be one more of it, b. `schemas`: those that speak another version to the others than the newest. `more`: further lines
+    of each config's [mesh], in which {ca} is the folder of the CA."""
 
-    def __init__(self, label, names, wires, api_keys=(), peers=(), schemas=()):
+    def __init__(self, label, names, wires, api_keys=(), peers=(), schemas=(), more=""):
         self.addresses = {name: f"10.73.0.{2 + i}" for i, name in enumerate(names)}
         self.nodes = {}
         self.folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
-        ca = pathlib.Path(self.folder.name)
+        ca = self.ca = pathlib.Path(self.folder.name)
         self.network = Network({"people": f"@.{PEOPLE}/24"} | {pop: f"{address}/24" for pop, address in self.addresses.items()}, wires)
         run_pop("ca", "init", "--dir", ca / "ca")
+        # A list that takes back nobody of these.
+        run_pop("ca", "revoke", "--dir", ca / "ca", "--serial", "01")
         for name, address in self.addresses.items():
             out = ca / name
             node, pop = place_of(name)
@@ -63,6 +66,7 @@ peers = {addresses}
 ca = "{out}/ca.pem"
 cert = "{out}/node.pem"
 key = "{out}/node.key"
+{more.format(ca=ca / 'ca')}
 """,
             )
             self.nodes[name].may_be_idle = True

@@ -1,6 +1,7 @@
 //! The operator's CA: a file of a certificate, a file of a key, and the nodes' certificates that they sign. It is nobody else's, so
 //! whoever has a certificate of it is a node of the mesh.
 
+use std::fmt;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
@@ -9,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::extensions::GeneralName;
 
-use crate::mesh::{Grants, NodeName};
+use crate::mesh::{CRL_LEN_MAX, Grants, NodeName};
 use crate::token::unix_now_s;
 
 /// How long a CA holds. Its nodes are renewed often; the CA is laid out once.
@@ -132,12 +133,150 @@ fn sign(folder: &Path, out: &Path, request: &Request) -> Result<Made, String> {
     let made = params.signed_by(&secret, &issuer).map_err(|error| format!("no certificate could be made: {error}"))?;
     make_folder(out)?;
     let (cert, key) = node_files(out);
+    note_issued(folder, made.der(), &request.name)?;
     write_pair(&cert, &made.pem(), &key, &secret.serialize_pem())?;
     let (own, beside) = (ca_files(folder).0, out.join("ca.pem"));
     if own != beside {
         write(&beside, &pem, 0o644)?;
     }
     Ok(Made { ca: beside, cert, key, expires_at_s, api_keys: Some(request.api_keys.clone()) })
+}
+
+/// The number of a certificate, which no other one of its CA has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Serial(Vec<u8>);
+
+impl Serial {
+    /// From hexadecimal digits, with or without colons, as tools show it.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what it takes.
+    pub fn parse(text: &str) -> Result<Serial, String> {
+        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+        let read: Option<Vec<u8>> = digits.chunks(2).map(|pair| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?)).collect();
+        // RFC 5280 4.1.2.2: "Conforming CAs MUST NOT use serialNumber values longer than 20 octets."
+        let read = read.filter(|read| (1..=20).contains(&read.len()));
+        read.map(|bytes| Serial::of(&bytes)).ok_or_else(|| "--serial takes 2 to 40 hexadecimal digits, two for each byte".to_owned())
+    }
+
+    /// Without zeros in front.
+    fn of(bytes: &[u8]) -> Serial {
+        Serial(bytes[bytes.iter().take_while(|byte| **byte == 0).count().min(bytes.len() - 1)..].to_vec())
+    }
+
+    fn of_certificate(der: &[u8]) -> Option<Serial> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+        Some(Serial::of(&certificate.tbs_certificate.serial.to_bytes_be()))
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A list of certificates that were taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    /// The list (CRL), PEM.
+    pub file: PathBuf,
+    /// Of two lists the one with the higher number counts.
+    pub number: u64,
+    /// What was taken back now.
+    pub serials: Vec<Serial>,
+    /// So many are in the list.
+    pub revoked: usize,
+}
+
+/// The certificates of a node that this CA has made.
+///
+/// # Errors
+///
+/// A sentence that says what to change.
+pub fn serials_of(folder: &Path, name: &NodeName) -> Result<Vec<Serial>, String> {
+    let issued = fs::read_to_string(issued_file(folder)).unwrap_or_default();
+    let of_name = |line: &str| {
+        let (serial, of) = line.split_once(' ')?;
+        Serial::parse(serial).ok().filter(|_| of == name.to_string())
+    };
+    let mut serials: Vec<Serial> = issued.lines().filter_map(of_name).collect();
+    // It may be of before there was that file.
+    let there = CertificateDer::from_pem_file(node_files(&default_out(folder, name)).0).ok();
+    serials.extend(there.filter(|der| NodeName::of_certificate(der).as_ref() == Some(name)).and_then(|der| Serial::of_certificate(&der)));
+    serials.sort_unstable();
+    serials.dedup();
+    if serials.is_empty() {
+        return Err(format!("this CA has made no certificate of {name}: look at the names, or give --serial of the certificate itself"));
+    }
+    Ok(serials)
+}
+
+/// Takes certificates back: `crl.pem` in `folder`, signed by the CA there, is the list before with these.
+///
+/// # Errors
+///
+/// A sentence that says what to change.
+pub fn revoke(folder: &Path, serials: &[Serial]) -> Result<List, String> {
+    let Ca { issuer, pem, .. } = Ca::load(folder)?;
+    let file = folder.join("crl.pem");
+    let (before, mut all) = if file.exists() { read_list(&file, &pem)? } else { (0, Vec::new()) };
+    all.extend(serials.iter().cloned());
+    all.sort_unstable();
+    all.dedup();
+    let number = before + 1;
+    let (epoch, now) = (rcgen::date_time_ymd(1970, 1, 1), Duration::from_secs(unix_now_s()));
+    let one = |serial: &Serial| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(&serial.0),
+        revocation_time: epoch + now,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: epoch + now.saturating_sub(BACKDATED),
+        // It counts until there is a newer one.
+        next_update: epoch + now + DAY * CA_DAYS as u32,
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs: all.iter().map(one).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let made = params.signed_by(&issuer).map_err(|error| format!("no list could be made: {error}"))?;
+    if made.der().len() > CRL_LEN_MAX {
+        return Err(format!(
+            "{} would be longer than the {CRL_LEN_MAX} bytes that nodes take: make a new CA for all nodes",
+            file.display()
+        ));
+    }
+    let text = made.pem().map_err(|error| format!("no list could be made: {error}"))?;
+    write(&file, &text, 0o644)?;
+    Ok(List { file, number, serials: serials.to_vec(), revoked: all.len() })
+}
+
+/// The number of the list in a file, and what is in it.
+fn read_list(file: &Path, ca_pem: &str) -> Result<(u64, Vec<Serial>), String> {
+    let shown = file.display();
+    let der = CertificateRevocationListDer::from_pem_file(file).map_err(|error| format!("{shown} {}", crate::tls::explain(&error)))?;
+    let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|error| format!("ca.pem {}", crate::tls::explain(&error)))?;
+    let (_, list) = x509_parser::parse_x509_crl(&der).map_err(|_| format!("{shown} is no list of certificates"))?;
+    let (_, ca) = x509_parser::parse_x509_certificate(&ca).map_err(|_| "ca.pem is no X.509".to_owned())?;
+    list.verify_signature(ca.public_key()).map_err(|_| format!("{shown} is not of this CA: move it away"))?;
+    let number = list.crl_number().and_then(|number| u64::try_from(number).ok()).ok_or_else(|| format!("{shown} has no number"))?;
+    Ok((number, list.iter_revoked_certificates().map(|one| Serial::of(&one.serial().to_bytes_be())).collect()))
+}
+
+fn issued_file(folder: &Path) -> PathBuf {
+    folder.join("issued")
+}
+
+/// So that they can be taken back by the node's name.
+fn note_issued(folder: &Path, der: &[u8], name: &NodeName) -> Result<(), String> {
+    let Some(serial) = Serial::of_certificate(der) else { return Ok(()) };
+    let file = issued_file(folder);
+    let noted = fs::OpenOptions::new().create(true).append(true).open(&file).and_then(|mut open| writeln!(open, "{serial} {name}"));
+    noted.map_err(|error| format!("{} cannot be written: {error}", file.display()))
 }
 
 /// A CA that can sign.

@@ -200,6 +200,8 @@ pub enum CaCommand {
     Issue(CaIssueArgs),
     /// Make a node's certificate again: the same names, a new key.
     Renew(CaRenewArgs),
+    /// Take a node's certificates back: crl.pem, which `pop reload` of one node tells to all.
+    Revoke(CaRevokeArgs),
 }
 
 /// `pop ca init`
@@ -246,6 +248,26 @@ pub struct CaIssueArgs {
     /// Overwrite a certificate that is there.
     #[arg(long)]
     pub force: bool,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pop ca revoke`
+#[derive(Debug, Args)]
+pub struct CaRevokeArgs {
+    /// Where the CA is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The node: all of its certificates that this CA has made.
+    #[arg(long, value_name = "NAME", required_unless_present = "serial")]
+    pub node: Option<String>,
+    /// Its PoP.
+    #[arg(long, value_name = "POP", default_value = "pop")]
+    pub pop: String,
+    /// Or one certificate, by its serial number in hexadecimal digits.
+    #[arg(long, value_name = "HEX", conflicts_with = "node")]
+    pub serial: Option<String>,
     /// Print a JSON object.
     #[arg(long)]
     pub json: bool,

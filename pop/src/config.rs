@@ -347,7 +347,7 @@ impl Config {
         let mut config = Self::parse(&text, file)?;
         if let Some(folder) = file.parent() {
             let (http, mesh) = (&mut config.http, &mut config.mesh);
-            let identity = [&mut config.bus.ca, &mut mesh.ca, &mut mesh.cert, &mut mesh.key];
+            let identity = [&mut config.bus.ca, &mut mesh.ca, &mut mesh.cert, &mut mesh.key, &mut mesh.revoked];
             let paths = [&mut config.auth.keys_file, &mut http.tls_cert, &mut http.tls_key];
             for path in paths.into_iter().chain(identity).flatten() {
                 *path = folder.join(&*path);

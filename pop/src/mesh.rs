@@ -22,12 +22,14 @@ mod identity;
 mod link;
 mod name;
 mod resume;
+mod revoked;
 mod transit;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -37,6 +39,7 @@ use pop_dataplane::STOOD_STILL;
 use pop_proto::control::{LinkKeys, LinkStats};
 use pop_relay::control::{self, Data, Hello, Message};
 use pop_schemas::{Incarnation, NodeId};
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -46,9 +49,10 @@ use zeroize::Zeroizing;
 use crate::config::{Config, PEERS_MAX};
 use crate::logging::AUDIT;
 use crate::reload::{Applier, Prepared};
-use crate::serve;
+use crate::{serve, state};
 use counters::Counters;
 use link::{Connection, Inbox, Link};
+use revoked::{CertificateId, Revoked};
 
 pub use carry::{Answering, CARRIED_MAX, Carried, CarryError, Elsewhere};
 pub use counters::{MeshCounters, Refusal, Transit, Unheard};
@@ -57,6 +61,7 @@ pub use identity::{MeshFiles, MeshIdentity};
 pub use link::{DataRefused, Ended};
 pub(crate) use link::{Outgoing, Said};
 pub use name::NodeName;
+pub use revoked::{CRL_LEN_MAX, Listed};
 pub use transit::{TRANSITS_MAX, TRANSITS_PER_ASKER_MAX};
 
 /// How long a connection may take to prove whose it is: TLS and both Hellos.
@@ -91,6 +96,10 @@ pub struct MeshSettings {
     pub playout: Duration,
     /// Newest schema that is spoken.
     pub schema: u8,
+    /// The operator's list of certificates that were taken back.
+    pub revoked: Option<PathBuf>,
+    /// Where the newest lists are kept, those that others tell of, too.
+    pub kept: Option<PathBuf>,
 }
 
 impl MeshSettings {
@@ -103,7 +112,8 @@ impl MeshSettings {
         let Some(listen) = config.mesh.listen else { return Ok(None) };
         let identity = MeshIdentity::of(config)?.ok_or("mesh.listen needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes")?;
         let (peers, playout, schema) = (config.mesh.peers.clone(), config.mesh.playout, config.mesh.schema);
-        Ok(Some(MeshSettings { listen, identity, incarnation, workers, peers, playout, schema }))
+        let (revoked, kept) = (config.mesh.revoked.clone(), state::folder(&config.node).map(|folder| folder.join("revoked.pem")));
+        Ok(Some(MeshSettings { listen, identity, incarnation, workers, peers, playout, schema, revoked, kept }))
     }
 }
 
@@ -253,7 +263,8 @@ impl Mesh {
     ///
     /// A sentence that says what to change.
     pub async fn start(settings: MeshSettings) -> Result<(Mesh, mpsc::Receiver<MeshEvent>), String> {
-        let MeshSettings { listen, identity, incarnation, workers, peers, playout, schema } = settings;
+        let MeshSettings { listen, identity, incarnation, workers, peers, playout, schema, revoked, kept } = settings;
+        let of_file = revoked.map(|file| revoked::read("mesh.revoked", &file)).transpose()?.unwrap_or_default();
         let listener = serve::bind("mesh.listen", listen).await?;
         let address = listener.local_addr().unwrap_or(listen);
         if let Some(warning) = identity.warning() {
@@ -278,7 +289,13 @@ impl Mesh {
             tasks: Mutex::default(),
             answers: Mutex::default(),
             transits: transit::Places::default(),
+            revoked: Mutex::default(),
+            kept,
         });
+        shared.take_kept();
+        for list in of_file {
+            shared.take_operators(&list)?;
+        }
         tracing::info!(name = %shared.name, %address, certificate_days = shared.identity().days_left(), api_keys = %shared.identity().grants(), "links to other nodes are taken");
         shared.spawn(accept::accept(Arc::clone(&shared), listener));
         shared.spawn(keep_ticking(Arc::clone(&shared)));
@@ -465,7 +482,20 @@ impl Mesh {
     pub fn counters(&self) -> MeshCounters {
         let shared = &self.0.shared;
         let links = shared.table().links.len();
-        shared.counters.read(links, shared.transits.len(), shared.identity().expires_at_s())
+        shared.counters.read(links, shared.transits.len(), shared.revoked().len(), shared.identity().expires_at_s())
+    }
+
+    /// Takes a list (CRL, DER) of certificates that were taken back, by whoever made it: its signature counts.
+    pub fn take_list(&self, list: &[u8]) -> Listed {
+        self.0.shared.take_list(list)
+    }
+
+    /// Takes the operator's lists of certificates that were taken back.
+    fn take_lists(&self, lists: &[Vec<u8>]) {
+        for list in lists {
+            // It was looked at before.
+            let _ = self.0.shared.take_operators(list);
+        }
     }
 
     /// Takes other files for new links. Those that are up go on, but for one thing: when the certificate is for other API keys, links to
@@ -496,7 +526,7 @@ pub struct MeshApplier(pub Mesh);
 #[async_trait]
 impl Applier for MeshApplier {
     fn keys(&self) -> &'static [&'static str] {
-        &["bus.ca", "mesh.ca", "mesh.cert", "mesh.key"]
+        &["bus.ca", "mesh.ca", "mesh.cert", "mesh.key", "mesh.revoked"]
     }
 
     async fn prepare(&self, new: &Config) -> Result<Prepared, String> {
@@ -511,7 +541,17 @@ impl Applier for MeshApplier {
             changes.push(format!("API keys of mesh.cert: {}; links to other PoPs are made anew", identity.grants()));
         }
         changes.extend(identity.warning().map(str::to_owned));
-        Ok(Prepared::new(changes, async move { mesh.replace(identity) }))
+        let lists = new.mesh.revoked.as_ref().map(|file| revoked::read("mesh.revoked", file)).transpose()?.unwrap_or_default();
+        for list in &lists {
+            match Revoked::default().take(list, &identity.roots()) {
+                Listed::New => {}
+                why => return Err(format!("mesh.revoked: a list is {}: `pop ca revoke` makes one by the CA in mesh.ca", why.label())),
+            }
+        }
+        Ok(Prepared::new(changes, async move {
+            mesh.replace(identity);
+            mesh.take_lists(&lists);
+        }))
     }
 }
 
@@ -539,6 +579,10 @@ struct Shared {
     answers: Mutex<Option<carry::Answers>>,
     /// Control links of others that go over this node.
     transits: transit::Places,
+    /// Certificates that were taken back.
+    revoked: Mutex<Revoked>,
+    /// Where that is kept.
+    kept: Option<PathBuf>,
 }
 
 #[derive(Default)]
@@ -648,6 +692,65 @@ impl Shared {
         self.is_hung.load(Ordering::Relaxed)
     }
 
+    fn revoked(&self) -> MutexGuard<'_, Revoked> {
+        self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a list of certificates that were taken back, by whoever told of it: what is new is kept and told to all, and ends links.
+    fn take_list(&self, list: &[u8]) -> Listed {
+        let outcome = self.revoked().take(list, &self.identity().roots());
+        self.counters.listed(outcome);
+        if outcome != Listed::New {
+            return outcome;
+        }
+        tracing::warn!(target: AUDIT, certificates = self.revoked().len(), "certificates were taken back");
+        self.keep_lists();
+        let links: Vec<_> = self.table().links.values().cloned().collect();
+        for link in links {
+            if self.revoked().has(&link.certificate) {
+                link.end(Ended::Revoked);
+                if let Some(way) = self.table().ways.get(&link.peer.node) {
+                    way.lose();
+                }
+            } else {
+                link.send(&Message::Revoked(list.into()));
+            }
+        }
+        outcome
+    }
+
+    fn take_operators(&self, list: &[u8]) -> Result<(), String> {
+        match self.take_list(list) {
+            Listed::New | Listed::Known => Ok(()),
+            Listed::Old => {
+                tracing::warn!("mesh.revoked is older than the list that is known, which goes on");
+                Ok(())
+            }
+            why => Err(format!("mesh.revoked: a list is {}: `pop ca revoke` makes one by the CA in mesh.ca", why.label())),
+        }
+    }
+
+    /// What was known before this start.
+    fn take_kept(&self) {
+        let Some(file) = self.kept.as_ref().filter(|file| file.exists()) else { return };
+        match revoked::read("revoked certificates", file) {
+            Ok(lists) => {
+                for list in lists {
+                    self.revoked().take(&list, &self.identity().roots());
+                }
+            }
+            Err(error) => tracing::warn!("{error}: what was known of certificates that were taken back is lost"),
+        }
+    }
+
+    fn keep_lists(&self) {
+        let Some(file) = &self.kept else { return };
+        let text: String = self.revoked().lists().map(revoked::pem).collect();
+        if let Err(error) = state::replace_file(file, text.as_bytes()) {
+            tracing::warn!(file = %file.display(), %error, "which certificates were taken back is not kept over a restart");
+        }
+    }
+
     fn holds_dead(&self, peer: &Peer) -> bool {
         self.table().dead.get(&peer.node) == Some(&peer.incarnation)
     }
@@ -657,6 +760,15 @@ impl Shared {
         let mut tasks = self.tasks();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task)
+    }
+
+    /// Whether a chain that TLS has taken may be a node's of this name, and was not taken back.
+    fn vouches(&self, name: &NodeName, chain: &[CertificateDer<'_>]) -> Result<(), Refusal> {
+        let id = chain.first().and_then(|end| CertificateId::of(end)).ok_or(Refusal::NoCertificate)?;
+        if self.revoked().has(&id) {
+            return Err(Refusal::Revoked);
+        }
+        self.identity().vouches(name, chain)
     }
 
     fn hello(&self, number: u8) -> Hello {
@@ -700,7 +812,7 @@ impl Shared {
         address: SocketAddr,
         via: Option<NodeId>,
     ) -> Result<Admission, Refused> {
-        let Proof { name, grants, secret } = proof;
+        let Proof { name, grants, secret, certificate } = proof;
         let node = name.id();
         let fault = |reason| Refused::Fault(reason, Some(name.clone()));
         if NodeName::new(&hello.node, &hello.pop).as_ref() != Ok(&name) {
@@ -748,14 +860,20 @@ impl Shared {
         // In a PoP a node that is not heard is to be found out soon.
         let resumes = is_abroad && hello.resumes;
         table.unreached.remove(&node);
-        let (link, inbox) = Link::new(table.next_link, peer.clone(), secret.clone(), dialled, is_abroad, resumes);
+        let (link, inbox) = Link::new(table.next_link, peer.clone(), secret.clone(), certificate, dialled, is_abroad, resumes);
         link.begin_via(via);
+        if self.revoked().has(&link.certificate) {
+            return Err(fault(Refusal::Revoked));
+        }
         if dialled && via.is_none() {
             table.located.insert(node, address);
         }
         if !dialled {
             // The answer; nothing else can be queued before it.
             link.say_hello(self.hello(number));
+        }
+        for list in self.revoked().lists() {
+            link.send(&Message::Revoked(list.into()));
         }
         let link = Arc::new(link);
         let mut tell = |event| permits.next().expect("there are two").send(event);
@@ -905,14 +1023,16 @@ struct Proof {
     grants: Grants,
     /// What only both ends know.
     secret: Zeroizing<[u8; 32]>,
+    certificate: CertificateId,
 }
 
-fn proof<Data>(identity: &MeshIdentity, connection: &rustls::ConnectionCommon<Data>) -> Result<Proof, Refused> {
+fn proof<Data>(shared: &Shared, connection: &rustls::ConnectionCommon<Data>) -> Result<Proof, Refused> {
     let chain = connection.peer_certificates().unwrap_or_default();
     let certificate = chain.first().ok_or(Refused::Fault(Refusal::NoCertificate, None))?;
     let name = NodeName::of_certificate(certificate).ok_or(Refused::Fault(Refusal::WrongName, None))?;
-    identity.vouches(&name, chain).map_err(|reason| Refused::Fault(reason, Some(name.clone())))?;
+    shared.vouches(&name, chain).map_err(|reason| Refused::Fault(reason, Some(name.clone())))?;
+    let id = CertificateId::of(certificate).ok_or(Refused::Fault(Refusal::Malformed, None))?;
     let secret = connection.export_keying_material([0; 32], EXPORTER_LABEL, None);
     let secret = Zeroizing::new(secret.map_err(|_| Refused::Fault(Refusal::Malformed, None))?);
-    Ok(Proof { name, grants: Grants::of_certificate(certificate), secret })
+    Ok(Proof { name, grants: Grants::of_certificate(certificate), secret, certificate: id })
 }

@@ -202,3 +202,35 @@ fn a_certificate_is_for_the_api_keys_that_were_named_and_a_renewal_keeps_them() 
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.ends_with("days, API keys towards other PoPs: a,b\n"), "{said}");
 }
+
+#[test]
+fn what_was_issued_is_taken_back_by_name_or_by_number() {
+    let folder = Folder::new();
+    let ca = folder.path("ca");
+    let dir = ["--dir", shown(&ca)];
+    assert_eq!(code(&run(&[&["ca", "init"][..], &dir].concat())), Some(0));
+    let node = ["--node", "a1", "--pop", "fra"];
+    assert_eq!(code(&run(&[&["ca", "issue"][..], &dir, &node].concat())), Some(0));
+    assert_eq!(code(&run(&[&["ca", "renew"][..], &dir, &node].concat())), Some(0));
+    let output = run(&[&["ca", "revoke", "--json"][..], &dir, &node].concat());
+    assert_eq!(code(&output), Some(0), "{output:?}");
+    let answer = json(&output);
+    assert_eq!((answer["number"].as_u64(), answer["revoked"].as_u64()), (Some(1), Some(2)), "the one before, too: {answer}");
+    assert_eq!(answer["crl"].as_str(), Some(shown(&ca.join("crl.pem"))));
+    let output = run(&[&["ca", "revoke", "--serial", "0a:0B", "--json"][..], &dir].concat());
+    let answer = json(&output);
+    assert_eq!((answer["number"].as_u64(), answer["revoked"].as_u64()), (Some(2), Some(3)), "those before stay: {answer}");
+    assert_eq!(answer["serials"][0].as_str(), Some("0a0b"));
+    let output = run(&[&["ca", "revoke"][..], &dir, &node].concat());
+    assert_eq!(code(&output), Some(0));
+    assert!(stderr(&output).contains("pop reload"), "{output:?}");
+    refused(
+        &[&["ca", "revoke", "--node", "nobody", "--pop", "fra"][..], &dir].concat(),
+        1,
+        "this CA has made no certificate of nobody.fra",
+    );
+    refused(&[&["ca", "revoke", "--serial", "xyz"][..], &dir].concat(), 2, "--serial takes");
+    refused(&[&["ca", "revoke"][..], &dir].concat(), 2, "--node");
+    fs::write(ca.join("crl.pem"), "nothing").expect("our folder");
+    refused(&[&["ca", "revoke", "--serial", "01"][..], &dir].concat(), 1, "crl.pem");
+}

@@ -99,7 +99,17 @@ impl Node {
         let incarnation = Incarnation { start, nonce: start * 7 };
         let workers = vec!["127.0.0.1:11000".parse().expect("an address")];
         let playout = Duration::from_millis(150);
-        let settings = MeshSettings { listen, identity, incarnation, workers, peers: peers.to_vec(), playout, schema: control::VERSION };
+        let settings = MeshSettings {
+            listen,
+            identity,
+            incarnation,
+            workers,
+            peers: peers.to_vec(),
+            playout,
+            schema: control::VERSION,
+            revoked: None,
+            kept: None,
+        };
         let (mesh, events) = Mesh::start(settings).await.expect("a free port");
         Node { mesh, events }
     }

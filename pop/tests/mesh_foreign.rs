@@ -56,6 +56,8 @@ async fn stranger(folder: &Folder, at: SocketAddr) -> (Mesh, Receiver<MeshEvent>
         peers: vec![at],
         playout: Duration::from_millis(150),
         schema: control::VERSION,
+        revoked: None,
+        kept: None,
     };
     Mesh::start(settings).await.expect("a free port")
 }

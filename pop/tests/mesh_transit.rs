@@ -86,6 +86,8 @@ impl Node {
             peers: peers.to_vec(),
             playout: Duration::from_millis(150),
             schema: control::VERSION,
+            revoked: None,
+            kept: None,
         };
         let (mesh, events) = Mesh::start(settings).await.expect("a free port");
         Node { mesh, events, telling: Vec::new() }

@@ -54,6 +54,9 @@ pub const RELEASE_LEN_MAX: usize = 32;
 /// Longest record, digest or page of records in bytes.
 pub const TOLD_LEN_MAX: usize = 200 << 10;
 
+/// Longest list of certificates that were taken back, in bytes.
+pub const REVOKED_LEN_MAX: usize = 128 << 10;
+
 /// Length of a proof that both ends know a link's secret.
 pub const PROOF_LEN: usize = 32;
 
@@ -461,6 +464,8 @@ pub enum Message {
     Presence(Presence),
     /// See [`Resume`].
     Resume(Resume),
+    /// A list of certificates that a CA has taken back, at most [`REVOKED_LEN_MAX`] bytes: what it is its signature says.
+    Revoked(Arc<[u8]>),
 }
 
 /// Why bytes are no message, or a message is no bytes.
@@ -606,6 +611,13 @@ pub fn encode(message: &Message, version: u8) -> Result<Vec<u8>, ControlError> {
         Message::Room(room) => (schema::Message::Room, write_room(&mut builder, room)?),
         Message::Paths(paths) => (schema::Message::Paths, write_paths(&mut builder, paths)?),
         Message::Presence(presence) => (schema::Message::Presence, write_presence(&mut builder, presence)?),
+        Message::Revoked(list) => {
+            if list.len() > REVOKED_LEN_MAX {
+                return Err(ControlError::Limit);
+            }
+            let list = Some(builder.create_vector(list));
+            (schema::Message::Revoked, schema::Revoked::create(&mut builder, &schema::RevokedArgs { list }).as_union_value())
+        }
         Message::Resume(Resume { number, received, proof }) => {
             let proof = Some(builder.create_vector(proof));
             let args = schema::ResumeArgs { number: *number, received: *received, proof };
@@ -857,6 +869,12 @@ pub fn decode(bytes: &[u8]) -> Result<Message, ControlError> {
         read_paths(&paths).map(Message::Paths)
     } else if let Some(presence) = control.message_as_presence() {
         read_presence(&presence).map(Message::Presence)
+    } else if let Some(revoked) = control.message_as_revoked() {
+        let list = revoked.list().map(|list| list.bytes()).unwrap_or_default();
+        if list.len() > REVOKED_LEN_MAX {
+            return Err(ControlError::Limit);
+        }
+        Ok(Message::Revoked(list.into()))
     } else if let Some(resume) = control.message_as_resume() {
         let proof = resume.proof().and_then(|proof| proof.bytes().try_into().ok()).ok_or(ControlError::Limit)?;
         Ok(Message::Resume(Resume { number: resume.number(), received: resume.received(), proof }))

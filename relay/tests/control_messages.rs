@@ -144,6 +144,7 @@ fn later_messages() -> Vec<(&'static str, Message)> {
         ("presence_ask", presence(Telling::Ask(one, 7))),
         ("hello_resumes", Message::Hello(Hello { resumes: true, ..hello() })),
         ("alive_received", Message::Alive(Alive { now_us: 1 << 40, received: 1 << 33, ..Alive::default() })),
+        ("revoked", Message::Revoked(b"list".as_slice().into())),
         ("resume", Message::Resume(Resume { number: 3, received: 1 << 33, proof: [7; 32] })),
         ("presence_page", presence(Telling::Page(one, 7, b"page".as_slice().into()))),
         ("presence_meet", presence(Telling::Meet(vec!["key".to_owned(), "another".to_owned()]))),
@@ -307,6 +308,7 @@ fn what_is_beyond_a_limit_is_neither_written_nor_read() {
         presence(Telling::Participant(ParticipantId(1), vec![0; (200 << 10) + 1].into())),
         presence(Telling::Page(ParticipantId(1), 1, vec![0; (200 << 10) + 1].into())),
     ];
+    let beyond = beyond.into_iter().chain([Message::Revoked(vec![0; (128 << 10) + 1].into())]);
     for message in beyond {
         assert_eq!(encode(&message, 1), Err(ControlError::Limit), "{message:?}");
     }

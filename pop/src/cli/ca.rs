@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use super::{CaCommand, Failure};
-use crate::ca::{self, Made, Request};
+use super::{CaCommand, CaRevokeArgs, Failure};
+use crate::ca::{self, List, Made, Request, Serial};
 use crate::mesh::{Grants, NodeName};
 use crate::token::unix_now_s;
 
 pub(super) fn run(command: &CaCommand) -> Result<(), Failure> {
     let (made, next, json) = match command {
+        CaCommand::Revoke(args) => return revoke(args),
         CaCommand::Init(args) => {
             let made = ca::init(&args.dir, &args.name, args.force).map_err(Failure::Other)?;
             let dir = args.dir.display();
@@ -40,6 +41,26 @@ pub(super) fn run(command: &CaCommand) -> Result<(), Failure> {
         }
     };
     show(&made, &next, json);
+    Ok(())
+}
+
+fn revoke(args: &CaRevokeArgs) -> Result<(), Failure> {
+    let serials = match (&args.serial, &args.node) {
+        (Some(serial), _) => vec![Serial::parse(serial).map_err(Failure::Usage)?],
+        (None, Some(node)) => {
+            let name = NodeName::new(node, &args.pop).map_err(Failure::Usage)?;
+            ca::serials_of(&args.dir, &name).map_err(Failure::Other)?
+        }
+        (None, None) => return Err(Failure::Usage("whose? give --node and --pop, or --serial".to_owned())),
+    };
+    let List { file, number, serials, revoked } = ca::revoke(&args.dir, &serials).map_err(Failure::Other)?;
+    let serials: Vec<String> = serials.iter().map(ToString::to_string).collect();
+    if args.json {
+        println!("{}", json!({ "crl": file, "number": number, "serials": serials, "revoked": revoked }));
+        return Ok(());
+    }
+    println!("{}, list {number} of {revoked} certificates, with {}", file.display(), serials.join(" "));
+    eprintln!("name it in [mesh] revoked of one node's config, then `pop reload` there: it tells all others");
     Ok(())
 }
 

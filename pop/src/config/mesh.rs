@@ -50,6 +50,8 @@ pub struct MeshConfig {
     pub cert: Option<PathBuf>,
     /// Its private key, PEM.
     pub key: Option<PathBuf>,
+    /// The operator's list of certificates that were taken back, PEM; `pop ca revoke` makes it.
+    pub revoked: Option<PathBuf>,
     /// Clients get their transports on another node of the PoP than the one that holds their sockets.
     pub split: bool,
     /// A packet that is later than this at the other node is not sent again.
@@ -74,6 +76,7 @@ impl Default for MeshConfig {
             ca: None,
             cert: None,
             key: None,
+            revoked: None,
             split: true,
             playout: Duration::from_millis(150),
             prices: BTreeMap::new(),
@@ -116,6 +119,9 @@ pub(super) fn check(bus: &BusConfig, mesh: &MeshConfig) -> Result<(), (&'static 
             "bus",
             format!("the bus leaves this host at {address}: that needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes"),
         ));
+    }
+    if mesh.revoked.is_some() && !is_secured {
+        return Err(("mesh.revoked", "mesh.revoked needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes".to_owned()));
     }
     if bus.ca.is_some() && !is_secured {
         return Err(("bus.ca", "bus.ca needs mesh.ca, mesh.cert and mesh.key, which `pop ca` makes".to_owned()));
@@ -175,6 +181,7 @@ mod tests {
         assert!(error("[mesh]\nlisten = \"127.0.0.1:7890\"").contains("mesh.listen needs"));
         assert!(error("[mesh]\nca = \"ca.pem\"").contains("go together"));
         assert!(error("[bus]\nca = \"ca.pem\"").contains("bus.ca needs"));
+        assert!(error("[mesh]\nrevoked = \"crl.pem\"").contains("mesh.revoked needs"));
         assert!(error("[bus]\nconnect = [\"127.0.0.1:0\"]").contains("no port"));
         let files = "ca = \"ca.pem\"\ncert = \"node.pem\"\nkey = \"node.key\"\n";
         assert!(error(&format!("[mesh]\n{files}listen = \"0.0.0.0:7890\"")).contains("not a wildcard"));

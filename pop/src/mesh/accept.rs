@@ -117,7 +117,7 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
     progress.has_spoken.store(true, Ordering::Relaxed);
     let acceptor = TlsAcceptor::from(shared.identity().server());
     let mut stream = acceptor.accept(stream).await.map_err(broken)?;
-    let proof = super::proof(&shared.identity(), stream.get_ref().1)?;
+    let proof = super::proof(shared, stream.get_ref().1)?;
     match stream.get_ref().1.alpn_protocol() {
         Some(carry::PROTOCOL) => Ok(Established::Carrier(Box::new(stream))),
         Some(transit::PROTOCOL) => match transit::read_words(&mut stream).await.map_err(broken)? {
@@ -143,7 +143,7 @@ async fn take_brought(
     let broken = |error: std::io::Error| Refused::Fault(refusal_of(&error), None);
     transit::take(&mut stream).await.map_err(broken)?;
     let stream = TlsAcceptor::from(shared.identity().server()).accept(stream).await.map_err(broken)?;
-    let proof = super::proof(&shared.identity(), stream.get_ref().1)?;
+    let proof = super::proof(shared, stream.get_ref().1)?;
     if stream.get_ref().1.alpn_protocol().is_some() || proof.name.id() != node {
         shared.counters.transit(Transit::Loop);
         return Err(Refused::Fault(Refusal::Malformed, Some(proof.name)));

@@ -75,6 +75,13 @@ pub(super) struct Way {
     lost: watch::Sender<()>,
 }
 
+impl Way {
+    /// What goes there ends.
+    pub(super) fn lose(&self) {
+        self.lost.send_replace(());
+    }
+}
+
 /// Why a request was not carried.
 #[derive(Debug, thiserror::Error)]
 pub enum CarryError {
@@ -145,7 +152,7 @@ impl Mesh {
     /// `node` is dead: what it was asked for clients is asked no longer, and whose sockets go there hear of it.
     pub fn lose(&self, node: NodeId) {
         if let Some(way) = self.0.shared.table().ways.get(&node) {
-            way.lost.send_replace(());
+            way.lose();
         }
     }
 }
@@ -196,7 +203,7 @@ async fn connect(shared: &Shared, there: &Elsewhere) -> Result<ClientStream<TcpS
     let connected = timeout(PROOF_TIMEOUT, connecting).await.map_err(|_| CarryError::Unreachable)?;
     let stream = connected.map_err(|_| CarryError::Unreachable)?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    shared.identity().vouches(&there.name, chain).map_err(|_| CarryError::Unreachable)?;
+    shared.vouches(&there.name, chain).map_err(|_| CarryError::Unreachable)?;
     if stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
         return Err(CarryError::Unsupported);
     }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use rustls::CertificateError;
 
+use super::revoked::Listed;
+
 /// Why a connection, or a link, was not taken or ended. Each is counted and written to the audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -33,11 +35,13 @@ pub enum Refusal {
     Duplicate,
     /// The node has as many peers as it may.
     Full,
+    /// Its certificate was taken back.
+    Revoked,
 }
 
 impl Refusal {
     /// All, in the order of their counters.
-    pub const ALL: [Refusal; 13] = [
+    pub const ALL: [Refusal; 14] = [
         Refusal::NoCertificate,
         Refusal::ForeignCa,
         Refusal::Expired,
@@ -51,6 +55,7 @@ impl Refusal {
         Refusal::Crowded,
         Refusal::Duplicate,
         Refusal::Full,
+        Refusal::Revoked,
     ];
 
     /// As metrics and the audit log say it.
@@ -69,6 +74,7 @@ impl Refusal {
             Refusal::Crowded => "crowded",
             Refusal::Duplicate => "duplicate",
             Refusal::Full => "full",
+            Refusal::Revoked => "revoked",
         }
     }
 
@@ -212,6 +218,7 @@ pub(super) struct Counters {
     transit_bytes: AtomicU64,
     moved_direct: AtomicU64,
     moved_over: AtomicU64,
+    listed: [AtomicU64; Listed::ALL.len()],
 }
 
 /// What the mesh has done, and what is now.
@@ -241,6 +248,10 @@ pub struct MeshCounters {
     pub transit_bytes: u64,
     /// Links of this node that went on over a direct connection, and over another node.
     pub moved: [(&'static str, u64); 2],
+    /// Lists of certificates that were taken back, by what became of them.
+    pub listed: [(Listed, u64); Listed::ALL.len()],
+    /// Certificates that were taken back, as far as this node knows.
+    pub revoked: usize,
     /// Until when this node's certificate is valid, in Unix seconds.
     pub expires_at_s: u64,
 }
@@ -294,13 +305,17 @@ impl Counters {
         self.transit_bytes.fetch_add(len as u64, Ordering::Relaxed);
     }
 
+    pub(super) fn listed(&self, outcome: Listed) {
+        self.listed[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A link went on over another connection.
     pub(super) fn moved(&self, is_direct: bool) {
         let counter = if is_direct { &self.moved_direct } else { &self.moved_over };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn read(&self, links: usize, transits: usize, expires_at_s: u64) -> MeshCounters {
+    pub(super) fn read(&self, links: usize, transits: usize, revoked: usize, expires_at_s: u64) -> MeshCounters {
         MeshCounters {
             links,
             refused: Refusal::ALL.map(|reason| (reason, self.refused[reason as usize].load(Ordering::Relaxed))),
@@ -313,6 +328,8 @@ impl Counters {
             transits,
             transited: Transit::ALL.map(|outcome| (outcome, self.transits[outcome as usize].load(Ordering::Relaxed))),
             transit_bytes: self.transit_bytes.load(Ordering::Relaxed),
+            listed: Listed::ALL.map(|outcome| (outcome, self.listed[outcome as usize].load(Ordering::Relaxed))),
+            revoked,
             moved: [("direct", self.moved_direct.load(Ordering::Relaxed)), ("over", self.moved_over.load(Ordering::Relaxed))],
             expires_at_s,
         }

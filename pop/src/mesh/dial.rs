@@ -139,7 +139,7 @@ async fn begin(
     via: Option<NodeId>,
     node: &mut Option<NodeId>,
 ) -> Result<(Admission, Connection), Failure> {
-    let proof = super::proof(&shared.identity(), stream.get_ref().1)?;
+    let proof = super::proof(shared, stream.get_ref().1)?;
     let name = &proof.name;
     *node = Some(name.id());
     // Whoever has a link with it already, or is making one, leaves it at that.
@@ -169,7 +169,7 @@ pub(super) async fn own_start_at(shared: &Shared, address: SocketAddr) -> Option
         let stream = connect(address).await.ok()?;
         let connector = TlsConnector::from(shared.identity().client());
         let mut stream = connector.connect(server_name(Some(&shared.name)), stream).await.ok()?;
-        let name = super::proof(&shared.identity(), stream.get_ref().1).ok().map(|proof| proof.name).filter(|name| *name == shared.name)?;
+        let name = super::proof(shared, stream.get_ref().1).ok().map(|proof| proof.name).filter(|name| *name == shared.name)?;
         link::write_hello(&mut stream, shared.hello(1)).await.ok()?;
         let hello = link::read_hello(&mut stream).await.ok()?;
         (NodeName::new(&hello.node, &hello.pop).as_ref() == Ok(&name)).then_some(hello.incarnation)

@@ -50,6 +50,8 @@ pub struct MeshIdentity {
     name: NodeName,
     grants: Grants,
     expires_at_s: u64,
+    /// The certificates in `mesh.ca`.
+    roots: Arc<[CertificateDer<'static>]>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     carrier: Arc<ClientConfig>,
@@ -100,6 +102,7 @@ impl MeshIdentity {
             None => return Err(format!("mesh.cert {shown} names no node of a PoP: `pop ca issue` makes one that does")),
         }
         let (clients, roots) = clients_of(("mesh.ca", &files.ca), &files.cert, chain)?;
+        let certificates = read_roots("mesh.ca", &files.ca)?;
         let provider = Arc::new(default_provider());
         let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
         let servers = servers.map_err(|error| format!("mesh.ca {}: {error}", files.ca.display()))?;
@@ -127,6 +130,7 @@ impl MeshIdentity {
             name: name.clone(),
             grants: Grants::of_certificate(&chain[0]),
             expires_at_s: own.expires_at_s(),
+            roots: certificates.into(),
             server: Arc::new(server),
             client: Arc::new(client),
             carrier: Arc::new(carrier),
@@ -165,6 +169,11 @@ impl MeshIdentity {
         let Some(own_pop) = self.own_pop.as_ref().filter(|_| name.pop() == self.name.pop()) else { return Ok(()) };
         let (end, between) = chain.split_first().ok_or(Refusal::NoCertificate)?;
         own_pop.verify_client_cert(end, between, UnixTime::now()).map(drop).map_err(|error| Refusal::of_tls(&error))
+    }
+
+    /// Those whose word counts on what they have signed.
+    pub(super) fn roots(&self) -> Arc<[CertificateDer<'static>]> {
+        Arc::clone(&self.roots)
     }
 
     pub(super) fn server(&self) -> Arc<ServerConfig> {
@@ -208,16 +217,20 @@ fn clients_of(
     Ok((clients, roots))
 }
 
-fn load_roots(key: &str, ca: &Path) -> Result<RootCertStore, String> {
+fn read_roots(key: &str, ca: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = ca.display();
     let read = CertificateDer::pem_file_iter(ca).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let read = read.map_err(|error| format!("{key} {shown} {}", explain(&error)))?;
     if read.is_empty() {
         return Err(format!("{key} {shown} holds no CERTIFICATE in PEM: `pop ca init` makes one"));
     }
+    Ok(read)
+}
+
+fn load_roots(key: &str, ca: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in read {
-        roots.add(certificate).map_err(|error| format!("{key} {shown} cannot be used: {error}"))?;
+    for certificate in read_roots(key, ca)? {
+        roots.add(certificate).map_err(|error| format!("{key} {} cannot be used: {error}", ca.display()))?;
     }
     Ok(roots)
 }

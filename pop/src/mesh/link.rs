@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::counters::Refusal;
 use super::flow::Flow;
+use super::revoked::CertificateId;
 use super::{LinkSecret, MeshEvent, Peer, Shared, resume};
 use crate::data::SenderPlace;
 
@@ -100,6 +101,8 @@ pub enum Ended {
     Forgotten,
     /// It is made anew.
     Renewed,
+    /// Its certificate was taken back.
+    Revoked,
 }
 
 impl Ended {
@@ -114,6 +117,7 @@ impl Ended {
             Ended::TooLarge => "too_large",
             Ended::Forgotten => "forgotten",
             Ended::Renewed => "renewed",
+            Ended::Revoked => "revoked",
         }
     }
 
@@ -122,6 +126,7 @@ impl Ended {
         match self {
             Ended::Malformed => Some(Refusal::Malformed),
             Ended::TooLarge => Some(Refusal::TooLarge),
+            Ended::Revoked => Some(Refusal::Revoked),
             _ => None,
         }
     }
@@ -326,6 +331,8 @@ pub(super) struct Link {
     /// It can go on over another connection.
     pub(super) resumes: bool,
     pub(super) secret: LinkSecret,
+    /// What the other end has shown.
+    pub(super) certificate: CertificateId,
     /// It was asked for new keys, and has not stepped to them.
     wants_rekey: AtomicBool,
     /// What both ends said of the calls that are to make it go on.
@@ -351,7 +358,15 @@ struct Generation {
 }
 
 impl Link {
-    pub(super) fn new(id: u64, peer: Peer, secret: LinkSecret, dialled: bool, is_abroad: bool, resumes: bool) -> (Link, Inbox) {
+    pub(super) fn new(
+        id: u64,
+        peer: Peer,
+        secret: LinkSecret,
+        certificate: CertificateId,
+        dialled: bool,
+        is_abroad: bool,
+        resumes: bool,
+    ) -> (Link, Inbox) {
         let (items, received) = mpsc::unbounded_channel();
         let (connections, offered) = mpsc::channel(CONNECTIONS_MAX);
         let since = Instant::now();
@@ -381,6 +396,7 @@ impl Link {
             connections,
             resumes,
             secret,
+            certificate,
             wants_rekey: AtomicBool::new(false),
             calls: resume::Calls::default(),
             is_abroad,
@@ -735,6 +751,7 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin, 
                 rekeyed(shared, link, generation, permit);
                 link.send(&Message::Rekey(Rekey { generation }));
             }
+            Ok(Message::Revoked(list)) => drop(shared.take_list(&list)),
             Ok(Message::Data(data)) => {
                 let place = link.data_place(bytes.len()).await;
                 shared.emit(link, MeshEvent::Data { node: link.peer.node, data: Box::new(data), place }).await;

@@ -202,7 +202,7 @@ async fn call(shared: &Shared, link: &Link, via: Option<NodeId>) -> Result<Conne
         Ok::<_, Failed>(dial::secure(shared, stream, Some(&name)).await?)
     };
     let mut stream = timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| Failed::Otherwise)??;
-    let proof = super::proof(&shared.identity(), stream.get_ref().1).map_err(|_| Failed::Otherwise)?;
+    let proof = super::proof(shared, stream.get_ref().1).map_err(|_| Failed::Otherwise)?;
     if proof.name.id() != link.peer.node {
         return Err(Failed::Otherwise);
     }

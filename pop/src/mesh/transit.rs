@@ -130,7 +130,7 @@ async fn connect(shared: &Shared, node: NodeId) -> Result<Box<dyn Stream>, Untak
     let stream = TlsConnector::from(shared.identity().transit()).connect(server_name(Some(&name)), stream).await?;
     let (_, connection) = stream.get_ref();
     let chain = connection.peer_certificates().unwrap_or_default();
-    let is_right = shared.identity().vouches(&name, chain).is_ok() && connection.alpn_protocol() == Some(PROTOCOL);
+    let is_right = shared.vouches(&name, chain).is_ok() && connection.alpn_protocol() == Some(PROTOCOL);
     if is_right { Ok(Box::new(stream)) } else { Err(Untaken::Unreachable) }
 }
 

@@ -34,6 +34,8 @@ impl Collector for MeshCollector {
             transited,
             transit_bytes,
             moved,
+            listed,
+            revoked,
             expires_at_s,
         } = self.0.counters();
         let gauges = [
@@ -44,6 +46,7 @@ impl Collector for MeshCollector {
                 joined.max(0) as u64,
             ),
             ("pop_mesh_control_transits", "Control links of other nodes that go over this one", transits as u64),
+            ("pop_mesh_revoked_certificates", "Certificates that their CA has taken back, as far as this node knows", revoked as u64),
             ("pop_mesh_certificate_expiry_timestamp_seconds", "Until when mesh.cert is valid, in Unix seconds", expires_at_s),
         ];
         for (name, help, value) in gauges {
@@ -88,6 +91,11 @@ impl Collector for MeshCollector {
         let mut family = encoder.encode_descriptor("pop_mesh_control_moves", help, None, MetricType::Counter)?;
         for (to, count) in moved {
             ConstCounter::new(count).encode(family.encode_family(&[("to", to)])?)?;
+        }
+        let help = "Lists of certificates that were taken back, from files and other nodes, by what became of them";
+        let mut family = encoder.encode_descriptor("pop_mesh_revocation_lists", help, None, MetricType::Counter)?;
+        for (outcome, count) in listed {
+            ConstCounter::new(count).encode(family.encode_family(&[("result", outcome.label())])?)?;
         }
         let help = "New generations of the keys of links";
         ConstCounter::new(rekeys).encode(encoder.encode_descriptor("pop_mesh_rekeys", help, None, MetricType::Counter)?)?;

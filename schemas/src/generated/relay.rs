@@ -225,10 +225,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Telling {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_MESSAGE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_MESSAGE: u8 = 18;
+pub const ENUM_MAX_MESSAGE: u8 = 19;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_MESSAGE: [Message; 19] = [
+pub const ENUM_VALUES_MESSAGE: [Message; 20] = [
   Message::NONE,
   Message::Hello,
   Message::Want,
@@ -248,6 +248,7 @@ pub const ENUM_VALUES_MESSAGE: [Message; 19] = [
   Message::Paths,
   Message::Presence,
   Message::Resume,
+  Message::Revoked,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -274,9 +275,10 @@ impl Message {
   pub const Paths: Self = Self(16);
   pub const Presence: Self = Self(17);
   pub const Resume: Self = Self(18);
+  pub const Revoked: Self = Self(19);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 18;
+  pub const ENUM_MAX: u8 = 19;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -297,6 +299,7 @@ impl Message {
     Self::Paths,
     Self::Presence,
     Self::Resume,
+    Self::Revoked,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -320,6 +323,7 @@ impl Message {
       Self::Paths => Some("Paths"),
       Self::Presence => Some("Presence"),
       Self::Resume => Some("Resume"),
+      Self::Revoked => Some("Revoked"),
       _ => None,
     }
   }
@@ -5034,6 +5038,104 @@ impl ::core::fmt::Debug for Resume<'_> {
       ds.finish()
   }
 }
+pub enum RevokedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// The newest list of certificates that a CA has taken back, as the writer knows it: X.509 CRL, DER, signed by the CA. It is told again to all
+/// others by whoever did not know it.
+pub struct Revoked<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Revoked<'a> {
+  type Inner = Revoked<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Revoked<'a> {
+  pub const VT_LIST: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Revoked { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RevokedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Revoked<'bldr>> {
+    let mut builder = RevokedBuilder::new(_fbb);
+    if let Some(x) = args.list { builder.add_list(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn list(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Revoked::VT_LIST, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Revoked<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("list", Self::VT_LIST, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RevokedArgs<'a> {
+    pub list: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for RevokedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RevokedArgs {
+      list: None,
+    }
+  }
+}
+
+pub struct RevokedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RevokedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_list(&mut self, list: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Revoked::VT_LIST, list);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RevokedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RevokedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Revoked<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Revoked<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Revoked");
+      ds.field("list", &self.list());
+      ds.finish()
+  }
+}
 pub enum ControlOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -5336,6 +5438,20 @@ impl<'a> Control<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn message_as_revoked(&self) -> Option<Revoked<'a>> {
+    if self.message_type() == Message::Revoked {
+      let u = self.message();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Revoked::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Control<'_> {
@@ -5364,6 +5480,7 @@ impl ::flatbuffers::Verifiable for Control<'_> {
           Message::Paths => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Paths>>("Message::Paths", pos),
           Message::Presence => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Presence>>("Message::Presence", pos),
           Message::Resume => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Resume>>("Message::Resume", pos),
+          Message::Revoked => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Revoked>>("Message::Revoked", pos),
           _ => Ok(()),
         }
      })?
@@ -5540,6 +5657,13 @@ impl ::core::fmt::Debug for Control<'_> {
         },
         Message::Resume => {
           if let Some(x) = self.message_as_resume() {
+            ds.field("message", &x)
+          } else {
+            ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Message::Revoked => {
+          if let Some(x) = self.message_as_revoked() {
             ds.field("message", &x)
           } else {
             ds.field("message", &"InvalidFlatbuffer: Union discriminant does not match value.")
