@@ -50,7 +50,7 @@ use slab::Slab;
 use bandwidth::{Downstream, Reported, Tally};
 use catch_up::{CatchUp, CatchUps, begin_catch_ups};
 use layers::{follow_layers, give_layer, request_keyframe, request_wanted};
-pub use link::{LINK_LEN, LINK_TRACK_LEN, TRANSIT_LEN};
+pub use link::{LINK_LEN, LINK_TRACK_LEN, PARITY_LEN, TRANSIT_LEN};
 use link::{LinkEnd, Links};
 pub use mirror::{Handed, Handover, Peer};
 use route::RtpRoute;

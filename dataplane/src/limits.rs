@@ -150,6 +150,7 @@ pub fn core_plan(limits: &WorkerLimits) -> Vec<Term> {
         term("links to other nodes", limits.links.into(), crate::core::LINK_LEN),
         term("tracks on links", u64::from(limits.links) * u64::from(limits.tracks), crate::core::LINK_TRACK_LEN),
         term("what goes through a third node", limits.links.min(1).into(), crate::core::TRANSIT_LEN),
+        term("tables for parity", limits.links.min(1).into(), crate::core::PARITY_LEN),
         term("a packet in the making", 1, size_of::<Scratch>()),
         term("sections that share a client's bandwidth", SUBSCRIPTIONS_PER_TRANSPORT_MAX as u64, size_of::<Demand>()),
         term("event queue of the core", EVENTS_MAX as u64, size_of::<Event>()),

@@ -29,6 +29,7 @@ const MEDIA: [u8; 4] = [0, 1, 2, 3];
 const REPAIR: u8 = 1;
 const ASK: u8 = 5;
 const CLOCK: u8 = 6;
+const PARITY: u8 = 10;
 
 fn address(node: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, node as u8], 11_000))
@@ -503,7 +504,11 @@ impl Crowded {
     const FRAME_LENS: [usize; 3] = [2_080, 6_250, 16_600];
 
     fn new() -> Crowded {
-        let mut mesh = Mesh::new();
+        Crowded::of_version(1)
+    }
+
+    fn of_version(version: u8) -> Crowded {
+        let mut mesh = Mesh::of_version(version);
         let camera = mesh.origin.connect_with(OpenTransport { extensions: IDS, ..open_transport(1) });
         let layers = ["a", "b", "c"].map(Box::from).to_vec();
         let track = OpenTrack { ssrc: None, layers, order: vec![0, 1, 2], ..Rig::track(1) };
@@ -642,6 +647,68 @@ fn before_a_bottleneck_video_falls_to_what_fits_at_once_and_audio_is_whole_and_i
     assert_eq!(crowded.limit(), 0);
     let lost = crowded.spoken - crowded.heard.len() as u64;
     assert!(lost * 1_000 <= crowded.spoken, "{lost} of {}", crowded.spoken);
+}
+
+/// Bytes of datagrams of node 1 since the last [`Mesh::forget`]: of parity, and of all.
+fn parity_of(mesh: &Mesh) -> [usize; 2] {
+    [[PARITY].as_slice(), &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, PARITY]]
+        .map(|kinds| mesh.wire.iter().filter(|wired| wired.from == 1 && kinds.contains(&wired.kind)).map(|wired| wired.len).sum())
+}
+
+#[test]
+fn over_a_long_way_parity_brings_back_for_viewers_what_the_way_loses() {
+    let [with, without] = [1, 0].map(|version| {
+        let mut crowded = Crowded::of_version(version);
+        let (rate_bps, queue, on_the_way) = (u64::MAX / 16, Duration::from_secs(1), VecDeque::new());
+        crowded.mesh.bottleneck = Some(Bottleneck { rate_bps, queue, free_at: Time::ZERO, on_the_way });
+        crowded.mesh.way = Duration::from_millis(220);
+        crowded.mesh.lose = 23;
+        crowded.run(20);
+        crowded.mesh.forget();
+        let (spoken, heard) = (crowded.spoken, crowded.heard.len());
+        crowded.late_max = Duration::ZERO;
+        let got = crowded.run(10);
+        let [parity, all] = parity_of(&crowded.mesh);
+        // Those of the last 220 ms are on their way, as they were before.
+        let (spoken, heard) = (crowded.spoken - spoken, crowded.heard.len() - heard);
+        println!(
+            "version {version}: {heard} of {spoken} heard, {:?} late at most, {got:?} kb/s, {parity} of {all} bytes are parity",
+            crowded.late_max
+        );
+        if version == 1 {
+            assert!(crowded.late_max < Duration::from_millis(220 + 80), "{:?}", crowded.late_max);
+            assert!(parity * 100 > 5 * all && parity * 100 < 35 * all, "{parity} of {all}");
+        } else {
+            assert_eq!(parity, 0, "the version before knows none");
+        }
+        (spoken, heard)
+    });
+    assert!(with.1 as u64 + 2 >= with.0, "{with:?}");
+    assert!((without.1 as u64) < without.0 * 98 / 100, "{without:?}");
+}
+
+#[test]
+fn where_a_long_way_does_not_carry_all_audio_has_parity_and_video_gives_up_its_own_and_no_layer() {
+    let [with, without] = [1, 0].map(|version| {
+        let mut crowded = Crowded::of_version(version);
+        crowded.narrow(std::env::var("RATE").map_or(1_500_000, |r| r.parse().unwrap()));
+        crowded.mesh.way = Duration::from_millis(220);
+        crowded.mesh.lose = 40;
+        crowded.run(30);
+        crowded.mesh.forget();
+        let (spoken, heard) = (crowded.spoken, crowded.heard.len());
+        let got = crowded.run(30);
+        let [parity, all] = parity_of(&crowded.mesh);
+        let (spoken, heard) = (crowded.spoken - spoken, crowded.heard.len() - heard);
+        println!(
+            "version {version}: {heard} of {spoken} heard, {got:?} kb/s, {parity} of {all} bytes are parity, {} limit",
+            crowded.limit()
+        );
+        assert!(version == 0 || parity > 0, "audio has it");
+        (got[2], heard)
+    });
+    assert!(with.1 > without.1, "{with:?} {without:?}");
+    assert!(with.0 * 100 >= without.0 * 93, "video {with:?} {without:?}");
 }
 
 #[test]

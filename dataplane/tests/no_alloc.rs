@@ -22,6 +22,8 @@ mod common;
 #[path = "../proto/tests/common/svc.rs"]
 mod svc;
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -29,16 +31,16 @@ use common::{PWD, Packet, Pair, Rig, open_transport, protect, vp8};
 use pop_dataplane::core::Core;
 use pop_dataplane::limits::WorkerLimits;
 use pop_proto::control::{
-    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, LinkWay, MediaKind, Numbering, OpenLink, OpenRtp,
-    OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SessionBound, SrtpProfile,
+    Codec, Extension, ExtensionIds, IceCredentials, LayerWish, LinkId, LinkKeys, LinkStats, LinkWay, MediaKind, Numbering, OpenLink,
+    OpenRtp, OpenSubscription, OpenTrack, OpenTransport, Path, PayloadType, PayloadTypeMap, RtcpVia, RtpPeer, SessionBound, SrtpProfile,
     TCP_SOCKET_BASE,
 };
 use pop_proto::probe::{IceProbe, ProbeCredentials, ProbeRates};
 use pop_proto::twcc::TwccRecorder;
 use pop_proto::wire::rtcp::{RtcpWriter, SenderInfo};
 use pop_proto::wire::rtp;
-use pop_proto::{Command, DropReason};
-use pop_schemas::{NodeId, SubscriptionId, TrackId, TransportId};
+use pop_proto::{Command, DropReason, Event};
+use pop_schemas::{NodeId, SubscriptionId, Time, TrackId, TransportId};
 use pop_uring::alloc::{CountingAllocator, thread_allocations};
 
 #[global_allocator]
@@ -419,7 +421,7 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
         edge.forward(id, Some(id));
     }
     let mut datagrams = Vec::new();
-    for index in 0..6_000u64 {
+    for index in 0..15_000u64 {
         datagrams.push((true, publisher.path, publisher.packet(1, index, &vp8(index % 300 == 0, 1_000))));
         if index % 20 == 0 {
             // They take turns.
@@ -443,7 +445,10 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     }
     let mut crossing = vec![0; 65_535];
     let mut carried = 0;
-    let mut run = |rigs: [&mut Rig; 2], datagrams: &mut [(bool, Path, Vec<u8>)], lost_of_20: usize| {
+    let told = [(); 2].map(|()| Cell::new(LinkStats::default()));
+    // What is under way to each.
+    let mut flying = [(); 2].map(|()| VecDeque::<(Time, usize, [u8; 1_500])>::with_capacity(4_000));
+    let mut run = |rigs: [&mut Rig; 2], datagrams: &mut [(bool, Path, Vec<u8>)], lost_of_20: usize, way_ms: u64| {
         let [origin, edge] = rigs;
         for (is_origin, path, datagram) in datagrams {
             let rig = if *is_origin { &mut *origin } else { &mut *edge };
@@ -465,20 +470,32 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
                         for datagram in crossing[..sent.len].chunks_mut(sent.segment.map_or(sent.len, usize::from)) {
                             carried += 1;
                             if carried % 20 >= lost_of_20 {
-                                other.core.handle_datagram(other.now, Path { socket: RELAY, remote: address(from) }, datagram);
+                                let mut bytes = [0; 1_500];
+                                bytes[..datagram.len()].copy_from_slice(datagram);
+                                assert!(flying[usize::from(from) - 1].len() < 4_000, "there is room for what is under way");
+                                flying[usize::from(from) - 1].push_back((other.now + Duration::from_millis(way_ms), datagram.len(), bytes));
                             }
                         }
                     }
-                    while rig.core.poll_event().is_some() {}
+                    while flying[usize::from(from) - 1].front().is_some_and(|(due, ..)| *due <= other.now) {
+                        let Some((_, len, mut bytes)) = flying[usize::from(from) - 1].pop_front() else { break };
+                        other.core.handle_datagram(other.now, Path { socket: RELAY, remote: address(from) }, &mut bytes[..len]);
+                        is_quiet = false;
+                    }
+                    while let Some(event) = rig.core.poll_event() {
+                        if let Event::LinkStats { stats, .. } = event {
+                            told[usize::from(from) - 1].set(stats);
+                        }
+                    }
                 }
             }
         }
     };
-    let third = datagrams.len() / 3;
-    run([&mut origin, &mut edge], &mut datagrams[..third], 1);
+    let third = datagrams.len() * 2 / 15;
+    run([&mut origin, &mut edge], &mut datagrams[..third], 1, 0);
     let before = (thread_allocations(), *origin.core.counters(), *edge.core.counters());
     let held_back = origin.drops(DropReason::RelayNotLoudest);
-    run([&mut origin, &mut edge], &mut datagrams[third..2 * third], 1);
+    run([&mut origin, &mut edge], &mut datagrams[third..2 * third], 1, 0);
     assert_eq!(thread_allocations() - before.0, 0);
     assert!(origin.drops(DropReason::RelayNotLoudest) - held_back > 50, "one of two crosses");
     let (of_origin, of_edge) = (origin.core.counters(), edge.core.counters());
@@ -486,12 +503,24 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
     assert!(of_origin.relay_repairs_out - before.1.relay_repairs_out > 50, "{of_origin:?}");
     assert!(of_origin.rtcp_pli_out > before.1.rtcp_pli_out && of_edge.relay_datagrams_out > before.2.relay_datagrams_out, "{of_origin:?}");
     assert!(edge.drops(DropReason::RelayUnknownLink) > 10);
-    // It does not carry all: what is left waits for its turn.
     assert_eq!(origin.drops(DropReason::RelayCongested), 0);
-    let before = thread_allocations();
-    run([&mut origin, &mut edge], &mut datagrams[2 * third..], 8);
-    assert_eq!(thread_allocations() - before, 0);
-    assert!(origin.drops(DropReason::RelayCongested) > 100);
+    // It is long: what is lost comes by parity.
+    // A queue of that length would have gone meanwhile.
+    run([&mut origin, &mut edge], &mut datagrams[2 * third..4 * third], 0, 100);
+    run([&mut origin, &mut edge], &mut datagrams[4 * third..5 * third], 1, 100);
+    let before = (thread_allocations(), edge.core.counters().relay_packets_in);
+    let [of_origin, of_edge] = [0, 1].map(|at| told[at].get());
+    run([&mut origin, &mut edge], &mut datagrams[5 * third..6 * third], 1, 100);
+    assert_eq!(thread_allocations() - before.0, 0);
+    let figures = [0, 1].map(|at| told[at].get());
+    assert!(figures[0].parity_bytes_out - of_origin.parity_bytes_out > 10_000, "{figures:?}");
+    assert!(figures[1].recovered - of_edge.recovered > 20, "{figures:?}");
+    assert!(edge.core.counters().relay_packets_in > before.1);
+    // It does not carry all: what is left waits for its turn.
+    let before = (thread_allocations(), origin.drops(DropReason::RelayCongested));
+    run([&mut origin, &mut edge], &mut datagrams[6 * third..], 8, 0);
+    assert_eq!(thread_allocations() - before.0, 0);
+    assert!(origin.drops(DropReason::RelayCongested) - before.1 > 100);
 }
 
 #[test]

@@ -2363,6 +2363,8 @@ impl State {
             bytes_in: stats.bytes_in,
             lost: stats.lost,
             repaired: stats.repaired,
+            recovered: stats.recovered,
+            parity_bytes_out: stats.parity_bytes_out,
             dropped: stats.refused,
             limit_kbps: (stats.limit > 0).then_some(stats.limit / 1_000),
             congested: stats.congested,
@@ -2399,6 +2401,8 @@ fn total<'a>(all: impl Iterator<Item = &'a LinkStats>) -> LinkStats {
         sum.media_bytes_in = sum.media_bytes_in.saturating_add(stats.media_bytes_in);
         sum.lost = sum.lost.saturating_add(stats.lost);
         sum.repaired = sum.repaired.saturating_add(stats.repaired);
+        sum.recovered = sum.recovered.saturating_add(stats.recovered);
+        sum.parity_bytes_out = sum.parity_bytes_out.saturating_add(stats.parity_bytes_out);
         sum.repairs_out = sum.repairs_out.saturating_add(stats.repairs_out);
         sum.refused = sum.refused.saturating_add(stats.refused);
         sum.limit = sum.limit.saturating_add(stats.limit);

@@ -181,6 +181,10 @@ pub struct LinkView {
     pub lost: u64,
     /// Datagrams that came because they were asked for again.
     pub repaired: u64,
+    /// Datagrams that did not come, and that parity brought back in time.
+    pub recovered: u64,
+    /// Bytes of parity, part of `bytes_out`.
+    pub parity_bytes_out: u64,
     /// Datagrams that came and were refused.
     pub dropped: u64,
     /// What it carries, in kbit/s, where that is less than what is to be sent; absent while no limit is known.

@@ -46,6 +46,8 @@ pub enum FrameKind {
     Transit = 8,
     /// How one way is: see `link/ways.rs`. It has a counter of its own kind.
     Echo = 9,
+    /// Parity of several datagrams: see `link/parity.rs`.
+    Parity = 10,
 }
 
 impl FrameKind {
@@ -61,6 +63,7 @@ impl FrameKind {
             7 => FrameKind::Probe,
             8 => FrameKind::Transit,
             9 => FrameKind::Echo,
+            10 => FrameKind::Parity,
             _ => return None,
         })
     }
@@ -157,7 +160,7 @@ mod tests {
     fn a_head_of_another_version_kind_or_length_is_malformed() {
         let good = [1, 0, 2, 1, 4, 3, 5, 6, 1, 0, 0, 0, 0, 0, 0, 0].into_iter().chain([0; TAG_LEN]).collect::<Vec<u8>>();
         assert!(Head::read(&good).is_ok());
-        for (at, value) in [(0, 2), (0, 255), (1, 10), (1, 15), (1, 0x10), (1, 0x40)] {
+        for (at, value) in [(0, 2), (0, 255), (1, 11), (1, 15), (1, 0x10), (1, 0x40)] {
             let mut bad = good.clone();
             bad[at] = value;
             assert_eq!(Head::read(&bad), Err(RelayDrop::Malformed), "byte {at} is {value}");

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod missing;
+mod parity;
 mod parts;
 mod path;
 mod rate;
@@ -28,6 +29,7 @@ pub use self::{
 use self::{
     bundle::{BUNDLED_LEN_MAX, Pending},
     missing::{MissingList, Repaired},
+    parity::{Class, PARITY_LEN, Protection, Recovery},
     parts::{Parts, part_header, part_len, part_range},
     path::{BASE, LADDER, Path},
     rate::{Least, Rate},
@@ -48,6 +50,8 @@ pub const DATAGRAM_LEN_WRITTEN_MAX: usize = LADDER[LADDER.len() - 1];
 /// What a repair has in front of its packet: the counter's low half, place, count, part. A frame leaves room for it, so that its repair
 /// passes where it passed.
 const REPAIR_LEN: usize = 8;
+/// From this version on a node knows of parity.
+const PARITY_VERSION: u8 = 1;
 /// What a half has in front of it.
 const PART_LEN: usize = 2;
 /// Longest packet that is written: two halves over a path with the least MTU, which is that of two nodes with one between them.
@@ -203,6 +207,12 @@ pub struct LinkStats {
     pub echoes_out: u64,
     /// Echoes that were authentic and new.
     pub echoes_in: u64,
+    /// Datagrams of parity sent, and their UDP payload bytes: part of the totals above.
+    pub parities_out: u64,
+    /// See `parities_out`.
+    pub parity_bytes_out: u64,
+    /// Of `lost`, what parity brought back in time.
+    pub recovered: u64,
 }
 
 /// The round trip (RFC 6298 section 2) and the jitter (RFC 3550 section 6.4.1) of what the other end's feedback says.
@@ -282,6 +292,10 @@ pub struct Link {
     carried_by: [Way; WAYS_MAX - 1],
     clocks: Clocks,
     rate: Rate,
+    protection: Protection,
+    /// A repair of what we send comes too late.
+    is_long: bool,
+    recovery: Recovery,
     /// Counter of the last probe of the other end.
     probe: u64,
     feedback_at: Time,
@@ -301,7 +315,11 @@ impl Link {
         + Sent::MEMORY_LEN
         + Pending::MEMORY_LEN
         + Tables::MEMORY_LEN
+        + Protection::MEMORY_LEN
+        + Recovery::MEMORY_LEN
         + Self::KEYS_MEMORY_LEN;
+    /// Bytes of heap that all links of a process share.
+    pub const SHARED_MEMORY_LEN: usize = parity::TABLES_LEN;
     /// Bytes of heap that the library has for four keys: two to send, two to open with. Bounded from above.
     pub const KEYS_MEMORY_LEN: usize = 4 * 1_024;
 
@@ -331,6 +349,9 @@ impl Link {
             carried_by: [Way::Direct; WAYS_MAX - 1],
             clocks: Clocks::default(),
             rate: Rate::new(),
+            protection: Protection::new(config.playout),
+            is_long: false,
+            recovery: Recovery::new(),
             probe: u64::MAX,
             feedback_at: now,
             fed_back_at: Time::ZERO,
@@ -358,9 +379,9 @@ impl Link {
         self.sealer.generation()
     }
 
-    /// Longest packet that goes in one datagram.
+    /// Longest packet that goes in one datagram: what repairs or protects it has to pass, too.
     fn frame_len_whole(&self) -> usize {
-        self.mtu() - OVERHEAD - REPAIR_LEN
+        self.mtu() - OVERHEAD - if self.protection.is_on() { PARITY_LEN } else { REPAIR_LEN }
     }
 
     /// Bytes of the datagrams that a packet of `len` bytes is now.
@@ -395,6 +416,10 @@ impl Link {
     /// Writes a packet: in one datagram, or in two halves when the path is too narrow. `out` has [`Self::media_len`] bytes or more.
     /// Fails with [`RelayDrop::TooLarge`] beyond [`FRAME_LEN_MAX`], [`RelayDrop::KeysUsed`].
     pub fn write_media(&mut self, now: Time, frame: &FrameRef, payload: &[u8], out: &mut [u8]) -> Result<Written, RelayDrop> {
+        self.write_frame(now, Class::Video, frame, payload, out)
+    }
+
+    fn write_frame(&mut self, now: Time, class: Class, frame: &FrameRef, payload: &[u8], out: &mut [u8]) -> Result<Written, RelayDrop> {
         if payload.len() > FRAME_LEN_MAX || out.len() < self.media_len(payload.len()) {
             return Err(RelayDrop::TooLarge);
         }
@@ -403,10 +428,11 @@ impl Link {
             let counter = self.sealer.counter();
             let len = self.sealer.seal(head, payload, &[], out)?;
             self.sent.push(FrameRef { counter, place: 0, count: 1, part: 0, ..*frame });
+            self.protect(now, class, &Head { counter, ..head }, [payload, &[]]);
             Written { first: self.count_out(len), second: 0 }
         } else {
-            let first = self.write_part(frame, part_header(false, payload.len()), payload, out)?;
-            let second = self.write_part(frame, part_header(true, payload.len()), payload, &mut out[first..])?;
+            let first = self.write_part(now, class, frame, part_header(false, payload.len()), payload, out)?;
+            let second = self.write_part(now, class, frame, part_header(true, payload.len()), payload, &mut out[first..])?;
             Written { first, second }
         };
         self.stats.media_bytes_out += payload.len() as u64;
@@ -414,11 +440,21 @@ impl Link {
         Ok(written)
     }
 
-    fn write_part(&mut self, frame: &FrameRef, part: u16, payload: &[u8], out: &mut [u8]) -> Result<usize, RelayDrop> {
+    fn write_part(
+        &mut self,
+        now: Time,
+        class: Class,
+        frame: &FrameRef,
+        part: u16,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, RelayDrop> {
         let head = self.head(FrameKind::Part, frame.alias, frame.layer, frame.epoch);
         let counter = self.sealer.counter();
-        let len = self.sealer.seal(head, &part.to_le_bytes(), &payload[part_range(part)], out)?;
+        let (part_head, half) = (part.to_le_bytes(), &payload[part_range(part)]);
+        let len = self.sealer.seal(head, &part_head, half, out)?;
         self.sent.push(FrameRef { counter, place: 0, count: 1, part, ..*frame });
+        self.protect(now, class, &Head { counter, ..head }, [&part_head, half]);
         Ok(self.count_out(len))
     }
 
@@ -426,9 +462,10 @@ impl Link {
     /// before, when they are as many as a datagram holds; or the packet itself, when it is not small. As [`Self::write_media`] otherwise.
     pub fn bundle_media(&mut self, now: Time, frame: &FrameRef, payload: &[u8], out: &mut [u8]) -> Result<Written, RelayDrop> {
         if payload.len() > BUNDLED_LEN_MAX {
-            return self.write_media(now, frame, payload, out);
+            return self.write_frame(now, Class::Audio, frame, payload, out);
         }
-        let written = if self.pending.fits(payload.len(), self.mtu()) { Written::default() } else { self.flush(out)? };
+        let len_max = self.mtu() - if self.protection.is_on() { PARITY_LEN } else { 0 };
+        let written = if self.pending.fits(payload.len(), len_max) { Written::default() } else { self.flush(now, out)? };
         self.pending.push(frame, payload);
         self.stats.media_bytes_out += payload.len() as u64;
         self.active(now);
@@ -436,7 +473,7 @@ impl Link {
     }
 
     /// Writes the packets that wait. They are dropped when that fails, so that no turn meets those of one long past.
-    fn flush(&mut self, out: &mut [u8]) -> Result<Written, RelayDrop> {
+    fn flush(&mut self, now: Time, out: &mut [u8]) -> Result<Written, RelayDrop> {
         let frames = self.pending.frames();
         let head = match frames {
             [] => return Ok(Written::default()),
@@ -446,6 +483,10 @@ impl Link {
         let counter = self.sealer.counter();
         let sealed = self.sealer.seal(head, self.pending.payload(), &[], out);
         if sealed.is_ok() {
+            if self.protection.is_on() {
+                let len_max = self.mtu() - OVERHEAD - PARITY_LEN;
+                self.protection.keep(now, Class::Audio, &Head { counter, ..head }, [self.pending.payload(), &[]], len_max);
+            }
             for (place, frame) in frames.iter().enumerate() {
                 self.sent.push(FrameRef { counter, place: place as u8, count: frames.len() as u8, part: 0, ..*frame });
             }
@@ -554,7 +595,7 @@ impl Link {
             part if payload.len() == part_len(part) => &payload[part_range(part)],
             _ => return Err(RelayDrop::Gone),
         };
-        if payload.len() > self.frame_len_whole() {
+        if payload.len() > self.mtu() - OVERHEAD - REPAIR_LEN {
             return Err(RelayDrop::TooLarge);
         }
         let ([c0, c1, c2, c3], [p0, p1]) = ((frame.counter as u32).to_le_bytes(), frame.part.to_le_bytes());
@@ -566,15 +607,55 @@ impl Link {
         Ok(self.count_out(len))
     }
 
-    /// What is to leave at the end of a turn, until there is nothing: the small packets that wait, feedback, a probe of the path's MTU.
+    /// Something was sealed: where a repair of it comes too late, parity of it follows.
+    #[inline]
+    fn protect(&mut self, now: Time, class: Class, head: &Head, payload: [&[u8]; 2]) {
+        if self.protection.is_on() {
+            let len_max = self.mtu() - OVERHEAD - PARITY_LEN;
+            self.protection.keep(now, class, head, payload, len_max);
+        }
+    }
+
+    /// Whether parity of as many datagrams as it takes at once waits: of what is written before it has left there will be none.
+    #[inline]
+    pub fn parity_waits(&self) -> bool {
+        self.protection.waits()
+    }
+
+    /// Parity that is due, audio's first. [`Self::poll_transmit`] has it, too; the parity of a block is equally long, and a GSO train.
+    pub fn poll_parity(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
+        let head = self.head(FrameKind::Parity, 0, 0, 0);
+        let parity = self.protection.next(now, self.sealer.counter())?;
+        let len = self.sealer.seal(head, parity.head(), parity.shard, out).ok()?;
+        self.stats.parities_out += 1;
+        self.stats.parity_bytes_out += len as u64;
+        Some(self.count_out(len))
+    }
+
+    /// Whether there is room for parity of video beside all the video that is wanted; until told otherwise there is.
+    pub fn set_parity_room(&mut self, has_room: bool) {
+        self.protection.set_room(has_room);
+    }
+
+    /// Whether the next of [`Self::poll_parity`] is of the same block as the last.
+    pub fn parity_goes_on(&self) -> bool {
+        self.protection.goes_on()
+    }
+
+    /// How much parity audio and video have, in percent of them; 0: none.
+    pub fn parity_percent(&self) -> [u64; 2] {
+        self.protection.percent()
+    }
+
+    /// What is to leave at the end of a turn, until there is nothing: the small packets that wait, parity, feedback, a probe of the path's MTU.
     /// `out` has [`DATAGRAM_LEN_WRITTEN_MAX`] bytes or more.
     pub fn poll_transmit(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
         if !self.pending.is_empty()
-            && let Ok(Written { first, .. }) = self.flush(out)
+            && let Ok(Written { first, .. }) = self.flush(now, out)
         {
             return Some(first);
         }
-        self.poll_feedback(now, out).or_else(|| self.poll_probe(now, out))
+        self.poll_parity(now, out).or_else(|| self.poll_feedback(now, out)).or_else(|| self.poll_probe(now, out))
     }
 
     fn poll_feedback(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
@@ -636,7 +717,10 @@ impl Link {
     /// When [`Self::handle_timeout`] and then [`Self::poll_transmit`] have something.
     pub fn poll_timeout(&self) -> Time {
         let path = self.path_in_use().filter(|_| self.heard_at.is_some()).map(|at| self.paths[at].timeout());
-        [path, self.opener.timeout(), Some(self.evidence.timeout())].into_iter().flatten().fold(self.feedback_due(), Time::min)
+        [path, self.opener.timeout(), Some(self.evidence.timeout()), self.protection.timeout()]
+            .into_iter()
+            .flatten()
+            .fold(self.feedback_due(), Time::min)
     }
 
     /// Time passed: old keys die, probes are lost.
@@ -665,22 +749,19 @@ impl Link {
         };
         let payload = &mut datagram[HEAD_LEN..HEAD_LEN + len];
         match head.kind {
-            FrameKind::Media => {
-                self.stats.media_bytes_in += len as u64;
+            FrameKind::Media | FrameKind::Bundle | FrameKind::Part => {
+                if self.recovery.is_on(now) {
+                    self.recovery.keep(&head, payload);
+                    if head.counter + 1 < self.window.next() {
+                        self.recovery.came_late(now, &head, &self.window);
+                    }
+                }
                 self.active(now);
-                Ok(Incoming::Media(media(&head, payload)))
+                take_media(&mut self.parts, &mut self.stats, &head, payload, places)
             }
-            FrameKind::Bundle => {
-                let (bundle, bytes) = Bundle::read(payload, places).inspect_err(|_| self.stats.refused += 1)?;
-                self.stats.media_bytes_in += bytes as u64;
-                self.active(now);
-                Ok(Incoming::Bundle(bundle))
-            }
-            FrameKind::Part => {
-                let Some((part, bytes)) = payload.split_first_chunk::<PART_LEN>() else { return self.refuse() };
-                let part = u16::from_le_bytes(*part);
-                self.active(now);
-                self.join(&head, head.counter, part, bytes)
+            FrameKind::Parity => {
+                self.recovery.take(now, &head, payload, &self.window).inspect_err(|_| self.stats.refused += 1)?;
+                Ok(Incoming::Nothing)
             }
             FrameKind::Repair => self.open_repair(now, &head, payload),
             FrameKind::Feedback => {
@@ -708,6 +789,33 @@ impl Link {
                 self.stats.transit_bytes_in += (len + OVERHEAD) as u64;
                 Transit::read(&head, payload).map(Incoming::Transit).inspect_err(|_| self.stats.refused += 1)
             }
+        }
+    }
+
+    /// The next datagram that did not come, and that parity has brought back; to be taken after each that was opened, until there is nothing.
+    pub fn poll_recovered(&mut self, now: Time) -> Option<Result<Incoming<'_>, RelayDrop>> {
+        loop {
+            let counter = self.recovery.next()?;
+            if self.window.check(counter).is_err() {
+                continue;
+            }
+            let (places, in_time) = self.missing.recovered(now, counter);
+            // The original comes no more. It does not count as one that came: the way has lost it.
+            self.window.insert(counter);
+            self.stats.recovered += u64::from(in_time);
+            let Link { recovery, parts, stats, version, association, .. } = self;
+            let of_link = Head {
+                version: *version,
+                kind: FrameKind::Parity,
+                phase: false,
+                association: *association,
+                alias: 0,
+                layer: 0,
+                epoch: 0,
+                counter,
+            };
+            let (head, payload) = recovery.datagram(&of_link, counter)?;
+            return Some(take_media(parts, stats, &head, payload, places));
         }
     }
 
@@ -743,7 +851,7 @@ impl Link {
         let base = *self.base.get_or_insert(head.counter);
         let places = if head.counter < next { self.missing.came(head.counter) } else { 0 };
         if head.counter > next && next > 0 {
-            let tolerance = (self.clocks.rtt_or_default() / 16).clamp(TOLERANCE.0, TOLERANCE.1);
+            let tolerance = self.tolerance();
             self.missing.passed_over(now, next, head.counter, tolerance, self.playout, &mut self.window);
         }
         self.window.insert(head.counter);
@@ -785,25 +893,10 @@ impl Link {
             }
         }
         if part != 0 {
-            return self.join(head, counter, part, packet);
+            return join(&mut self.parts, &mut self.stats, head, counter, part, packet);
         }
         self.stats.media_bytes_in += packet.len() as u64;
         Ok(Incoming::Media(media(head, packet)))
-    }
-
-    /// Takes half a packet; gives the packet when it is whole.
-    fn join<'a>(&'a mut self, head: &Head, counter: u64, part: u16, bytes: &[u8]) -> Result<Incoming<'a>, RelayDrop> {
-        match self.parts.join(counter, part, bytes) {
-            Ok(None) => Ok(Incoming::Nothing),
-            Ok(Some(packet)) => {
-                self.stats.media_bytes_in += packet.len() as u64;
-                Ok(Incoming::Media(media(head, packet)))
-            }
-            Err(reason) => {
-                self.stats.refused += u64::from(reason == RelayDrop::BadPayload);
-                Err(reason)
-            }
-        }
     }
 
     fn handle_feedback(&mut self, now: Time, feedback: &Feedback, missing: impl Iterator<Item = Range>) {
@@ -829,6 +922,19 @@ impl Link {
             self.feedback_at = now;
         }
         self.rate.handle_feedback(now, feedback, self.stats.bytes_out, self.stats.datagrams_out);
+        self.review_protection();
+    }
+
+    fn tolerance(&self) -> Duration {
+        (self.clocks.rtt_or_default() / 16).clamp(TOLERANCE.0, TOLERANCE.1)
+    }
+
+    /// What is lost is protected where the other end would ask for it too late; until it is in time by an eighth.
+    fn review_protection(&mut self) {
+        let budget = if self.is_long { self.playout / 8 * 7 } else { self.playout };
+        let tolerance = self.tolerance();
+        self.is_long = self.version >= PARITY_VERSION && self.clocks.rtt.is_some_and(|rtt| rtt + tolerance > budget);
+        self.protection.follow(if self.is_long { self.rate.steady_loss_ppm() } else { 0 });
     }
 
     /// Until now this end stood still: what was written did not leave, and what came was not opened. Neither tells of the way.
@@ -889,4 +995,54 @@ impl Link {
 
 fn media<'a>(head: &Head, payload: &'a mut [u8]) -> Media<'a> {
     Media { alias: head.alias, layer: head.layer, epoch: head.epoch, payload }
+}
+
+/// Takes a datagram of packets that came, or was brought back; `places` of it were repaired before.
+fn take_media<'a>(
+    parts: &'a mut Parts,
+    stats: &mut LinkStats,
+    head: &Head,
+    payload: &'a mut [u8],
+    places: u32,
+) -> Result<Incoming<'a>, RelayDrop> {
+    match head.kind {
+        FrameKind::Bundle => {
+            let (bundle, bytes) = Bundle::read(payload, places).inspect_err(|_| stats.refused += 1)?;
+            stats.media_bytes_in += bytes as u64;
+            Ok(Incoming::Bundle(bundle))
+        }
+        FrameKind::Part => {
+            let Some((part, bytes)) = payload.split_first_chunk::<PART_LEN>() else {
+                stats.refused += 1;
+                return Err(RelayDrop::BadPayload);
+            };
+            join(parts, stats, head, head.counter, u16::from_le_bytes(*part), bytes)
+        }
+        _ => {
+            stats.media_bytes_in += payload.len() as u64;
+            Ok(Incoming::Media(media(head, payload)))
+        }
+    }
+}
+
+/// Takes half a packet; gives the packet when it is whole.
+fn join<'a>(
+    parts: &'a mut Parts,
+    stats: &mut LinkStats,
+    head: &Head,
+    counter: u64,
+    part: u16,
+    bytes: &[u8],
+) -> Result<Incoming<'a>, RelayDrop> {
+    match parts.join(counter, part, bytes) {
+        Ok(None) => Ok(Incoming::Nothing),
+        Ok(Some(packet)) => {
+            stats.media_bytes_in += packet.len() as u64;
+            Ok(Incoming::Media(media(head, packet)))
+        }
+        Err(reason) => {
+            stats.refused += u64::from(reason == RelayDrop::BadPayload);
+            Err(reason)
+        }
+    }
 }

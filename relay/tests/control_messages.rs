@@ -7,7 +7,7 @@ mod common;
 
 use std::{fs, time::Duration};
 
-use common::open_link;
+use common::{keys_of, open_link};
 use pop_relay::{
     RelayDrop,
     control::{
@@ -15,8 +15,10 @@ use pop_relay::{
         PayloadType, Presence, Refuse, Rekey, Resume, Room, Telling, Unfollow, Unwant, VERSION, VERSION_MIN, Want, decode, encode,
         negotiate,
     },
+    frame::{FrameKind, Head},
     link::{Ask, Clock, FrameRef, Incoming, PathStats, SourceRoute, TRANSIT_OVERHEAD, Way},
     route::Figures,
+    seal::Sealer,
 };
 use pop_schemas::{Identity, Incarnation, NodeId, ParticipantId, SessionId, Time, TrackId};
 
@@ -230,6 +232,30 @@ fn a_golden_echo_says_what_its_writer_hears() {
     assert_eq!(way, Way::Direct);
     a.open(later + Duration::from_millis(40), &mut out[..len]).expect("it is authentic");
     assert_eq!(a.direct_path(), PathStats { came: 1, lost: 0, rtt_us: 80_000, jitter_us: 0 });
+}
+
+#[test]
+fn a_golden_parity_brings_back_the_datagram_that_it_is_of() {
+    let now = Time::from_millis(5_000);
+    let (mut b, mut sealer, mut out) = (open_link(1, 1, now), Sealer::new(&keys_of(0, 0), 0), [0; 1_472]);
+    let head = |kind, alias| Head { version: 1, kind, phase: false, association: 0x0905, alias, layer: 0, epoch: 0, counter: 0 };
+    sealer.seal(head(FrameKind::Media, 7), b"came before", &[], &mut out).expect("it fits");
+    b.open(now, &mut out[..43]).expect("it is authentic");
+    // One is lost; its block begins one counter before that of the parity. Its shard is the only one, so the parity is as it.
+    sealer.seal(head(FrameKind::Media, 7), b"a packet", &[], &mut out).expect("it fits");
+    let shard = [&[8, 0, 0, 7, 0, 2, 1][..], b"a packet", &[0]].concat();
+    let len = sealer.seal(head(FrameKind::Parity, 0), &[1, 1, 1, 0], &shard, &mut out).expect("it fits");
+    assert!(b.poll_recovered(now).is_none());
+    assert!(matches!(b.open(now, &mut golden(1, "parity", &out[..len])), Ok(Incoming::Nothing)));
+    let Some(Ok(Incoming::Media(media))) = b.poll_recovered(now) else { panic!("a packet is a packet") };
+    assert_eq!((media.alias, media.layer, media.epoch, &*media.payload), (7, 2, 1, b"a packet".as_slice()));
+    assert!(b.poll_recovered(now).is_none());
+    assert_eq!((b.stats().recovered, b.stats().lost), (1, 1), "the way has lost it all the same");
+    // The original comes late.
+    let mut late = Sealer::new(&keys_of(0, 0), 0);
+    late.seal(head(FrameKind::Media, 7), b"came before", &[], &mut out).expect("it fits");
+    let len = late.seal(head(FrameKind::Media, 7), b"a packet", &[], &mut out).expect("it fits");
+    assert_eq!(b.open(now, &mut out[..len]).map(|_| ()), Err(RelayDrop::Replayed));
 }
 
 #[test]

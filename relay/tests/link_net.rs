@@ -412,3 +412,126 @@ fn what_is_too_long_is_refused_and_takes_no_counter() {
     assert!(link.write_media(now, &frame, &[0; 100], &mut out[..132]).is_ok());
     assert_eq!(link.stats().datagrams_out, 1);
 }
+
+/// What came of a link whose round trip is 250 ms, where a repair within 150 ms is none.
+struct Long {
+    /// Shares that came in time.
+    audio: f64,
+    video: f64,
+    /// Parity in the bytes that were sent without it, and the rest that is not RTP.
+    parity: f64,
+    heads: f64,
+}
+
+/// Both ends of `version` talk for a minute, by each of four seeds, after ten seconds in which they learn what is lost.
+fn talk_far(wire: Wire, versions: [u8; 2]) -> Long {
+    let (mut audio, mut video) = ((0, 0), (0, 0));
+    let (mut bytes, mut parity_bytes, mut media_bytes) = (0, 0, 0);
+    for seed in 0..4 {
+        let mut net = Net::new(seed, Wire { delay: Duration::from_millis(125), ..wire }, versions);
+        net.run(SECOND);
+        net.talk(10 * SECOND, 1_100);
+        net.run(SECOND);
+        let figures = |net: &Net, from: usize| (net.delivered(from, 0..3), net.delivered(from, 10..12), net.ends[from].link.stats());
+        let before = [0, 1].map(|from| figures(&net, from));
+        net.talk(60 * SECOND, 1_100);
+        net.run(SECOND);
+        for (from, before) in before.iter().enumerate() {
+            let after = figures(&net, from);
+            audio = (audio.0 + after.0.0 - before.0.0, audio.1 + after.0.1 - before.0.1);
+            video = (video.0 + after.1.0 - before.1.0, video.1 + after.1.1 - before.1.1);
+            parity_bytes += after.2.parity_bytes_out - before.2.parity_bytes_out;
+            bytes += after.2.bytes_out - before.2.bytes_out;
+            media_bytes += after.2.media_bytes_out - before.2.media_bytes_out;
+            assert_eq!(after.2.repairs_out, 0, "none would be in time");
+            assert!(net.ends[from].drops.keys().all(|reason| *reason == RelayDrop::Replayed), "{:?}", net.ends[from].drops);
+        }
+    }
+    let bytes = (bytes - parity_bytes) as f64;
+    let share = |(sent, in_time): (usize, usize)| in_time as f64 / sent as f64;
+    Long { audio: share(audio), video: share(video), parity: parity_bytes as f64 / bytes, heads: 1.0 - media_bytes as f64 / bytes }
+}
+
+#[test]
+fn over_a_long_way_parity_brings_back_in_time_what_no_repair_would() {
+    println!("rtt 250 ms, playout 150 ms    loss  parity/bytes  not RTP else  audio late or lost  video late or lost");
+    for (loss_permille, burst, needed, overhead_max) in
+        [(0, 1, [1.0; 2], 0.0), (20, 1, [0.999, 0.997], 0.25), (50, 1, [0.999, 0.996], 0.45), (10, 3, [0.99, 0.98], 0.5)]
+    {
+        let wire = Wire { loss_permille, burst, ..Wire::GOOD };
+        let [with, without] = [[1, 1], [0, 0]].map(|versions| talk_far(wire, versions));
+        for (name, Long { audio, video, parity, heads }) in [("with parity", &with), ("without", &without)] {
+            println!(
+                "{name:<12} bursts of {burst}     {:>5.1} %  {:>10.1} %  {:>10.1} %  {:>16.3} %  {:>16.3} %",
+                (loss_permille * burst) as f64 / 10.0,
+                parity * 100.0,
+                heads * 100.0,
+                (1.0 - audio) * 100.0,
+                (1.0 - video) * 100.0
+            );
+        }
+        assert!(with.audio >= needed[0] && with.video >= needed[1] && with.parity <= overhead_max);
+        assert_eq!(without.parity, 0.0, "a peer of the version before gets none");
+        let lost = (loss_permille * burst) as f64 / 1e3;
+        assert!((without.audio - (1.0 - lost)).abs() < lost / 3.0 + 1e-9, "{}", without.audio);
+    }
+}
+
+#[test]
+fn parity_over_a_wire_that_reorders_and_doubles_brings_nothing_twice_and_a_peer_of_the_version_before_gets_none() {
+    let wire = Wire { loss_permille: 30, ..BAD };
+    let Long { audio, video, parity, .. } = talk_far_bad(wire, [1, 1]);
+    assert!(audio > 0.995 && video > 0.99 && parity > 0.0, "{audio} {video} {parity}");
+    assert_eq!(talk_far_bad(wire, [0, 1]).parity, 0.0);
+}
+
+/// [`talk_far`] over a wire of which more than losses is told.
+fn talk_far_bad(wire: Wire, versions: [u8; 2]) -> Long {
+    let mut net = Net::new(5, Wire { delay: Duration::from_millis(125), ..wire }, versions);
+    net.run(SECOND);
+    net.talk(10 * SECOND, 1_100);
+    net.run(SECOND);
+    let before = (net.delivered(0, 0..3), net.delivered(0, 10..12));
+    net.talk(30 * SECOND, 1_100);
+    net.run(SECOND);
+    let (audio, video) = (net.delivered(0, 0..3), net.delivered(0, 10..12));
+    let stats = net.ends[0].link.stats();
+    Long {
+        audio: (audio.1 - before.0.1) as f64 / (audio.0 - before.0.0) as f64,
+        video: (video.1 - before.1.1) as f64 / (video.0 - before.1.0) as f64,
+        parity: stats.parity_bytes_out as f64 / stats.bytes_out as f64,
+        heads: 0.0,
+    }
+}
+
+#[test]
+fn parity_begins_where_a_repair_comes_too_late_and_ends_with_the_loss() {
+    let mut net = Net::new(3, Wire { loss_permille: 30, delay: Duration::from_millis(60), ..Wire::GOOD }, [1, 1]);
+    net.talk(10 * SECOND, 1_100);
+    assert_eq!([0, 1].map(|end| net.ends[end].link.stats().parities_out), [0; 2], "a repair within 130 ms is in time");
+    net.wire.delay = Duration::from_millis(125);
+    net.talk(10 * SECOND, 1_100);
+    let during = [0, 1].map(|end| net.ends[end].link.stats());
+    assert!(during.iter().all(|stats| stats.parities_out > 200 && stats.recovered > 20), "{during:?}");
+    net.wire.loss_permille = 0;
+    net.talk(40 * SECOND, 1_100);
+    let before = [0, 1].map(|end| net.ends[end].link.stats().parities_out);
+    net.talk(5 * SECOND, 1_100);
+    assert_eq!([0, 1].map(|end| net.ends[end].link.stats().parities_out), before, "nothing is lost any more");
+    assert_eq!(net.ends[0].link.parity_percent(), [0; 2]);
+}
+
+#[test]
+fn over_a_long_and_narrow_way_long_packets_go_as_halves_and_have_parity_too() {
+    let wire = Wire { loss_permille: 30, mtu: 1_200, delay: Duration::from_millis(125), ..Wire::GOOD };
+    let mut net = Net::new(4, wire, [1, 1]);
+    net.talk(12 * SECOND, 1_155);
+    net.run(SECOND);
+    let before = net.delivered(0, 10..12);
+    net.talk(30 * SECOND, 1_155);
+    net.run(SECOND);
+    let after = net.delivered(0, 10..12);
+    let share = (after.1 - before.1) as f64 / (after.0 - before.0) as f64;
+    assert!(share > 0.99, "{share}");
+    assert!(net.ends[0].datagrams.iter().filter(|len| **len > 1_200).count() < 100, "nothing but probes of the path is too long");
+}

@@ -594,6 +594,10 @@ pub struct LinkStats {
     pub repaired: u64,
     /// Repairs sent.
     pub repairs_out: u64,
+    /// Of `lost`, what parity brought back in time.
+    pub recovered: u64,
+    /// UDP payload bytes of parity, part of `bytes_out`.
+    pub parity_bytes_out: u64,
     /// Datagrams that were not authentic, replayed or malformed.
     pub refused: u64,
     /// Round trip in microseconds; 0 while unknown.

@@ -28,7 +28,7 @@ use pop_proto::wire::rtp;
 use pop_proto::{DropReason, Event};
 use pop_relay::RelayDrop;
 use pop_relay::frame::{OVERHEAD, TAG_LEN, association_of};
-use pop_relay::link::{self as relay, Ask, Clock, FrameRef, Incoming, Link, LinkConfig, Media, Way};
+use pop_relay::link::{self as relay, Ask, Bundle, Clock, FrameRef, Incoming, Link, LinkConfig, Media, Way};
 use pop_schemas::{NodeId, Time, TrackId};
 use slab::Slab;
 
@@ -59,6 +59,8 @@ const BACK_PERCENT: u64 = 115;
 pub const LINK_LEN: usize = size_of::<LinkState>() + Link::MEMORY_LEN + size_of::<Link>() + PACER_LEN + TOLD_MAX * size_of::<LinkTold>();
 /// Bytes of what goes through a third node, for the memory plan.
 pub const TRANSIT_LEN: usize = Transits::MEMORY_LEN;
+/// Bytes that all links share, of each worker as if it were the only one, for the memory plan.
+pub const PARITY_LEN: usize = Link::SHARED_MEMORY_LEN;
 /// Bytes of one track on one link, for the memory plan: its places in the lists of both, and those among the loudest of a session that has
 /// no other track.
 pub const LINK_TRACK_LEN: usize =
@@ -587,7 +589,7 @@ impl Core {
         self.links.heard[usize::from(node / 64)] |= 1 << (node % 64);
         // It may have brought something to answer: a hole, or what the other end misses.
         self.links.mark_urgent(index);
-        match incoming {
+        let taken = match incoming {
             Incoming::Nothing => {
                 let pacer = &mut self.links.slab[index].pacer;
                 pacer.follow(link.pace());
@@ -600,18 +602,33 @@ impl Core {
                 return self.take_transit(index, &transit).map(|arrived| arrived.then_some(inner));
             }
             Incoming::Media(media) => self.take_relayed(now, index, media),
-            Incoming::Bundle(bundle) => {
-                for media in bundle {
-                    if let Err(reason) = self.take_relayed(now, index, media) {
-                        self.count_drops(reason, 1);
-                    }
-                }
-                Ok(())
-            }
+            Incoming::Bundle(bundle) => self.take_bundle(now, index, bundle),
             Incoming::Ask(ask) => self.hear_ask(index, ask),
             Incoming::Clock(clock) => self.hear_clock(now, index, clock),
+        };
+        // With it there may be enough of what did not come.
+        while let Some(recovered) = link.poll_recovered(now) {
+            let taken = match recovered {
+                Ok(Incoming::Media(media)) => self.take_relayed(now, index, media),
+                Ok(Incoming::Bundle(bundle)) => self.take_bundle(now, index, bundle),
+                // Half a packet.
+                Ok(_) => Ok(()),
+                Err(reason) => Err(reason_of(reason)),
+            };
+            if let Err(reason) = taken {
+                self.count_drops(reason, 1);
+            }
         }
-        .map(|()| None)
+        taken.map(|()| None)
+    }
+
+    fn take_bundle(&mut self, now: Time, link: usize, bundle: Bundle<'_>) -> Result<(), DropReason> {
+        for media in bundle {
+            if let Err(reason) = self.take_relayed(now, link, media) {
+                self.count_drops(reason, 1);
+            }
+        }
+        Ok(())
     }
 
     /// Takes a packet of a track that comes over a link: authentic, and not looked at yet.
@@ -802,7 +819,9 @@ impl Core {
             let limit = state.link().limit();
             if limit != state.limit || limit.is_some() && index % TICKS_PER_ROUND == *tick {
                 state.limit = limit;
-                fit(now, tracks, state, index);
+                let parity = state.link().parity_percent();
+                let has_room = fit(now, tracks, state, index, parity);
+                state.link().set_parity_room(has_room);
             }
         }
     }
@@ -879,7 +898,9 @@ impl Core {
                 Err(reason) => drops[reason as usize] += 1,
             }
         }
-        link.poll_transmit(now, out)
+        let parity = link.poll_parity(now, out);
+        state.pacer.spend(parity.unwrap_or_default());
+        parity.or_else(|| link.poll_transmit(now, out))
     }
 
     /// This turn's packets for links: small ones of audio share datagrams, those of video make one train per link.
@@ -895,6 +916,16 @@ impl Core {
                 let track = &mut tracks[at];
                 let export = track.exports.iter_mut().find(|export| export.link == index).expect("a dirty track is exported");
                 while let Some(&Fresh { layer, sequence, .. }) = track.fresh.get(cursor.fresh) {
+                    // Parity has a length of its own: first what is protected leaves, then all of it.
+                    if link.parity_waits() {
+                        if train.len == 0 {
+                            write_parity(now, link, &mut train);
+                            state.pacer.spend(train.len);
+                        }
+                        if let Some(transmit) = train.transmit(state.path) {
+                            return Some(Written { link: index, way: None, transmit });
+                        }
+                    }
                     if export.wanted >> layer & 1 == 0 {
                         cursor.fresh += 1;
                         continue;
@@ -993,7 +1024,17 @@ impl Core {
         for (index, state) in &mut links.slab {
             let link = state.link.as_mut().expect("it is out only while a datagram of it is read");
             let mut train = Train::new(&mut *out);
+            if link.parity_waits() {
+                write_parity(now, link, &mut train);
+                state.pacer.spend(train.len);
+                if let Some(transmit) = train.transmit(state.path) {
+                    return Some(Written { link: index, way: None, transmit });
+                }
+            }
             while let Some((frame, is_repair)) = state.pacer.next(now) {
+                if link.parity_waits() && train.len > 0 {
+                    break;
+                }
                 let track = find(&state.outgoing, frame.alias).map(|track| &tracks[track]);
                 let held = track.and_then(|track| track.layer_over(index, frame.layer, frame.epoch));
                 let lookup = held.map(|layer| layer.inbound.history().lookup(pool, frame.sequence));
@@ -1070,15 +1111,27 @@ impl Core {
     }
 }
 
+/// Writes the parity of one block into an empty train.
+fn write_parity(now: Time, link: &mut Link, train: &mut Train<'_>) {
+    while let Some(len) = link.poll_parity(now, train.rest()) {
+        train.add(len);
+        if !link.parity_goes_on() || !train.takes_relayed(len, true) {
+            return;
+        }
+    }
+}
+
 /// Chooses which layers of each track cross a link that does not carry all: first the lowest of each that are wanted, then the next, and
-/// then those that could be wanted.
-fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize) {
+/// then those that could be wanted. Parity of audio goes before them, that of video behind those that are wanted: returns whether it has room.
+fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize, [audio_parity, video_parity]: [u64; 2]) -> bool {
     let mut room = state.limit.unwrap_or(u64::MAX) / 100 * SHARED_PERCENT;
+    let (mut has_parity_room, mut video) = (true, 0_u64);
     for (_, track) in &state.outgoing {
         let track = &mut tracks[*track];
         let is_audio = track.layers[0].inbound.kind() == MediaKind::Audio;
         if is_audio && !track.export_to(link).is_held {
-            room = room.saturating_sub(track.ranks.steps(now, 0).map(|step| step.rate).sum());
+            let rate: u64 = track.ranks.steps(now, 0).map(|step| step.rate).sum();
+            room = room.saturating_sub(rate + rate * audio_parity / 100);
         }
         track.export_to(link).next_fits = if is_audio { ALL } else { 0 };
     }
@@ -1099,9 +1152,15 @@ fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize) {
                 let needed = if rank < export.fits { more } else { more / 100 * BACK_PERCENT };
                 if needed <= room {
                     room = room.saturating_sub(more);
+                    video += if is_offer { 0 } else { more };
                     track.export_to(link).next_fits = rank + 1;
+                } else {
+                    has_parity_room &= is_offer;
                 }
             }
+        }
+        if !is_offer {
+            has_parity_room &= video * video_parity / 100 <= room;
         }
     }
     for (_, track) in &state.outgoing {
@@ -1121,6 +1180,7 @@ fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize) {
             }
         }
     }
+    has_parity_room
 }
 
 impl Track {
@@ -1155,6 +1215,8 @@ fn stats_of(link: &Link) -> LinkStats {
         lost: stats.lost,
         repaired: stats.repaired,
         repairs_out: stats.repairs_out,
+        recovered: stats.recovered,
+        parity_bytes_out: stats.parity_bytes_out,
         refused: stats.refused,
         rtt_us: stats.rtt_us,
         jitter_us: stats.jitter_us,

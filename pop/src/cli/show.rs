@@ -160,6 +160,8 @@ fn mesh_table(answer: &Value) -> String {
         "TRANSIT MB",
         "LOST",
         "REPAIRED",
+        "RECOVERED",
+        "PARITY %",
         "DROPPED",
         "LIMIT kb/s",
         "API KEYS",
@@ -185,6 +187,8 @@ fn mesh_table(answer: &Value) -> String {
             format!("{:.1}/{:.1}", megabytes("transit_bytes_in"), megabytes("transit_bytes_out")),
             text(&link["lost"]),
             text(&link["repaired"]),
+            text(&link["recovered"]),
+            parity_cell(link),
             text(&link["dropped"]),
             text(&link["limit_kbps"]),
             api_keys_cell(link),
@@ -196,6 +200,13 @@ fn mesh_table(answer: &Value) -> String {
         lines.push_str(&overlay_tables(&answer["overlay"]));
     }
     lines
+}
+
+/// How much longer parity makes what is sent; a node of before has none.
+fn parity_cell(link: &Value) -> String {
+    let bytes = |key: &str| link[key].as_f64().unwrap_or_default();
+    let parity = bytes("parity_bytes_out");
+    format!("{:.1}", 100.0 * parity / (bytes("bytes_out") - parity).max(1.0))
 }
 
 /// The first of what the other node's certificate lets its PoP use.
@@ -308,15 +319,15 @@ mod tests {
         let answer = json!({ "node": "fra1", "pop": "fra", "nodes": [{ "node": "fra2", "pop": "fra", "state": "up", "incarnation": { "start": 7 },
             "participants": 2, "load": 125, "capacity": 400, "draining": true, "mesh": "10.0.0.2:7890" }], "links": [{ "node": "fra2", "pop": "fra", "state": "up", "age_ms": 2_500,
             "generation": 0, "schema": 1, "rtt_ms": 0.25, "jitter_ms": 0.5, "mtu": null, "tracks_in": 1, "tracks_out": 2, "datagrams_in": 3, "datagrams_out": 4,
-            "bytes_in": 1_000_000, "bytes_out": 250_000, "transit_bytes_in": 0, "transit_bytes_out": 500_000, "lost": 5, "repaired": 4, "dropped": 0, "limit_kbps": 2_500, "api_keys": ["a", "b c", "d", "e", "f"] }] });
+            "bytes_in": 1_000_000, "bytes_out": 250_000, "transit_bytes_in": 0, "transit_bytes_out": 500_000, "lost": 5, "repaired": 4, "recovered": 1, "parity_bytes_out": 50_000, "dropped": 0, "limit_kbps": 2_500, "api_keys": ["a", "b c", "d", "e", "f"] }] });
         assert_eq!(
             mesh_table(&answer),
             "NODE  POP  STATE     START  CLIENTS  LOAD    MESH\n\
              fra2  fra  draining  7      2/400    12.5 %  10.0.0.2:7890\n\
              \n\
              (in/out)\n\
-             LINK  STATE  AGE  KEYS  SCHEMA  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       TRANSIT MB  LOST  REPAIRED  DROPPED  LIMIT kb/s  API KEYS\n\
-             fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  0.0/0.5     5     4         0        2500        a,b c,d,+2\n"
+             LINK  STATE  AGE  KEYS  SCHEMA  RTT ms  JITTER ms  MTU  TRACKS  DATAGRAMS  MB       TRANSIT MB  LOST  REPAIRED  RECOVERED  PARITY %  DROPPED  LIMIT kb/s  API KEYS\n\
+             fra2  up     2 s  0     1       0.25    0.50       -    1/2     3/4        1.0/0.2  0.0/0.5     5     4         1          25.0      0        2500        a,b c,d,+2\n"
         );
         assert_eq!(
             ["[]", "[\"*\"]", "[1, 2, 3]"]

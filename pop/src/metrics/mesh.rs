@@ -126,32 +126,43 @@ fn encode_links(encoder: &mut DescriptorEncoder, links: &[LinkState]) -> Result<
             ConstGauge::new(value(link)).encode(family.encode_family(&[("peer", peer_of(link).as_str())])?)?;
         }
     }
-    type Counter = (&'static str, &'static str, &'static str, fn(&LinkState) -> [(&'static str, u64); 2]);
+    type Counter = (&'static str, &'static str, &'static str, fn(&LinkState) -> Vec<(&'static str, u64)>);
     let counters: [Counter; 4] = [
         ("pop_mesh_link_datagrams", "Relay datagrams to and from another node", "direction", |link| {
-            [("in", link.figures.datagrams_in), ("out", link.figures.datagrams_out)]
+            vec![("in", link.figures.datagrams_in), ("out", link.figures.datagrams_out)]
         }),
         ("pop_mesh_link_bytes", "UDP payload bytes of relay datagrams to and from another node", "direction", |link| {
-            [("in", link.figures.bytes_in), ("out", link.figures.bytes_out)]
+            vec![("in", link.figures.bytes_in), ("out", link.figures.bytes_out)]
         }),
         (
             "pop_mesh_link_lost_datagrams",
-            "Datagrams of another node that did not come at first (missed), and of these what its repairs brought in time (repaired)",
+            "Datagrams of another node that did not come at first (missed), and of these what its repairs brought in time (repaired), or its \
+             parity (recovered)",
             "result",
-            |link| [("missed", link.figures.lost), ("repaired", link.figures.repaired)],
+            |link| vec![("missed", link.figures.lost), ("repaired", link.figures.repaired), ("recovered", link.figures.recovered)],
         ),
         (
             "pop_mesh_link_dropped",
             "What came over a link and was not authentic, new or well-formed (refused), and video that was not sent over it because it does \
              not carry it (congested)",
             "reason",
-            |link| [("refused", link.figures.refused), ("congested", link.figures.congested)],
+            |link| vec![("refused", link.figures.refused), ("congested", link.figures.congested)],
         ),
     ];
-    let mut repairs =
-        encoder.encode_descriptor("pop_mesh_link_repairs", "Repairs that were sent to another node", None, MetricType::Counter)?;
-    for link in links {
-        ConstCounter::new(link.figures.repairs_out).encode(repairs.encode_family(&[("peer", peer_of(link).as_str())])?)?;
+    type Sum = (&'static str, &'static str, fn(&LinkState) -> u64);
+    let sums: [Sum; 2] = [
+        ("pop_mesh_link_repairs", "Repairs that were sent to another node", |link| link.figures.repairs_out),
+        (
+            "pop_mesh_link_parity_bytes",
+            "UDP payload bytes of parity to another node, for which a repair would come too late: part of pop_mesh_link_bytes",
+            |link| link.figures.parity_bytes_out,
+        ),
+    ];
+    for (name, help, value) in sums {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for link in links {
+            ConstCounter::new(value(link)).encode(family.encode_family(&[("peer", peer_of(link).as_str())])?)?;
+        }
     }
     for (name, help, label, values) in counters {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

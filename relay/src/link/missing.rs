@@ -83,6 +83,13 @@ impl MissingList {
         self.find(counter).map_or(0, |at| self.list.remove(at).places)
     }
 
+    /// The datagram was brought back; returns which of its packets were repaired before, and whether it is in time.
+    pub(super) fn recovered(&mut self, now: Time, counter: u64) -> (u32, bool) {
+        let Some(at) = self.find(counter) else { return (0, false) };
+        let Missing { places, deadline, .. } = self.list.remove(at);
+        (places, now <= deadline)
+    }
+
     /// Packet `place` of the `count` of a datagram was repaired.
     pub(super) fn repaired(&mut self, now: Time, counter: u64, place: u8, count: u8) -> Repaired {
         let Some(at) = self.find(counter) else { return Repaired::Unknown };

@@ -43,6 +43,11 @@ const LOSS_MAX_PERMILLE: u16 = 150;
 /// With less it is calm.
 const LOSS_CALM_PERMILLE: u16 = 30;
 
+/// What is lost in the long run is the mean of so many measures, the last weighing most: 4 s at least.
+const STEADY_MEASURES: u32 = 16;
+/// With less of a million it is none.
+const STEADY_LOSS_MIN_PPM: u32 = 500;
+
 /// What is left of what came, in percent.
 const BACK_PERCENT: u64 = 85;
 /// Beyond the limit may go, in percent, for a while: a picture comes all at once, and is paced. It is less than what came.
@@ -110,6 +115,9 @@ pub(super) struct Rate {
     loss_window: Mark,
     loss_permille: u16,
     loss_is_new: bool,
+    /// The same in the long run, in millionths, of so many measures.
+    steady_loss_ppm: u32,
+    measures: u32,
     signs: u8,
     limit: Option<u64>,
     /// The limit before the last trouble, and the queue then.
@@ -133,6 +141,8 @@ impl Rate {
             loss_window: Mark::default(),
             loss_permille: 0,
             loss_is_new: false,
+            steady_loss_ppm: 0,
+            measures: 0,
             signs: 0,
             limit: None,
             before: (None, 0),
@@ -169,6 +179,11 @@ impl Rate {
         self.loss_permille
     }
 
+    /// How many of a million are lost in the long run; 0: so few that it may be none.
+    pub(super) fn steady_loss_ppm(&self) -> u32 {
+        Some(self.steady_loss_ppm).filter(|ppm| *ppm >= STEADY_LOSS_MIN_PPM).unwrap_or_default()
+    }
+
     /// Takes feedback that is newer than all before; `bytes` and `datagrams` were sent until now.
     pub(super) fn handle_feedback(&mut self, now: Time, feedback: &Feedback, bytes: u64, datagrams: u64) {
         let mark = Mark { now, bytes, datagrams, remote_us: feedback.now_us, next: feedback.next, received: feedback.received };
@@ -197,6 +212,7 @@ impl Rate {
         let Mark { next, received, remote_us, .. } = self.loss_window;
         let (sent, elapsed_us) = (mark.next.saturating_sub(next), mark.remote_us - remote_us);
         if elapsed_us >= LOSS_FORGOTTEN_US && sent < LOSS_WINDOW.0 {
+            self.measure_steady_loss(sent, mark.received.saturating_sub(received).min(sent));
             (self.loss_permille, self.loss_window) = (0, mark);
         }
         if elapsed_us < LOSS_WINDOW.1 || sent < LOSS_WINDOW.0 {
@@ -204,8 +220,19 @@ impl Rate {
         }
         let came = mark.received.saturating_sub(received).min(sent);
         let permille = (u128::from(sent - came) * 1_000 / u128::from(sent)) as u16;
+        self.measure_steady_loss(sent, came);
         self.loss_permille = (self.loss_permille + permille) / 2;
         (self.loss_is_new, self.loss_window) = (true, mark);
+    }
+
+    fn measure_steady_loss(&mut self, sent: u64, came: u64) {
+        if sent == 0 {
+            return;
+        }
+        let ppm = (u128::from(sent - came) * 1_000_000 / u128::from(sent)) as i64;
+        self.measures = (self.measures + 1).min(STEADY_MEASURES);
+        let steady = i64::from(self.steady_loss_ppm);
+        self.steady_loss_ppm = (steady + (ppm - steady) / i64::from(self.measures)) as u32;
     }
 
     /// The end of a window in which the queue was never below `queue`.

@@ -117,6 +117,8 @@ pub fn open_link(end: usize, version: u8, now: Time) -> Link {
 pub struct Wire {
     /// So many of 1,000 do not come.
     pub loss_permille: usize,
+    /// With each of these so many in all.
+    pub burst: usize,
     /// One way.
     pub delay: Duration,
     /// So many of 1,000 come twice, are late by up to 8 ms, or come with a bit flipped.
@@ -129,8 +131,15 @@ pub struct Wire {
 
 impl Wire {
     /// One that does nothing but take its time.
-    pub const GOOD: Wire =
-        Wire { loss_permille: 0, delay: Duration::from_millis(30), twice_permille: 0, late_permille: 0, flipped_permille: 0, mtu: 9_000 };
+    pub const GOOD: Wire = Wire {
+        loss_permille: 0,
+        burst: 1,
+        delay: Duration::from_millis(30),
+        twice_permille: 0,
+        late_permille: 0,
+        flipped_permille: 0,
+        mtu: 9_000,
+    };
 }
 
 /// A packet that was sent.
@@ -171,6 +180,8 @@ pub struct Net {
     still: [Option<Time>; 2],
     /// Nothing that this end sends comes.
     pub cut: [bool; 2],
+    /// So many more of what this end sends are lost.
+    losing: [usize; 2],
 }
 
 impl Net {
@@ -198,6 +209,7 @@ impl Net {
             waiting,
             still: [None; 2],
             cut: [false; 2],
+            losing: [0; 2],
         }
     }
 
@@ -211,7 +223,12 @@ impl Net {
             return;
         }
         self.ends[from].datagrams.push(datagram.len());
-        if self.cut[from] || datagram.len() > self.wire.mtu || self.rng.permille(self.wire.loss_permille) {
+        if self.losing[from] == 0 && self.rng.permille(self.wire.loss_permille) {
+            self.losing[from] = self.wire.burst;
+        }
+        let is_lost = self.losing[from] > 0;
+        self.losing[from] = self.losing[from].saturating_sub(1);
+        if self.cut[from] || datagram.len() > self.wire.mtu || is_lost {
             self.swallowed += 1;
             return;
         }
@@ -257,6 +274,10 @@ impl Net {
         };
         end.sent.insert((alias, sequence), Packet { sent_at: self.now, bytes, delivered_at: None });
         self.transmit_written(from, written.expect("it fits"), &out);
+        while self.ends[from].link.parity_waits() {
+            let Some(len) = self.ends[from].link.poll_parity(self.now, &mut out) else { break };
+            self.transmit(from, &out[..len]);
+        }
     }
 
     fn deliver(&mut self, to: usize, mut datagram: Vec<u8>) {
@@ -269,12 +290,18 @@ impl Net {
             assert_eq!(payload, packet.bytes, "nothing comes changed");
             assert!(packet.delivered_at.replace(self.now).is_none(), "nothing comes twice: {alias} {sequence}");
         };
-        match receiver.link.open(self.now, &mut datagram) {
+        let mut drops = Vec::new();
+        let mut take = |incoming: Result<Incoming<'_>, RelayDrop>| match incoming {
             Ok(Incoming::Media(media)) => came(media.alias, media.layer, media.epoch, media.payload),
             Ok(Incoming::Bundle(bundle)) => bundle.for_each(|media| came(media.alias, media.layer, media.epoch, media.payload)),
             Ok(_) => {}
-            Err(reason) => *receiver.drops.entry(reason).or_default() += 1,
+            Err(reason) => drops.push(reason),
+        };
+        take(receiver.link.open(self.now, &mut datagram));
+        while let Some(recovered) = receiver.link.poll_recovered(self.now) {
+            take(recovered);
         }
+        drops.into_iter().for_each(|reason| *receiver.drops.entry(reason).or_default() += 1);
     }
 
     /// End of the turn at `from`: repairs, then everything else that the link has.
