@@ -632,19 +632,14 @@ impl Link {
         Some(self.count_out(len))
     }
 
-    /// Whether there is room for parity of video beside all the video that is wanted; until told otherwise there is.
-    pub fn set_parity_room(&mut self, has_room: bool) {
-        self.protection.set_room(has_room);
-    }
-
     /// Whether the next of [`Self::poll_parity`] is of the same block as the last.
     pub fn parity_goes_on(&self) -> bool {
         self.protection.goes_on()
     }
 
-    /// How much parity audio and video have, in percent of them; 0: none.
-    pub fn parity_percent(&self) -> [u64; 2] {
-        self.protection.percent()
+    /// How much parity audio has, in percent of it; 0: none.
+    pub fn audio_parity_percent(&self) -> u64 {
+        self.protection.audio_percent()
     }
 
     /// What is to leave at the end of a turn, until there is nothing: the small packets that wait, parity, feedback, a probe of the path's MTU.
@@ -935,6 +930,8 @@ impl Link {
         let tolerance = self.tolerance();
         self.is_long = self.version >= PARITY_VERSION && self.clocks.rtt.is_some_and(|rtt| rtt + tolerance > budget);
         self.protection.follow(if self.is_long { self.rate.steady_loss_ppm() } else { 0 });
+        // Where not all passes, parity of video would take the place of video: as room, or as what shows how much passes.
+        self.protection.set_room(self.rate.limit().is_none());
     }
 
     /// Until now this end stood still: what was written did not leave, and what came was not opened. Neither tells of the way.

@@ -819,9 +819,8 @@ impl Core {
             let limit = state.link().limit();
             if limit != state.limit || limit.is_some() && index % TICKS_PER_ROUND == *tick {
                 state.limit = limit;
-                let parity = state.link().parity_percent();
-                let has_room = fit(now, tracks, state, index, parity);
-                state.link().set_parity_room(has_room);
+                let audio_parity = state.link().audio_parity_percent();
+                fit(now, tracks, state, index, audio_parity);
             }
         }
     }
@@ -1122,10 +1121,9 @@ fn write_parity(now: Time, link: &mut Link, train: &mut Train<'_>) {
 }
 
 /// Chooses which layers of each track cross a link that does not carry all: first the lowest of each that are wanted, then the next, and
-/// then those that could be wanted. Parity of audio goes before them, that of video behind those that are wanted: returns whether it has room.
-fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize, [audio_parity, video_parity]: [u64; 2]) -> bool {
+/// then those that could be wanted. Audio and its parity, so many percent of it, go before them.
+fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize, audio_parity: u64) {
     let mut room = state.limit.unwrap_or(u64::MAX) / 100 * SHARED_PERCENT;
-    let (mut has_parity_room, mut video) = (true, 0_u64);
     for (_, track) in &state.outgoing {
         let track = &mut tracks[*track];
         let is_audio = track.layers[0].inbound.kind() == MediaKind::Audio;
@@ -1152,15 +1150,9 @@ fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize, [aud
                 let needed = if rank < export.fits { more } else { more / 100 * BACK_PERCENT };
                 if needed <= room {
                     room = room.saturating_sub(more);
-                    video += if is_offer { 0 } else { more };
                     track.export_to(link).next_fits = rank + 1;
-                } else {
-                    has_parity_room &= is_offer;
                 }
             }
-        }
-        if !is_offer {
-            has_parity_room &= video * video_parity / 100 <= room;
         }
     }
     for (_, track) in &state.outgoing {
@@ -1180,7 +1172,6 @@ fn fit(now: Time, tracks: &mut Slab<Track>, state: &LinkState, link: usize, [aud
             }
         }
     }
-    has_parity_room
 }
 
 impl Track {

@@ -233,10 +233,9 @@ impl Protection {
         }
     }
 
-    /// How much parity blocks have, in percent: of audio, those of 40 ms of one voice, and of video, full ones.
-    pub(super) fn percent(&self) -> [u64; 2] {
-        [(Class::Audio, 2), (Class::Video, BLOCK_LEN_MAX)]
-            .map(|(class, len)| (100 * parities_for(len, self.loss_ppm, LEFT_PPM[class as usize]) / len) as u64)
+    /// How much parity there is of audio, in percent: as in blocks of 40 ms of one voice.
+    pub(super) fn audio_percent(&self) -> u64 {
+        (100 * parities_for(2, self.loss_ppm, LEFT_PPM[Class::Audio as usize]) / 2) as u64
     }
 
     /// Whether a block of which parity has left has more.
