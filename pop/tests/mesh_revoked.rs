@@ -123,7 +123,7 @@ async fn a_node_whose_certificate_is_taken_back_loses_all_links_and_gets_none() 
     until("it comes again and is refused", 5, || [&fra, &sin].iter().all(|node| node.mesh.counters().refused(Refusal::Revoked) >= 2)).await;
     assert!(ams.links().is_empty() && fra.links() == ["sin"]);
     let session = SessionId::new("stage").expect("a name");
-    let want = Message::Want(Want { session, track: TrackId(1), worker: 0 });
+    let want = Message::Want(Want { session, track: TrackId(1), worker: 0, origin: None });
     assert!(fra.mesh.send(sin.id(), &want), "the others go on");
 
     // It is remembered by who begins anew without anybody to tell.
