@@ -40,7 +40,7 @@ const LOSS_WINDOW: (u64, u64) = (50, 250_000);
 const LOSS_FORGOTTEN_US: u64 = 2_000_000;
 /// A loss of more of 1,000 is trouble: so much is not chance, and its repairs are part of what does not fit.
 const LOSS_MAX_PERMILLE: u16 = 150;
-/// With less it is calm.
+/// With less it is calm; with what may be chance, too, where the limit does not change it.
 const LOSS_CALM_PERMILLE: u16 = 30;
 
 /// What is lost in the long run is the mean of so many measures, the last weighing most: 4 s at least.
@@ -261,16 +261,21 @@ impl Rate {
         }
         if sent >= RATE_MIN && (self.signs == SIGNS_MAX || is_lossy) {
             self.trouble(mark.now, queue, sent, came);
-        } else if self.signs == 0 && self.loss_permille < LOSS_CALM_PERMILLE && mark.now.since(self.grown_at) >= Duration::from_secs(1) {
+        } else if self.signs == 0 && self.is_calm(since) && mark.now.since(self.grown_at) >= Duration::from_secs(1) {
             self.grow(mark.now);
         }
+    }
+
+    /// So long after the last trouble. A loss that stays as it is however little is sent is chance.
+    fn is_calm(&self, since: Duration) -> bool {
+        self.loss_permille < LOSS_CALM_PERMILLE || u64::from(self.loss_permille) < OVERFLOW.0 && since >= self.retry_after
     }
 
     fn trouble(&mut self, now: Time, queue: u64, sent: u64, came: u64) {
         let (since, is_again) = (now.since(self.troubled_at), self.limit.is_some());
         let (before, queue_before) = std::mem::replace(&mut self.before, (self.limit, queue));
-        if is_again && since < SAME_TROUBLE && self.loss_permille < LOSS_CALM_PERMILLE && queue >= queue_before / 10 * 9 {
-            // Much less was sent since, and it stands.
+        if is_again && since < SAME_TROUBLE && u64::from(self.loss_permille) < OVERFLOW.0 && queue >= queue_before / 10 * 9 {
+            // Much less was sent since, and it stands; one that was full would be shorter.
             (self.limit, self.least, self.signs) = (before, Least::default(), 0);
             return;
         }
@@ -371,6 +376,11 @@ mod tests {
         let limit = rig.rate.limit().expect("40 % are not");
         rig.feed(20 * 60, 0, 0);
         assert_eq!(rig.rate.limit(), None, "a minute later, from {limit}");
+        rig.feed(30, 90, 10);
+        assert!(rig.rate.limit().is_some(), "a queue");
+        // One of 16 is lost for ever after.
+        rig.feed(20 * 60, 0, 3);
+        assert_eq!(rig.rate.limit(), None, "a minute later");
     }
 
     #[test]
