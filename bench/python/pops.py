@@ -10,6 +10,8 @@ from node import PROGRAMS, Node
 # Where people are: outside of all of them.
 PEOPLE = "10.73.0.1"
 
+CROWDED = "connections_per_address_max = 4096\nrequests_per_address_per_s_max = 100000"
+
 
 def run_pop(*words):
     return subprocess.run([PROGRAMS / "pop", *words], check=True, capture_output=True, text=True).stdout
@@ -24,9 +26,10 @@ class Pops:
     """From construction until `stop`. `names` in order have the addresses from 10.73.0.2 on; `wires` are how far they are from each other;
     `api_keys` what the certificate of a node carries, by PoP; `peers` whom each names, others than all. `sin` is node a of PoP sin, and
     `sinB` would be one more of it, b. `schemas`: those that speak another version to the others than the newest. `more`: further lines
-    of each config's [mesh], in which {ca} is the folder of the CA."""
+    of each config's [mesh], in which {ca} is the folder of the CA. `is_crowded`: hundreds of people come from one address, and nothing is
+    captured."""
 
-    def __init__(self, label, names, wires, api_keys=(), peers=(), schemas=(), more=""):
+    def __init__(self, label, names, wires, api_keys=(), peers=(), schemas=(), more="", is_crowded=False):
         self.addresses = {name: f"10.73.0.{2 + i}" for i, name in enumerate(names)}
         self.nodes = {}
         self.folder = tempfile.TemporaryDirectory(prefix="pop-ca-")
@@ -50,7 +53,8 @@ class Pops:
                 serves=address,
                 media_port=10_000,
                 device="any",
-                judged=f"host {address} and udp portrange",
+                judged=f"host {'255.255.255.255' if is_crowded else address} and udp portrange",
+                http=CROWDED if is_crowded else "",
                 under=self.network.inside(name),
                 extra=f"""
 [node]

@@ -19,6 +19,7 @@ mod nodes;
 mod oracle;
 mod pcap;
 mod peers;
+mod people;
 mod random;
 mod refuse;
 mod relay;
@@ -95,6 +96,8 @@ enum Case {
     Peer(Box<peers::PeerArgs>),
     /// A link between two nodes: what a frame costs beside a copy and the bare sender, packets/s of two workers, bytes that are not RTP, repairs.
     Relay(relay::RelayArgs),
+    /// Light people in sessions of a node that runs already. Commands on stdin tell what they see; it ends with stdin.
+    People(people::PeopleArgs),
     /// A network between namespaces with delay, loss and the rest, by seed. Commands on stdin change it; it ends with stdin.
     Shaper(ShaperArgs),
     /// Run a program that the kernel refuses io_uring, as container runtimes and hardened services do.
@@ -106,7 +109,14 @@ impl Case {
     fn measures(&self) -> bool {
         !matches!(
             self,
-            Case::Oracle(_) | Case::Forward(_) | Case::Report(_) | Case::All(_) | Case::Table(_) | Case::Shaper(_) | Case::RefuseIoUring(_)
+            Case::Oracle(_)
+                | Case::Forward(_)
+                | Case::Report(_)
+                | Case::All(_)
+                | Case::Table(_)
+                | Case::People(_)
+                | Case::Shaper(_)
+                | Case::RefuseIoUring(_)
         )
     }
 }
@@ -157,6 +167,7 @@ fn main() -> ExitCode {
         Case::Table(args) => end("table", results::table::run(&args)),
         Case::Peer(args) => end("peer", peers::run(&args)),
         Case::Relay(args) => end("relay", relay::run(&args)),
+        Case::People(args) => end("people", people::run(&args)),
         Case::Shaper(args) => end("shaper", run_shaper(&args)),
         Case::RefuseIoUring(args) => end("refuse-io-uring", refuse::run(&args).map(|never| match never {})),
     }

@@ -7,7 +7,7 @@ use pop_proto::wire::stun::{BindingRequest, Kind, Message, RESPONSE_LEN_MAX, Rol
 use crate::random::random_bytes;
 
 /// The longest request of ours, in bytes.
-const REQUEST_LEN_MAX: usize = 256;
+pub(crate) const REQUEST_LEN_MAX: usize = 256;
 
 /// Priority of a host candidate (RFC 8445 section 5.1.2.1: type 126, local preference 65535, component 1).
 const PRIORITY: u32 = 126 << 24 | 65_535 << 8 | 255;
