@@ -59,12 +59,16 @@ pub const FRAME_LEN_MAX: usize = 2 * (LADDER[0] - OVERHEAD - REPAIR_LEN);
 /// What `out` has to hold beyond the packet.
 pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
 
-/// Feedback is the heartbeat too: so often while media flows, and while none does. A node that is not heard for a quarter of a second may
-/// be dead.
-const HEARTBEAT_ACTIVE: Duration = Duration::from_millis(50);
-const HEARTBEAT_IDLE: Duration = Duration::from_millis(100);
+/// Between two heartbeats, which are feedback, and two echoes by one way: while media flows, ...
+const EVERY_ACTIVE: Duration = Duration::from_millis(50);
+/// ... while none does any longer, ...
+const EVERY_IDLE: Duration = Duration::from_millis(100);
+/// ... and in the long run: a PoP has links with hundreds, and media over few of them.
+const EVERY_RESTING: Duration = Duration::from_millis(250);
 /// Media flows until so long after the last packet.
 const ACTIVE: Duration = Duration::from_secs(1);
+/// A link rests so long after it, or after its start.
+const RESTS_AFTER: Duration = Duration::from_secs(30);
 /// Two feedbacks are at least so far apart: what goes missing meanwhile is asked for together.
 const FEEDBACK_EVERY: Duration = Duration::from_millis(5);
 /// The round trip while none was measured.
@@ -303,6 +307,7 @@ pub struct Link {
     /// In and out until then.
     fed_back_bytes: u64,
     media_at: Option<Time>,
+    began: Time,
     heard_at: Option<Time>,
     stats: LinkStats,
 }
@@ -357,6 +362,7 @@ impl Link {
             fed_back_at: Time::ZERO,
             fed_back_bytes: 0,
             media_at: None,
+            began: now,
             heard_at: None,
             stats: LinkStats::default(),
         }
@@ -405,11 +411,23 @@ impl Link {
         self.stats.bytes_out + self.stats.bytes_in
     }
 
+    /// Between two heartbeats, and two echoes by one way.
+    fn every(&self, now: Time) -> Duration {
+        match self.media_at {
+            Some(at) if now.since(at) < ACTIVE => EVERY_ACTIVE,
+            at if now.since(at.unwrap_or(self.began)) < RESTS_AFTER => EVERY_IDLE,
+            _ => EVERY_RESTING,
+        }
+    }
+
     /// Media went in or out.
     fn active(&mut self, now: Time) {
+        if self.every(now) == EVERY_RESTING {
+            self.evidence.hurry(now);
+        }
         self.media_at = Some(now);
         let is_busy = self.bytes() - self.fed_back_bytes >= FEEDBACK_BYTES;
-        let due = if is_busy { self.fed_back_at + FEEDBACK_BUSY } else { now + HEARTBEAT_ACTIVE };
+        let due = if is_busy { self.fed_back_at + FEEDBACK_BUSY } else { now + EVERY_ACTIVE };
         self.feedback_at = self.feedback_at.min(due);
     }
 
@@ -572,8 +590,7 @@ impl Link {
 
     /// The next echo, which leaves by this way alone, whatever [`Self::ways`] says.
     pub fn poll_echo(&mut self, now: Time, out: &mut [u8]) -> Option<(Way, usize)> {
-        let is_active = self.media_at.is_some_and(|at| now.since(at) < ACTIVE);
-        let (way, echo) = self.evidence.poll(now, is_active)?;
+        let (way, echo) = self.evidence.poll(now, self.every(now))?;
         let head = self.head(FrameKind::Echo, 0, 0, 0);
         let len = self.sealer.seal_echo(head, &echo.bytes(), out).ok()?;
         self.stats.echoes_out += 1;
@@ -666,8 +683,7 @@ impl Link {
         if missing == 0 && now < self.feedback_at {
             return None;
         }
-        let is_active = self.media_at.is_some_and(|at| now.since(at) < ACTIVE);
-        self.feedback_at = now + if is_active { HEARTBEAT_ACTIVE } else { HEARTBEAT_IDLE };
+        self.feedback_at = now + self.every(now);
         (self.fed_back_at, self.fed_back_bytes) = (now, self.bytes());
         let held = now.since(self.clocks.remote_at);
         let feedback = Feedback {

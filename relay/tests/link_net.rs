@@ -312,6 +312,29 @@ fn what_is_lost_of_others_is_no_loss_of_the_link_that_carries_it() {
 }
 
 #[test]
+fn a_link_over_which_no_media_goes_rests_and_wakes_with_it() {
+    let mut net = Net::new(18, Wire::GOOD, [1, 1]);
+    let mut in_ten_seconds = |net: &mut Net| {
+        let before = net.ends.each_ref().map(|end| end.link.stats().datagrams_out);
+        net.run(10 * SECOND);
+        [0, 1].map(|end| net.ends[end].link.stats().datagrams_out - before[end])
+    };
+    net.run(10 * SECOND);
+    let first = in_ten_seconds(&mut net);
+    net.run(15 * SECOND);
+    let rests = in_ten_seconds(&mut net);
+    assert!(
+        first.iter().all(|count| (95..110).contains(count)) && rests.iter().all(|count| (38..45).contains(count)),
+        "{first:?} {rests:?}"
+    );
+    let before = net.ends.each_ref().map(|end| end.link.stats().datagrams_in);
+    net.talk(SECOND / 10, 100);
+    net.run(SECOND / 2);
+    let came = [0, 1].map(|end| net.ends[end].link.stats().datagrams_in - before[end]);
+    assert!(came.iter().all(|count| *count >= 9), "20 a second, at once: {came:?}");
+}
+
+#[test]
 fn a_link_that_is_carried_writes_what_the_carriers_take_and_finds_out_how_much_that_is() {
     let mut net = Net::new(17, Wire::GOOD, [1, 1]);
     net.talk(2 * SECOND, 1_100);

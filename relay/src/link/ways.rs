@@ -1,7 +1,7 @@
 //! The ways of a link, and which of them live: small datagrams that go by one way alone tell it, and what comes by it.
 //!
 //! ```text
-//! echo by each way, 10 to 20 a second ----> the other end: which of our ways bring something
+//! echo by each way, 4 to 20 a second -----> the other end: which of our ways bring something
 //!        ^                                            |
 //!        +-- its echoes say so, by each way ----------+--> choose: the way | the backup | both, while it is not known
 //! ```
@@ -23,9 +23,8 @@ pub(super) const WAYS_MAX: usize = 3;
 /// The direct one.
 pub(super) const DIRECT: usize = 0;
 
-/// Between two echoes by one way, while media flows and while none does.
-const EVERY_ACTIVE: Duration = Duration::from_millis(50);
-const EVERY_IDLE: Duration = Duration::from_millis(100);
+/// Between two echoes of the other end by one way, until it says.
+const EVERY: Duration = Duration::from_millis(100);
 /// Two by one way are at least so far apart, whatever there is to tell.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A way is silent when this many echoes in a row did not come, ...
@@ -199,7 +198,7 @@ struct Theirs {
 impl Default for Theirs {
     fn default() -> Theirs {
         let (by, heard_at, base, next, came, their_us, their_at, jitter, rtt) = Default::default();
-        Theirs { by, heard_at, every: EVERY_IDLE, base, next, came, their_us, their_at, jitter, rtt }
+        Theirs { by, heard_at, every: EVERY, base, next, came, their_us, their_at, jitter, rtt }
     }
 }
 
@@ -400,16 +399,20 @@ impl Evidence {
         }
         let hears = self.hears(now);
         if std::mem::replace(&mut self.told, hears) != hears {
-            for ours in &mut self.ours {
-                ours.next_at = ours.next_at.min(ours.sent_at.map_or(now, |at| at + PAUSE));
-            }
+            self.hurry(now);
         }
     }
 
-    /// The next echo that is due, and by which way.
-    pub(super) fn poll(&mut self, now: Time, is_active: bool) -> Option<(Way, Echo)> {
+    /// The next echo is due by each way, as what leaves from now on is not to wait for what is known of them.
+    pub(super) fn hurry(&mut self, now: Time) {
+        for ours in &mut self.ours {
+            ours.next_at = ours.next_at.min(ours.sent_at.map_or(now, |at| at + PAUSE));
+        }
+    }
+
+    /// The next echo that is due, and by which way: one more comes after `every`.
+    pub(super) fn poll(&mut self, now: Time, every: Duration) -> Option<(Way, Echo)> {
         let at = self.places().find(|at| self.ours[*at].next_at <= now)?;
-        let every = if is_active { EVERY_ACTIVE } else { EVERY_IDLE };
         let (hears, wants, theirs) = (self.hears(now), self.has_route(), self.theirs[at]);
         self.told = hears;
         let ours = &mut self.ours[at];
@@ -488,6 +491,8 @@ mod tests {
         /// Of each hundred so many are lost.
         lost: u64,
         chance: u64,
+        /// Between two echoes.
+        every: Duration,
         /// How each end sends, and since when.
         ways: [Vec<(u64, Ways)>; 2],
     }
@@ -497,7 +502,7 @@ mod tests {
             let mut ends = [Evidence::new(), Evidence::new()];
             ends.iter_mut().for_each(|end| end.route(Time::from_millis(5_000), way, backup));
             let (flying, cut, ways) = (VecDeque::new(), Vec::new(), [Vec::new(), Vec::new()]);
-            let mut rig = Rig { now: Time::from_millis(5_000), ends, flying, cut, lost: 0, chance: 1, ways };
+            let mut rig = Rig { now: Time::from_millis(5_000), ends, flying, cut, lost: 0, chance: 1, every: 50 * MS, ways };
             rig.run(2_000);
             rig.ways.iter_mut().for_each(Vec::clear);
             rig
@@ -525,7 +530,7 @@ mod tests {
                     if self.ways[end].last().is_none_or(|(_, before)| *before != ways) {
                         self.ways[end].push((now.as_millis(), ways));
                     }
-                    while let Some((way, echo)) = self.ends[end].poll(now, true) {
+                    while let Some((way, echo)) = self.ends[end].poll(now, self.every) {
                         let is_lost = self.is_lost();
                         if !self.cut.contains(&(end, way)) && !is_lost {
                             let delay = if way == Way::Direct { 40 * MS } else { 50 * MS };
@@ -541,6 +546,28 @@ mod tests {
         fn after(&self, end: usize, from: Time, ways: impl Fn(&Ways) -> bool) -> u64 {
             let at = self.ways[end].iter().find(|(at, of)| *at >= from.as_millis() && ways(of));
             at.unwrap_or_else(|| panic!("end {end}: {:?}", self.ways[end])).0 - from.as_millis()
+        }
+    }
+
+    #[test]
+    fn a_link_that_rests_knows_of_a_cut_within_a_second_and_has_echoes_at_once_when_it_wakes() {
+        for phase in (0..250).step_by(10) {
+            let mut rig = Rig::new(Way::Direct, Some(A));
+            rig.every = 250 * MS;
+            rig.run(2_000 + phase);
+            let cut_at = rig.now;
+            rig.cut = vec![(0, Way::Direct), (1, Way::Direct)];
+            rig.run(2_000);
+            for end in 0..2 {
+                let after = rig.after(end, cut_at, |ways| ways.second == Some(A) || ways.first == A);
+                assert!((520 + 40..=1_000).contains(&after), "phase {phase}, end {end}: {after} ms: {:?}", rig.ways[end]);
+            }
+            rig.every = 50 * MS;
+            rig.ends[0].hurry(rig.now);
+            rig.flying.clear();
+            rig.run(PAUSE.as_millis() as u64);
+            let from_first = rig.flying.iter().filter(|(_, to, ..)| *to == 1).count();
+            assert_eq!(from_first, 1, "phase {phase}: by the way that is not cut");
         }
     }
 
@@ -754,7 +781,7 @@ mod tests {
             end.handle_timeout(now);
             let Ways { first, second } = end.choose(now);
             assert_ne!(Some(first), second);
-            let echoes = std::iter::from_fn(|| end.poll(now, draw() % 2 == 0)).count();
+            let echoes = std::iter::from_fn(|| end.poll(now, [50, 250][draw() as usize % 2] * MS)).count();
             assert!(echoes <= WAYS_MAX && end.timeout() > now);
             assert!(u64::from(end.direct().rtt_us) <= RTT_MAX.as_micros() as u64);
         }
