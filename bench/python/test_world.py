@@ -144,6 +144,43 @@ class World(unittest.IsolatedAsyncioTestCase):
         self.assert_nobody_left()
         self.assert_no_circles()
 
+    async def test_who_has_a_bad_last_mile_in_karachi_gets_its_repairs_from_there(self):
+        await self.change("nyc-khi loss none", "people-khi delay 15ms", "khi>people loss 2%")
+        self.guests = {"nyc": await Guest(self.nodes["nyc"], "world", "nyc").join(), "khi": await Guest(self.nodes["khi"], "world", "khi").join()}
+        await self.guests["nyc"].publish_video(CHROMA["nyc"])
+        track = await self.guests["khi"].track("nyc", VIDEO)
+        self.came = {("khi", "nyc"): []}
+        came = self.came["khi", "nyc"]
+
+        async def note():
+            async for _ in rtc.VideoStream(track):
+                came.append(asyncio.get_running_loop().time())
+
+        self.watching = [asyncio.create_task(note())]
+        await until("pictures come", lambda: len(came) > 30, 15)
+
+        def repairs():
+            """What khi sends its viewer again, what nyc repairs over the link, and what the publisher is asked for."""
+            samples = {pop: self.nodes[pop].metrics() for pop in ("khi", "nyc")}
+            of = lambda pop, *words: sum(value for name, value in samples[pop].items() if all(word in name for word in words))
+            return of("khi", "pop_retransmitted_packets_total"), of("nyc", "pop_mesh_link_repairs_total"), of("nyc", "rtcp_nack", "out")
+
+        before = repairs()
+        del came[:-1]
+        await asyncio.sleep(60 if IS_LONG else 25)
+        times, repaired = list(came), [after - before for after, before in zip(repairs(), before)]
+        gaps = sorted(after - before for before, after in zip(times, times[1:]))
+        p50, p99 = (gaps[int(len(gaps) * part)] * 1_000 for part in (0.5, 0.99))
+        report = next(of.inbound_rtp for of in await track.get_stats() if of.HasField("inbound_rtp"))
+        print(
+            f"khi sent {repaired[0]:.0f} packets again, nyc repaired {repaired[1]:.0f} for it, the publisher was asked for {repaired[2]:.0f}; between pictures p50 {p50:.0f} ms, p99 {p99:.0f} ms, longest"
+            f" {gaps[-1] * 1_000:.0f} ms; {report.received.packets_lost} lost in the end, {report.inbound.nack_count} asked for, {report.inbound.freeze_count} freezes",
+            flush=True,
+        )
+        self.assertGreater(repaired[0], 2)
+        self.assertEqual(repaired[1:], [0, 0])
+        self.assertLess(p99, 67 + 125, "half the round trip to nyc")
+
     if IS_LONG:
 
         async def test_what_flaps_for_a_minute_changes_hands_each_five_seconds_at_most(self):
