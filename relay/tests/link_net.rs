@@ -312,6 +312,21 @@ fn what_is_lost_of_others_is_no_loss_of_the_link_that_carries_it() {
 }
 
 #[test]
+fn a_blip_in_which_nothing_comes_is_no_bottleneck() {
+    for blip_ms in [300, 700, 1_500] {
+        let mut net = Net::new(20, Wire::GOOD, [1, 1]);
+        net.talk(10 * SECOND, 1_100);
+        net.wire.loss_permille = 1_000;
+        net.talk(Duration::from_millis(blip_ms), 1_100);
+        net.wire.loss_permille = 0;
+        for _ in 0..20 {
+            net.talk(SECOND / 10, 1_100);
+            assert_eq!([0, 1].map(|end| net.ends[end].link.limit()), [None; 2], "{blip_ms} ms");
+        }
+    }
+}
+
+#[test]
 fn a_link_over_which_no_media_goes_rests_and_wakes_with_it() {
     let mut net = Net::new(18, Wire::GOOD, [1, 1]);
     let mut in_ten_seconds = |net: &mut Net| {

@@ -6,7 +6,7 @@
 //!                           +--- trouble: the next try comes later ---------+
 //! ```
 //! Trouble is a queue that stands or overflows, or a loss that is not chance. All need several feedbacks in a row: a thread that slept for
-//! a moment looks like a queue, too. A queue that stays as it is while much less is sent is none: the way is another one.
+//! a moment looks like a queue, too. What a way lost while it was cut is not judged. A queue that stays as it is while much less is sent is none: the way is another one.
 
 use std::time::Duration;
 
@@ -42,6 +42,9 @@ const LOSS_FORGOTTEN_US: u64 = 2_000_000;
 const LOSS_MAX_PERMILLE: u16 = 150;
 /// With less it is calm; with what may be chance, too, where the limit does not change it.
 const LOSS_CALM_PERMILLE: u16 = 30;
+
+/// Where nothing came for so long, of so many datagrams at least, the way was cut: a queue that overflows lets something through.
+const CUT: (u64, u64) = (200_000, 10);
 
 /// What is lost in the long run is the mean of so many measures, the last weighing most: 4 s at least.
 const STEADY_MEASURES: u32 = 16;
@@ -113,6 +116,8 @@ pub(super) struct Rate {
     queue_us: Option<u64>,
     window: Mark,
     loss_window: Mark,
+    /// When something had come last.
+    came: Mark,
     loss_permille: u16,
     loss_is_new: bool,
     /// The same in the long run, in millionths, of so many measures.
@@ -139,6 +144,7 @@ impl Rate {
             queue_us: None,
             window: Mark::default(),
             loss_window: Mark::default(),
+            came: Mark::default(),
             loss_permille: 0,
             loss_is_new: false,
             steady_loss_ppm: 0,
@@ -192,6 +198,12 @@ impl Rate {
             self.echo_us = feedback.echo_us;
             let queue = self.least.above(now, feedback.echo_us, came_us);
             self.queue_us = Some(self.queue_us.map_or(queue, |least| least.min(queue)));
+        }
+        if mark.next > self.came.next {
+            let Mark { remote_us, datagrams, .. } = std::mem::replace(&mut self.came, mark);
+            if mark.remote_us.saturating_sub(remote_us) >= CUT.0 && mark.datagrams.saturating_sub(datagrams) >= CUT.1 {
+                self.blind_until = Some(now);
+            }
         }
         if self.window.remote_us == 0 || self.blind_until.is_some() {
             // What was before it was sent to nobody, or did not leave.
@@ -381,6 +393,24 @@ mod tests {
         // One of 16 is lost for ever after.
         rig.feed(20 * 60, 0, 3);
         assert_eq!(rig.rate.limit(), None, "a minute later");
+    }
+
+    #[test]
+    fn what_a_cut_in_this_direction_took_is_no_trouble_and_what_is_lost_after_it_is() {
+        let mut rig = Rig::new();
+        rig.feed(20, 0, 0);
+        let next = rig.sent;
+        for _ in 0..6 {
+            // Feedback comes, and tells of nothing new.
+            (rig.ms, rig.sent) = (rig.ms + 50, rig.sent + 50);
+            let now_us = rig.ms * 1_000 + 77_000_000_000;
+            let feedback = Feedback { next, received: rig.came, echo_us: 1, now_us, ..Feedback::default() };
+            rig.rate.handle_feedback(Time::from_millis(rig.ms), &feedback, rig.sent * 1_000, rig.sent);
+        }
+        rig.feed(20, 0, 0);
+        assert_eq!(rig.rate.limit(), None);
+        rig.feed(20, 0, 20);
+        assert!(rig.rate.limit().is_some());
     }
 
     #[test]
