@@ -372,8 +372,8 @@ impl Paths {
     /// Takes what was told after it, as if both had been told at once.
     pub fn add(&mut self, later: Paths) {
         if !later.changes {
-            let nodes = if later.nodes.is_empty() { std::mem::take(&mut self.nodes) } else { Vec::new() };
-            *self = Paths { nodes: if nodes.is_empty() { later.nodes } else { nodes }, ..later };
+            let nodes = if later.nodes.is_empty() { std::mem::take(&mut self.nodes) } else { later.nodes };
+            *self = Paths { nodes, ..later };
             return;
         }
         let is_later = |pop: &String| later.gone.contains(pop) || later.paths.iter().any(|path| path.pop == *pop);

@@ -181,6 +181,8 @@ impl Figures {
 struct Row {
     pop: PopName,
     heard_at: Time,
+    /// Nothing was heard for [`HEARD_LIFE`]. What it tells next is of what has changed alone, so the rest is kept, and counts again then.
+    is_silent: bool,
     /// Those that are no more there, too, while their failures count.
     paths: BTreeMap<PopName, Known>,
 }
@@ -224,6 +226,7 @@ impl Routes {
 
     /// What a node of another PoP measures. Of PoPs that this node has no link with it counts for nothing: only a link
     /// proves that there is one. `gone`: PoPs that it does not reach any more, where it tells what has changed; else all that it does not name.
+    /// Changes of what is not held count for nothing: they would pass for all that it measures.
     pub fn hear(&mut self, now: Time, node: NodeId, pop: &PopName, paths: &[Path], gone: Option<&[String]>) {
         if *pop == self.pop || (self.rows.len() >= PATHS_MAX && !self.rows.contains_key(&node)) {
             return;
@@ -232,6 +235,9 @@ impl Routes {
         let told = paths.iter().filter(|path| path.pop != **pop).map(|path| (PopName::from(path.pop.as_str()), path.figures));
         let told: BTreeMap<PopName, Figures> = told.collect();
         let before = self.rows.remove(&node).filter(|row| row.pop == *pop).map(|row| row.paths);
+        if before.is_none() && gone.is_some() {
+            return;
+        }
         let mut paths = before.unwrap_or_default();
         for (to, known) in &mut paths {
             let figures = told.get(to).copied();
@@ -245,7 +251,7 @@ impl Routes {
             }
         }
         paths.retain(|_, known| known.path.is_some() || known.weight(now) > 0);
-        self.rows.insert(node, Row { pop: Arc::clone(pop), heard_at: now, paths });
+        self.rows.insert(node, Row { pop: Arc::clone(pop), heard_at: now, is_silent: false, paths });
     }
 
     /// There is no link with the node any longer: what it told is of no use.
@@ -255,7 +261,7 @@ impl Routes {
 
     /// What a node of another PoP has said of the path to this one.
     pub fn heard(&self, node: NodeId, to: &str) -> Option<Figures> {
-        self.rows.get(&node)?.paths.get(to)?.path
+        self.rows.get(&node).filter(|row| !row.is_silent)?.paths.get(to)?.path
     }
 
     /// What of that which this PoP measures is to be told now: the paths that have changed, and PoPs that it does not reach any more; nothing,
@@ -290,7 +296,7 @@ impl Routes {
 
     /// Decides anew. To be called once a second, and when a path is no longer there.
     pub fn handle_timeout(&mut self, now: Time) {
-        self.rows.retain(|_, row| now.since(row.heard_at) < HEARD_LIFE);
+        self.rows.values_mut().for_each(|row| row.is_silent = now.since(row.heard_at) >= HEARD_LIFE);
         let all: BTreeSet<PopName> = self.own.keys().cloned().collect();
         for to in all {
             let ways = self.ways(now, &to);
@@ -311,7 +317,7 @@ impl Routes {
     fn ways(&self, now: Time, to: &PopName) -> Vec<(u64, Way)> {
         let mut best: BTreeMap<Way, u64> = BTreeMap::new();
         best.extend(self.own.get(to).and_then(|own| own.cost_us(now)).map(|cost| (Way::Direct, cost)));
-        for row in self.rows.values().filter(|row| row.pop != *to) {
+        for row in self.rows.values().filter(|row| row.pop != *to && !row.is_silent) {
             let legs = self.own.get(&row.pop).zip(row.paths.get(to));
             let Some((first, second)) = legs.and_then(|(first, second)| first.cost_us(now).zip(second.cost_us(now))) else { continue };
             let price = self.prices.get(&row.pop).copied().unwrap_or_default();
@@ -348,7 +354,7 @@ impl Routes {
             let known = row.paths.iter().filter(|(to, _)| is_known(to));
             known.filter_map(|(to, known)| Some((Arc::clone(&row.pop), Arc::clone(to), known.path?))).collect::<Vec<_>>()
         };
-        let heard = self.rows.values().filter(|row| is_known(&row.pop)).flat_map(of_row);
+        let heard = self.rows.values().filter(|row| is_known(&row.pop) && !row.is_silent).flat_map(of_row);
         let mut matrix: BTreeMap<(PopName, PopName), Figures> = BTreeMap::new();
         for (from, to, figures) in own.chain(heard) {
             let known = matrix.entry((from, to)).or_insert(figures);
@@ -632,6 +638,28 @@ mod tests {
         }
         assert_eq!(hear(&[Path { pop: "fra".to_owned(), figures: path(10, 0) }], &["nyc"]), via);
         assert_eq!(hear(&[], &["sin"]), Some("direct".to_owned()));
+    }
+
+    #[test]
+    fn what_is_told_of_changes_after_a_silence_goes_on_from_what_was_told_before() {
+        let mut rig = Rig::new(Some(path(50, 0)));
+        assert_eq!(rig.ticks(10).last().unwrap(), "via ams");
+        rig.now = rig.now + 20 * SECOND;
+        rig.routes.handle_timeout(rig.now);
+        assert_eq!(rig.routes.route("sin").unwrap().way, Way::Direct);
+        assert_eq!((rig.routes.heard(NodeId(1), "sin"), rig.routes.matrix().len()), (None, 2), "of who is silent nothing is believed");
+        let (ams, nyc) = (PopName::from("ams"), [Path { pop: "nyc".to_owned(), figures: path(10, 0) }]);
+        for _ in 0..10 {
+            rig.now = rig.now + SECOND;
+            rig.routes.hear(rig.now, NodeId(1), &ams, &nyc, Some(&[]));
+            rig.routes.handle_timeout(rig.now);
+        }
+        assert_eq!(rig.routes.route("sin").unwrap().way.to_string(), "via ams", "it has not changed");
+        // Of another node all is told before.
+        rig.routes.hear(rig.now, NodeId(2), &ams, &nyc, Some(&[]));
+        assert_eq!(rig.routes.heard(NodeId(2), "nyc"), None);
+        rig.routes.hear(rig.now, NodeId(2), &ams, &nyc, None);
+        assert!(rig.routes.heard(NodeId(2), "nyc").is_some());
     }
 
     #[test]

@@ -195,7 +195,8 @@ impl Overlay {
         if peer.pop == *self.pop {
             return;
         }
-        // Of the datagrams of the link before nothing is known.
+        // Of the datagrams of the link before nothing is known, and this one begins with all paths.
+        self.routes.forget(peer.node);
         let pop = PopName::from(peer.pop.as_str());
         self.events.note_node("link_up", &pop, &peer.name);
         let neighbour = Neighbour {
