@@ -104,6 +104,9 @@ const WORDS_MAX: usize = 4_096;
 /// How often the mesh is asked to which nodes it seeks a way.
 const SEEK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// What nodes of other PoPs are told in one turn of who is in sessions: each costs about two microseconds.
+const TOLD_PER_TURN: usize = 4_096;
+
 /// How often it is looked at whether this node stood still.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -975,7 +978,11 @@ impl State {
 
     /// Carries out what the machine of sessions that span PoPs wants.
     async fn drive_spans(&mut self, places: &Arc<Semaphore>) {
-        while let Some((node, presence)) = self.spans.poll_send(std::time::Instant::now()) {
+        let (now, mesh) = (std::time::Instant::now(), self.mesh.clone());
+        let has_room = |node| mesh.as_ref().is_none_or(|mesh| mesh.has_room(node));
+        // The rest when it is looked at this node the next time.
+        for _ in 0..TOLD_PER_TURN {
+            let Some((node, presence)) = self.spans.poll_send(now, has_room) else { break };
             self.send(node, Message::Presence(presence));
         }
         while let Some((node, session)) = self.spans.poll_shut_out() {

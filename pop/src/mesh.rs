@@ -403,6 +403,11 @@ impl Mesh {
         self.0.shared.table().links.get(&node).is_some_and(|link| link.send(message))
     }
 
+    /// Whether what can wait elsewhere may be said to a node now: little waits before it. `true` where there is no link, and it goes nowhere.
+    pub fn has_room(&self, node: NodeId) -> bool {
+        self.0.shared.table().links.get(&node).is_none_or(|link| link.has_room())
+    }
+
     /// Sends a data message behind those before it, with a bound of its own: a node that is too slow for data keeps its link.
     ///
     /// # Errors

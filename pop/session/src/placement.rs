@@ -12,10 +12,29 @@ pub const KEEPERS: usize = 3;
 /// word, sessions spread, and a node that comes or goes changes nobody else's place in the order.
 pub fn rank(session: &SessionId, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
     let mut ranked: Vec<_> = nodes.into_iter().collect();
-    let seed = fnv1a(session.as_str().bytes());
-    ranked.sort_by_key(|node| (Reverse(mix(seed ^ mix(node.0))), *node));
+    ranked.sort_by_cached_key(by_weight(session));
     ranked.dedup();
     ranked
+}
+
+/// The first `count` of [`rank`], of many nodes, none of which comes twice.
+pub fn rank_first(session: &SessionId, nodes: impl IntoIterator<Item = NodeId>, count: usize) -> Vec<NodeId> {
+    let mut place = by_weight(session);
+    let mut first: Vec<_> = Vec::with_capacity(count + 1);
+    for node in nodes {
+        let place = place(&node);
+        if first.len() < count || first.last().is_some_and(|last| place < *last) {
+            first.insert(first.partition_point(|other| *other < place), place);
+            first.truncate(count);
+        }
+    }
+    first.into_iter().map(|(_, node)| node).collect()
+}
+
+/// The place of a node in the order of [`rank`].
+fn by_weight(session: &SessionId) -> impl FnMut(&NodeId) -> (Reverse<u64>, NodeId) + use<> {
+    let seed = fnv1a(session.as_str().bytes());
+    move |node| (Reverse(mix(seed ^ mix(node.0))), *node)
 }
 
 /// The finalizer of SplitMix64: each bit of the input changes half of the output's.
@@ -143,6 +162,17 @@ mod tests {
         WorkerLoad {
             used: Claim { transports, tracks: 0, subscriptions: 2 * transports },
             plan: Claim { transports: plan, tracks: 1, subscriptions },
+        }
+    }
+
+    #[test]
+    fn the_first_of_many_are_those_of_the_whole_order() {
+        let nodes: Vec<NodeId> = (0..100).map(|n| NodeId(n * n)).collect();
+        for session in ["a", "b", "c", "room"].map(|name| SessionId::new(name).unwrap()) {
+            let ranked = rank(&session, nodes.iter().copied());
+            for count in [0, 1, 3, 99, 100, 101] {
+                assert_eq!(rank_first(&session, nodes.iter().copied(), count), ranked[..count.min(100)]);
+            }
         }
     }
 

@@ -14,13 +14,13 @@
 //! it (`Hosts`). So nobody tells all. Where they meet it is known which nodes
 //! share a session and by which API keys, and a plain digest of its name, which tells a name that can be guessed. It is soft state: it goes with the link, and who ranks first is told anew.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use pop_relay::control::{HOSTS_MAX, MEET_KEYS_MAX, Presence, Telling};
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
-use pop_session::placement::rank;
+use pop_session::placement::rank_first;
 use pop_session::presence::{LocalRecord, RemoteKey};
 
 use crate::bus::{BusEvent, Machine, NodeRecord};
@@ -34,6 +34,19 @@ const KEYS_MAX: usize = MEET_KEYS_MAX;
 
 /// PoPs where those meet that share a session.
 const MEETINGS: usize = 3;
+
+/// Nodes without a link that are believed to share a session, by the word of one PoP where it is met: what one makes up takes no place of
+/// what another one says.
+const NAMED_MAX: usize = HOSTS_MAX / MEETINGS;
+
+/// Sessions in one turn of which it is looked at who ranks first, when PoPs have come or gone: about a millisecond.
+const MEETS_PER_TURN: usize = 1_024;
+
+/// What waits for a node whose link has no room, in bytes. Who takes nothing while more comes is told it all the same, which ends the link.
+const UNSENT_LEN_MAX: usize = 4 << 20;
+
+/// What a message that waits costs beside its body, in bytes.
+const UNSENT_COST: usize = 96;
 
 /// Keys of people who are coming, and how long that may take.
 const EARLY_MAX: usize = 4_096;
@@ -59,10 +72,53 @@ struct Shared {
     keys: BTreeSet<Box<str>>,
     /// What it is called where PoPs meet.
     meeting: SessionId,
+    /// PoPs that rank first.
+    first: Vec<NodeId>,
     /// Those that were told so.
     met: BTreeSet<NodeId>,
-    /// Nodes of other PoPs that share it, whether or not there is a link now.
+    /// Nodes of other PoPs that share it: whoever has said so, or was named, and had a link.
     hosts: BTreeSet<NodeId>,
+    /// Nodes that have had none yet, by the PoP that named them, the newest last.
+    named: BTreeMap<NodeId, VecDeque<NodeId>>,
+}
+
+impl Shared {
+    fn is_host(&self, node: NodeId) -> bool {
+        self.hosts.contains(&node) || self.named.values().any(|named| named.contains(&node))
+    }
+
+    fn forget_host(&mut self, node: NodeId) {
+        self.hosts.remove(&node);
+        self.named.values_mut().for_each(|named| named.retain(|of| *of != node));
+    }
+
+    /// A PoP where it is met names a node that has no link.
+    fn name(&mut self, teller: NodeId, node: NodeId) {
+        let named = self.named.entry(teller).or_default();
+        if !named.contains(&node) {
+            if named.len() >= NAMED_MAX {
+                named.pop_front();
+            }
+            named.push_back(node);
+        }
+    }
+}
+
+/// What waits for a node.
+#[derive(Default)]
+struct Unsent {
+    waiting: VecDeque<Presence>,
+    len: usize,
+}
+
+fn cost(Presence { session, telling }: &Presence) -> usize {
+    let body = match telling {
+        Telling::Watch | Telling::Unwatch | Telling::Ask(..) | Telling::Part => 0,
+        Telling::Participant(_, body) | Telling::Digest(body) | Telling::Page(.., body) => body.len(),
+        Telling::Meet(keys) => keys.iter().map(|key| key.len() + 8).sum(),
+        Telling::Hosts(nodes) => 8 * nodes.len(),
+    };
+    UNSENT_COST + session.as_str().len() + body
 }
 
 /// See the module.
@@ -72,9 +128,18 @@ pub(super) struct Spans {
     /// Of these, by [`Shared::meeting`].
     meetings: HashMap<SessionId, SessionId>,
     neighbours: HashMap<NodeId, Neighbour>,
-    /// Neighbours have come or gone, so others may rank first.
-    is_unmet: bool,
-    unsent: VecDeque<(NodeId, Presence)>,
+    /// Of these, by PoP.
+    pops: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// PoPs of which a node has come, and whether one has gone, since `unmet` was filled last.
+    came: BTreeSet<NodeId>,
+    has_gone: bool,
+    /// Sessions for which others may rank first, because of these PoPs that have come, or of one that has gone.
+    unmet: Vec<SessionId>,
+    unmet_for: Vec<NodeId>,
+    unsent: HashMap<NodeId, Unsent>,
+    /// Those of `unsent` whose turn it is, and those whose links have no room until the next turn.
+    ready: VecDeque<NodeId>,
+    held: Vec<NodeId>,
     /// Keys of those who may make a session.
     early: VecDeque<(Instant, SessionId, Box<str>)>,
     /// Who may hear of a session no longer.
@@ -102,8 +167,14 @@ impl Spans {
             sessions: HashMap::new(),
             meetings: HashMap::new(),
             neighbours: HashMap::new(),
-            is_unmet: false,
-            unsent: VecDeque::new(),
+            pops: BTreeMap::new(),
+            came: BTreeSet::new(),
+            has_gone: false,
+            unmet: Vec::new(),
+            unmet_for: Vec::new(),
+            unsent: HashMap::new(),
+            ready: VecDeque::new(),
+            held: Vec::new(),
             early: VecDeque::new(),
             shut_out: VecDeque::new(),
         }
@@ -114,8 +185,10 @@ impl Spans {
         let shared = self.sessions.entry(session.clone()).or_insert_with(|| Shared {
             keys: BTreeSet::new(),
             meeting: meeting_of(session),
+            first: rank_first(session, self.pops.keys().copied(), MEETINGS),
             met: BTreeSet::new(),
             hosts: BTreeSet::new(),
+            named: BTreeMap::new(),
         });
         if shared.keys.len() > KEYS_MAX || shared.keys.contains(key) {
             return;
@@ -124,16 +197,15 @@ impl Spans {
         let before = self.heard_by(session);
         if let Some(shared) = self.sessions.get_mut(session) {
             shared.keys.insert(key.into());
-            // They are to know all keys.
-            shared.met.clear();
         }
-        self.meet(session);
+        // They are to know all keys.
+        self.meet(session, true);
         if is_new {
             self.machine.watch(session);
             self.meetings.insert(meeting.clone(), session.clone());
             let shares = |of: &Neighbour| of.watches.contains(session) || of.meets.contains_key(&meeting);
             let sharing: Vec<NodeId> = self.neighbours.iter().filter(|(_, of)| shares(of)).map(|(node, _)| *node).collect();
-            sharing.into_iter().for_each(|node| self.add_host(session, node));
+            sharing.into_iter().for_each(|node| self.add_host(session, node, None));
             return;
         }
         for node in before {
@@ -146,32 +218,53 @@ impl Spans {
         }
     }
 
-    /// Says where PoPs meet that the session is here, and to those no longer where they do not meet any more.
-    fn meet(&mut self, session: &SessionId) {
-        let Some(Shared { keys, meeting, met, .. }) = self.sessions.get_mut(session) else { return };
-        let pops = rank(session, self.neighbours.values().map(|of| of.pop));
-        let meets = |pop: NodeId| keys.len() <= KEYS_MAX && pops.iter().take(MEETINGS).any(|of| *of == pop);
-        let now: BTreeSet<NodeId> = self.neighbours.iter().filter(|(_, of)| meets(of.pop)).map(|(node, _)| *node).collect();
-        let telling = |telling| Presence { session: meeting.clone(), telling };
-        self.unsent.extend(met.difference(&now).map(|node| (*node, telling(Telling::Part))));
-        let keys: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
-        self.unsent.extend(now.difference(met).map(|node| (*node, telling(Telling::Meet(keys.clone())))));
-        *met = now;
+    /// Says where PoPs meet that the session is here, and to those no longer where they do not meet any more. `again`: to those that know it, too.
+    fn meet(&mut self, session: &SessionId, again: bool) {
+        let Some(Shared { keys, meeting, first, met, named, .. }) = self.sessions.get_mut(session) else { return };
+        let pops = first.iter().filter(|_| keys.len() <= KEYS_MAX).filter_map(|pop| self.pops.get(pop));
+        let now: BTreeSet<NodeId> = pops.flatten().copied().collect();
+        let before = std::mem::replace(met, now.clone());
+        named.retain(|pop, _| first.contains(pop));
+        let (meeting, keys): (SessionId, Vec<String>) = (meeting.clone(), keys.iter().map(|key| key.to_string()).collect());
+        before.difference(&now).for_each(|node| self.tell(*node, &meeting, Telling::Part));
+        let new = now.iter().filter(|node| again || !before.contains(node));
+        new.for_each(|node| self.tell(*node, &meeting, Telling::Meet(keys.clone())));
     }
 
-    /// A node of another PoP shares the session, or so it is said.
-    fn add_host(&mut self, session: &SessionId, node: NodeId) {
+    /// Looks at who ranks first, after the PoPs of `unmet_for` have come, or others have gone.
+    fn meet_anew(&mut self, session: &SessionId) {
+        let Some(Shared { first, .. }) = self.sessions.get_mut(session) else { return };
+        let is_here = |pop: &NodeId| self.pops.contains_key(pop);
+        if first.iter().all(is_here) {
+            // Whoever did not rank first does so by coming alone.
+            let came = self.unmet_for.iter().filter(|pop| is_here(pop) && !first.contains(pop));
+            let ranked = rank_first(session, first.iter().chain(came).copied(), MEETINGS);
+            if ranked == *first && !self.unmet_for.iter().any(|pop| first.contains(pop)) {
+                return;
+            }
+            *first = ranked;
+        } else {
+            *first = rank_first(session, self.pops.keys().copied(), MEETINGS);
+        }
+        self.meet(session, false);
+    }
+
+    /// A node of another PoP shares the session, or so it is said: by itself, or by this PoP where it is met.
+    fn add_host(&mut self, session: &SessionId, node: NodeId, teller: Option<NodeId>) {
         let is_granted = self.is_granted(session, node);
         let Some(shared) = self.sessions.get_mut(session) else { return };
-        // Whom others only name takes nobody's place.
-        let has_place = is_granted || shared.hosts.len() < HOSTS_MAX;
-        if has_place && shared.hosts.insert(node) && is_granted {
+        if !is_granted {
+            // Who has a link and not the keys will not have them before it has another one.
+            if let Some(teller) = teller.filter(|_| !self.neighbours.contains_key(&node) && !shared.hosts.contains(&node)) {
+                shared.name(teller, node);
+            }
+        } else if shared.hosts.insert(node) {
             self.tell(node, session, Telling::Watch);
         }
     }
 
     fn is_host(&self, session: &SessionId, node: NodeId) -> bool {
-        self.sessions.get(session).is_some_and(|shared| shared.hosts.contains(&node))
+        self.sessions.get(session).is_some_and(|shared| shared.is_host(node))
     }
 
     /// The same for one that is not here yet: who comes in a moment makes it.
@@ -215,26 +308,42 @@ impl Spans {
         let (node, incarnation, grants) = (peer.node, peer.incarnation, peer.grants.clone());
         let (pop, watches, meets) = (number_of(&peer.pop), HashSet::new(), HashMap::new());
         self.neighbours.insert(node, Neighbour { pop, incarnation, grants, watches, meets });
+        self.pops.entry(pop).or_default().insert(node);
+        self.came.insert(pop);
         let (name, pop) = (peer.name.as_str().into(), peer.pop.as_str().into());
         let (load, capacity, draining) = Default::default();
         // Where it is reached is the operator's to say, or its PoP's.
         let (mesh, release, vips) = (None, "".into(), Vec::new());
-        self.is_unmet = true;
         self.machine.meet(now, NodeRecord { name, pop, node, incarnation, mesh, release, load, capacity, draining, vips });
         let hears = |session: &&SessionId| self.is_host(session, node) && self.is_granted(session, node);
         let sessions: Vec<SessionId> = self.sessions.keys().filter(hears).cloned().collect();
-        sessions.iter().for_each(|session| self.tell(node, session, Telling::Watch));
+        for session in &sessions {
+            if let Some(shared) = self.sessions.get_mut(session) {
+                // It is no longer by what others say.
+                shared.forget_host(node);
+                shared.hosts.insert(node);
+            }
+            self.tell(node, session, Telling::Watch);
+        }
     }
 
     /// There is none any longer.
     pub(super) fn link_down(&mut self, now: Instant, node: NodeId) {
-        if let Some(Neighbour { incarnation, .. }) = self.neighbours.remove(&node) {
+        if let Some(Neighbour { incarnation, pop, .. }) = self.neighbours.remove(&node) {
             self.machine.part(now, node, incarnation);
-            self.unsent.retain(|(to, _)| *to != node);
+            self.unsent.remove(&node);
+            self.ready.retain(|of| *of != node);
+            self.held.retain(|of| *of != node);
             for shared in self.sessions.values_mut() {
                 shared.met.remove(&node);
             }
-            self.is_unmet = true;
+            if let Some(nodes) = self.pops.get_mut(&pop) {
+                nodes.remove(&node);
+                if nodes.is_empty() {
+                    self.pops.remove(&pop);
+                    self.has_gone = true;
+                }
+            }
         }
     }
 
@@ -257,6 +366,7 @@ impl Spans {
     /// Who is told of a session that he watches, and hears that this node does.
     fn heard_by(&self, session: &SessionId) -> Vec<NodeId> {
         let hosts = self.sessions.get(session).into_iter().flat_map(|shared| &shared.hosts);
+        // Who was only named and has a link by now is among them.
         hosts.copied().filter(|node| self.is_granted(session, *node)).collect()
     }
 
@@ -274,11 +384,11 @@ impl Spans {
                 if matches!(presence.telling, Telling::Watch) {
                     neighbour.watches.insert(presence.session.clone());
                     if is_granted {
-                        self.add_host(&presence.session, node);
+                        self.add_host(&presence.session, node, None);
                     }
                 } else {
                     neighbour.watches.remove(&presence.session);
-                    self.sessions.get_mut(&presence.session).map(|shared| shared.hosts.remove(&node));
+                    self.sessions.get_mut(&presence.session).into_iter().for_each(|shared| shared.forget_host(node));
                 }
                 // What it had to say before somebody was here was not for this node; whom it shuts out it tells of nobody.
                 if is_granted {
@@ -290,7 +400,7 @@ impl Spans {
                 // Of what it does not watch it would not hear who goes.
                 let shares = is_granted && neighbour.watches.contains(&presence.session);
                 if let Some(answer) = self.machine.handle_presence(now, node, presence, shares) {
-                    self.unsent.push_back((node, answer));
+                    self.push(node, answer);
                 }
             }
         }
@@ -307,16 +417,16 @@ impl Spans {
                 neighbour.meets.insert(meeting.clone(), keys);
                 self.introduce(node, &meeting);
                 if let Some(session) = session {
-                    self.add_host(&session, node);
+                    self.add_host(&session, node, None);
                 }
             }
             Telling::Part => drop(neighbour.meets.remove(&meeting)),
             Telling::Hosts(nodes) => {
-                let Some(session) = session else { return true };
+                let (Some(session), teller) = (session, neighbour.pop) else { return true };
                 if !self.sessions.get(&session).is_some_and(|shared| shared.met.contains(&node)) {
                     return false;
                 }
-                nodes.into_iter().for_each(|node| self.add_host(&session, node));
+                nodes.into_iter().for_each(|node| self.add_host(&session, node, Some(teller)));
             }
             _ => {}
         }
@@ -355,27 +465,68 @@ impl Spans {
             self.machine.hear_alive(now, *node, of.incarnation);
         }
         self.machine.handle_timeout(now);
-        if std::mem::take(&mut self.is_unmet) {
-            let sessions: Vec<SessionId> = self.sessions.keys().cloned().collect();
-            sessions.iter().for_each(|session| self.meet(session));
-        }
+        self.ready.extend(self.held.drain(..));
+        self.meet_some();
         while self.early.front().is_some_and(|(at, ..)| now.saturating_duration_since(*at) >= EARLY_LIFE) {
             self.early.pop_front();
         }
     }
 
-    fn tell(&mut self, node: NodeId, session: &SessionId, telling: Telling) {
-        self.unsent.push_back((node, Presence { session: session.clone(), telling }));
+    /// Looks at who ranks first in some of the sessions, after PoPs have come or gone.
+    fn meet_some(&mut self) {
+        if self.unmet.is_empty() && (self.has_gone || !self.came.is_empty()) {
+            self.has_gone = false;
+            self.unmet_for = std::mem::take(&mut self.came).into_iter().collect();
+            self.unmet = self.sessions.keys().cloned().collect();
+        }
+        let some = self.unmet.split_off(self.unmet.len().saturating_sub(MEETS_PER_TURN));
+        some.iter().for_each(|session| self.meet_anew(session));
     }
 
-    /// What to say next, and to whom.
-    pub(super) fn poll_send(&mut self, now: Instant) -> Option<(NodeId, Presence)> {
-        while self.unsent.is_empty() {
+    fn tell(&mut self, node: NodeId, session: &SessionId, telling: Telling) {
+        self.push(node, Presence { session: session.clone(), telling });
+    }
+
+    fn push(&mut self, node: NodeId, presence: Presence) {
+        let unsent = self.unsent.entry(node).or_insert_with(|| {
+            self.ready.push_back(node);
+            Unsent::default()
+        });
+        unsent.len += cost(&presence);
+        unsent.waiting.push_back(presence);
+    }
+
+    /// The next that is ready.
+    fn pop(&mut self, has_room: impl Fn(NodeId) -> bool) -> Option<(NodeId, Presence)> {
+        while let Some(node) = self.ready.pop_front() {
+            // Its link may have ended.
+            let Some(unsent) = self.unsent.get_mut(&node) else { continue };
+            if !has_room(node) && unsent.len <= UNSENT_LEN_MAX {
+                self.held.push(node);
+                continue;
+            }
+            let Some(presence) = unsent.waiting.pop_front() else {
+                self.unsent.remove(&node);
+                continue;
+            };
+            unsent.len -= cost(&presence);
+            self.ready.push_back(node);
+            return Some((node, presence));
+        }
+        None
+    }
+
+    /// What to say next, and to whom. `has_room`: a node's link takes more in this turn.
+    pub(super) fn poll_send(&mut self, now: Instant, has_room: impl Fn(NodeId) -> bool) -> Option<(NodeId, Presence)> {
+        loop {
+            if let Some(next) = self.pop(&has_room) {
+                return Some(next);
+            }
             let (to, wire) = self.machine.poll(now)?;
             let Some(presence) = wire.into_presence() else { continue };
             match to {
                 Some(node) if self.is_host(&presence.session, node) && self.is_granted(&presence.session, node) => {
-                    self.unsent.push_back((node, presence))
+                    self.push(node, presence)
                 }
                 Some(node) => {
                     if let Telling::Ask(from, number) = presence.telling {
@@ -384,12 +535,11 @@ impl Spans {
                 }
                 None => {
                     let hears = |node: &NodeId| self.neighbours.get(node).is_some_and(|of| of.watches.contains(&presence.session));
-                    let to = self.heard_by(&presence.session).into_iter().filter(hears);
-                    self.unsent.extend(to.map(|node| (node, presence.clone())).collect::<Vec<_>>());
+                    let to: Vec<NodeId> = self.heard_by(&presence.session).into_iter().filter(hears).collect();
+                    to.into_iter().for_each(|node| self.push(node, presence.clone()));
                 }
             }
         }
-        self.unsent.pop_front()
     }
 
     /// What others did.
@@ -415,6 +565,7 @@ mod tests {
     use pop_schemas::Identity;
     use pop_session::Kind;
     use pop_session::member::Permissions;
+    use pop_session::placement::rank;
     use pop_session::presence::{Manifest, Version};
 
     use super::*;
@@ -497,7 +648,7 @@ mod tests {
                 self.now += STEP;
                 for at in 0..self.spans.len() {
                     self.spans[at].handle_timeout(self.now);
-                    while let Some((to, presence)) = self.spans[at].poll_send(self.now) {
+                    while let Some((to, presence)) = self.spans[at].poll_send(self.now, |_| true) {
                         let from = NodeId::of(self.names[at], "a");
                         let other = self.names.iter().position(|pop| NodeId::of(pop, "a") == to).unwrap();
                         *self.said.entry((at, other)).or_default() += 1;
@@ -759,10 +910,210 @@ mod tests {
         assert!(!say("one more", meet()) && say("room 7", meet()) && say("room 7", Telling::Part) && say("one more", meet()));
         assert!(say("room 1", Telling::Unwatch) && say("one more", Telling::Watch));
         assert!(say("room", Telling::Ask(ParticipantId(0), 5)), "it is told that nobody is here");
-        let said: Vec<Telling> = std::iter::from_fn(|| rig.spans[0].poll_send(now)).map(|(_, presence)| presence.telling).collect();
+        let said: Vec<Telling> =
+            std::iter::from_fn(|| rig.spans[0].poll_send(now, |_| true)).map(|(_, presence)| presence.telling).collect();
         let bytes = said.iter().find_map(|telling| if let Telling::Page(_, 5, bytes) = telling { Some(bytes) } else { None });
         let bytes = bytes.expect("an answer");
         assert!(bytes.len() < 64, "{}", bytes.len());
         assert!(!rig.spans[0].hear(now, NodeId(9), Presence { session: session(), telling: Telling::Watch }), "one without a link");
+    }
+
+    const CROWD: usize = 8_000;
+
+    /// A node of fra with so many sessions, that has told all that it had to.
+    fn crowded(sessions: usize, pops: usize) -> (Spans, Instant) {
+        let (mut spans, mut now) = (Spans::new(&record("fra")), Instant::now());
+        for pop in 0..pops {
+            spans.link_up(now, &peer(&format!("pop-{pop:03}"), Grants::all()));
+        }
+        for session in 0..sessions {
+            spans.note_key(&SessionId::new(&format!("room-{session}")).unwrap(), "key");
+        }
+        for _ in 0..100 {
+            turn(&mut spans, &mut now, |_| true);
+        }
+        (spans, now)
+    }
+
+    /// One turn: what is told in it.
+    fn turn(spans: &mut Spans, now: &mut Instant, has_room: impl Fn(NodeId) -> bool) -> Vec<(NodeId, Presence)> {
+        *now += STEP;
+        spans.handle_timeout(*now);
+        std::iter::from_fn(|| spans.poll_send(*now, &has_room)).collect()
+    }
+
+    #[test]
+    fn a_pop_that_comes_is_ranked_for_some_sessions_at_a_time_and_told_of_each_once() {
+        let (mut spans, mut now) = crowded(CROWD, 0);
+        let nodes =
+            ["a", "b", "c", "d"].map(|name| Peer { node: NodeId::of("ams", name), name: name.to_owned(), ..peer("ams", Grants::all()) });
+        nodes.iter().for_each(|peer| spans.link_up(now, peer));
+        let mut told: BTreeMap<(NodeId, SessionId), usize> = BTreeMap::new();
+        for _ in 0..2 * CROWD / MEETS_PER_TURN {
+            let said = turn(&mut spans, &mut now, |_| true);
+            let meets = said.into_iter().filter(|(_, presence)| matches!(presence.telling, Telling::Meet(_)));
+            let before = told.values().sum::<usize>();
+            meets.for_each(|(node, presence)| *told.entry((node, presence.session)).or_default() += 1);
+            let count = told.values().sum::<usize>() - before;
+            assert!(count <= nodes.len() * MEETS_PER_TURN, "{count} in one turn");
+        }
+        assert_eq!(told.len(), nodes.len() * CROWD);
+        assert!(told.values().all(|count| *count == 1));
+    }
+
+    #[test]
+    fn who_ranks_first_is_the_same_however_pops_came_and_went() {
+        let (mut spans, mut now) = crowded(500, 20);
+        let names: Vec<String> = (0..40).map(|pop| format!("pop-{pop:03}")).collect();
+        for round in 0..200_usize {
+            let pop = &names[round * 7 % 40];
+            match spans.pops.contains_key(&number_of(pop)) {
+                true => spans.link_down(now, NodeId::of(pop, "a")),
+                false => spans.link_up(now, &peer(pop, Grants::all())),
+            }
+            if round % 3 == 0 {
+                turn(&mut spans, &mut now, |_| true);
+            }
+        }
+        (0..4).for_each(|_| drop(turn(&mut spans, &mut now, |_| true)));
+        for (session, shared) in &spans.sessions {
+            let ranked = rank(session, spans.pops.keys().copied());
+            assert_eq!(shared.first, ranked[..MEETINGS]);
+            let met: BTreeSet<NodeId> = ranked[..MEETINGS].iter().flat_map(|pop| spans.pops[pop].clone()).collect();
+            assert_eq!(shared.met, met);
+        }
+    }
+
+    #[test]
+    fn what_a_link_has_no_room_for_waits_and_nothing_is_lost() {
+        let (mut spans, mut now) = crowded(CROWD, 0);
+        let (slow, quick) = (peer("ams", Grants::all()), peer("sin", Grants::all()));
+        [&slow, &quick].into_iter().for_each(|peer| spans.link_up(now, peer));
+        // Of one that takes a hundred messages in a turn, and one that takes all.
+        let mut counts: BTreeMap<NodeId, usize> = BTreeMap::new();
+        let mut turns = 0;
+        while counts.get(&slow.node).is_none_or(|count| *count < CROWD) {
+            let room = std::cell::Cell::new(100);
+            let has_room = |node| node != slow.node || room.replace(room.get() - i32::from(room.get() > 0)) > 0;
+            for (node, presence) in turn(&mut spans, &mut now, has_room) {
+                assert!(matches!(presence.telling, Telling::Meet(_)));
+                *counts.entry(node).or_default() += 1;
+            }
+            turns += 1;
+            assert!(turns <= 100, "{counts:?}");
+            assert!(turns < 20 || counts[&quick.node] == CROWD, "who is quick does not wait for who is slow");
+        }
+        assert!(turns >= 80, "{turns}");
+        assert_eq!(counts[&slow.node], CROWD);
+    }
+
+    #[test]
+    fn who_takes_nothing_does_not_make_others_hold_what_he_is_told_for_ever() {
+        let (mut spans, mut now) = crowded(CROWD, 0);
+        let ams = peer("ams", Grants::all());
+        spans.link_up(now, &ams);
+        let mut told = 0;
+        for round in 0..40 {
+            for session in 0..CROWD {
+                // Each new key is told to all.
+                spans.note_key(&SessionId::new(&format!("room-{session}")).unwrap(), &format!("key-{round}"));
+            }
+            told += turn(&mut spans, &mut now, |_| false).len();
+            assert!(spans.unsent[&ams.node].len <= UNSENT_LEN_MAX, "{}", spans.unsent[&ams.node].len);
+        }
+        assert!(told > CROWD);
+    }
+
+    #[test]
+    fn who_makes_up_names_takes_no_place_of_what_another_one_says() {
+        let mut rig = Rig::new(&MANY.map(|pop| (pop, Grants::all())));
+        let (a, b) = (ranked(0)[7], ranked(0)[6]);
+        let (liar, honest) = (NodeId::of(MANY[ranked(a)[0]], "a"), NodeId::of(MANY[ranked(a)[1]], "a"));
+        rig.enter(a, 1, "key");
+        rig.run(4);
+        // The two have no link yet.
+        let (of_a, of_b) = (peer(MANY[a], Grants::all()), peer(MANY[b], Grants::all()));
+        rig.spans[a].link_down(rig.now, of_b.node);
+        rig.spans[b].link_down(rig.now, of_a.node);
+        let mut hear = |teller: NodeId, nodes: Vec<NodeId>| {
+            let hosts = Presence { session: meeting_of(&session()), telling: Telling::Hosts(nodes) };
+            assert!(rig.spans[a].hear(rig.now, teller, hosts));
+        };
+        hear(liar, (0..HOSTS_MAX as u64).map(NodeId).collect());
+        hear(honest, vec![of_b.node]);
+        (0..100).for_each(|n| hear(liar, (n * 1_000..).take(HOSTS_MAX).map(NodeId).collect()));
+        let named = rig.spans[a].sessions[&session()].named.values().map(VecDeque::len).sum::<usize>();
+        assert_eq!(named, NAMED_MAX + 1);
+        rig.spans[a].link_up(rig.now, &of_b);
+        let told: Vec<_> = std::iter::from_fn(|| rig.spans[a].poll_send(rig.now, |_| true)).collect();
+        let watch = Presence { session: session(), telling: Telling::Watch };
+        assert!(told.contains(&(of_b.node, watch)), "it shares it, as the honest one says");
+        // By the newest word of the liar another one that is real comes in, too.
+        hear_again(&mut rig, a, liar, b);
+    }
+
+    fn hear_again(rig: &mut Rig, at: usize, teller: NodeId, named: usize) {
+        let of_named = peer(MANY[named], Grants::all());
+        rig.spans[at].link_down(rig.now, of_named.node);
+        rig.spans[at].sessions.get_mut(&session()).unwrap().hosts.clear();
+        let hosts = Presence { session: meeting_of(&session()), telling: Telling::Hosts(vec![of_named.node]) };
+        assert!(rig.spans[at].hear(rig.now, teller, hosts));
+        assert!(rig.spans[at].sessions[&session()].is_host(of_named.node));
+    }
+
+    #[test]
+    fn those_where_a_session_is_met_no_longer_are_told_so_though_its_keys_change() {
+        let mut rig = Rig::new(&MANY.map(|pop| (pop, Grants::all())));
+        let a = ranked(0)[7];
+        let first = NodeId::of(MANY[ranked(a)[0]], "a");
+        let fourth = NodeId::of(MANY[ranked(a)[3]], "a");
+        let away = peer(MANY[ranked(a)[0]], Grants::all());
+        rig.spans[a].link_down(rig.now, first);
+        rig.enter(a, 1, "key");
+        rig.run(4);
+        let said = |rig: &mut Rig| -> Vec<(NodeId, Telling)> {
+            std::iter::from_fn(|| rig.spans[a].poll_send(rig.now, |_| true)).map(|(node, presence)| (node, presence.telling)).collect()
+        };
+        assert!(rig.spans[a].sessions[&session()].met.contains(&fourth));
+        // The first is back, and in the same turn there is another key.
+        rig.spans[a].link_up(rig.now, &away);
+        rig.spans[a].note_key(&session(), "another");
+        rig.now += STEP;
+        rig.spans[a].handle_timeout(rig.now);
+        let told = said(&mut rig);
+        assert!(told.contains(&(fourth, Telling::Part)), "{told:?}");
+        assert!(told.contains(&(first, Telling::Meet(vec!["another".to_owned(), "key".to_owned()]))), "{told:?}");
+        // One key too many: it is met nowhere.
+        (0..KEYS_MAX).for_each(|n| rig.spans[a].note_key(&session(), &format!("key-{n}")));
+        let parted = said(&mut rig).into_iter().filter(|(_, telling)| *telling == Telling::Part).map(|(node, _)| node);
+        assert_eq!(parted.collect::<BTreeSet<_>>(), ranked(a)[..3].iter().map(|pop| NodeId::of(MANY[*pop], "a")).collect());
+    }
+
+    /// What it costs that PoPs come and go: printed, since other things run on the machine.
+    #[test]
+    fn pops_come_and_go_beside_many_sessions_at_little_cost() {
+        let (mut spans, mut now) = crowded(CROWD, 299);
+        let mut measure = |what: &str, change: &dyn Fn(&mut Spans, Instant)| {
+            let (began, mut longest, mut told) = (Instant::now(), Duration::ZERO, 0);
+            change(&mut spans, now);
+            let changed = began.elapsed();
+            let mut all = changed;
+            for _ in 0..10 {
+                let began = Instant::now();
+                told += turn(&mut spans, &mut now, |_| true).len();
+                longest = longest.max(began.elapsed());
+                all += began.elapsed();
+            }
+            println!("{what}: {changed:?} at once, {all:?} in all, {longest:?} the longest turn, {told} told");
+        };
+        measure("nothing", &|_, _| {});
+        for name in ["a", "b", "c", "d"] {
+            let peer = Peer { node: NodeId::of("ams", name), name: name.to_owned(), ..peer("ams", Grants::all()) };
+            measure("a node of a PoP comes", &|spans, now| spans.link_up(now, &peer));
+        }
+        measure("one goes", &|spans, now| spans.link_down(now, NodeId::of("ams", "a")));
+        for name in ["b", "c", "d"] {
+            measure("one goes", &|spans, now| spans.link_down(now, NodeId::of("ams", name)));
+        }
     }
 }

@@ -39,6 +39,9 @@ const CARRIED_MAX: Duration = Duration::from_secs(3);
 /// Messages that wait for a peer, in bytes. One that is further behind starts anew and is told the state again.
 const QUEUE_LEN_MAX: usize = 1 << 20;
 
+/// Behind so many bytes nothing is queued that can wait elsewhere: the rest is for what cannot.
+const ROOM_LEN_MAX: usize = QUEUE_LEN_MAX / 4;
+
 /// Data messages that wait for a peer, in bytes. They have a queue of their own: a peer that is too slow for them keeps its link. Half of
 /// what a room keeps, so that what was dropped is still there when the peer asks for it.
 const DATA_LEN_MAX: usize = 512 << 10;
@@ -414,6 +417,11 @@ impl Link {
             return false;
         }
         self.items.send(Item::Message { bytes, queued_at: Instant::now() }).is_ok()
+    }
+
+    /// See [`Mesh::has_room`](super::Mesh::has_room).
+    pub(super) fn has_room(&self) -> bool {
+        self.queue_len.load(Ordering::Relaxed) < ROOM_LEN_MAX
     }
 
     /// The first message of who was called.
