@@ -273,7 +273,8 @@ impl Replica {
         Self { schema, ..self }
     }
 
-    /// The same for nodes of other PoPs, where nobody keeps a session that he has nobody in.
+    /// The same for nodes of other PoPs, where nobody keeps a session that he has nobody in, and few of many share it: those are asked
+    /// who are known, and for the rest [`Self::pull_anew`] is called.
     pub(super) fn abroad(self) -> Self {
         Self { is_abroad: true, ..self }
     }
@@ -344,7 +345,8 @@ impl Replica {
         if !self.watched.contains_key(session) {
             self.watched.insert(session.clone(), BTreeMap::new());
             self.watches_unsent.push_back((session.clone(), true));
-            let up: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| peer.record.is_some()).map(|(&node, _)| node).collect();
+            let is_asked = |peer: &Peer| peer.record.is_some() && !self.is_abroad;
+            let up: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| is_asked(peer)).map(|(&node, _)| node).collect();
             for node in up {
                 self.pull(session, node);
             }
@@ -402,10 +404,19 @@ impl Replica {
 
     /// Reads all that `node` has of `session`, whatever is being read of it.
     pub(super) fn pull_anew(&mut self, session: &SessionId, node: NodeId) {
-        if self.watched.contains_key(session) && self.peers.get(&node).is_some_and(|peer| peer.record.is_some()) {
-            self.end_pulls(|(of, other)| of == session && *other == node);
-            self.pull(session, node);
+        if !self.watched.contains_key(session) || self.peers.get(&node).is_none_or(|peer| peer.record.is_none()) {
+            return;
         }
+        let key = (session.clone(), node);
+        match self.pulls.get(&key).map(|pull| (pull.state, pull.from)) {
+            // That is about to be done.
+            Some((PullState::Queued, ParticipantId(0))) => return,
+            Some((PullState::Queued, _)) => self.pull_queue.retain(|of| *of != key),
+            Some((PullState::Asked(_), _)) => self.asked -= 1,
+            Some((PullState::Waits(_), _)) | None => {}
+        }
+        self.pulls.remove(&key);
+        self.pull(session, node);
     }
 
     /// What came of a participant last counts for nothing: it is told once more when it comes again.
@@ -579,7 +590,9 @@ impl Replica {
                 count(&self.counters.nodes_up);
                 self.events.push_back(BusEvent::NodeUp(record));
                 self.count_nodes();
-                let sessions: Vec<SessionId> = self.watched.keys().cloned().collect();
+                let is_asked = |nodes: &BTreeMap<NodeId, _>| !self.is_abroad || nodes.contains_key(&key);
+                let sessions: Vec<SessionId> =
+                    self.watched.iter().filter(|(_, of)| is_asked(of)).map(|(session, _)| session.clone()).collect();
                 for session in sessions {
                     self.pull(&session, key);
                 }

@@ -260,6 +260,7 @@ impl Spans {
             }
         } else if shared.hosts.insert(node) {
             self.tell(node, session, Telling::Watch);
+            self.machine.ask(session, node);
         }
     }
 
@@ -324,6 +325,7 @@ impl Spans {
                 shared.hosts.insert(node);
             }
             self.tell(node, session, Telling::Watch);
+            self.machine.ask(session, node);
         }
     }
 
@@ -1087,6 +1089,26 @@ mod tests {
         (0..KEYS_MAX).for_each(|n| rig.spans[a].note_key(&session(), &format!("key-{n}")));
         let parted = said(&mut rig).into_iter().filter(|(_, telling)| *telling == Telling::Part).map(|(node, _)| node);
         assert_eq!(parted.collect::<BTreeSet<_>>(), ranked(a)[..3].iter().map(|pop| NodeId::of(MANY[*pop], "a")).collect());
+    }
+
+    #[test]
+    fn nobody_is_asked_who_does_not_share_a_session() {
+        let (mut spans, mut now) = crowded(100, 20);
+        let asks = |spans: &Spans| {
+            format!("{:?}", spans.machine).matches("PageAsk").count() + format!("{:?}", spans.machine).matches("Queued").count()
+        };
+        spans.note_key(&session(), "key");
+        assert_eq!(asks(&spans), 0, "of twenty PoPs");
+        let ams = peer("ams", Grants::all());
+        spans.link_up(now, &ams);
+        assert_eq!(asks(&spans), 0, "of a hundred sessions");
+        spans.hear(now, ams.node, Presence { session: session(), telling: Telling::Watch });
+        let asked = |told: &[(NodeId, Presence)]| told.iter().filter(|(_, presence)| matches!(presence.telling, Telling::Ask(..))).count();
+        assert_eq!(asked(&turn(&mut spans, &mut now, |_| true)), 1);
+        // When the link is back, it is asked before it says anything.
+        spans.link_down(now, ams.node);
+        spans.link_up(now, &ams);
+        assert_eq!(asked(&turn(&mut spans, &mut now, |_| true)), 1);
     }
 
     /// What it costs that PoPs come and go: printed, since other things run on the machine.
