@@ -15,7 +15,9 @@
 mod events;
 mod gateway;
 mod overlay;
-mod spans;
+/// Public for `bench/sim` alone.
+#[doc(hidden)]
+pub mod spans;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};

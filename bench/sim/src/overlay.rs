@@ -91,6 +91,29 @@ impl OverlayFigures {
     }
 }
 
+/// Round trip of each pair of so many PoPs, the lower one first, in microseconds.
+pub(crate) fn rtts(dice: &mut Dice, pops: usize) -> Vec<u32> {
+    // Regions on a plane of 20,000 km, most PoPs near the middle of one.
+    let regions: Vec<(f64, f64)> = (0..8).map(|_| (dice.below(20_000) as f64, dice.below(10_000) as f64)).collect();
+    let places: Vec<(f64, f64)> = (0..pops)
+        .map(|_| {
+            let (x, y) = regions[dice.below(regions.len())];
+            (x + dice.below(2_400) as f64 - 1_200.0, y + dice.below(2_400) as f64 - 1_200.0)
+        })
+        .collect();
+    let mut rtts = vec![0; pops * pops];
+    for a in 0..pops {
+        for b in a + 1..pops {
+            let ((ax, ay), (bx, by)) = (places[a], places[b]);
+            let km = (ax - bx).hypot(ay - by);
+            // Light in fibre, 100 km a millisecond there and back; few paths are straight, and some go around half a continent.
+            let stretch = 1.2 + dice.below(60) as f64 / 100.0 + if dice.once_in(12) { 1.0 } else { 0.0 };
+            rtts[a * pops + b] = 1_500 + (km * 10.0 * stretch) as u32;
+        }
+    }
+    rtts
+}
+
 /// The mesh.
 pub struct OverlayWorld {
     dice: Dice,
@@ -117,24 +140,7 @@ impl OverlayWorld {
     pub fn new(seed: u64, pops: usize, deciders: usize) -> OverlayWorld {
         let mut dice = Dice(seed);
         let names: Vec<PopName> = (0..pops).map(|n| PopName::from(format!("pop-{n:03}"))).collect();
-        // Regions on a plane of 20,000 km, most PoPs near the middle of one.
-        let regions: Vec<(f64, f64)> = (0..8).map(|_| (dice.below(20_000) as f64, dice.below(10_000) as f64)).collect();
-        let places: Vec<(f64, f64)> = (0..pops)
-            .map(|_| {
-                let (x, y) = regions[dice.below(regions.len())];
-                (x + dice.below(2_400) as f64 - 1_200.0, y + dice.below(2_400) as f64 - 1_200.0)
-            })
-            .collect();
-        let mut rtts = vec![0; pops * pops];
-        for a in 0..pops {
-            for b in a + 1..pops {
-                let ((ax, ay), (bx, by)) = (places[a], places[b]);
-                let km = (ax - bx).hypot(ay - by);
-                // Light in fibre, 100 km a millisecond there and back; few paths are straight, and some go around half a continent.
-                let stretch = 1.2 + dice.below(60) as f64 / 100.0 + if dice.once_in(12) { 1.0 } else { 0.0 };
-                rtts[a * pops + b] = 1_500 + (km * 10.0 * stretch) as u32;
-            }
-        }
+        let rtts = rtts(&mut dice, pops);
         let routes = names.iter().map(|name| Routes::new(Arc::clone(name), BTreeMap::new())).collect();
         let deciders = (0..deciders).map(|n| n * pops / deciders).collect();
         let (troubles, measured) = (vec![Trouble::default(); pops * pops], vec![Measured::default(); pops * pops]);

@@ -1,6 +1,7 @@
-//! A mesh of many PoPs: `POP_SIM_POPS=300` and `POP_SIM_SECONDS=3600` for a large one (`scripts/test --long mesh`).
+//! A mesh of many PoPs: `POP_SIM_POPS=300` and `POP_SIM_SECONDS=3600` for a large one, and `POP_SIM_SESSIONS=100000` and
+//! `POP_SIM_SESSION_SECONDS=900` for what it shares (`scripts/test --long mesh`).
 
-use pop_sim::{OverlayFigures, OverlayWorld};
+use pop_sim::{OverlayFigures, OverlayWorld, SpansFigures, SpansWorld};
 
 fn asked(name: &str, default: u32) -> u32 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
@@ -38,4 +39,50 @@ fn ways_between_many_pops_are_nearly_the_best_ones_while_paths_fail() {
     assert!(percent(*dead) < 0.5, "{:.3} % of the choices arrive nowhere", percent(*dead));
     // Two seconds until a path is gone, one until it is decided, and where the second path is the one that failed what is told of it.
     assert!(outage(0.99) <= 8, "an outage of {} s", outage(0.99));
+}
+
+#[test]
+fn those_who_share_a_session_know_each_other_soon_though_pops_fail_and_return() {
+    let (pops, sessions, seconds) = (asked("POP_SIM_POPS", 30), asked("POP_SIM_SESSIONS", 1_000), asked("POP_SIM_SESSION_SECONDS", 150));
+    let began = std::time::Instant::now();
+    let figures = SpansWorld::new(1, pops as usize, sessions as usize).run(u64::from(seconds));
+    let SpansFigures { known_ms, never, leaks, rendezvous, presence, meets, sessions: of_pops, burst_bytes, failures, joins, .. } =
+        &figures;
+    println!(
+        "{pops} PoPs, {sessions} sessions, {seconds} s, {failures} failures of PoPs, {joins} joins, {:.0} s of a core, {:.1} GiB",
+        began.elapsed().as_secs_f64(),
+        memory_gib()
+    );
+    for (after, list) in known_ms {
+        let share = |share| OverlayFigures::share(list, share);
+        let (p50, p99, longest) = (share(0.5), share(0.99), share(1.0));
+        println!("{after:?}: {} learned of another PoP, p50 {p50} ms, p99 {p99} ms, longest {longest} ms", list.len());
+    }
+    println!("{never} never, {leaks} records where the certificate has not the key");
+    for (what, sent) in [("who meets whom", rendezvous), ("people", presence)] {
+        let mut sent = sent.clone();
+        sent.sort_unstable();
+        let per_second = |sum: u64| sum as f64 / f64::from(seconds);
+        let [median, most] = [0.5, 1.0].map(|share| OverlayFigures::share(&sent, share));
+        let of =
+            |sent: pop_sim::Sent| format!("{:.1} kbit/s in {:.1} messages/s", per_second(sent.bytes) / 125.0, per_second(sent.messages));
+        println!("told of {what}: the median PoP {}, the most {}", of(median), of(most));
+    }
+    let spread = |list: &[u64]| format!("median {}, most {}", OverlayFigures::share(list, 0.5), OverlayFigures::share(list, 1.0));
+    println!(
+        "who meets others at a PoP: {}; sessions of a PoP: {}; at most {burst_bytes} bytes in one turn",
+        spread(meets),
+        spread(of_pops)
+    );
+    assert!(*failures > 3 && *joins > 100, "something has to happen");
+    assert_eq!((*never, *leaks), (0, 0), "all that share a session know each other, and nobody else");
+    // Two seconds and a half until a PoP is gone, a look, and a round trip to where they meet now, and one to each other.
+    assert!(known_ms.values().all(|list| OverlayFigures::share(list, 1.0) <= 6_000), "someone took longer");
+}
+
+/// The most that this process had.
+fn memory_gib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / f64::from(1 << 20)
 }

@@ -498,7 +498,8 @@ impl Replica {
                 return true;
             }
             self.remove(now, node, Gone::Restarted);
-        } else if self.peers.len() >= PEERS_MAX {
+        } else if self.peers.len() >= PEERS_MAX && !self.is_abroad {
+            // Abroad each has a link, of which there are no more than may be.
             self.counters.ignore(Ignored::Full);
             return false;
         } else if newest != Some(incarnation) {

@@ -122,7 +122,8 @@ fn cost(Presence { session, telling }: &Presence) -> usize {
 }
 
 /// See the module.
-pub(super) struct Spans {
+#[allow(missing_debug_implementations)]
+pub struct Spans {
     machine: Machine,
     sessions: HashMap<SessionId, Shared>,
     /// Of these, by [`Shared::meeting`].
@@ -160,7 +161,7 @@ fn meeting_of(session: &SessionId) -> SessionId {
 
 impl Spans {
     /// Of the node that says this of itself in its PoP.
-    pub(super) fn new(record: &NodeRecord) -> Spans {
+    pub fn new(record: &NodeRecord) -> Spans {
         let machine = Machine::new(record.clone(), GIVE_UP_AFTER).abroad();
         Spans {
             machine,
@@ -181,7 +182,7 @@ impl Spans {
     }
 
     /// Somebody is in a session here by a token of this API key.
-    pub(super) fn note_key(&mut self, session: &SessionId, key: &str) {
+    pub fn note_key(&mut self, session: &SessionId, key: &str) {
         let shared = self.sessions.entry(session.clone()).or_insert_with(|| Shared {
             keys: BTreeSet::new(),
             meeting: meeting_of(session),
@@ -269,21 +270,21 @@ impl Spans {
     }
 
     /// The same for one that is not here yet: who comes in a moment makes it.
-    pub(super) fn note_early_key(&mut self, now: Instant, session: SessionId, key: Box<str>) {
+    pub fn note_early_key(&mut self, now: Instant, session: SessionId, key: Box<str>) {
         if self.early.len() < EARLY_MAX {
             self.early.push_back((now, session, key));
         }
     }
 
     /// The session is here from now on.
-    pub(super) fn begin(&mut self, session: &SessionId) {
+    pub fn begin(&mut self, session: &SessionId) {
         self.end(session);
         let keys: Vec<Box<str>> = self.early.iter().filter(|(_, of, _)| of == session).map(|(.., key)| key.clone()).collect();
         keys.iter().for_each(|key| self.note_key(session, key));
     }
 
     /// The session is not here any longer, or another one of this name.
-    pub(super) fn end(&mut self, session: &SessionId) {
+    pub fn end(&mut self, session: &SessionId) {
         self.heard_by(session).into_iter().for_each(|node| self.tell(node, session, Telling::Unwatch));
         if let Some(Shared { meeting, met, .. }) = self.sessions.remove(session) {
             met.into_iter().for_each(|node| self.tell(node, &meeting, Telling::Part));
@@ -293,18 +294,18 @@ impl Spans {
     }
 
     /// See [`Bus::put_participant`](crate::bus::Bus::put_participant).
-    pub(super) fn put(&mut self, now: Instant, session: &SessionId, record: &LocalRecord) {
+    pub fn put(&mut self, now: Instant, session: &SessionId, record: &LocalRecord) {
         // What others would not take is counted, and the bus says so in the log.
         let _ = self.machine.put_participant(now, session, record);
     }
 
     /// See [`Bus::withdraw`](crate::bus::Bus::withdraw).
-    pub(super) fn withdraw(&mut self, now: Instant, session: &SessionId, participant: ParticipantId) {
+    pub fn withdraw(&mut self, now: Instant, session: &SessionId, participant: ParticipantId) {
         self.machine.withdraw(now, session, participant);
     }
 
     /// There is a link with a node of another PoP.
-    pub(super) fn link_up(&mut self, now: Instant, peer: &Peer) {
+    pub fn link_up(&mut self, now: Instant, peer: &Peer) {
         self.link_down(now, peer.node);
         let (node, incarnation, grants) = (peer.node, peer.incarnation, peer.grants.clone());
         let (pop, watches, meets) = (number_of(&peer.pop), HashSet::new(), HashMap::new());
@@ -330,7 +331,7 @@ impl Spans {
     }
 
     /// There is none any longer.
-    pub(super) fn link_down(&mut self, now: Instant, node: NodeId) {
+    pub fn link_down(&mut self, now: Instant, node: NodeId) {
         if let Some(Neighbour { incarnation, pop, .. }) = self.neighbours.remove(&node) {
             self.machine.part(now, node, incarnation);
             self.unsent.remove(&node);
@@ -350,18 +351,18 @@ impl Spans {
     }
 
     /// Whether a node of another PoP may know of people in a session, and be believed who is.
-    pub(super) fn is_granted(&self, session: &SessionId, node: NodeId) -> bool {
+    pub fn is_granted(&self, session: &SessionId, node: NodeId) -> bool {
         let held = self.neighbours.get(&node).map(|of| &of.grants).zip(self.sessions.get(session).map(|shared| &shared.keys));
         held.is_some_and(|(grants, keys)| !keys.is_empty() && keys.len() <= KEYS_MAX && keys.iter().all(|key| grants.holds(key)))
     }
 
     /// Whether all keys of a session that is here are among these.
-    pub(super) fn are_held(&self, session: &SessionId, grants: &Grants) -> bool {
+    pub fn are_held(&self, session: &SessionId, grants: &Grants) -> bool {
         self.has_keys(session) && self.sessions.get(session).is_some_and(|shared| shared.keys.iter().all(|key| grants.holds(key)))
     }
 
     /// Somebody is in a session here.
-    pub(super) fn has_keys(&self, session: &SessionId) -> bool {
+    pub fn has_keys(&self, session: &SessionId) -> bool {
         self.sessions.get(session).is_some_and(|shared| !shared.keys.is_empty())
     }
 
@@ -373,7 +374,7 @@ impl Spans {
     }
 
     /// A node says something. `false`: it has no link, may not say it, or says too much.
-    pub(super) fn hear(&mut self, now: Instant, node: NodeId, presence: Presence) -> bool {
+    pub fn hear(&mut self, now: Instant, node: NodeId, presence: Presence) -> bool {
         if matches!(presence.telling, Telling::Meet(_) | Telling::Part | Telling::Hosts(_)) {
             return self.hear_meeting(node, presence);
         }
@@ -451,17 +452,17 @@ impl Spans {
     }
 
     /// What came of a participant is not believed now: it is told again.
-    pub(super) fn forget_record(&mut self, session: &SessionId, key: RemoteKey) {
+    pub fn forget_record(&mut self, session: &SessionId, key: RemoteKey) {
         self.machine.forget_record(session, key);
     }
 
     /// See [`Bus::tell_again`](crate::bus::Bus::tell_again).
-    pub(super) fn tell_again(&mut self, node: NodeId) {
+    pub fn tell_again(&mut self, node: NodeId) {
         self.machine.tell_again(node);
     }
 
     /// To be called each some ten milliseconds.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant) {
         // Whether a node lives its link says.
         for (node, of) in &self.neighbours {
             self.machine.hear_alive(now, *node, of.incarnation);
@@ -519,7 +520,7 @@ impl Spans {
     }
 
     /// What to say next, and to whom. `has_room`: a node's link takes more in this turn.
-    pub(super) fn poll_send(&mut self, now: Instant, has_room: impl Fn(NodeId) -> bool) -> Option<(NodeId, Presence)> {
+    pub fn poll_send(&mut self, now: Instant, has_room: impl Fn(NodeId) -> bool) -> Option<(NodeId, Presence)> {
         loop {
             if let Some(next) = self.pop(&has_room) {
                 return Some(next);
@@ -545,17 +546,22 @@ impl Spans {
     }
 
     /// What others did.
-    pub(super) fn poll_event(&mut self) -> Option<BusEvent> {
+    pub fn poll_event(&mut self) -> Option<BusEvent> {
         self.machine.poll_event()
     }
 
     /// A node that may hear of a session no longer: what it was sent of it ends.
-    pub(super) fn poll_shut_out(&mut self) -> Option<(NodeId, SessionId)> {
+    pub fn poll_shut_out(&mut self) -> Option<(NodeId, SessionId)> {
         self.shut_out.pop_front()
     }
 
+    /// Who meets others here, of all sessions.
+    pub fn meets(&self) -> usize {
+        self.neighbours.values().map(|of| of.meets.len()).sum()
+    }
+
     /// People of other PoPs that are known.
-    pub(super) fn participants(&self) -> u64 {
+    pub fn participants(&self) -> u64 {
         self.machine.counters().participants()
     }
 }
