@@ -126,8 +126,8 @@ pub struct OverlayWorld {
     measured: Vec<Measured>,
     routes: Vec<Routes>,
     deciders: Vec<usize>,
-    /// When each told of all paths; what a link lost meanwhile is told then at the latest.
-    told_all_at: Vec<u32>,
+    /// When each tells of all paths, beginning with the first time.
+    tells_all_at: Vec<u32>,
     /// What one has told another one, and waits for their path.
     late: BTreeMap<(usize, usize), Paths>,
     /// Of each decider and destination, since when nothing arrives.
@@ -144,11 +144,24 @@ impl OverlayWorld {
         let routes = names.iter().map(|name| Routes::new(Arc::clone(name), BTreeMap::new())).collect();
         let deciders = (0..deciders).map(|n| n * pops / deciders).collect();
         let (troubles, measured) = (vec![Trouble::default(); pops * pops], vec![Measured::default(); pops * pops]);
-        // Links come up at different times.
-        let told_all_at = (0..pops).map(|pop| pop as u32 % TELL_ALL_EVERY).collect();
+        let tells_all_at = vec![0; pops];
         let (uplinks, figures) = (vec![Trouble::default(); pops], OverlayFigures::default());
         let (late, dead_since) = Default::default();
-        OverlayWorld { dice, second: 0, names, rtts, troubles, uplinks, measured, routes, deciders, told_all_at, late, dead_since, figures }
+        OverlayWorld {
+            dice,
+            second: 0,
+            names,
+            rtts,
+            troubles,
+            uplinks,
+            measured,
+            routes,
+            deciders,
+            tells_all_at,
+            late,
+            dead_since,
+            figures,
+        }
     }
 
     /// Runs for so many seconds.
@@ -253,9 +266,11 @@ impl OverlayWorld {
         let (pops, now) = (self.names.len(), self.now());
         for from in 0..pops {
             let Some((changed, gone)) = self.routes[from].poll_told(now, false) else { continue };
-            let is_all = self.second.saturating_sub(self.told_all_at[from]) >= TELL_ALL_EVERY;
+            let is_all = self.second >= self.tells_all_at[from];
             if is_all {
-                self.told_all_at[from] = self.second;
+                // Links come up at different times.
+                let is_first = self.tells_all_at[from] == 0;
+                self.tells_all_at[from] = self.second + if is_first { 1 + from as u32 % TELL_ALL_EVERY } else { TELL_ALL_EVERY };
             }
             let told = Paths { paths: if is_all { self.routes[from].told() } else { changed }, changes: !is_all, gone, ..Paths::default() };
             let told = if is_all { Paths { gone: Vec::new(), ..told } } else { told };
