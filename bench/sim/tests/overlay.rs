@@ -1,5 +1,5 @@
-//! A mesh of many PoPs: `POP_SIM_POPS=300` and `POP_SIM_SECONDS=3600` for a large one, and `POP_SIM_SESSIONS=100000` and
-//! `POP_SIM_SESSION_SECONDS=900` for what it shares (`scripts/test --long mesh`).
+//! A mesh of many PoPs: `POP_SIM_POPS=300` and `POP_SIM_SECONDS=3600` for a large one, and `POP_SIM_SESSIONS=20000` and
+//! `POP_SIM_SESSION_SECONDS=300` for what it shares (`scripts/test --long mesh`).
 
 use pop_sim::{OverlayFigures, OverlayWorld, SpansFigures, SpansWorld};
 
