@@ -329,7 +329,7 @@ fn a_blip_in_which_nothing_comes_is_no_bottleneck() {
 #[test]
 fn a_link_over_which_no_media_goes_rests_and_wakes_with_it() {
     let mut net = Net::new(18, Wire::GOOD, [1, 1]);
-    let mut in_ten_seconds = |net: &mut Net| {
+    let in_ten_seconds = |net: &mut Net| {
         let before = net.ends.each_ref().map(|end| end.link.stats().datagrams_out);
         net.run(10 * SECOND);
         [0, 1].map(|end| net.ends[end].link.stats().datagrams_out - before[end])
