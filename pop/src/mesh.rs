@@ -24,6 +24,7 @@ mod name;
 mod resume;
 mod revoked;
 mod transit;
+mod tries;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

@@ -14,7 +14,7 @@ use pop_relay::control::{self, Message, Want};
 use pop_schemas::{Incarnation, NodeId, SessionId, TrackId};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -510,4 +510,127 @@ async fn who_only_knows_the_certificate_cannot_take_a_link_over() {
     assert!(world.fra.mesh.send(world.sin.id(), &want(1)));
     until("the link is as it was", 5, || world.sin.wanted() == [1]).await;
     assert!(world.fra.wanted().is_empty());
+}
+
+/// Takes connections and says nothing.
+async fn hole() -> (SocketAddr, JoinHandle<()>) {
+    let hole = TcpListener::bind(LOOPBACK).await.expect("loopback has ports");
+    let at = hole.local_addr().expect("it is bound");
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = hole.accept().await {
+            held.push(stream);
+        }
+    });
+    (at, holding)
+}
+
+#[tokio::test]
+async fn a_third_node_that_stalls_keeps_no_first_link_from_being_made() {
+    let ca = Ca::new("first");
+    let mut thirds = [Node::start(&ca, "ams", &[]).await, Node::start(&ca, "khi", &[]).await];
+    let addresses: Vec<_> = thirds.iter().map(|node| node.mesh.address()).collect();
+    let mut fra = Node::start(&ca, "fra", &addresses).await;
+    let mut sin = Node::start(&ca, "sin", &addresses).await;
+    fra.until_up(2).await;
+    sin.until_up(2).await;
+    for node in &mut thirds {
+        node.until_up(2).await;
+        node.mesh.locate([(sin.id(), sin.mesh.address())]);
+    }
+    let (at, holding) = hole().await;
+    fra.mesh.locate([(thirds[0].id(), at)]);
+    fra.tell_thirds("sin", &[&thirds[0], &thirds[1]]);
+    let nowhere = TcpListener::bind(LOOPBACK).await.expect("loopback has ports").local_addr().expect("it is bound");
+    fra.mesh.dial(sin.id(), "sin", "a", nowhere);
+    fra.until_up(1).await;
+    assert_eq!(fra.over(sin.id()), Some("khi".to_owned()));
+    holding.abort();
+}
+
+/// A way to `to` on which nothing more of the caller passes once whoever is behind `to` has begun TLS: the second one of the connection.
+async fn stalling_after_tls(to: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind(LOOPBACK).await.expect("loopback has ports");
+    let address = listener.local_addr().expect("it is bound");
+    let task = tokio::spawn(async move {
+        let mut all = tokio::task::JoinSet::new();
+        while let Ok((near, _)) = listener.accept().await {
+            let far = TcpStream::connect(to).await.expect("it listens");
+            all.spawn(async move {
+                let ((mut near_in, mut near_out), (mut far_in, mut far_out)) = (near.into_split(), far.into_split());
+                // What came back, and what of it was the flight of the first TLS: the second one's is as long.
+                let (back, mut flight) = (Arc::new(AtomicU64::new(0)), 0);
+                let counted = Arc::clone(&back);
+                tokio::join!(
+                    async move {
+                        let mut bytes = vec![0; 16_384];
+                        while let Ok(len @ 1..) = near_in.read(&mut bytes).await {
+                            let came = back.load(Ordering::Relaxed);
+                            flight = if flight == 0 { came } else { flight };
+                            if flight > 0 && came > flight * 8 / 5 {
+                                std::future::pending::<()>().await;
+                            }
+                            let _ = far_out.write_all(&bytes[..len]).await;
+                        }
+                    },
+                    async move {
+                        let mut bytes = vec![0; 16_384];
+                        while let Ok(len @ 1..) = far_in.read(&mut bytes).await {
+                            counted.fetch_add(len as u64, Ordering::Relaxed);
+                            let _ = near_out.write_all(&bytes[..len]).await;
+                        }
+                    }
+                );
+            });
+        }
+    });
+    (address, task)
+}
+
+#[tokio::test]
+async fn a_third_node_that_stalls_after_tls_takes_the_turn_of_no_other() {
+    let world = World::new("words", &["ams", "khi"]).await;
+    let (at, stalling) = stalling_after_tls(world.thirds[0].mesh.address()).await;
+    world.fra.mesh.locate([(world.thirds[0].id(), at)]);
+    world.sin.mesh.locate([(world.thirds[0].id(), at)]);
+    world.cut(true);
+    world.until_over(Some("khi"), 6).await;
+    assert!(world.thirds[0].transited(Transit::Carried) > 0, "the other one had the word before");
+    stalling.abort();
+}
+
+#[tokio::test]
+async fn a_transit_ends_when_one_of_its_ends_has_no_link_any_more() {
+    let world = World::new("right", &["ams"]).await;
+    let (ca, ams) = (&world._ca, &world.thirds[0]);
+    let (came, _stream) = ask(ca, "fra", ams, &words(0, world.sin.id())).await;
+    assert_eq!((came, ams.mesh.counters().transits), (Some(0), 1));
+    let list = ca::revoke(&ca.0, &ca::serials_of(&ca.0, &of("sin")).expect("it was issued")).expect("a list");
+    ams.mesh.take_list(&CertificateRevocationListDer::from_pem_file(list.file).expect("PEM"));
+    until("the transit ends", 2, || ams.mesh.counters().transits == 0).await;
+}
+
+#[tokio::test]
+async fn a_direct_path_that_refuses_ends_no_link_that_a_third_node_may_carry() {
+    let mut world = World::new("refused", &["ams", "khi"]).await;
+    world.cut(true);
+    world.until_over(Some("ams"), 5).await;
+    // Nobody reaches khi for a moment, and the direct path answers for a node that it is not.
+    let (khi, (at, holding)) = (&world.thirds[1], hole().await);
+    let (of_khi, right) = (khi.id(), khi.mesh.address());
+    world.fra.mesh.locate([(of_khi, at)]);
+    world.sin.mesh.locate([(of_khi, at)]);
+    world.wire.task.abort();
+    let of_ams = world.thirds[0].id();
+    drop(world.thirds.remove(0));
+    sleep(Duration::from_secs(6)).await;
+    holding.abort();
+    world.fra.mesh.locate([(of_khi, right)]);
+    world.sin.mesh.locate([(of_khi, right)]);
+    world.until_over(Some("khi"), 10).await;
+    for node in [&mut world.fra, &mut world.sin] {
+        while let Ok(event) = node.events.try_recv() {
+            assert!(matches!(event, MeshEvent::LinkDown { node, .. } if node == of_ams), "{event:?}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pop_schemas::{Incarnation, NodeId};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -15,6 +16,7 @@ use super::counters::Refusal;
 use super::identity::{refusal_of, server_name};
 use super::link::{Connection, Stream};
 use super::name::NodeName;
+use super::tries::{THIRDS_MAX, Try, staggered};
 use super::{Admission, PROOF_TIMEOUT, Refused, Shared, link, transit};
 
 /// The first pause after a link that ended or did not come to be; doubled each time.
@@ -26,6 +28,9 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A connection that is not made within this is begun anew. The kernel repeats its SYN ever more seldom, and a cut would be felt as long
 /// again as it was.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Both Hellos over a third node: another one waits for its turn meanwhile.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A node of another PoP that was not reached so often is called over third nodes, too.
 const DIRECT_TRIES: u32 = 2;
@@ -49,7 +54,7 @@ pub(super) async fn keep_linked(shared: Arc<Shared>, address: SocketAddr, expect
         }
         if unreached >= DIRECT_TRIES
             && let Some(name) = &name
-            && let Ok(Ok(begun)) = timeout(PROOF_TIMEOUT, establish_over_another(&shared, address, name)).await
+            && let Some(begun) = establish_over_another(&shared, address, name).await
         {
             outcome = Ok(Ok(begun));
         }
@@ -107,19 +112,23 @@ async fn establish(
     Ok(begun)
 }
 
-/// The same over a node that may reach it: the first that does.
-async fn establish_over_another(shared: &Shared, address: SocketAddr, name: &NodeName) -> Result<(Admission, Connection), Failure> {
-    let mut last = Failure::Unreachable(io::ErrorKind::HostUnreachable.into());
-    for third in shared.thirds(name.pop(), name.id()) {
-        let Ok(stream) = transit::open(shared, third, name.id()).await else { continue };
-        let broken = |error: io::Error| Refused::Fault(refusal_of(&error), Some(name.clone()));
-        let stream = secure(shared, stream, Some(name)).await.map_err(broken)?;
-        match begin(shared, stream, address, Some(third), &mut None).await {
-            Ok(begun) => return Ok(begun),
-            Err(failure) => last = failure,
-        }
-    }
-    Err(last)
+/// The same over a node that may reach it: the first that does. A third node that stalls or cheats leaves their turn to the others.
+async fn establish_over_another(shared: &Shared, address: SocketAddr, name: &NodeName) -> Option<(Admission, Connection)> {
+    // Of several that have come to be at once one says Hello, and the next when that has come to nothing.
+    let word = Mutex::new(());
+    let one = async |third| {
+        let connecting = async {
+            let stream = transit::open(shared, third, name.id()).await.ok()?;
+            secure(shared, stream, Some(name)).await.ok()
+        };
+        let stream = timeout(PROOF_TIMEOUT, connecting).await.ok().flatten().ok_or(())?;
+        let _word = word.lock().await;
+        let begun = timeout(HELLO_TIMEOUT, begin(shared, stream, address, Some(third), &mut None)).await;
+        begun.map_err(drop)?.map_err(drop)
+    };
+    let thirds = shared.thirds(name.pop(), name.id()).into_iter().take(THIRDS_MAX);
+    let tries = thirds.map(|third| Box::pin(one(third)) as Try<'_, _, ()>);
+    staggered(tries, |()| false).await.ok()
 }
 
 /// TLS with a node: `expected`, or any of the CA.

@@ -11,11 +11,10 @@
 //! ```
 //! The connection before is let go of once both ends have the next: while it brings something still, nothing is missed.
 
-use std::future::poll_fn;
+use std::collections::HashMap;
 use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pop_relay::control::{PROOF_LEN, Resume};
@@ -25,6 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::link::{Connection, Ended, First, Link, Stream, read_first, write_resume};
+use super::transit::Untaken;
+use super::tries::{STAGGER, THIRDS_MAX, Try, staggered};
 use super::{NodeName, Proof, Refused, Shared, dial, transit};
 use super::{counters::Refusal, identity::refusal_of};
 
@@ -41,15 +42,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(4);
 
-/// Another way is tried beside one that has not come to be within this: who stalls costs no more.
-const STAGGER: Duration = Duration::from_millis(700);
-
-/// Third nodes that are asked at once.
-const THIRDS_MAX: usize = 4;
-
 /// Longest that a connection may take, over the longest ways; and then the words of both ends on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 const WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a way that has come to be waits while others have the word: whoever was called lets go of it after 5 s.
+const TURN_TIMEOUT: Duration = Duration::from_millis(4_500);
+
+/// A way that came to nothing, or stalled, is tried last for so long.
+const FAILED_LATELY: Duration = Duration::from_secs(30);
 
 /// Datagrams have come directly for so long when a link goes back to the direct path. A path that failed within [`BACK_SOON`] is let be for
 /// twice as long each time.
@@ -68,6 +69,52 @@ pub(super) struct Calls {
     theirs: AtomicU64,
     /// This end has said its words and has no answer.
     is_calling: AtomicBool,
+    /// Whose way has the word: of several that have come to be at once one, and the next when that has come to nothing.
+    word: tokio::sync::Mutex<()>,
+    /// When ways came to nothing.
+    failed: Mutex<HashMap<Option<NodeId>, Instant>>,
+}
+
+impl Calls {
+    /// Only those of a moment ago are kept.
+    fn note(&self, way: Option<NodeId>, has_failed: bool) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.retain(|_, at| at.elapsed() < FAILED_LATELY);
+        if has_failed {
+            failed.insert(way, Instant::now());
+        } else {
+            failed.remove(&way);
+        }
+    }
+
+    /// In this order, but those last that failed lately.
+    fn order(&self, ways: &mut [Option<NodeId>]) {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        ways.sort_by_key(|way| failed.get(way).is_some_and(|at| at.elapsed() < FAILED_LATELY));
+    }
+}
+
+/// One way that is tried. Who is dropped before the outcome has stalled, when another way had time to come to be.
+struct Trying<'a> {
+    calls: &'a Calls,
+    way: Option<NodeId>,
+    since: Instant,
+    is_done: bool,
+}
+
+impl Trying<'_> {
+    fn done(&mut self, has_failed: bool) {
+        self.is_done = true;
+        self.calls.note(self.way, has_failed);
+    }
+}
+
+impl Drop for Trying<'_> {
+    fn drop(&mut self) {
+        if !self.is_done && self.since.elapsed() >= STAGGER {
+            self.calls.note(self.way, true);
+        }
+    }
 }
 
 /// How both ends prove that they are those of a link.
@@ -82,8 +129,12 @@ fn is_same(a: &[u8], b: &[u8]) -> bool {
 
 /// Why a call came to nothing.
 enum Failed {
-    /// Nobody takes connections there.
+    /// Nobody takes connections there, as the direct path says.
     NotThere,
+    /// A third node says that it does not reach it.
+    NotReached,
+    /// Nobody takes connections there, and no third node that there is reaches it.
+    Gone,
     /// The other end says that it has no such link.
     Unknown,
     /// No way, no time, or no word that could be believed.
@@ -141,8 +192,8 @@ pub(super) async fn keep_connected(shared: &Shared, link: &Link) -> Ended {
                 stands_since = None;
             }
             Err(Failed::Unknown) => return Ended::Closed,
-            // Its process has ended, and nobody who should have a link with it has one.
-            Err(Failed::NotThere) if !link.wire().is_up => return Ended::Closed,
+            // Its process has ended. A direct path alone that refuses may be that of somebody between.
+            Err(Failed::Gone) if !link.wire().is_up => return Ended::Closed,
             Err(_) if stands => {
                 sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
@@ -155,39 +206,42 @@ pub(super) async fn keep_connected(shared: &Shared, link: &Link) -> Ended {
 /// By whatever way there is: over third nodes, and directly. The next is tried when those before have not come to anything for a moment.
 async fn call_anyhow(shared: &Shared, link: &Link) -> Result<Connection, Failed> {
     let wire = link.wire();
-    let mut ways: Vec<Option<NodeId>> = shared.thirds(&link.peer.pop, link.peer.node).into_iter().take(THIRDS_MAX).map(Some).collect();
-    // The one that stands comes last, and the direct path first where its connection broke: the other end may just have begun anew.
+    let mut ways: Vec<Option<NodeId>> = shared.thirds(&link.peer.pop, link.peer.node).into_iter().map(Some).collect();
+    // The one that stands comes last.
     ways.sort_by_key(|way| *way == wire.via);
+    link.calls.order(&mut ways);
+    ways.truncate(THIRDS_MAX);
+    // The direct path first where its connection broke: the other end may just have begun anew.
     let is_hopeful = !wire.is_up || wire.via.is_some();
     ways.insert(if is_hopeful { 0 } else { ways.len() }, None);
-    let (mut ways, mut trying) = (ways.into_iter(), Vec::<Pin<Box<dyn Future<Output = _> + Send + '_>>>::new());
-    let mut last = Failed::Otherwise;
-    loop {
-        match ways.next() {
-            Some(way) => trying.push(Box::pin(call(shared, link, way))),
-            None if trying.is_empty() => return Err(last),
-            None => {}
-        }
-        let next = poll_fn(|context| {
-            let done = trying.iter_mut().enumerate().find_map(|(place, one)| match one.as_mut().poll(context) {
-                Poll::Ready(outcome) => Some((place, outcome)),
-                Poll::Pending => None,
-            });
-            done.map_or(Poll::Pending, |(place, outcome)| {
-                drop(trying.swap_remove(place));
-                Poll::Ready(outcome)
-            })
-        });
-        match timeout(STAGGER, next).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(Failed::Unknown)) => return Err(Failed::Unknown),
-            Ok(Err(Failed::NotThere)) => last = Failed::NotThere,
-            Ok(Err(Failed::Otherwise)) | Err(_) => {}
-        }
+    link.calls.order(&mut ways);
+    let tries = ways.into_iter().map(|way| Box::pin(call(shared, link, way)) as Try<'_, _, _>);
+    match staggered(tries, |failed| matches!(failed, Failed::Unknown)).await {
+        Ok(connection) => Ok(connection),
+        Err(failed) => Err(judge(&failed)),
+    }
+}
+
+/// What the failures of all ways say together.
+fn judge(failed: &[Failed]) -> Failed {
+    let is_not_there = failed.iter().any(|failed| matches!(failed, Failed::NotThere));
+    if failed.iter().any(|failed| matches!(failed, Failed::Unknown)) {
+        Failed::Unknown
+    } else if is_not_there && failed.iter().all(|failed| matches!(failed, Failed::NotThere | Failed::NotReached)) {
+        Failed::Gone
+    } else {
+        Failed::Otherwise
     }
 }
 
 async fn call(shared: &Shared, link: &Link, via: Option<NodeId>) -> Result<Connection, Failed> {
+    let mut trying = Trying { calls: &link.calls, way: via, since: Instant::now(), is_done: false };
+    let called = call_by(shared, link, via).await;
+    trying.done(called.is_err());
+    called
+}
+
+async fn call_by(shared: &Shared, link: &Link, via: Option<NodeId>) -> Result<Connection, Failed> {
     let name = NodeName::new(&link.peer.name, &link.peer.pop).map_err(|_| Failed::Otherwise)?;
     let connecting = async {
         let stream: Box<dyn Stream> = match via {
@@ -197,7 +251,10 @@ async fn call(shared: &Shared, link: &Link, via: Option<NodeId>) -> Result<Conne
                 super::prepare(&stream)?;
                 Box::new(stream)
             }
-            Some(third) => transit::open(shared, third, link.peer.node).await.map_err(|_| Failed::Otherwise)?,
+            Some(third) => transit::open(shared, third, link.peer.node).await.map_err(|untaken| match untaken {
+                Untaken::NotReached => Failed::NotReached,
+                Untaken::Unreachable | Untaken::Refused => Failed::Otherwise,
+            })?,
         };
         Ok::<_, Failed>(dial::secure(shared, stream, Some(&name)).await?)
     };
@@ -206,6 +263,7 @@ async fn call(shared: &Shared, link: &Link, via: Option<NodeId>) -> Result<Conne
     if proof.name.id() != link.peer.node {
         return Err(Failed::Otherwise);
     }
+    let _word = timeout(TURN_TIMEOUT, link.calls.word.lock()).await.map_err(|_| Failed::Otherwise)?;
     timeout(WORDS_TIMEOUT, speak(shared, link, &mut stream, &proof)).await.map_err(|_| Failed::Otherwise)??;
     Ok(Connection { stream: Box::new(stream), via })
 }
@@ -213,10 +271,8 @@ async fn call(shared: &Shared, link: &Link, via: Option<NodeId>) -> Result<Conne
 /// Says that this is the link's next connection, and hears the same.
 async fn speak(shared: &Shared, link: &Link, stream: &mut (impl AsyncRead + AsyncWrite + Unpin), proof: &Proof) -> Result<(), Failed> {
     let calls = &link.calls;
-    // Of several ways that have come to be at once the first has the word.
-    if calls.is_calling.swap(true, Ordering::Relaxed) {
-        return Err(Failed::Otherwise);
-    }
+    // The other end hears that this one calls.
+    calls.is_calling.store(true, Ordering::Relaxed);
     let _calling = Calling(&calls.is_calling);
     let number = calls.ours.fetch_add(1, Ordering::Relaxed) + 1;
     let received = link.flow().tell_received();
@@ -273,4 +329,42 @@ pub(super) async fn answer(
     write_resume(&mut stream, Resume { number: said.number, received, proof: own }).await.map_err(|error| fault(refusal_of(&error)))?;
     link.go_on(Connection { stream, via });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_failed_or_stalled_is_tried_last_for_a_while() {
+        let (calls, direct, ams, khi) = (Calls::default(), None, Some(NodeId(1)), Some(NodeId(2)));
+        let ordered = || {
+            let mut ways = [direct, ams, khi];
+            calls.order(&mut ways);
+            ways
+        };
+        let trying = |way| Trying { calls: &calls, way, since: Instant::now(), is_done: false };
+        trying(direct).done(true);
+        assert_eq!(ordered(), [ams, khi, direct]);
+        let stalled = trying(ams);
+        sleep(STAGGER).await;
+        // One that had no time to come to be is none the worse.
+        drop((stalled, trying(khi)));
+        assert_eq!(ordered(), [khi, direct, ams]);
+        trying(ams).done(false);
+        assert_eq!(ordered(), [ams, khi, direct]);
+        sleep(FAILED_LATELY).await;
+        assert_eq!(ordered(), [direct, ams, khi]);
+    }
+
+    #[test]
+    fn a_path_that_refuses_is_the_end_only_where_no_third_node_may_reach_the_other_one() {
+        use Failed::{Gone, NotReached, NotThere, Otherwise, Unknown};
+        assert!(matches!(judge(&[NotThere]), Gone));
+        assert!(matches!(judge(&[NotReached, NotThere, NotReached]), Gone));
+        assert!(matches!(judge(&[NotReached, NotThere, Otherwise]), Otherwise));
+        assert!(matches!(judge(&[NotReached, NotReached]), Otherwise));
+        assert!(matches!(judge(&[NotThere, Unknown]), Unknown));
+        assert!(matches!(judge(&[]), Otherwise));
+    }
 }

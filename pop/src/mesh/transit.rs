@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use pop_schemas::NodeId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::counters::{Counters, Transit};
@@ -45,6 +45,10 @@ const BYTES_PER_S_MAX: usize = 1 << 20;
 
 /// A link says something ten times a second, both ways.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// An end that has had no link with this node for so long, and has none again, has no right to a transit. A link that goes on over another
+/// connection stays one.
+const UNLINKED_MAX: Duration = Duration::from_millis(500);
 
 /// How long the way to the other node may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -103,6 +107,8 @@ pub(super) enum Untaken {
     Unreachable,
     /// It says no.
     Refused,
+    /// It says that it does not reach whom it should carry to.
+    NotReached,
 }
 
 impl From<io::Error> for Untaken {
@@ -117,6 +123,7 @@ pub(super) async fn open(shared: &Shared, third: NodeId, node: NodeId) -> Result
     write_words(&mut stream, ASK, node).await?;
     match stream.read_u8().await? {
         TAKEN => Ok(stream),
+        why if [Transit::Unknown, Transit::Unreachable].into_iter().any(|refusal| why == 1 + refusal as u8) => Err(Untaken::NotReached),
         _ => Err(Untaken::Refused),
     }
 }
@@ -194,7 +201,10 @@ pub(super) async fn carry(shared: &Arc<Shared>, mut stream: Box<dyn Stream>, ask
     shared.counters.transit(Transit::Carried);
     let name = shared.linked_name(node).map(|name| name.to_string()).unwrap_or_default();
     tracing::info!(target: crate::logging::AUDIT, from = %asker, to = name, "control transit begins");
-    pass_both(stream, other, &shared.counters).await;
+    tokio::select! {
+        () = pass_both(stream, other, &shared.counters) => {}
+        () = unlinked(shared, [asker.id(), node]) => {}
+    }
     tracing::info!(target: crate::logging::AUDIT, from = %asker, to = name, "control transit ends");
     drop(place);
 }
@@ -222,6 +232,26 @@ async fn begin<'a>(shared: &'a Shared, asker: &NodeName, node: NodeId) -> Result
     };
     let opened = timeout(OPEN_TIMEOUT, opening).await.map_err(|_| Transit::Unreachable)?;
     Ok((place, opened.map_err(|_| Transit::Unreachable)?))
+}
+
+/// Returns when one of `ends` has no link any more.
+async fn unlinked(shared: &Shared, ends: [NodeId; 2]) {
+    let mut changed = shared.changed.subscribe();
+    let are_linked = || {
+        let table = shared.table();
+        ends.iter().all(|end| table.links.contains_key(end))
+    };
+    loop {
+        while are_linked() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+        sleep(UNLINKED_MAX).await;
+        if !are_linked() {
+            return;
+        }
+    }
 }
 
 /// Until one end hangs up, or says nothing, or takes nothing.
