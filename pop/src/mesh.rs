@@ -29,7 +29,7 @@ mod tries;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -290,6 +290,7 @@ impl Mesh {
             tasks: Mutex::default(),
             answers: Mutex::default(),
             transits: transit::Places::default(),
+            turns: transit::Turns::default(),
             revoked: Mutex::default(),
             kept,
         });
@@ -585,6 +586,7 @@ struct Shared {
     answers: Mutex<Option<carry::Answers>>,
     /// Control links of others that go over this node.
     transits: transit::Places,
+    turns: transit::Turns,
     /// Certificates that were taken back.
     revoked: Mutex<Revoked>,
     /// Where that is kept.
@@ -956,6 +958,11 @@ impl Shared {
     /// Who has one whose connection goes over nobody else.
     fn directly_linked(&self, node: NodeId) -> Option<NodeName> {
         self.table().links.get(&node).filter(|link| link.wire().is_direct())?.peer_name()
+    }
+
+    /// Whether a node at this address has a link.
+    fn is_linked_from(&self, address: IpAddr) -> bool {
+        self.table().links.values().any(|link| link.peer.address.ip() == address)
     }
 
     /// Where a node takes connections.

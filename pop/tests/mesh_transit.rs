@@ -611,6 +611,19 @@ async fn a_transit_ends_when_one_of_its_ends_has_no_link_any_more() {
 }
 
 #[tokio::test]
+async fn many_links_of_one_node_find_a_place_at_once() {
+    let world = World::new("many", &["ams"]).await;
+    let (ca, ams, said) = (&world._ca, &world.thirds[0], words(0, world.sin.id()));
+    let mut held = Vec::new();
+    for place in 0..48 {
+        let (came, stream) = ask(ca, "fra", ams, &said).await;
+        assert_eq!(came, Some(0), "place {place}");
+        held.push(stream);
+    }
+    assert_eq!(ams.mesh.counters().transits, 48, "and none of them was sent away");
+}
+
+#[tokio::test]
 async fn a_direct_path_that_refuses_ends_no_link_that_a_third_node_may_carry() {
     let mut world = World::new("refused", &["ams", "khi"]).await;
     world.cut(true);

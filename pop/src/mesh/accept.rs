@@ -25,12 +25,18 @@ const PENDING_MAX: usize = 64;
 /// Of these, how many of one address.
 const PENDING_PER_ADDRESS_MAX: usize = 16;
 
+/// The same for addresses from which there is a link: many links of a node move at once, and whoever has none takes nothing of this.
+const PENDING_KNOWN_MAX: usize = 128;
+const PENDING_PER_KNOWN_MAX: usize = 64;
+
 /// How long to wait when the process has no file descriptor left: an immediate retry would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection that has not proved itself.
 struct Pending {
     address: IpAddr,
+    /// There was a link from its address.
+    is_known: bool,
     progress: Arc<Progress>,
     task: AbortHandle,
 }
@@ -43,38 +49,40 @@ struct Progress {
 
 /// Takes connections until the mesh ends.
 pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
-    let mut pending: Vec<Pending> = Vec::with_capacity(PENDING_MAX);
+    let mut pending: Vec<Pending> = Vec::with_capacity(PENDING_MAX + PENDING_KNOWN_MAX);
     loop {
         let Ok((stream, remote)) = listener.accept().await else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
         pending.retain(|one| !one.task.is_finished() && !one.progress.is_proved.load(Ordering::Relaxed));
-        make_room(&shared, &mut pending, remote);
+        let is_known = shared.is_linked_from(remote.ip());
+        if let Some(one) = crowded_out(&mut pending, remote.ip(), is_known) {
+            one.task.abort();
+            shared.refuse(Refusal::Crowded, &one.address, None);
+        }
         let progress = Arc::<Progress>::default();
         let task = shared.spawn(admit(Arc::clone(&shared), stream, remote, Arc::clone(&progress)));
-        pending.push(Pending { address: remote.ip(), progress, task });
+        pending.push(Pending { address: remote.ip(), is_known, progress, task });
     }
 }
 
 /// Sends away who has waited longest, those first who have not said a word: an honest node speaks at once, and is done within two
 /// round trips, so it is not among them however many others only connect.
-fn make_room(shared: &Shared, pending: &mut Vec<Pending>, remote: SocketAddr) {
-    let of_address = |one: &Pending| one.address == remote.ip();
-    let is_candidate: &dyn Fn(&Pending) -> bool = if pending.iter().filter(|one| of_address(one)).count() >= PENDING_PER_ADDRESS_MAX {
-        &of_address
-    } else if pending.len() >= PENDING_MAX {
-        &|_| true
+fn crowded_out(pending: &mut Vec<Pending>, address: IpAddr, is_known: bool) -> Option<Pending> {
+    let (all_max, own_max) = if is_known { (PENDING_KNOWN_MAX, PENDING_PER_KNOWN_MAX) } else { (PENDING_MAX, PENDING_PER_ADDRESS_MAX) };
+    let is_alike = |one: &Pending| one.is_known == is_known;
+    let is_own = |one: &Pending| is_alike(one) && one.address == address;
+    let is_candidate: &dyn Fn(&Pending) -> bool = if pending.iter().filter(|one| is_own(one)).count() >= own_max {
+        &is_own
+    } else if pending.iter().filter(|one| is_alike(one)).count() >= all_max {
+        &is_alike
     } else {
-        return;
+        return None;
     };
     let is_silent = |one: &Pending| !one.progress.has_spoken.load(Ordering::Relaxed);
     let silent = pending.iter().position(|one| is_candidate(one) && is_silent(one));
-    if let Some(longest) = silent.or_else(|| pending.iter().position(is_candidate)) {
-        let one = pending.remove(longest);
-        one.task.abort();
-        shared.refuse(Refusal::Crowded, &one.address, None);
-    }
+    silent.or_else(|| pending.iter().position(is_candidate)).map(|longest| pending.remove(longest))
 }
 
 async fn admit(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, progress: Arc<Progress>) {
@@ -177,4 +185,34 @@ async fn begin(
     }
     let admission = shared.register(proof, hello, false, remote, via).await?;
     Ok(Established::Link(Box::new(admission), Connection { stream, via }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_flood_of_strangers_takes_no_place_of_a_node_with_a_link_and_each_has_its_bound() {
+        let mut pending = Vec::new();
+        let mut come = |host: u8, is_known, count| {
+            let address = IpAddr::from(Ipv4Addr::new(192, 0, 2, host));
+            let mut away = Vec::new();
+            for _ in 0..count {
+                away.extend(crowded_out(&mut pending, address, is_known).map(|one| (one.address, one.is_known)));
+                let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+                pending.push(Pending { address, is_known, progress: Arc::default(), task });
+            }
+            assert!(away.iter().all(|(_, was_known)| *was_known == is_known));
+            away.len()
+        };
+        assert_eq!(come(1, true, PENDING_PER_KNOWN_MAX), 0);
+        assert_eq!(come(2, false, 100), 100 - PENDING_PER_ADDRESS_MAX);
+        assert_eq!((3..100).map(|host| come(host, false, 1)).sum::<usize>(), 97 + PENDING_PER_ADDRESS_MAX - PENDING_MAX);
+        assert_eq!(come(1, true, 1), 1);
+        assert_eq!(come(101, true, PENDING_PER_KNOWN_MAX), 0);
+        assert_eq!(come(102, true, 1), 1);
+        assert_eq!(pending.len(), PENDING_MAX + PENDING_KNOWN_MAX);
+    }
 }

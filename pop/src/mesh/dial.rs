@@ -187,7 +187,7 @@ pub(super) async fn own_start_at(shared: &Shared, address: SocketAddr) -> Option
 }
 
 /// Between half of `pause` and all of it, so that nodes that lost each other together do not return together.
-fn jittered(pause: Duration) -> Duration {
+pub(super) fn jittered(pause: Duration) -> Duration {
     let mut random = [0; 2];
     aws_lc_rs::rand::fill(&mut random).expect("the system gives random bytes");
     pause / 2 + pause.mul_f64(f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX) / 2.0)

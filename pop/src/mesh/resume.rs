@@ -195,7 +195,7 @@ pub(super) async fn keep_connected(shared: &Shared, link: &Link) -> Ended {
             // Its process has ended. A direct path alone that refuses may be that of somebody between.
             Err(Failed::Gone) if !link.wire().is_up => return Ended::Closed,
             Err(_) if stands => {
-                sleep(pause).await;
+                sleep(dial::jittered(pause)).await;
                 pause = (pause * 2).min(RETRY_MAX);
             }
             Err(_) => back_after = (back_after * 2).min(BACK_AFTER_MAX),

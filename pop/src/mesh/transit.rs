@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use pop_schemas::NodeId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -30,11 +31,15 @@ use super::{NodeName, Shared, dial};
 /// What such a connection speaks.
 pub(super) const PROTOCOL: &[u8] = b"pop-transit/1";
 
-/// Transits that this node carries at once.
-pub const TRANSITS_MAX: usize = 64;
+/// Transits that this node carries at once: 16 MiB of buffers.
+pub const TRANSITS_MAX: usize = 512;
 
-/// Of these for one asker: a link has one, and a second while it changes.
-pub const TRANSITS_PER_ASKER_MAX: usize = 8;
+/// Of these for one asker: a link has one, and a second while it changes. A node with 255 links finds places for them at the four third
+/// nodes that it asks.
+pub const TRANSITS_PER_ASKER_MAX: usize = 64;
+
+/// Connections with one node that have not said what is wanted: a node takes no more than 64 of one address.
+const UNSAID_MAX: usize = 48;
 
 /// Bytes of one direction that wait here.
 const BUFFER_LEN: usize = 16 << 10;
@@ -119,8 +124,7 @@ impl From<io::Error> for Untaken {
 
 /// Asks node `third` for a transit to `node`.
 pub(super) async fn open(shared: &Shared, third: NodeId, node: NodeId) -> Result<Box<dyn Stream>, Untaken> {
-    let mut stream = connect(shared, third).await?;
-    write_words(&mut stream, ASK, node).await?;
+    let mut stream = connect(shared, third, ASK, node).await?;
     match stream.read_u8().await? {
         TAKEN => Ok(stream),
         why if [Transit::Unknown, Transit::Unreachable].into_iter().any(|refusal| why == 1 + refusal as u8) => Err(Untaken::NotReached),
@@ -128,17 +132,37 @@ pub(super) async fn open(shared: &Shared, third: NodeId, node: NodeId) -> Result
     }
 }
 
-/// A connection for transits with a node that this one has a direct link with.
-async fn connect(shared: &Shared, node: NodeId) -> Result<Box<dyn Stream>, Untaken> {
+/// A connection for transits with a node that this one has a direct link with, which has heard what is wanted.
+async fn connect(shared: &Shared, node: NodeId, what: u8, about: NodeId) -> Result<Box<dyn Stream>, Untaken> {
     let name = shared.directly_linked(node).ok_or(Untaken::Unreachable)?;
     let address = shared.address_of(node).ok_or(Untaken::Unreachable)?;
+    let _turn = shared.turns.take(node).await;
     let stream = dial::connect(address).await?;
     super::prepare(&stream)?;
-    let stream = TlsConnector::from(shared.identity().transit()).connect(server_name(Some(&name)), stream).await?;
+    let mut stream = TlsConnector::from(shared.identity().transit()).connect(server_name(Some(&name)), stream).await?;
     let (_, connection) = stream.get_ref();
     let chain = connection.peer_certificates().unwrap_or_default();
     let is_right = shared.vouches(&name, chain).is_ok() && connection.alpn_protocol() == Some(PROTOCOL);
-    if is_right { Ok(Box::new(stream)) } else { Err(Untaken::Unreachable) }
+    if !is_right {
+        return Err(Untaken::Unreachable);
+    }
+    write_words(&mut stream, what, about).await?;
+    Ok(Box::new(stream))
+}
+
+/// Whose turn it is to connect with a node, by node. Only those are kept for which somebody has one or waits.
+#[derive(Debug, Default)]
+pub(super) struct Turns(Mutex<HashMap<NodeId, Arc<Semaphore>>>);
+
+impl Turns {
+    async fn take(&self, node: NodeId) -> OwnedSemaphorePermit {
+        let turns = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, turns| Arc::strong_count(turns) > 1);
+            Arc::clone(all.entry(node).or_insert_with(|| Arc::new(Semaphore::new(UNSAID_MAX))))
+        };
+        turns.acquire_owned().await.expect("it is never closed")
+    }
 }
 
 /// How many transits there are, by who has asked for them.
@@ -223,8 +247,7 @@ async fn begin<'a>(shared: &'a Shared, asker: &NodeName, node: NodeId) -> Result
         return Err(Transit::Unknown);
     }
     let opening = async {
-        let mut other = connect(shared, node).await?;
-        write_words(&mut other, BRING, from).await?;
+        let mut other = connect(shared, node, BRING, from).await?;
         match other.read_u8().await? {
             TAKEN => Ok::<_, Untaken>(other),
             _ => Err(Untaken::Refused),
@@ -303,6 +326,21 @@ mod tests {
         drop(held);
         assert_eq!(places.len(), 0);
         assert!(places.all().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_with_one_node_wait_for_their_turn_and_those_with_others_do_not() {
+        let turns = Turns::default();
+        let mut held = Vec::new();
+        for _ in 0..UNSAID_MAX {
+            held.push(turns.take(NodeId(1)).await);
+        }
+        assert!(timeout(OPEN_TIMEOUT, turns.take(NodeId(1))).await.is_err());
+        drop(turns.take(NodeId(2)).await);
+        held.pop();
+        let last = turns.take(NodeId(1)).await;
+        drop((held, last, turns.take(NodeId(3)).await));
+        assert_eq!(turns.0.lock().map(|all| all.len()).ok(), Some(2), "one is of now, and what nobody has goes with the next");
     }
 
     #[tokio::test]
