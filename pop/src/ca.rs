@@ -226,7 +226,8 @@ pub fn revoke(folder: &Path, serials: &[Serial]) -> Result<List, String> {
     all.extend(serials.iter().cloned());
     all.sort_unstable();
     all.dedup();
-    let number = before + 1;
+    // Newer than those of a copy of this folder, or of a list that is lost.
+    let number = (before + 1).max(unix_now_s());
     let (epoch, now) = (rcgen::date_time_ymd(1970, 1, 1), Duration::from_secs(unix_now_s()));
     let one = |serial: &Serial| RevokedCertParams {
         serial_number: SerialNumber::from_slice(&serial.0),

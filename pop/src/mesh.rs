@@ -505,8 +505,8 @@ impl Mesh {
         }
     }
 
-    /// Takes other files for new links. Those that are up go on, but for one thing: when the certificate is for other API keys, links to
-    /// other PoPs are made anew, since the other end knows only what it was shown.
+    /// Takes other files for new links. Those that are up go on, but when the certificate is for other API keys, or other CAs are believed: then
+    /// links are made anew, since the other end knows only what it was shown.
     ///
     /// # Errors
     ///
@@ -518,11 +518,13 @@ impl Mesh {
 
     fn replace(&self, identity: MeshIdentity) {
         let shared = &self.0.shared;
-        let has_other_keys = *shared.identity().grants() != *identity.grants();
+        let before = shared.identity();
+        // Of another CA it may have been told what it could not believe.
+        let is_other = before.grants() != identity.grants() || before.roots() != identity.roots();
         *shared.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
-        if has_other_keys {
+        if is_other {
             let links: Vec<_> = shared.table().links.values().cloned().collect();
-            links.iter().filter(|link| link.peer.pop != shared.name.pop()).for_each(|link| link.end(Ended::Renewed));
+            links.iter().for_each(|link| link.end(Ended::Renewed));
         }
     }
 }
@@ -545,13 +547,16 @@ impl Applier for MeshApplier {
             changes.push(format!("certificate of mesh.cert, valid for {} days", identity.days_left()));
         }
         if *identity.grants() != mesh.grants() {
-            changes.push(format!("API keys of mesh.cert: {}; links to other PoPs are made anew", identity.grants()));
+            changes.push(format!("API keys of mesh.cert: {}; links are made anew", identity.grants()));
         }
         changes.extend(identity.warning().map(str::to_owned));
         let lists = new.mesh.revoked.as_ref().map(|file| revoked::read("mesh.revoked", file)).transpose()?.unwrap_or_default();
+        let mut known = mesh.0.shared.revoked().clone();
         for list in &lists {
-            match Revoked::default().take(list, &identity.roots()) {
-                Listed::New => {}
+            match known.take(list, &identity.roots()) {
+                Listed::New | Listed::Known => {}
+                Listed::Old => changes
+                    .push("mesh.revoked has a list that changes nothing: a newer one, or another one of its number, is known".to_owned()),
                 why => return Err(format!("mesh.revoked: a list is {}: `pop ca revoke` makes one by the CA in mesh.ca", why.label())),
             }
         }

@@ -215,11 +215,13 @@ fn what_was_issued_is_taken_back_by_name_or_by_number() {
     let output = run(&[&["ca", "revoke", "--json"][..], &dir, &node].concat());
     assert_eq!(code(&output), Some(0), "{output:?}");
     let answer = json(&output);
-    assert_eq!((answer["number"].as_u64(), answer["revoked"].as_u64()), (Some(1), Some(2)), "the one before, too: {answer}");
+    let first = answer["number"].as_u64().expect("a number");
+    assert_eq!(answer["revoked"].as_u64(), Some(2), "the one before, too: {answer}");
     assert_eq!(answer["crl"].as_str(), Some(shown(&ca.join("crl.pem"))));
     let output = run(&[&["ca", "revoke", "--serial", "0a:0B", "--json"][..], &dir].concat());
     let answer = json(&output);
-    assert_eq!((answer["number"].as_u64(), answer["revoked"].as_u64()), (Some(2), Some(3)), "those before stay: {answer}");
+    assert!(answer["number"].as_u64() > Some(first), "it is newer: {answer}");
+    assert_eq!(answer["revoked"].as_u64(), Some(3), "those before stay: {answer}");
     assert_eq!(answer["serials"][0].as_str(), Some("0a0b"));
     let output = run(&[&["ca", "revoke"][..], &dir, &node].concat());
     assert_eq!(code(&output), Some(0));

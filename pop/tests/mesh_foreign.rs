@@ -170,6 +170,6 @@ async fn each_pop_sees_which_api_keys_the_other_may_use_and_a_reload_changes_tha
     assert!(checked.contains("\"api_keys\":[\"a%2Cb\",\"desk\"]"), "{checked}");
     issue(&folder, "a", "fra", Grants::all());
     let reloaded = said(&["reload", "--socket", shown(&socket)]);
-    assert!(reloaded.contains("API keys of mesh.cert: *; links to other PoPs are made anew"), "{reloaded}");
+    assert!(reloaded.contains("API keys of mesh.cert: *; links are made anew"), "{reloaded}");
     assert_eq!(granted(&mut events).await, Grants::all());
 }

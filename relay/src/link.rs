@@ -63,7 +63,8 @@ pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
 const EVERY_ACTIVE: Duration = Duration::from_millis(50);
 /// ... while none does any longer, ...
 const EVERY_IDLE: Duration = Duration::from_millis(100);
-/// ... and in the long run: a PoP has links with hundreds, and media over few of them.
+/// ... and in the long run, where there is another way: a PoP has links with hundreds of others, and media over few of them. Inside a PoP, where no
+/// echoes go, the heartbeat tells whether a node lives.
 const EVERY_RESTING: Duration = Duration::from_millis(250);
 /// Media flows until so long after the last packet.
 const ACTIVE: Duration = Duration::from_secs(1);
@@ -415,8 +416,8 @@ impl Link {
     fn every(&self, now: Time) -> Duration {
         match self.media_at {
             Some(at) if now.since(at) < ACTIVE => EVERY_ACTIVE,
-            at if now.since(at.unwrap_or(self.began)) < RESTS_AFTER => EVERY_IDLE,
-            _ => EVERY_RESTING,
+            at if now.since(at.unwrap_or(self.began)) >= RESTS_AFTER && self.evidence.is_probed() => EVERY_RESTING,
+            _ => EVERY_IDLE,
         }
     }
 

@@ -37,7 +37,7 @@ pub enum Listed {
     New,
     /// It is what is known.
     Known,
-    /// A newer one is known.
+    /// A newer one is known, or another one of its number.
     Old,
     /// It is not signed by a CA that this node believes.
     Forged,
@@ -65,14 +65,16 @@ impl Listed {
 }
 
 /// A list that was believed.
+#[derive(Clone)]
 struct List {
+    issuer: Box<[u8]>,
     number: u64,
     der: Vec<u8>,
     serials: BTreeSet<Box<[u8]>>,
 }
 
-/// The newest list of each CA, by its name.
-#[derive(Default)]
+/// The newest list of each CA, by its key: two may have one name.
+#[derive(Clone, Default)]
 pub(super) struct Revoked(HashMap<Box<[u8]>, List>);
 
 impl Revoked {
@@ -81,38 +83,43 @@ impl Revoked {
         if der.len() > CRL_LEN_MAX {
             return Listed::TooLarge;
         }
+        // Who says it again and again costs no more than a look.
+        if self.0.values().any(|known| known.der == der) {
+            return Listed::Known;
+        }
         let Ok((rest, list)) = x509_parser::parse_x509_crl(der) else { return Listed::Malformed };
         let number = list.crl_number().and_then(|number| u64::try_from(number).ok());
         // RFC 5280 5.1.1.2: "This field MUST contain the same algorithm identifier as the signature field in the sequence tbsCertList".
         let is_whole = rest.is_empty() && list.signature_value.unused_bits == 0 && list.signature_algorithm == list.tbs_cert_list.signature;
         let Some(number) = number.filter(|_| is_whole) else { return Listed::Malformed };
         let issuer: Box<[u8]> = list.issuer().as_raw().into();
-        let is_signed = |root: &CertificateDer<'_>| {
-            x509_parser::parse_x509_certificate(root)
-                .is_ok_and(|(_, root)| root.subject().as_raw() == &*issuer && list.verify_signature(root.public_key()).is_ok())
+        let signer = |root: &CertificateDer<'_>| {
+            let (_, root) = x509_parser::parse_x509_certificate(root).ok()?;
+            let is_signer = root.subject().as_raw() == &*issuer && list.verify_signature(root.public_key()).is_ok();
+            is_signer.then(|| Box::<[u8]>::from(root.public_key().raw))
         };
         // Before anything it says counts.
-        if !roots.iter().any(is_signed) {
-            return Listed::Forged;
-        }
-        if let Some(known) = self.0.get(&issuer) {
+        let Some(key) = roots.iter().find_map(signer) else { return Listed::Forged };
+        let signed = list.tbs_cert_list.as_ref();
+        if let Some(known) = self.0.get(&key) {
+            let is_same = || x509_parser::parse_x509_crl(&known.der).is_ok_and(|(_, known)| known.tbs_cert_list.as_ref() == signed);
             match number.cmp(&known.number) {
-                std::cmp::Ordering::Less => return Listed::Old,
-                std::cmp::Ordering::Equal => return Listed::Known,
+                std::cmp::Ordering::Equal if is_same() => return Listed::Known,
+                std::cmp::Ordering::Less | std::cmp::Ordering::Equal => return Listed::Old,
                 std::cmp::Ordering::Greater => {}
             }
         }
-        let others: usize = self.0.iter().filter(|(of, _)| **of != issuer).map(|(_, list)| list.der.len()).sum();
+        let others: usize = self.0.iter().filter(|(of, _)| **of != key).map(|(_, list)| list.der.len()).sum();
         if others + der.len() > ALL_LEN_MAX {
             return Listed::TooLarge;
         }
         let serials = list.iter_revoked_certificates().map(|one| one.serial().to_bytes_be().into()).collect();
-        self.0.insert(issuer, List { number, der: der.to_vec(), serials });
+        self.0.insert(key, List { issuer, number, der: der.to_vec(), serials });
         Listed::New
     }
 
     pub(super) fn has(&self, certificate: &CertificateId) -> bool {
-        self.0.get(&certificate.issuer).is_some_and(|list| list.serials.contains(&certificate.serial))
+        self.0.values().any(|list| list.issuer == certificate.issuer && list.serials.contains(&certificate.serial))
     }
 
     /// All lists, DER.
@@ -204,13 +211,20 @@ mod tests {
         assert_eq!(revoked.take(&fra.list(2, [7, 8]), &roots), Listed::New);
         assert_eq!(revoked.take(&sin.list(1, [9]), &roots), Listed::New);
         assert!(revoked.has(&fra.certificate(7)) && !revoked.has(&sin.certificate(7)) && revoked.has(&sin.certificate(9)));
-        assert_eq!(revoked.take(&fra.list(2, []), &roots), Listed::Known);
+        assert_eq!(revoked.take(&fra.list(2, [7, 8]), &roots), Listed::Known);
+        assert_eq!(revoked.take(&fra.list(2, []), &roots), Listed::Old, "another one of this number");
         assert_eq!(revoked.take(&fra.list(1, []), &roots), Listed::Old);
         assert_eq!(revoked.take(&foreign.list(9, []), &roots), Listed::Forged);
         assert!(revoked.has(&fra.certificate(8)), "nothing of these counted");
         assert_eq!(revoked.take(&fra.list(3, [8]), &roots), Listed::New);
         assert!(!revoked.has(&fra.certificate(7)) && revoked.has(&fra.certificate(8)));
         assert_eq!((revoked.len(), revoked.lists().count()), (2, 2));
+        // Of two CAs of one name neither takes back what the other has.
+        let roots = [fra.1.clone(), sin.1.clone(), foreign.1.clone()];
+        assert_eq!(revoked.take(&foreign.list(1, [5]), &roots), Listed::New);
+        assert_eq!(revoked.take(&foreign.list(9, [5]), &roots), Listed::New);
+        assert!(revoked.has(&fra.certificate(8)) && revoked.has(&foreign.certificate(5)));
+        assert_eq!((revoked.len(), revoked.lists().count()), (3, 3));
     }
 
     #[test]

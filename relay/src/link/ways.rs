@@ -295,11 +295,15 @@ impl Evidence {
         at
     }
 
+    /// Echoes go at all.
+    pub(super) fn is_probed(&self) -> bool {
+        self.has_route() || self.is_wanted
+    }
+
     /// The places whose ways get echoes.
     fn places(&self) -> impl Iterator<Item = usize> + use<> {
-        let has_route = self.has_route();
+        let (has_route, is_probed) = (self.has_route(), self.is_probed());
         let (way, backup) = (self.way, self.backup);
-        let is_probed = has_route || self.is_wanted;
         (0..WAYS_MAX).filter(move |at| is_probed && *at == DIRECT || has_route && (*at == way || Some(*at) == backup))
     }
 
