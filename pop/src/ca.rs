@@ -197,7 +197,11 @@ pub struct List {
 ///
 /// A sentence that says what to change.
 pub fn serials_of(folder: &Path, name: &NodeName) -> Result<Vec<Serial>, String> {
-    let issued = fs::read_to_string(issued_file(folder)).unwrap_or_default();
+    let issued = match fs::read_to_string(issued_file(folder)) {
+        Ok(issued) => issued,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(format!("{}: {error}: what it names would be left out", issued_file(folder).display())),
+    };
     let of_name = |line: &str| {
         let (serial, of) = line.split_once(' ')?;
         Serial::parse(serial).ok().filter(|_| of == name.to_string())

@@ -1079,11 +1079,12 @@ impl State {
             of.is_some_and(|of| of.gone_at.is_none_or(|at| now.saturating_duration_since(at) < UNTOLD_MAX + grace))
         };
         let up: Vec<NodeId> = self.of_this_pop().filter(|of| of.is_up()).map(|of| of.record.node).chain([own]).collect();
+        let passed = passes.sessions();
         self.kept.retain(|session, keeping| {
             let is_new = now.saturating_duration_since(keeping.since) < KEEP_MIN;
             let has_people = rooms.get(session).is_some_and(|watched| watched.nodes.keys().any(may_have_people));
             is_new
-                || passes.has_session(session)
+                || passed.contains(session)
                 || has_people && placement::rank(session, up.iter().copied()).iter().take(KEEPERS).any(|node| *node == own)
         });
     }

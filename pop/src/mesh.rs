@@ -271,6 +271,7 @@ impl Mesh {
         if let Some(warning) = identity.warning() {
             tracing::warn!("{warning}");
         }
+        pop_relay::link::make_parity_tables();
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let shared = Arc::new(Shared {
             node: identity.name().id(),
@@ -286,13 +287,14 @@ impl Mesh {
             events,
             table: Mutex::default(),
             changed: watch::Sender::new(()),
+            listed: watch::Sender::new(()),
             counters: Counters::default(),
             tasks: Mutex::default(),
             answers: Mutex::default(),
             transits: transit::Places::default(),
             turns: transit::Turns::default(),
             revoked: Mutex::default(),
-            kept,
+            kept: Mutex::new(kept),
         });
         shared.take_kept();
         for list in of_file {
@@ -585,6 +587,8 @@ struct Shared {
     table: Mutex<Table>,
     /// Told after each change of the table's links.
     changed: watch::Sender<()>,
+    /// Told after certificates were taken back.
+    listed: watch::Sender<()>,
     counters: Counters,
     tasks: Mutex<JoinSet<()>>,
     /// Of [`Mesh::answer_carried`].
@@ -594,8 +598,8 @@ struct Shared {
     turns: transit::Turns,
     /// Certificates that were taken back.
     revoked: Mutex<Revoked>,
-    /// Where that is kept.
-    kept: Option<PathBuf>,
+    /// Where that is kept. Locked while it is written, so that what is newest is written last.
+    kept: Mutex<Option<PathBuf>>,
 }
 
 #[derive(Default)]
@@ -718,6 +722,7 @@ impl Shared {
         }
         tracing::warn!(target: AUDIT, certificates = self.revoked().len(), "certificates were taken back");
         self.keep_lists();
+        self.listed.send_replace(());
         let links: Vec<_> = self.table().links.values().cloned().collect();
         for link in links {
             if self.revoked().has(&link.certificate) {
@@ -745,7 +750,8 @@ impl Shared {
 
     /// What was known before this start.
     fn take_kept(&self) {
-        let Some(file) = self.kept.as_ref().filter(|file| file.exists()) else { return };
+        let kept = self.kept();
+        let Some(file) = kept.as_ref().filter(|file| file.exists()) else { return };
         match revoked::read("revoked certificates", file) {
             Ok(lists) => {
                 for list in lists {
@@ -756,8 +762,13 @@ impl Shared {
         }
     }
 
+    fn kept(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn keep_lists(&self) {
-        let Some(file) = &self.kept else { return };
+        let kept = self.kept();
+        let Some(file) = &*kept else { return };
         let text: String = self.revoked().lists().map(revoked::pem).collect();
         if let Err(error) = state::replace_file(file, text.as_bytes()) {
             tracing::warn!(file = %file.display(), %error, "which certificates were taken back is not kept over a restart");

@@ -13,14 +13,14 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use pop::ca::{self, Request};
 use pop::mesh::{
-    Carried, CarryError, Elsewhere, Ended, GRANTS_MAX, Grants, LinkSecret, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings,
+    Carried, CarryError, Elsewhere, Ended, GRANTS_MAX, Grants, LinkSecret, Listed, Mesh, MeshEvent, MeshFiles, MeshIdentity, MeshSettings,
     NodeName, Peer, Refusal,
 };
 use pop_relay::control::{self, CONTROL_LEN_MAX, Hello, Message, Want};
 use pop_schemas::{Incarnation, NodeId, SessionId, TrackId};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -178,17 +178,22 @@ async fn pair(ca: &Ca) -> (Node, Node) {
 
 /// A TLS client that shows `files`, or nothing, and believes the server's CA.
 async fn connect(ca: &Ca, to: &Node, files: Option<&MeshFiles>) -> TlsStream<TcpStream> {
+    connect_by(ca, to, files, None).await
+}
+
+async fn connect_by(ca: &Ca, to: &Node, files: Option<&MeshFiles>, protocol: Option<&[u8]>) -> TlsStream<TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca.0.join("ca.pem")).expect("a certificate")).expect("a CA");
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider())).with_protocol_versions(&[&rustls::version::TLS13]);
     let config = config.expect("TLS 1.3").with_root_certificates(roots);
-    let config = match files {
+    let mut config = match files {
         Some(files) => {
             let chain = vec![CertificateDer::from_pem_file(&files.cert).expect("a certificate")];
             config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&files.key).expect("a key")).expect("a pair")
         }
         None => config.with_no_client_auth(),
     };
+    config.alpn_protocols.extend(protocol.map(<[u8]>::to_vec));
     let stream = TcpStream::connect(to.mesh.address()).await.expect("it listens");
     let server = ServerName::try_from(to.mesh.name().dns()).expect("a name");
     TlsConnector::from(Arc::new(config)).connect(server, stream).await.expect("the server is believed")
@@ -671,4 +676,27 @@ async fn two_that_step_to_new_keys_at_once_and_again_step_once() {
     assert!(a.is_quiet() && b.is_quiet(), "the second step would take keys away that are in use");
     talk(&mut a, &mut b, 1).await;
     assert_eq!((a.mesh.links()[0].generation, b.mesh.links()[0].generation), (1, 1));
+}
+
+#[tokio::test]
+async fn who_carries_requests_is_of_this_pop_and_carries_none_when_its_certificate_is_taken_back() {
+    let ca = Ca::new("carriers");
+    let a = Node::start(&ca, "a", 1, &[]).await;
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    let _answering = a.mesh.answer_carried(Router::new().route("/", get(|| async { "here" })), stopped);
+    let of_b = ca.issue("b");
+    let of_sin = ca.issue_for(NodeName::new("c", "sin").expect("a plain name"), Grants::none());
+    let mut foreign = connect_by(&ca, &a, Some(&of_sin), Some(b"pop-http/1")).await;
+    let _ = foreign.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(!matches!(foreign.read(&mut [0; 100]).await, Ok(1..)), "it is of another PoP");
+    let mut carrier = connect_by(&ca, &a, Some(&of_b), Some(b"pop-http/1")).await;
+    carrier.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("it is open");
+    let mut answer = [0; 15];
+    carrier.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let list = ca::revoke(&ca.0, &ca::serials_of(&ca.0, &name("b")).expect("it was issued")).expect("a list");
+    let list = CertificateRevocationListDer::from_pem_file(list.file).expect("PEM").to_vec();
+    assert_eq!(a.mesh.take_list(&list), Listed::New);
+    let ended = async { while let Ok(1..) = carrier.read(&mut [0; 4_096]).await {} };
+    timeout(Duration::from_secs(2), ended).await.expect("it is over at once");
 }

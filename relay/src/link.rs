@@ -22,6 +22,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 pub use self::{
     bundle::Bundle,
+    parity::make_parity_tables,
     table::{Ask, Clock},
     transit::{HOPS_MAX, SourceRoute, TRANSIT_OVERHEAD, Transit},
     ways::{PathStats, Way, Ways},

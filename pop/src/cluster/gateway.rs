@@ -8,7 +8,7 @@
 //! makes a second copy. A gateway takes what it passes on of its origin and of nobody else, so nothing goes in a circle, and passes it on to nodes of
 //! its own PoP alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use pop_schemas::{NodeId, SessionId, TrackId};
@@ -241,8 +241,9 @@ impl Passes {
         self.tracks.iter().filter(|(_, pass)| holds(pass)).map(|(track, _)| *track).collect()
     }
 
-    pub(super) fn has_session(&self, session: &SessionId) -> bool {
-        self.tracks.values().any(|pass| pass.session == *session)
+    /// All sessions of which something is passed on.
+    pub(super) fn sessions(&self) -> HashSet<&SessionId> {
+        self.tracks.values().map(|pass| &pass.session).collect()
     }
 }
 
@@ -376,9 +377,9 @@ mod tests {
         assert!(passes.add(&session, track, NodeId(91), (FIRST, 0)).is_err() && passes.add(&other, track, OWNER, (FIRST, 0)).is_err());
         assert_eq!(passes.get(track).map(|pass| pass.askers.clone()), Some(BTreeMap::from([(FIRST, 0), (SECOND, 2)])));
         assert_eq!((passes.remove(track, FIRST), passes.remove(track, FIRST)), (None, None));
-        assert!(passes.has_session(&session));
+        assert!(passes.sessions().contains(&session));
         assert_eq!(passes.remove(track, SECOND), Some(session.clone()));
-        assert!(!passes.has_session(&session) && passes.get(track).is_none() && passes.end(track).is_none());
+        assert!(!passes.sessions().contains(&session) && passes.get(track).is_none() && passes.end(track).is_none());
         passes.add(&session, track, NodeId(91), (FIRST, 0)).expect("whoever has it now");
         assert_eq!(passes.find(|pass| pass.origin == NodeId(91)), [track]);
         assert_eq!((passes.end(track).map(|pass| pass.askers.len()), passes.askers), (Some(1), 0));

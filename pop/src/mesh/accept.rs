@@ -10,7 +10,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::counters::Refusal;
 use super::counters::Transit;
@@ -115,10 +114,10 @@ enum Established {
     /// A node wants to be carried to another.
     Transit(NodeName, NodeId, Box<dyn Stream>),
     /// It carries requests of clients.
-    Carrier(Box<TlsStream<TcpStream>>),
+    Carrier(Box<carry::Held>),
 }
 
-async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progress: &Progress) -> Result<Established, Refused> {
+async fn establish(shared: &Arc<Shared>, stream: TcpStream, remote: SocketAddr, progress: &Progress) -> Result<Established, Refused> {
     let broken = |error: std::io::Error| Refused::Fault(refusal_of(&error), None);
     super::prepare(&stream).map_err(broken)?;
     stream.readable().await.map_err(broken)?;
@@ -127,7 +126,11 @@ async fn establish(shared: &Shared, stream: TcpStream, remote: SocketAddr, progr
     let mut stream = acceptor.accept(stream).await.map_err(broken)?;
     let proof = super::proof(shared, stream.get_ref().1)?;
     match stream.get_ref().1.alpn_protocol() {
-        Some(carry::PROTOCOL) => Ok(Established::Carrier(Box::new(stream))),
+        // It says for whom it asks, which is believed of nodes of this PoP alone.
+        Some(carry::PROTOCOL) if proof.name.pop() == shared.name.pop() => {
+            Ok(Established::Carrier(Box::new(carry::Held::new(shared, stream, proof.certificate))))
+        }
+        Some(carry::PROTOCOL) => Err(Refused::Fault(Refusal::WrongName, Some(proof.name))),
         Some(transit::PROTOCOL) => match transit::read_words(&mut stream).await.map_err(broken)? {
             Some(Wanted::Ask(node)) => Ok(Established::Transit(proof.name, node, Box::new(stream))),
             Some(Wanted::Bring(node)) => take_brought(shared, Box::new(stream), remote, node, proof.name.id()).await,

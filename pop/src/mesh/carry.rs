@@ -1,8 +1,11 @@
 //! Requests of clients that came to a node other than the one that has their transport: they go there over a connection of their own,
 //! beside the link, with the same certificates and another protocol (ALPN).
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,7 +19,7 @@ use hyper::client::conn::http1;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use pop_schemas::NodeId;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy, split};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -27,6 +30,7 @@ use tokio_rustls::server::TlsStream;
 use super::counters::Carry;
 use super::frames::Frames;
 use super::identity::server_name;
+use super::revoked::CertificateId;
 use super::{Mesh, NodeName, PROOF_TIMEOUT, Shared};
 use crate::serve::{self, Place};
 
@@ -259,8 +263,59 @@ async fn unpack(mut request: Request<Body>, next: Next) -> Response {
     next.run(request).await
 }
 
+/// A node's connection, which ends when its certificate is taken back: also what hyper hands over after a change of protocol.
+pub(super) struct Held {
+    stream: TlsStream<TcpStream>,
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
+    is_over: bool,
+}
+
+impl Held {
+    pub(super) fn new(shared: &Arc<Shared>, stream: TlsStream<TcpStream>, certificate: CertificateId) -> Held {
+        let (mut listed, shared) = (shared.listed.subscribe(), Arc::clone(shared));
+        let over = async move {
+            while !shared.revoked().has(&certificate) {
+                if listed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        Held { stream, over: Box::pin(over), is_over: false }
+    }
+
+    /// Wakes the task that reads when it is over.
+    fn look(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        self.is_over = self.is_over || self.over.as_mut().poll(context).is_ready();
+        if self.is_over { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+}
+
+impl AsyncRead for Held {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.look(context)?;
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_over {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 /// Answers what a node carries over this connection, as long as it does.
-pub(super) async fn answer(shared: &Shared, stream: Box<TlsStream<TcpStream>>) {
+pub(super) async fn answer(shared: &Shared, stream: Box<Held>) {
     let ready = shared.answers().as_ref().map(|answers| (answers.router.clone(), answers.stop.clone(), Arc::clone(&answers.places)));
     let Some((router, stop, places)) = ready else { return };
     match places.try_acquire_owned() {

@@ -169,6 +169,21 @@ impl Block {
     }
 }
 
+/// Makes the library's tables, once for a process: else the worker would that has the first link, and that brings back the first datagram.
+pub fn make_parity_tables() {
+    let shard = [0; 64];
+    let restored = || {
+        let mut encoder: Encoder = HighRateEncoder::new(2, 1, shard.len(), DefaultEngine::new(), None).ok()?;
+        (0..2).try_for_each(|_| encoder.add_original_shard(shard)).ok()?;
+        let encoded = encoder.encode().ok()?;
+        let mut decoder: Decoder = HighRateDecoder::new(2, 1, shard.len(), DefaultEngine::new(), None).ok()?;
+        decoder.add_original_shard(0, shard).ok()?;
+        decoder.add_recovery_shard(0, encoded.recovery(0)?).ok()?;
+        decoder.decode().ok().map(drop)
+    };
+    restored().expect("two shards and one of parity are within the library's limits");
+}
+
 type Encoder = HighRateEncoder<DefaultEngine>;
 type Decoder = HighRateDecoder<DefaultEngine>;
 
@@ -478,7 +493,7 @@ impl Recovery {
                 slots[place] = Slot { counter, len: (SHARD_HEAD_LEN + payload.len()) as u16, is_parity: false };
                 recovered.push(counter);
             } else {
-                slots[place].counter = NONE;
+                slots[place] = Slot { counter: NONE, len: 0, is_parity: false };
             }
         }
         // The first is taken first.
