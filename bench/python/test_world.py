@@ -204,11 +204,11 @@ class World(unittest.IsolatedAsyncioTestCase):
             for n in range(100):
                 wire = wires[n % len(wires)]
                 one, other = wire.split("-")
-                gaps = await self.gaps(f"{n}: {wire} cut", f"{wire} loss 100%", seconds=3)
+                gaps = await self.gaps(f"{n}: {wire} cut", f"{wire} loss 100%", seconds=2)
                 found += [gaps[one, other], gaps[other, one]]
                 loss = next((line.split("loss ")[1] for line in WIRES if line.startswith(wire) and "loss" in line), "none")
                 await self.change(f"{wire} loss {loss}")
-                await asyncio.sleep(3)
+                await asyncio.sleep(2)
             found.sort()
             print(f"100 cuts, both directions: p50 {found[100] * 1_000:.0f} ms, p99 {found[197] * 1_000:.0f} ms, longest {found[-1] * 1_000:.0f} ms", flush=True)
             self.assert_nobody_left()
