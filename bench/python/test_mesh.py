@@ -132,7 +132,8 @@ class Mesh(unittest.IsolatedAsyncioTestCase):
             self.assertEqual(of["streams"], watchers)
             self.assertLess(of["lost"], of["packets"] / 100)
         for pop, of in own.items():
-            self.assertTrue(1 <= of / least < 1.5, (pop, of, least))
+            # Feedback and echoes are some 50 kb/s of it.
+            self.assertTrue(1 <= of / least < 1.9, (pop, of, least))
         links = self.nodes["fra"].status()["links"]
         self.assertEqual([link["tracks_out"] for link in links], [1] * 4)
         for pop in POPS[1:]:
