@@ -1,6 +1,8 @@
 """Several nodes of one PoP on loopback, each with a certificate of one CA."""
 
+import contextlib
 import pathlib
+import random
 import socket
 import ssl
 import subprocess
@@ -10,8 +12,12 @@ from node import PROGRAMS, Node
 
 
 def free_tcp_ports(count):
-    """All different, since they are held until all are found."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """All different, since they are held until all are found; below the range from which the kernel gives ports to clients, one of which could
+    have it when the node comes."""
+    sockets = []
+    while len(sockets) < count:
+        with contextlib.suppress(OSError):
+            sockets.append(socket.create_server(("127.0.0.1", random.randrange(20_000, 30_000))))
     ports = [it.getsockname()[1] for it in sockets]
     for it in sockets:
         it.close()
@@ -63,7 +69,12 @@ key = "{out}/node.key"
 
         for name in names:
             self._ca("issue", "--node", name, "--pop", "python", "--address", "127.0.0.1", "--out", place / name)
-            self[name] = start(name, bus[name], mesh[name], name)
+            try:
+                self[name] = start(name, bus[name], mesh[name], name)
+            except BaseException:
+                # Nobody else has them.
+                self.stop()
+                raise
             self[name].may_be_idle = len(names) > 2
         self._start = start
 
