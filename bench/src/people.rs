@@ -255,7 +255,8 @@ fn ticket(args: &PeopleArgs, room: u16, number: u16, publishes: bool) -> Result<
     })
 }
 
-fn bind() -> Result<std::net::UdpSocket, String> {
+/// A client's socket.
+pub(crate) fn bind() -> Result<std::net::UdpSocket, String> {
     let unspecified = std::net::SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0));
     let socket = pop_uring::bind_udp(unspecified, SOCKET_QUEUE_LEN / 8, SOCKET_QUEUE_LEN / 8);
     let socket = socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
@@ -263,15 +264,16 @@ fn bind() -> Result<std::net::UdpSocket, String> {
 }
 
 /// What a publisher sends.
-struct Frames {
-    origin: u16,
-    number: u16,
-    bitrate: u64,
-    packet_len: usize,
-    fps: u32,
+pub(crate) struct Frames {
+    pub(crate) origin: u16,
+    pub(crate) number: u16,
+    pub(crate) bitrate: u64,
+    pub(crate) packet_len: usize,
+    pub(crate) fps: u32,
 }
 
-async fn publish(member: Member, frames: Frames) {
+/// Sends frames from now on, a keyframe when one is asked for.
+pub(crate) async fn publish(member: Member, frames: Frames) {
     let Member { socket, server, mut checks, keys, ssrc, seat: _seat, .. } = member;
     let Ok(media) = UdpSocket::from_std(socket) else { return };
     let (sender, mut receiver) = (SrtpSender::new(keys.profile, &keys.local), SrtpReceiver::new(keys.profile, &keys.remote));

@@ -22,8 +22,7 @@ use livekit_protocol as proto;
 use pop::dtls::{Certificate, Dtls};
 use pop_bench::seeded::SplitMix64;
 use pop_proto::control::SrtpKeys;
-use pop_proto::srtp::{SrtpReceiver, SrtpSender};
-use pop_proto::wire::rtcp::{RtcpPacket, RtcpReader};
+use pop_proto::srtp::SrtpReceiver;
 use pop_proto::wire::rtp::RtpView;
 use pop_proto::wire::{Protocol, demux};
 use pop_session::life::{BEAT_INTERVAL, SILENCE_ENDED_MAX};
@@ -35,17 +34,17 @@ use tokio::net::UdpSocket;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use self::distance::Distance;
 use self::judged::Judged;
 use self::lives::{Life, Lives};
 use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, JOIN_TIMEOUT, check_connectivity, shake_hands};
-use crate::fanout::packet::{HEADER_LEN, Place, write_packet};
 use crate::fanout::program_beside;
 use crate::machine::Machine;
 use crate::nodes::{KEY, Nodes};
+use crate::people::{Frames, bind, publish};
 use crate::result::{Figures, LatencyUs, case_json};
 use crate::rooms::member::{Member, Signal, Ticket, describe, join, join_request, wait_for_keyframe};
 use crate::sdp::{Answer, Media, Offer};
@@ -63,9 +62,8 @@ const fn ip(first: u8, last: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(first, 0, 71, last))
 }
 
-/// One frame, which is one packet.
-const FRAME: Duration = Duration::from_millis(33);
-const PACKET_LEN: usize = 200;
+/// Who is watched: a frame is one packet.
+const FRAMES: Frames = Frames { origin: 0, number: 0, bitrate: 200 * 8 * 30, packet_len: 200, fps: 30 };
 
 /// People that come at the same time.
 const JOINS_AT_ONCE: usize = 20;
@@ -342,7 +340,7 @@ impl Call {
         let publisher =
             member(nodes.http(stage)?, dtls, token("publisher", Grant::Publish), Some(u32::from_be_bytes(crate::random::random_bytes())))
                 .await?;
-        let publisher = tokio::spawn(publish(publisher)).abort_handle();
+        let publisher = tokio::spawn(publish(publisher, FRAMES)).abort_handle();
         let watcher = member(nodes.http(stage)?, dtls, token("bystander", Grant::Watch), None).await?;
         let bystander = tokio::spawn(listen(watcher));
         let killed = Arc::new(OnceLock::new());
@@ -409,52 +407,6 @@ async fn member(http: &str, dtls: &Dtls, token: String, ssrc: Option<u32>) -> Re
     };
     let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.map_err(|error| error.to_string())?;
     join(dtls.clone(), bind()?, ticket, permit).await
-}
-
-fn bind() -> Result<std::net::UdpSocket, String> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-    socket.map_err(|error| format!("client socket: {error}"))
-}
-
-/// Sends a frame every 33 ms, a keyframe when one is asked for.
-async fn publish(member: Member) {
-    let Member { socket, server, keys, ssrc, seat: _seat, .. } = member;
-    let Ok(media) = UdpSocket::from_std(socket) else { return };
-    let (sender, mut receiver) = (SrtpSender::new(keys.profile, &keys.local), SrtpReceiver::new(keys.profile, &keys.remote));
-    let mut frames = interval(FRAME);
-    frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut index, mut wants_keyframe, mut buffer) = (0_u64, true, [0; DATAGRAM_LEN_MAX]);
-    loop {
-        tokio::select! {
-            _ = frames.tick() => {
-                let (mut packet, mut sealed) = ([0; PACKET_LEN], [0; DATAGRAM_LEN_MAX]);
-                let place = Place {
-                    ssrc: ssrc.unwrap_or_default(),
-                    sequence: index as u16,
-                    timestamp: (index * 3_000) as u32,
-                    starts_frame: true,
-                    ends_frame: true,
-                    keyframe: std::mem::take(&mut wants_keyframe),
-                    media: Media::Video,
-                };
-                write_packet(&mut packet, &place, index, 0);
-                let (header, payload) = packet.split_at(HEADER_LEN);
-                if let Ok(len) = sender.protect_rtp(index, header, payload, &mut sealed) {
-                    let _ = media.send_to(&sealed[..len], server).await;
-                }
-                index += 1;
-            }
-            received = media.recv(&mut buffer) => {
-                let Ok(len) = received else { continue };
-                if demux(&buffer[..len]) != Ok(Protocol::Rtcp) {
-                    continue;
-                }
-                let Ok(len) = receiver.unprotect_rtcp(&mut buffer[..len]) else { continue };
-                let packets = RtcpReader::new(&buffer[..len]).into_iter().flatten();
-                wants_keyframe |= packets.into_iter().any(|packet| matches!(packet, RtcpPacket::Pli { .. } | RtcpPacket::Fir { .. }));
-            }
-        }
-    }
 }
 
 /// When packets came, until none has for [`QUIET`].

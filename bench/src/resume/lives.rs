@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{DOOR, Person, bind, member, ms, offer_of, publish, share};
+use super::{DOOR, FRAMES, Person, bind, member, ms, offer_of, publish, share};
 use crate::fanout::ice::Checks;
 use crate::fanout::join::{DATAGRAM_LEN_MAX, check_connectivity, shake_hands};
 use crate::fanout::packet::{read_payload, starts_keyframe};
@@ -144,7 +144,7 @@ pub(super) async fn kill(nodes: &mut Nodes, dtls: &Dtls, room: &str, people: u32
     let stage = (0..nodes.addresses.len()).find(|at| ![victim, DOOR].contains(at)).ok_or("there are three nodes")?;
     let ssrc = u32::from_be_bytes(crate::random::random_bytes());
     let publisher = member(nodes.http(stage)?, dtls, token("publisher", Grant::Publish), Some(ssrc)).await?;
-    let publisher = tokio::spawn(publish(publisher)).abort_handle();
+    let publisher = tokio::spawn(publish(publisher, FRAMES)).abort_handle();
     let bystander = member(nodes.http(stage)?, dtls, token("bystander", Grant::Watch), None).await?;
     let over = Arc::new(Notify::new());
     let bystander = tokio::spawn(find_holes(bystander, Arc::clone(&over)));
