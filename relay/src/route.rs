@@ -8,7 +8,7 @@
 //! says that a transit costs. A way that is no longer there is left at once. Another one is left only for one that is clearly better and has
 //! been for a while, and the more often a path has failed lately the less it is believed.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,7 +221,10 @@ impl Routes {
         if *pop == self.pop || (self.own.len() >= PATHS_MAX && !self.own.contains_key(pop)) {
             return;
         }
-        self.own.entry(Arc::clone(pop)).or_default().note(now, figures);
+        match self.own.get_mut(pop) {
+            Some(known) => known.note(now, figures),
+            None => self.own.entry(Arc::clone(pop)).or_default().note(now, figures),
+        }
     }
 
     /// What a node of another PoP measures. Of PoPs that this node has no link with it counts for nothing: only a link
@@ -232,22 +235,30 @@ impl Routes {
             return;
         }
         // A link that proves it may come later, and what has not changed is not told again then.
-        let told = paths.iter().filter(|path| path.pop != **pop).map(|path| (PopName::from(path.pop.as_str()), path.figures));
-        let told: BTreeMap<PopName, Figures> = told.collect();
+        let told: BTreeMap<&str, Figures> =
+            paths.iter().filter(|path| path.pop != **pop).map(|path| (path.pop.as_str(), path.figures)).collect();
         let before = self.rows.remove(&node).filter(|row| row.pop == *pop).map(|row| row.paths);
         if before.is_none() && gone.is_some() {
             return;
         }
         let mut paths = before.unwrap_or_default();
-        for (to, known) in &mut paths {
-            let figures = told.get(to).copied();
-            if figures.is_some() || gone.is_none_or(|gone| gone.iter().any(|pop| **pop == **to)) {
-                known.note(now, figures);
+        match gone {
+            None => {
+                paths.iter_mut().filter(|(to, _)| !told.contains_key(&***to)).for_each(|(_, known)| known.note(now, None));
+            }
+            Some(gone) => {
+                for pop in gone.iter().filter(|pop| !told.contains_key(pop.as_str())) {
+                    paths.get_mut(pop.as_str()).into_iter().for_each(|known| known.note(now, None));
+                }
             }
         }
         for (to, figures) in told {
-            if paths.len() < PATHS_MAX || paths.contains_key(&to) {
-                paths.entry(to).or_default().path = Some(figures);
+            if let Some(known) = paths.get_mut(to) {
+                known.note(now, Some(figures));
+            } else if paths.len() < PATHS_MAX {
+                // Most are known by this name already: hundreds of rows have one text of it.
+                let to = self.own.get_key_value(to).map_or_else(|| PopName::from(to), |(to, _)| Arc::clone(to));
+                paths.insert(to, Known { path: Some(figures), ..Known::default() });
             }
         }
         paths.retain(|_, known| known.path.is_some() || known.weight(now) > 0);
@@ -297,9 +308,7 @@ impl Routes {
     /// Decides anew. To be called once a second, and when a path is no longer there.
     pub fn handle_timeout(&mut self, now: Time) {
         self.rows.values_mut().for_each(|row| row.is_silent = now.since(row.heard_at) >= HEARD_LIFE);
-        let all: BTreeSet<PopName> = self.own.keys().cloned().collect();
-        for to in all {
-            let ways = self.ways(now, &to);
+        for (to, ways) in self.ways(now) {
             let before = self.routes.remove(&to);
             let from = before.as_ref().map(|route| route.way.clone());
             let after = decide(now, before, ways);
@@ -313,21 +322,46 @@ impl Routes {
         }
     }
 
-    /// All ways to a PoP and what they cost, the best first.
-    fn ways(&self, now: Time, to: &PopName) -> Vec<(u64, Way)> {
-        let mut best: BTreeMap<Way, u64> = BTreeMap::new();
-        best.extend(self.own.get(to).and_then(|own| own.cost_us(now)).map(|cost| (Way::Direct, cost)));
-        for row in self.rows.values().filter(|row| row.pop != *to && !row.is_silent) {
-            let legs = self.own.get(&row.pop).zip(row.paths.get(to));
-            let Some((first, second)) = legs.and_then(|(first, second)| first.cost_us(now).zip(second.cost_us(now))) else { continue };
-            let price = self.prices.get(&row.pop).copied().unwrap_or_default();
-            let cost = first + second + TRANSIT_US + price;
-            let known = best.entry(Way::Via(Arc::clone(&row.pop))).or_insert(cost);
-            *known = cost.min(*known);
+    /// To each PoP the ways that may be taken and what they cost, the best first: the two best, the direct one, and the one that is taken now.
+    fn ways(&self, now: Time) -> Vec<(PopName, Vec<(u64, Way)>)> {
+        let names: Vec<&PopName> = self.own.keys().collect();
+        // A way is the place of the PoP on it among `names`, which are in their order: that of two is the order of the ways themselves.
+        let place = |pop: &PopName| names.binary_search(&pop).ok();
+        let direct: Vec<Option<u64>> = self.own.values().map(|own| own.cost_us(now)).collect();
+        let mut found: Vec<Found> = names
+            .iter()
+            .zip(&direct)
+            .map(|(to, direct)| {
+                let taken = match self.routes.get(*to).map(|route| &route.way) {
+                    Some(Way::Via(pop)) => place(pop),
+                    _ => None,
+                };
+                let mut found = Found { taken, ..Found::default() };
+                direct.iter().for_each(|cost| found.offer(*cost, None));
+                found
+            })
+            .collect();
+        for row in self.rows.values().filter(|row| !row.is_silent) {
+            let Some(via) = place(&row.pop) else { continue };
+            let Some(first) = direct[via] else { continue };
+            let first = first + TRANSIT_US + self.prices.get(&row.pop).copied().unwrap_or_default();
+            // Both are in the order of names.
+            let mut at = 0;
+            for (to, known) in &row.paths {
+                while names.get(at).is_some_and(|name| *name < to) {
+                    at += 1;
+                }
+                if at != via
+                    && names.get(at).is_some_and(|name| *name == to)
+                    && let Some(second) = known.cost_us(now)
+                {
+                    found[at].offer(first + second, Some(via));
+                }
+            }
         }
-        let mut ways: Vec<(u64, Way)> = best.into_iter().map(|(way, cost)| (cost, way)).collect();
-        ways.sort();
-        ways
+        let way = |via: Option<usize>| via.map_or(Way::Direct, |via| Way::Via(Arc::clone(names[via])));
+        let ways = |found: Found| found.ways().into_iter().map(|(cost, via)| (cost, way(via))).collect();
+        names.iter().map(|name| Arc::clone(name)).zip(found.into_iter().map(ways)).collect()
     }
 
     /// How packets go to a PoP; `None`: not at all.
@@ -368,6 +402,45 @@ impl Routes {
     /// What has changed since the last call.
     pub fn poll_change(&mut self) -> Option<Changed> {
         self.changes.pop_front()
+    }
+}
+
+/// The ways to a PoP that may be taken. `None` is the direct one.
+#[derive(Debug, Default)]
+struct Found {
+    best: Vec<(u64, Option<usize>)>,
+    direct: Option<u64>,
+    /// Over whom it goes now, and what that costs.
+    taken: Option<usize>,
+    kept: Option<u64>,
+}
+
+impl Found {
+    /// A PoP of several nodes counts once.
+    fn offer(&mut self, cost: u64, via: Option<usize>) {
+        let known = if via.is_none() { &mut self.direct } else { &mut self.kept };
+        if via.is_none() || via == self.taken {
+            *known = Some(known.map_or(cost, |known| known.min(cost)));
+        }
+        if self.best.len() == 2 && self.best[1] <= (cost, via) {
+            return;
+        }
+        match self.best.iter_mut().find(|(_, of)| *of == via) {
+            Some((known, _)) => *known = cost.min(*known),
+            None => self.best.push((cost, via)),
+        }
+        self.best.sort_unstable();
+        self.best.truncate(2);
+    }
+
+    /// The best first.
+    fn ways(self) -> Vec<(u64, Option<usize>)> {
+        let Found { best: mut ways, direct, taken, kept } = self;
+        ways.extend(direct.map(|cost| (cost, None)));
+        ways.extend(kept.map(|cost| (cost, taken)));
+        ways.sort_unstable();
+        ways.dedup();
+        ways
     }
 }
 
@@ -618,6 +691,52 @@ mod tests {
             rig.routes.handle_timeout(rig.now);
         }
         assert_eq!(rig.routes.route("sin").unwrap().way, Way::Direct);
+    }
+
+    #[test]
+    fn the_ways_that_are_looked_at_decide_as_all_ways_would() {
+        let (mut seed, mut changes) = (7_u64, 0);
+        let mut below = |end: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % end
+        };
+        let names: Vec<PopName> = (0..12).map(|n| PopName::from(format!("pop-{n:02}"))).collect();
+        let prices = BTreeMap::from([(names[4].clone(), 9_000), (names[7].clone(), 1)]);
+        let mut routes = Routes::new(names[0].clone(), prices);
+        for second in 0..300 {
+            let now = Time::from_millis(second * 1_000);
+            for pop in &names[1..10] {
+                let figures = path(20 + below(20) as u32, below(2) as u16);
+                routes.measure(now, pop, (below(8) > 0).then_some(figures));
+            }
+            // Of each PoP two nodes tell, of some that have no link, too.
+            for node in 2..24 {
+                let told = |pop: &PopName, figures| Path { pop: pop.to_string(), figures };
+                let mut paths: Vec<Path> = names.iter().map(|pop| told(pop, path(20 + below(20) as u32, 0))).collect();
+                paths.retain(|_| below(6) > 0);
+                routes.hear(now, NodeId(node), &names[node as usize / 2], &paths, None);
+            }
+            let mut all: BTreeMap<PopName, Vec<(u64, Way)>> = BTreeMap::new();
+            for to in routes.own.keys() {
+                let mut best: BTreeMap<Way, u64> = routes.own[to].cost_us(now).map(|cost| (Way::Direct, cost)).into_iter().collect();
+                for Row { pop, paths, .. } in routes.rows.values().filter(|row| row.pop != *to) {
+                    let cost = |known: Option<&Known>| known.and_then(|known| known.cost_us(now));
+                    let Some((first, second)) = cost(routes.own.get(pop)).zip(cost(paths.get(to))) else { continue };
+                    let cost = first + second + TRANSIT_US + routes.prices.get(pop).copied().unwrap_or_default();
+                    let known = best.entry(Way::Via(pop.clone())).or_insert(cost);
+                    *known = cost.min(*known);
+                }
+                let mut ways: Vec<(u64, Way)> = best.into_iter().map(|(way, cost)| (cost, way)).collect();
+                ways.sort();
+                all.insert(to.clone(), ways);
+            }
+            let due: BTreeMap<PopName, Route> =
+                all.into_iter().filter_map(|(to, ways)| Some((to.clone(), decide(now, routes.routes.get(&to).cloned(), ways)?))).collect();
+            routes.handle_timeout(now);
+            assert_eq!(routes.routes, due);
+            changes += std::iter::from_fn(|| routes.poll_change()).count();
+        }
+        assert!(changes > 300, "{changes} changes");
     }
 
     #[test]

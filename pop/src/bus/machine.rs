@@ -9,7 +9,7 @@ use pop_relay::control::{Presence, Telling};
 use pop_schemas::{Incarnation, NodeId, ParticipantId, SessionId};
 use pop_session::presence::{LocalRecord, RemoteKey};
 
-use super::record::{self, Beat, Page};
+use super::record::{self, Page};
 use super::replica::{BusEvent, PageAsk, Replica, Send};
 use super::{BusCounters, NodeRecord, RecordError};
 
@@ -62,7 +62,7 @@ impl Machine {
         Machine { incarnation, counters, replica, asked: VecDeque::new(), give_up_after }
     }
 
-    /// The same, where the others are nodes of other PoPs, of which [`Self::meet`], [`Self::hear_alive`] and [`Self::part`] tell.
+    /// The same, where the others are nodes of other PoPs, of which [`Self::meet`] and [`Self::part`] tell.
     pub(crate) fn abroad(self) -> Machine {
         Machine { replica: self.replica.abroad(), ..self }
     }
@@ -70,11 +70,6 @@ impl Machine {
     /// A node is there, and says this of itself.
     pub(crate) fn meet(&mut self, now: Instant, record: NodeRecord) {
         self.replica.handle_node(now, record.node, record, 1);
-    }
-
-    /// It is heard.
-    pub(crate) fn hear_alive(&mut self, now: Instant, node: NodeId, incarnation: Incarnation) {
-        self.replica.handle_beat(now, node, Beat { incarnation, counter: 1 });
     }
 
     /// It is not there any more.
@@ -95,6 +90,16 @@ impl Machine {
     /// Asks a node once more for all that it has of a session, from the beginning.
     pub(crate) fn ask(&mut self, session: &SessionId, node: NodeId) {
         self.replica.pull_anew(session, node);
+    }
+
+    /// Somebody hears a session's digests from now on.
+    pub(crate) fn begin_digests(&mut self, session: &SessionId) {
+        self.replica.begin_digests(session);
+    }
+
+    /// Nobody does.
+    pub(crate) fn end_digests(&mut self, session: &SessionId) {
+        self.replica.end_digests(session);
     }
 
     /// What came of a participant last counts for nothing.

@@ -11,7 +11,8 @@
 //! Versions alone are kept of others, so a session's own memory holds the records. What is dropped for want of place is not known
 //! either: the next digest differs, and it is asked for again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,6 +36,10 @@ const SILENCE_MAX: Duration = Duration::from_millis(450);
 /// A session's digest is written this often.
 const DIGEST_INTERVAL: Duration = Duration::from_millis(1_500);
 
+/// Between PoPs, where links lose nothing that they do not end with, each one that nothing has changed before comes after twice as long as
+/// the one before, up to this.
+const DIGEST_INTERVAL_MAX: Duration = Duration::from_secs(24);
+
 /// Participants that left are told to those who ask for [`TOMBSTONE_LIFE`]: longer than anyone keeps those of a node that is away.
 const TOMBSTONES_MAX: usize = 16_384;
 
@@ -44,6 +49,9 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Pages that are asked for at the same time.
 const ASKED_MAX: usize = 32;
+
+/// While so many are to be asked nothing is asked again that was dropped: the digests show it.
+const PULLS_LATER_MAX: usize = 16_384;
 
 /// Records of others that wait for whoever takes them, and bytes of their opaque texts.
 const RECORD_EVENTS_MAX: usize = 16_384;
@@ -142,7 +150,10 @@ struct Own {
 #[derive(Debug)]
 struct OwnSession {
     records: BTreeMap<ParticipantId, Own>,
-    digest_at: Instant,
+    /// When its next digest is due; `None`: nobody hears it.
+    digest_at: Option<Instant>,
+    /// How long the next one but one is due after it.
+    digest_interval: Duration,
     /// It is in `digests_unsent`.
     is_digest_unsent: bool,
     /// When the last of them that has another owner went: without a record the session has digests still, which say so.
@@ -209,6 +220,8 @@ pub(super) struct Replica {
     node_unsent: bool,
     watches_unsent: VecDeque<(SessionId, bool)>,
     unsent: VecDeque<(SessionId, ParticipantId)>,
+    /// When digests are due, the first on top. One counts that says what its session says.
+    digests_due: BinaryHeap<Reverse<(Instant, SessionId)>>,
     digests_unsent: VecDeque<SessionId>,
     ask_nodes: VecDeque<NodeId>,
     pull_queue: VecDeque<PullKey>,
@@ -248,6 +261,7 @@ impl Replica {
             node_unsent: false,
             watches_unsent: VecDeque::new(),
             unsent: VecDeque::new(),
+            digests_due: BinaryHeap::new(),
             digests_unsent: VecDeque::new(),
             ask_nodes: VecDeque::new(),
             pull_queue: VecDeque::new(),
@@ -289,17 +303,25 @@ impl Replica {
             }
         };
         // Its keepers hear of a session by its digest, so the first one does not wait.
-        let own = self.own.entry(session.clone()).or_insert_with(|| OwnSession {
-            records: BTreeMap::new(),
-            digest_at: now,
-            is_digest_unsent: false,
-            withdrawn_at: None,
+        let due = &mut self.digests_due;
+        let own = self.own.entry(session.clone()).or_insert_with(|| {
+            due.push(Reverse((now, session.clone())));
+            OwnSession {
+                records: BTreeMap::new(),
+                digest_at: Some(now),
+                digest_interval: DIGEST_INTERVAL,
+                is_digest_unsent: false,
+                withdrawn_at: None,
+            }
         });
         let is_here = local.manifest.is_some();
         let is_unsent = own.records.get(&local.participant).is_some_and(|known| known.is_unsent);
         own.records.insert(local.participant, Own { version: local.version, bytes, is_here, is_unsent: true });
         if !is_unsent {
             self.unsent.push_back((session.clone(), local.participant));
+        }
+        if self.is_abroad {
+            self.hasten_digest(now, session);
         }
         if !is_here {
             self.bury(now, session, local.participant, local.version);
@@ -312,7 +334,35 @@ impl Replica {
         let Some(own) = self.own.get_mut(session) else { return };
         let Some(Own { version, .. }) = own.records.remove(&participant) else { return };
         own.withdrawn_at = Some(now);
+        if self.is_abroad {
+            self.hasten_digest(now, session);
+        }
         self.bury(now, session, participant, version);
+    }
+
+    /// Something has changed, or somebody listens who did not: the digest comes as soon as within a PoP.
+    fn hasten_digest(&mut self, now: Instant, session: &SessionId) {
+        let Some(own) = self.own.get_mut(session) else { return };
+        own.digest_interval = DIGEST_INTERVAL;
+        let at = now + DIGEST_INTERVAL;
+        if own.digest_at.is_none_or(|due| due > at) {
+            own.digest_at = Some(at);
+            self.digests_due.push(Reverse((at, session.clone())));
+        }
+    }
+
+    /// Somebody hears a session's digests from now on.
+    pub(super) fn begin_digests(&mut self, session: &SessionId) {
+        if let Some(now) = self.ticked_at {
+            self.hasten_digest(now, session);
+        }
+    }
+
+    /// Nobody hears a session's digests: there are none until somebody does.
+    pub(super) fn end_digests(&mut self, session: &SessionId) {
+        if let Some(own) = self.own.get_mut(session) {
+            own.digest_at = None;
+        }
     }
 
     fn bury(&mut self, now: Instant, session: &SessionId, participant: ParticipantId, version: Version) {
@@ -424,6 +474,18 @@ impl Replica {
         let known = self.watched.get_mut(session).and_then(|nodes| nodes.get_mut(&NodeId(key.node))?.get_mut(&key.participant));
         if let Some(known) = known {
             known.again = true;
+            self.pull_later(session, NodeId(key.node));
+        }
+    }
+
+    /// What was dropped is asked for again when a digest would show it within a PoP. Between PoPs the next one may be far away.
+    fn pull_later(&mut self, session: &SessionId, node: NodeId) {
+        let Some(now) = self.ticked_at.filter(|_| self.is_abroad) else { return };
+        let key = (session.clone(), node);
+        if self.pulls.len() < PULLS_LATER_MAX && !self.pulls.contains_key(&key) {
+            self.pull_number = self.pull_number.wrapping_add(1);
+            let state = PullState::Waits(now + DIGEST_INTERVAL);
+            self.pulls.insert(key, Pull { number: self.pull_number, from: ParticipantId(0), state, is_second: false });
         }
     }
 
@@ -650,7 +712,7 @@ impl Replica {
             && (!is_new || record.manifest.is_none() || self.known < KNOWN_MAX);
         if !has_place {
             self.counters.ignore(Ignored::Full);
-            return;
+            return self.pull_later(session, NodeId(record.key.node));
         }
         if record.manifest.is_some() {
             known.insert(record.key.participant, Known { version: record.version, pull, again: false });
@@ -776,13 +838,9 @@ impl Replica {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         let late = self.ticked_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at + TICK));
         self.ticked_at = Some(now);
-        for peer in self.peers.values_mut() {
-            peer.heard_at = (peer.heard_at + late).min(now);
-        }
-        let is_silent = |peer: &Peer| now.saturating_duration_since(peer.heard_at) > SILENCE_MAX;
-        let silent: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| is_silent(peer)).map(|(&node, _)| node).collect();
-        for node in silent {
-            self.remove(now, node, Gone::Silent);
+        // Whether one of another PoP lives its link says.
+        if !self.is_abroad {
+            self.end_silent(now, late);
         }
         // Who is away for long at another PoP may be kept by rooms as long as anybody is.
         let life = if self.is_abroad { TOMBSTONE_LIFE } else { FENCE_LIFE };
@@ -796,13 +854,18 @@ impl Replica {
         while self.tombstones.front().is_some_and(|(at, ..)| now.saturating_duration_since(*at) >= TOMBSTONE_LIFE) {
             self.forget_tombstone();
         }
-        for (session, own) in &mut self.own {
-            if own.digest_at <= now {
-                own.digest_at = now + DIGEST_INTERVAL;
-                if !std::mem::replace(&mut own.is_digest_unsent, true) {
-                    self.digests_unsent.push_back(session.clone());
-                }
+        while self.digests_due.peek().is_some_and(|Reverse((at, _))| *at <= now) {
+            let Some(Reverse((at, session))) = self.digests_due.pop() else { break };
+            let Some(own) = self.own.get_mut(&session).filter(|own| own.digest_at == Some(at)) else { continue };
+            let next = now + own.digest_interval;
+            own.digest_at = Some(next);
+            if self.is_abroad {
+                own.digest_interval = (own.digest_interval * 2).min(DIGEST_INTERVAL_MAX);
             }
+            if !std::mem::replace(&mut own.is_digest_unsent, true) {
+                self.digests_unsent.push_back(session.clone());
+            }
+            self.digests_due.push(Reverse((next, session)));
         }
         for (key, pull) in &mut self.pulls {
             match pull.state {
@@ -816,6 +879,18 @@ impl Replica {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Those that have said nothing for too long are gone, where it was not this node that did not listen for so long.
+    fn end_silent(&mut self, now: Instant, late: Duration) {
+        for peer in self.peers.values_mut() {
+            peer.heard_at = (peer.heard_at + late).min(now);
+        }
+        let is_silent = |peer: &Peer| now.saturating_duration_since(peer.heard_at) > SILENCE_MAX;
+        let silent: Vec<NodeId> = self.peers.iter().filter(|(_, peer)| is_silent(peer)).map(|(&node, _)| node).collect();
+        for node in silent {
+            self.remove(now, node, Gone::Silent);
         }
     }
 

@@ -63,8 +63,20 @@ struct Neighbour {
     grants: Grants,
     /// What it wants to hear of, whether or not it may.
     watches: HashSet<SessionId>,
-    /// What it meets others for here, by which keys.
-    meets: HashMap<SessionId, Vec<String>>,
+    /// What it meets others for here.
+    meets: HashSet<SessionId>,
+}
+
+/// What nodes have said, by session.
+type BySession<T> = HashMap<SessionId, BTreeMap<NodeId, T>>;
+
+fn forget_said<T>(said: &mut BySession<T>, session: &SessionId, node: NodeId) {
+    if let Some(nodes) = said.get_mut(session) {
+        nodes.remove(&node);
+        if nodes.is_empty() {
+            said.remove(session);
+        }
+    }
 }
 
 /// A session that is here, and whose people's keys are known.
@@ -83,6 +95,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn is_granted(&self, of: &Neighbour) -> bool {
+        !self.keys.is_empty() && self.keys.len() <= KEYS_MAX && self.keys.iter().all(|key| of.grants.holds(key))
+    }
+
     fn is_host(&self, node: NodeId) -> bool {
         self.hosts.contains(&node) || self.named.values().any(|named| named.contains(&node))
     }
@@ -129,7 +145,10 @@ pub struct Spans {
     /// Of these, by [`Shared::meeting`].
     meetings: HashMap<SessionId, SessionId>,
     neighbours: HashMap<NodeId, Neighbour>,
-    /// Of these, by PoP.
+    /// Their [`Neighbour::watches`], and their [`Neighbour::meets`] with the keys that they do it by.
+    watchers: BySession<()>,
+    meeters: BySession<Vec<String>>,
+    /// Of `neighbours`, by PoP.
     pops: BTreeMap<NodeId, BTreeSet<NodeId>>,
     /// PoPs of which a node has come, and whether one has gone, since `unmet` was filled last.
     came: BTreeSet<NodeId>,
@@ -168,6 +187,8 @@ impl Spans {
             sessions: HashMap::new(),
             meetings: HashMap::new(),
             neighbours: HashMap::new(),
+            watchers: HashMap::new(),
+            meeters: HashMap::new(),
             pops: BTreeMap::new(),
             came: BTreeSet::new(),
             has_gone: false,
@@ -204,8 +225,9 @@ impl Spans {
         if is_new {
             self.machine.watch(session);
             self.meetings.insert(meeting.clone(), session.clone());
-            let shares = |of: &Neighbour| of.watches.contains(session) || of.meets.contains_key(&meeting);
-            let sharing: Vec<NodeId> = self.neighbours.iter().filter(|(_, of)| shares(of)).map(|(node, _)| *node).collect();
+            let watching = self.watchers.get(session).into_iter().flat_map(BTreeMap::keys);
+            let meeting = self.meeters.get(&meeting).into_iter().flat_map(BTreeMap::keys);
+            let sharing: BTreeSet<NodeId> = watching.chain(meeting).copied().collect();
             sharing.into_iter().for_each(|node| self.add_host(session, node, None));
             return;
         }
@@ -262,6 +284,7 @@ impl Spans {
         } else if shared.hosts.insert(node) {
             self.tell(node, session, Telling::Watch);
             self.machine.ask(session, node);
+            self.machine.begin_digests(session);
         }
     }
 
@@ -308,7 +331,7 @@ impl Spans {
     pub fn link_up(&mut self, now: Instant, peer: &Peer) {
         self.link_down(now, peer.node);
         let (node, incarnation, grants) = (peer.node, peer.incarnation, peer.grants.clone());
-        let (pop, watches, meets) = (number_of(&peer.pop), HashSet::new(), HashMap::new());
+        let (pop, watches, meets) = (number_of(&peer.pop), HashSet::new(), HashSet::new());
         self.neighbours.insert(node, Neighbour { pop, incarnation, grants, watches, meets });
         self.pops.entry(pop).or_default().insert(node);
         self.came.insert(pop);
@@ -332,8 +355,10 @@ impl Spans {
 
     /// There is none any longer.
     pub fn link_down(&mut self, now: Instant, node: NodeId) {
-        if let Some(Neighbour { incarnation, pop, .. }) = self.neighbours.remove(&node) {
+        if let Some(Neighbour { incarnation, pop, watches, meets, .. }) = self.neighbours.remove(&node) {
             self.machine.part(now, node, incarnation);
+            watches.iter().for_each(|session| forget_said(&mut self.watchers, session, node));
+            meets.iter().for_each(|meeting| forget_said(&mut self.meeters, meeting, node));
             self.unsent.remove(&node);
             self.ready.retain(|of| *of != node);
             self.held.retain(|of| *of != node);
@@ -352,8 +377,7 @@ impl Spans {
 
     /// Whether a node of another PoP may know of people in a session, and be believed who is.
     pub fn is_granted(&self, session: &SessionId, node: NodeId) -> bool {
-        let held = self.neighbours.get(&node).map(|of| &of.grants).zip(self.sessions.get(session).map(|shared| &shared.keys));
-        held.is_some_and(|(grants, keys)| !keys.is_empty() && keys.len() <= KEYS_MAX && keys.iter().all(|key| grants.holds(key)))
+        self.neighbours.get(&node).zip(self.sessions.get(session)).is_some_and(|(of, shared)| shared.is_granted(of))
     }
 
     /// Whether all keys of a session that is here are among these.
@@ -368,9 +392,10 @@ impl Spans {
 
     /// Who is told of a session that he watches, and hears that this node does.
     fn heard_by(&self, session: &SessionId) -> Vec<NodeId> {
-        let hosts = self.sessions.get(session).into_iter().flat_map(|shared| &shared.hosts);
+        let Some(shared) = self.sessions.get(session) else { return Vec::new() };
         // Who was only named and has a link by now is among them.
-        hosts.copied().filter(|node| self.is_granted(session, *node)).collect()
+        let hears = |node: &NodeId| self.neighbours.get(node).is_some_and(|of| shared.is_granted(of));
+        shared.hosts.iter().copied().filter(hears).collect()
     }
 
     /// A node says something. `false`: it has no link, may not say it, or says too much.
@@ -386,11 +411,14 @@ impl Spans {
             Telling::Watch | Telling::Unwatch => {
                 if matches!(presence.telling, Telling::Watch) {
                     neighbour.watches.insert(presence.session.clone());
+                    self.watchers.entry(presence.session.clone()).or_default().insert(node, ());
                     if is_granted {
                         self.add_host(&presence.session, node, None);
+                        self.machine.begin_digests(&presence.session);
                     }
                 } else {
                     neighbour.watches.remove(&presence.session);
+                    forget_said(&mut self.watchers, &presence.session, node);
                     self.sessions.get_mut(&presence.session).into_iter().for_each(|shared| shared.forget_host(node));
                 }
                 // What it had to say before somebody was here was not for this node; whom it shuts out it tells of nobody.
@@ -415,15 +443,19 @@ impl Spans {
         let session = self.meetings.get(&meeting).cloned();
         let Some(neighbour) = self.neighbours.get_mut(&node) else { return false };
         match telling {
-            Telling::Meet(_) if neighbour.meets.len() >= WATCHES_MAX && !neighbour.meets.contains_key(&meeting) => return false,
+            Telling::Meet(_) if neighbour.meets.len() >= WATCHES_MAX && !neighbour.meets.contains(&meeting) => return false,
             Telling::Meet(keys) => {
-                neighbour.meets.insert(meeting.clone(), keys);
+                neighbour.meets.insert(meeting.clone());
+                self.meeters.entry(meeting.clone()).or_default().insert(node, keys);
                 self.introduce(node, &meeting);
                 if let Some(session) = session {
                     self.add_host(&session, node, None);
                 }
             }
-            Telling::Part => drop(neighbour.meets.remove(&meeting)),
+            Telling::Part => {
+                neighbour.meets.remove(&meeting);
+                forget_said(&mut self.meeters, &meeting, node);
+            }
             Telling::Hosts(nodes) => {
                 let (Some(session), teller) = (session, neighbour.pop) else { return true };
                 if !self.sessions.get(&session).is_some_and(|shared| shared.met.contains(&node)) {
@@ -438,10 +470,12 @@ impl Spans {
 
     /// Tells one that meets others of these, and these of it: whose certificates have each other's keys.
     fn introduce(&mut self, node: NodeId, meeting: &SessionId) {
-        let Some(one) = self.neighbours.get(&node) else { return };
-        let holds =
-            |one: &Neighbour, other: &Neighbour| other.meets.get(meeting).is_some_and(|keys| keys.iter().all(|key| one.grants.holds(key)));
-        let others = self.neighbours.iter().filter(|(other, of)| **other != node && holds(one, of) && holds(of, one));
+        let Some(of_meeting) = self.meeters.get(meeting) else { return };
+        let Some(of_one) = of_meeting.get(&node) else { return };
+        let holds = |node: NodeId, keys: &[String]| {
+            self.neighbours.get(&node).is_some_and(|Neighbour { grants, .. }| keys.iter().all(|key| grants.holds(key)))
+        };
+        let others = of_meeting.iter().filter(|(other, keys)| **other != node && holds(node, keys) && holds(**other, of_one));
         let others: Vec<NodeId> = others.map(|(other, _)| *other).take(HOSTS_MAX).collect();
         for other in &others {
             self.tell(*other, meeting, Telling::Hosts(vec![node]));
@@ -463,10 +497,6 @@ impl Spans {
 
     /// To be called each some ten milliseconds.
     pub fn handle_timeout(&mut self, now: Instant) {
-        // Whether a node lives its link says.
-        for (node, of) in &self.neighbours {
-            self.machine.hear_alive(now, *node, of.incarnation);
-        }
         self.machine.handle_timeout(now);
         self.ready.extend(self.held.drain(..));
         self.meet_some();
@@ -537,8 +567,13 @@ impl Spans {
                     }
                 }
                 None => {
-                    let hears = |node: &NodeId| self.neighbours.get(node).is_some_and(|of| of.watches.contains(&presence.session));
-                    let to: Vec<NodeId> = self.heard_by(&presence.session).into_iter().filter(hears).collect();
+                    let to: Vec<NodeId> = match self.watchers.get(&presence.session) {
+                        Some(of) => self.heard_by(&presence.session).into_iter().filter(|node| of.contains_key(node)).collect(),
+                        None => Vec::new(),
+                    };
+                    if to.is_empty() && matches!(presence.telling, Telling::Digest(_)) {
+                        self.machine.end_digests(&presence.session);
+                    }
                     to.into_iter().for_each(|node| self.push(node, presence.clone()));
                 }
             }
@@ -729,6 +764,60 @@ mod tests {
         rig.spans[1].link_up(rig.now, &fra);
         rig.run(100);
         assert_eq!((rig.known(0), rig.known(1)), (vec![2], vec![4]));
+    }
+
+    #[test]
+    fn what_stays_as_it_is_is_told_ever_more_seldom_and_what_is_missed_comes_as_soon_as_ever() {
+        let mut rig = Rig::new(&[("fra", Grants::all()), ("sin", Grants::all())]);
+        rig.enter(0, 1, "key");
+        rig.enter(1, 2, "key");
+        let minute = |rig: &mut Rig| {
+            let before = rig.said.clone();
+            rig.run(2_400);
+            [(0, 1), (1, 0)].map(|of| rig.said[&of] - before.get(&of).copied().unwrap_or_default())
+        };
+        let minutes: Vec<[usize; 2]> = (0..3).map(|_| minute(&mut rig)).collect();
+        assert!(minutes[0].iter().all(|count| (6..16).contains(count)), "{minutes:?}");
+        assert!(minutes[2].iter().all(|count| (2..4).contains(count)), "{minutes:?}");
+        rig.cut = true;
+        rig.spans[0].put(rig.now, &session(), &local(1, 2, true));
+        rig.run(4);
+        rig.cut = false;
+        rig.run(100);
+        assert_eq!(rig.people[1].get(&1), Some(&2), "of what changed there is a digest soon");
+        minute(&mut rig);
+        minute(&mut rig);
+        rig.people[1].clear();
+        rig.spans[1].forget_record(&session(), RemoteKey { node: NodeId::of("fra", "a").0, participant: ParticipantId(1) });
+        rig.run(100);
+        assert_eq!(rig.known(1), [1], "nor does what was not believed wait for one");
+        minute(&mut rig);
+        rig.cut = true;
+        rig.spans[0].withdraw(rig.now, &session(), ParticipantId(1));
+        rig.run(4);
+        rig.cut = false;
+        rig.run(100);
+        assert_eq!(rig.known(1), Vec::<u64>::new(), "nor who has gone to another node");
+    }
+
+    #[test]
+    fn a_session_that_nobody_shares_costs_no_digests_until_somebody_does() {
+        let mut rig = Rig::new(&[("fra", Grants::all()), ("sin", Grants::all())]);
+        let has_digests = |rig: &Rig| !format!("{:?}", rig.spans[0].machine).contains("digest_at: None");
+        rig.enter(0, 1, "key");
+        assert!(has_digests(&rig));
+        rig.run(400);
+        assert!(!has_digests(&rig));
+        rig.enter(1, 2, "key");
+        rig.run(20);
+        assert!(has_digests(&rig));
+        let before = rig.said[&(0, 1)];
+        rig.run(200);
+        assert_eq!(rig.said[&(0, 1)] - before, 2, "after 1.5 s and after 3 s");
+        // Who goes takes them with him.
+        rig.spans[1].end(&session());
+        rig.run(2_000);
+        assert!(!has_digests(&rig));
     }
 
     #[test]
