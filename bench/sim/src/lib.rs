@@ -11,7 +11,8 @@
 //!        Network: delay, loss, repeats, cuts in both directions or in one
 //! ```
 //! [`World::run`] panics where the promises of the room do not hold. What is checked is listed there. [`Links::run`] is the same for the
-//! packets: real workers' cores and the sealed links between them. [`OverlayWorld::run`] is many PoPs and the ways between them, and
+//! packets: real workers' cores and the sealed links between them. [`OverlayWorld::run`] is many PoPs, the ways between them and packets of some
+//! sessions that take these, and
 //! [`SpansWorld::run`] their sessions: who shares one finds the others.
 
 mod client;
@@ -20,11 +21,13 @@ mod links;
 mod network;
 mod node;
 mod overlay;
+mod packets;
 mod replica;
 mod spans;
 mod world;
 
 pub use links::{LinkFigures, Links};
 pub use overlay::{OverlayFigures, OverlayWorld};
+pub use packets::PacketFigures;
 pub use spans::{After, Sent, SpansFigures, SpansWorld};
 pub use world::{Figures, World};

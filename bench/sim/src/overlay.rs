@@ -6,6 +6,7 @@
 //!           |
 //! truth --smoothed--> Routes::measure of each PoP --poll_told, a second later--> Routes::hear of those that decide
 //!    \--------------> oracle: the least cost now          handle_timeout --> way: what does it cost now?
+//!     \-------------------------------------------------------------------> packets of some sessions, over links of those that decide
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use pop_relay::route::{Figures, LOSS_ALL, PopName, Routes, TRANSIT_US, Way};
 use pop_schemas::{NodeId, Time};
 
 use crate::dice::Dice;
+use crate::packets::{PacketFigures, Packets, Paths as World};
 
 /// Seconds without a datagram after which a path is gone.
 const SILENT_MAX: u8 = 2;
@@ -25,6 +27,13 @@ const NEW_SHARE: u32 = 6;
 
 /// All paths are told so often, in seconds, else those that have changed.
 const TELL_ALL_EVERY: u32 = 60;
+
+/// Seconds between two cuts of paths that packets take.
+const CUT_EVERY: u32 = 10;
+
+/// Packets are sent when each knows the ways, and until so long before the end.
+const PACKETS_FROM_S: u32 = 5;
+const PACKETS_UNTIL_S: u32 = 3;
 
 /// The oracle is asked each so many seconds.
 const ORACLE_EVERY: u32 = 5;
@@ -77,6 +86,8 @@ pub struct OverlayFigures {
     pub pops: usize,
     /// Things that happened to paths.
     pub troubles: u64,
+    /// What became of the packets of some sessions.
+    pub packets: PacketFigures,
 }
 
 impl OverlayFigures {
@@ -132,17 +143,30 @@ pub struct OverlayWorld {
     late: BTreeMap<(usize, usize), Paths>,
     /// Of each decider and destination, since when nothing arrives.
     dead_since: BTreeMap<(usize, usize), u32>,
+    packets: Option<Packets>,
     figures: OverlayFigures,
 }
 
+impl World for OverlayWorld {
+    fn path(&self, from: usize, to: usize) -> Option<Figures> {
+        self.truth(from, to)
+    }
+
+    fn is_cut_off(&self, pop: usize) -> bool {
+        self.uplinks[pop].until > self.second && self.uplinks[pop].is_cut
+    }
+}
+
 impl OverlayWorld {
-    /// So many PoPs, each with a link to each, of which so many decide.
-    pub fn new(seed: u64, pops: usize, deciders: usize) -> OverlayWorld {
+    /// So many PoPs, each with a link to each, of which so many decide. Between these are so many sessions of which packets are sent.
+    pub fn new(seed: u64, pops: usize, deciders: usize, sampled: usize) -> OverlayWorld {
         let mut dice = Dice(seed);
         let names: Vec<PopName> = (0..pops).map(|n| PopName::from(format!("pop-{n:03}"))).collect();
         let rtts = rtts(&mut dice, pops);
         let routes = names.iter().map(|name| Routes::new(Arc::clone(name), BTreeMap::new())).collect();
-        let deciders = (0..deciders).map(|n| n * pops / deciders).collect();
+        let deciders: Vec<usize> = (0..deciders).map(|n| n * pops / deciders).collect();
+        let began = Time::from_millis((PACKETS_FROM_S * 1_000).into());
+        let packets = (sampled > 0 && deciders.len() > 1).then(|| Packets::new(seed, began, &deciders, sampled));
         let (troubles, measured) = (vec![Trouble::default(); pops * pops], vec![Measured::default(); pops * pops]);
         let tells_all_at = vec![0; pops];
         let (uplinks, figures) = (vec![Trouble::default(); pops], OverlayFigures::default());
@@ -160,6 +184,7 @@ impl OverlayWorld {
             tells_all_at,
             late,
             dead_since,
+            packets,
             figures,
         }
     }
@@ -169,17 +194,43 @@ impl OverlayWorld {
         for _ in 0..seconds {
             self.second += 1;
             self.happen();
+            self.send(seconds);
             self.measure();
             self.tell();
             self.decide();
         }
         let still: Vec<u32> = self.dead_since.values().map(|since| self.second - since).collect();
-        let OverlayWorld { mut figures, deciders, routes, .. } = self;
+        let OverlayWorld { mut figures, deciders, routes, packets, .. } = self;
+        figures.packets = packets.map(Packets::finish).unwrap_or_default();
         figures.outages_s.extend(still);
         figures.outages_s.sort_unstable();
         figures.regrets_us.sort_unstable();
         (figures.deciders, figures.pops, figures.seconds) = (deciders.len(), routes.len(), seconds);
         figures
+    }
+
+    /// A second of packets, by the ways that were chosen before it.
+    fn send(&mut self, seconds: u32) {
+        if self.second < PACKETS_FROM_S {
+            return;
+        }
+        let Some(mut packets) = self.packets.take() else { return };
+        if self.second + PACKETS_UNTIL_S > seconds {
+            packets.fall_silent();
+        }
+        for (from, to) in packets.pairs() {
+            let route = self.routes[from].route(&self.names[to]);
+            let place = |way: &Way| match way {
+                Way::Direct => None,
+                Way::Via(pop) => self.names.binary_search(pop).ok(),
+            };
+            // One that has no way stays at what it has.
+            if let Some(route) = route {
+                packets.route((from, to), place(&route.way), route.backup.as_ref().map(place), self);
+            }
+        }
+        packets.run(Time::from_millis((u64::from(self.second) + 1) * 1_000), self);
+        self.packets = Some(packets);
     }
 
     fn trouble(&mut self, longest: usize) -> Trouble {
@@ -203,6 +254,15 @@ impl OverlayWorld {
             if a != b && self.troubles[a.min(b) * pops + a.max(b)].until <= self.second {
                 self.troubles[a.min(b) * pops + a.max(b)] = self.trouble(120);
             }
+        }
+        // Paths that packets take are cut more often than others, so that many ways fail under them.
+        if let Some(packets) = self.packets.as_ref().filter(|_| self.second.is_multiple_of(CUT_EVERY))
+            && let Some((a, b)) = packets.draw_path(&mut self.dice)
+            && self.troubles[a.min(b) * pops + a.max(b)].until <= self.second
+        {
+            let until = self.second + 5 + self.dice.below(60) as u32;
+            self.troubles[a.min(b) * pops + a.max(b)] = Trouble { until, is_cut: true, ..Trouble::default() };
+            self.figures.troubles += 1;
         }
         if self.dice.once_in(60) {
             let pop = self.dice.below(pops);
