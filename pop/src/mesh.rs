@@ -713,10 +713,51 @@ impl Shared {
         self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a list of certificates that were taken back, by whoever told of it: what is new is kept and told to all, and ends links.
+    /// Takes a list of certificates that were taken back: what is new is kept and told to all, and ends links.
     fn take_list(&self, list: &[u8]) -> Listed {
-        let outcome = self.revoked().take(list, &self.identity().roots());
+        let outcome = self.look_at_list(list, None);
         self.counters.listed(outcome);
+        outcome
+    }
+
+    /// The same of one that another node tells of.
+    fn take_told(&self, link: &Link, list: Arc<[u8]>) {
+        let now = Instant::now();
+        let outcome = if self.revoked().knows(&list) {
+            Listed::Known
+        } else if link.telling().may_look(now, self.identity().roots().len()) {
+            self.look_at_list(&list, Some(now))
+        } else {
+            Listed::TooMany
+        };
+        self.counters.listed(outcome);
+        if outcome == Listed::TooMany {
+            link.telling().wait(list);
+        }
+    }
+
+    /// Looks at what a link has told of when that was too much.
+    fn take_waiting(&self, link: &Link) {
+        let now = Instant::now();
+        let waited = link.telling().waited(now, self.identity().roots().len());
+        let Some(list) = waited else { return };
+        let outcome = self.look_at_list(&list, Some(now));
+        if outcome == Listed::TooMany {
+            // It is counted.
+            return link.telling().wait_again(list);
+        }
+        self.counters.listed(outcome);
+    }
+
+    /// `told`: another node tells of it, now.
+    fn look_at_list(&self, list: &[u8], told: Option<Instant>) -> Listed {
+        if self.revoked().knows(list) {
+            return Listed::Known;
+        }
+        let outcome = match revoked::verify(list, &self.identity().roots()) {
+            Ok(verified) => self.revoked().enter(verified, told),
+            Err(why) => why,
+        };
         if outcome != Listed::New {
             return outcome;
         }

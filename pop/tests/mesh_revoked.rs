@@ -55,7 +55,10 @@ impl Node {
     /// Of whatever certificate it was issued last.
     async fn start(ca: &Ca, pop: &str, start: u64, peers: &[SocketAddr]) -> Node {
         let (name, out) = (of(pop), ca::default_out(&ca.0, &of(pop)));
-        let files = MeshFiles { ca: ca.0.join("ca.pem"), cert: out.join("node.pem"), key: out.join("node.key") };
+        // Of more CAs than its own, where the test has written so.
+        let believed = Some(ca.0.join("believed.pem")).filter(|file| file.exists());
+        let files =
+            MeshFiles { ca: believed.unwrap_or_else(|| ca.0.join("ca.pem")), cert: out.join("node.pem"), key: out.join("node.key") };
         let settings = MeshSettings {
             listen: LOOPBACK,
             identity: MeshIdentity::load(&files, &name).expect("right files"),
@@ -166,4 +169,41 @@ async fn a_list_that_is_forged_or_old_counts_for_nothing_and_ends_nothing() {
     assert!(!fra.mesh.send(sin.id(), &Message::Revoked(vec![7; 128 * 1_024 + 1].into())), "that is no message");
     assert_eq!((sin.links(), fra.links(), sin.mesh.counters().revoked), (vec!["fra".to_owned()], vec!["sin".to_owned()], 1));
     assert!(sin.events.try_recv().is_err(), "nobody has noticed");
+}
+
+#[tokio::test]
+async fn a_flood_of_other_lists_is_bounded_and_keeps_no_revocation_from_anybody() {
+    let (ca, other, foreign) = (Ca::new("flooded"), Ca::new("floods"), Ca::new("unknown"));
+    for pop in ["fra", "sin", "ams", "moon", "pluto"] {
+        ca.issue(&of(pop));
+    }
+    ca.revoke(&of("pluto"));
+    for pop in ["moon", "mars"] {
+        other.issue(&of(pop));
+    }
+    foreign.issue(&of("moon"));
+    let pem = |ca: &Ca| std::fs::read_to_string(ca.0.join("ca.pem")).expect("a CA");
+    std::fs::write(ca.0.join("believed.pem"), pem(&ca) + &pem(&other)).expect("a file");
+    let mut fra = Node::start(&ca, "fra", 1, &[]).await;
+    let mut sin = Node::start(&ca, "sin", 1, &[fra.mesh.address()]).await;
+    let mut ams = Node::start(&ca, "ams", 1, &[fra.mesh.address(), sin.mesh.address()]).await;
+    for node in [&mut fra, &mut sin, &mut ams] {
+        node.until_up(2).await;
+    }
+    // One is of nobody whom sin believes, and one has a CA; each of their lists is another one.
+    let tell = |list: Vec<u8>| assert!(fra.mesh.send(sin.id(), &Message::Revoked(list.into())));
+    (0..150).for_each(|_| tell(foreign.revoke(&of("moon"))));
+    (0..50).for_each(|_| tell(other.revoke(&of("moon"))));
+    assert_eq!(ams.mesh.take_list(&ca.revoke(&of("moon"))), Listed::New);
+    (0..50).for_each(|_| tell(other.revoke(&of("moon"))));
+    // It names two, the others one.
+    until("the honest list is known to all", 5, || [&fra, &sin].iter().all(|node| node.mesh.counters().revoked >= 2)).await;
+    // Of what is too much the last one counts.
+    tell(other.revoke(&of("mars")));
+    until("the last list counts, too", 10, || [&fra, &sin, &ams].iter().all(|node| node.mesh.counters().revoked == 4)).await;
+    let looked_at = [Listed::New, Listed::Old, Listed::Forged].into_iter().map(|outcome| sin.listed(outcome)).sum::<u64>();
+    assert!(looked_at <= 30, "of 250 lists {looked_at} were looked at");
+    let links = [&fra, &sin, &ams].map(|node| node.links().len());
+    assert_eq!(links, [2; 3]);
+    assert!(sin.events.try_recv().is_err() && ams.events.try_recv().is_err(), "nobody has noticed");
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::counters::Refusal;
 use super::flow::Flow;
-use super::revoked::CertificateId;
+use super::revoked::{CertificateId, Telling};
 use super::{LinkSecret, MeshEvent, Peer, Shared, resume};
 use crate::data::SenderPlace;
 
@@ -338,6 +338,8 @@ pub(super) struct Link {
     pub(super) certificate: CertificateId,
     /// It was asked for new keys, and has not stepped to them.
     wants_rekey: AtomicBool,
+    /// What it tells of certificates that were taken back.
+    telling: Mutex<Telling>,
     /// What both ends said of the calls that are to make it go on.
     pub(super) calls: resume::Calls,
     /// The other end is a node of another PoP.
@@ -401,6 +403,7 @@ impl Link {
             secret,
             certificate,
             wants_rekey: AtomicBool::new(false),
+            telling: Mutex::default(),
             calls: resume::Calls::default(),
             is_abroad,
             ended: watch::Sender::new(None),
@@ -535,6 +538,10 @@ impl Link {
     pub(super) fn direct_for(&self) -> Duration {
         let direct = *self.direct.lock().unwrap_or_else(PoisonError::into_inner);
         direct.filter(|(_, last)| last.elapsed() < DIRECT_PAUSE_MAX).map_or(Duration::ZERO, |(since, _)| since.elapsed())
+    }
+
+    pub(super) fn telling(&self) -> MutexGuard<'_, Telling> {
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn flow(&self) -> MutexGuard<'_, Flow> {
@@ -735,6 +742,7 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin, 
                 return Over::Ended(Ended::Malformed);
             }
             link.take_alive(shared, alive);
+            shared.take_waiting(link);
             continue;
         }
         if known > 0 {
@@ -759,7 +767,7 @@ async fn read(shared: &Shared, link: &Link, mut reader: impl AsyncRead + Unpin, 
                 rekeyed(shared, link, generation, permit);
                 link.send(&Message::Rekey(Rekey { generation }));
             }
-            Ok(Message::Revoked(list)) => drop(shared.take_list(&list)),
+            Ok(Message::Revoked(list)) => shared.take_told(link, list),
             Ok(Message::Data(data)) => {
                 let place = link.data_place(bytes.len()).await;
                 shared.emit(link, MeshEvent::Data { node: link.peer.node, data: Box::new(data), place }).await;
