@@ -129,7 +129,7 @@ impl Machine {
     /// What was to be asked of a node is not, as if it had nobody in the session.
     pub(crate) fn answer_with_nobody(&mut self, now: Instant, node: NodeId, session: SessionId, from: ParticipantId, number: u32) {
         let Some(incarnation) = self.replica.incarnation_of(node) else { return };
-        let page = Page { incarnation, records: Vec::new(), next: None };
+        let page = Page { incarnation, records: Vec::new(), next: None, len: 0 };
         self.replica.handle_page(now, &PageAsk { session, node, incarnation, from, number }, Some(page));
     }
 

@@ -24,7 +24,7 @@ pub(super) const PAGE_LEN_MAX: usize = RECORD_LEN_MAX + 4_096;
 
 /// Records of a page beyond which it is full, and bytes of them: some hundred typical ones, a fraction of a millisecond of work.
 pub(super) const PAGE_RECORDS_MAX: usize = 512;
-const PAGE_BYTES: usize = 64 << 10;
+pub(super) const PAGE_BYTES: usize = 64 << 10;
 
 /// Longest of the small ones: node record, beat, digest.
 const SMALL_LEN_MAX: usize = 2_048;
@@ -135,6 +135,8 @@ pub(super) struct Page {
     pub(super) records: Vec<Result<Written, RecordError>>,
     /// Ask again from here; `None`: that was all.
     pub(super) next: Option<ParticipantId>,
+    /// Its bytes.
+    pub(super) len: usize,
 }
 
 /// The bytes of a participant's record, as a writer of version `schema` makes them.
@@ -705,6 +707,7 @@ pub(super) fn decode_page(bytes: &[u8]) -> Result<Page, RecordError> {
         incarnation: Incarnation { start: page.start(), nonce: page.nonce() },
         records: page.records().unwrap_or_default().iter().map(|blob| decode_participant(blob.bytes().bytes())).collect(),
         next: (page.next() != 0).then_some(ParticipantId(page.next())),
+        len: bytes.len(),
     })
 }
 

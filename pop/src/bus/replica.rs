@@ -47,8 +47,11 @@ const TOMBSTONES_MAX: usize = 16_384;
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// Pages that are asked for at the same time.
-const ASKED_MAX: usize = 32;
+/// Pages that are asked for at the same time: as many as are of [`ASKED_BYTES`], as pages have been lately, within these bounds. A node that is back
+/// may share hundreds of sessions of few people with others that are 250 ms away.
+const ASKED_MIN: usize = 32;
+const ASKED_MAX: usize = 512;
+const ASKED_BYTES: usize = ASKED_MIN * record::PAGE_BYTES;
 
 /// While so many are to be asked nothing is asked again that was dropped: the digests show it.
 const PULLS_LATER_MAX: usize = 16_384;
@@ -227,6 +230,8 @@ pub(super) struct Replica {
     pull_queue: VecDeque<PullKey>,
     pulls: BTreeMap<PullKey, Pull>,
     asked: usize,
+    /// How long pages have been lately, in bytes: as the longest, and shorter again with each that is.
+    page_len: usize,
     pull_number: u32,
     peers: BTreeMap<NodeId, Peer>,
     /// The highest incarnations of nodes that are gone.
@@ -267,6 +272,7 @@ impl Replica {
             pull_queue: VecDeque::new(),
             pulls: BTreeMap::new(),
             asked: 0,
+            page_len: record::PAGE_BYTES,
             pull_number: 0,
             peers: BTreeMap::new(),
             fences: BTreeMap::new(),
@@ -775,6 +781,7 @@ impl Replica {
             return;
         };
         let is_second = pull.is_second;
+        self.page_len = page.len.max(self.page_len - self.page_len / 8);
         match page.next {
             // It must go on, or it never ends.
             Some(next) if next > pull.from => {
@@ -916,7 +923,7 @@ impl Replica {
                 return Some(Send::Participant(session, participant, Arc::clone(&own.bytes)));
             }
         }
-        if self.asked < ASKED_MAX
+        if self.asked < (ASKED_BYTES / self.page_len.max(1)).clamp(ASKED_MIN, ASKED_MAX)
             && let Some(key) = self.pull_queue.pop_front()
             && let (Some(pull), Some(peer)) = (self.pulls.get_mut(&key), self.peers.get(&key.1))
         {

@@ -449,3 +449,53 @@ fn a_node_of_another_pop_is_none_of_this_one() {
     let up = net.events[0].iter().filter(|event| matches!(event, BusEvent::NodeUp(_))).count();
     assert_eq!((up, net.nodes[0].counters.ignored(Ignored::Foreign)), (1, 1));
 }
+
+#[test]
+fn hundreds_of_sessions_are_read_within_two_seconds_over_a_long_way_and_long_pages_few_at_a_time() {
+    let mut net = Net::new(&[("a", 1), ("b", 1)]);
+    net.run(200);
+    let sessions: Vec<_> = (0..600).map(|number| SessionId::new(&format!("room{number}")).unwrap()).collect();
+    let now = net.now;
+    for session in &sessions {
+        net.nodes[0].put_participant(now, session, &local(1, 1, true)).expect("it is bounded");
+    }
+    while net.nodes[0].poll_send(now).is_some() {}
+    sessions.iter().for_each(|session| net.nodes[1].watch(session));
+    let mut come = |until: usize| {
+        let (mut on_the_way, mut answered, mut most) = (std::collections::VecDeque::new(), 0, 0);
+        let begun = net.now;
+        while answered < until {
+            assert!(net.now - begun < Duration::from_secs(60), "{answered} have come");
+            while on_the_way.front().is_some_and(|(at, _): &(Instant, PageAsk)| *at <= net.now) {
+                let (_, ask) = on_the_way.pop_front().expect("there is one");
+                let page = record::decode_page(&net.nodes[0].answer(&ask.session, ask.from)).expect("we wrote it");
+                let now = net.now;
+                net.nodes[1].handle_page(now, &ask, Some(page));
+                answered += 1;
+            }
+            let now = net.now;
+            while let Some(send) = net.nodes[1].poll_send(now) {
+                if let Send::AskPage(ask) = send {
+                    on_the_way.push_back((now + Duration::from_millis(250), ask));
+                }
+            }
+            most = most.max(on_the_way.len());
+            net.now += TICK;
+        }
+        (net.now - begun, most)
+    };
+    let (took, most) = come(sessions.len());
+    assert!(took < Duration::from_secs(2), "{took:?} at 250 ms and {most} at once");
+    assert_eq!(most, ASKED_MAX);
+    // The twin: where pages are long no more are on their way than ever.
+    for session in &sessions {
+        let node = net.nodes[0].node;
+        net.nodes[1].pull_anew(session, node);
+    }
+    net.nodes[1].page_len = record::PAGE_BYTES;
+    let (mut most, now) = (0, net.now);
+    while let Some(send) = net.nodes[1].poll_send(now) {
+        most += usize::from(matches!(send, Send::AskPage(_)));
+    }
+    assert_eq!(most, ASKED_MIN);
+}
