@@ -624,6 +624,69 @@ async fn many_links_of_one_node_find_a_place_at_once() {
 }
 
 #[tokio::test]
+async fn a_third_node_that_stalls_does_not_delay_that_a_process_has_ended() {
+    let mut world = World::new("verdict", &["ams", "khi"]).await;
+    let (at, holding) = hole().await;
+    world.fra.mesh.locate([(world.thirds[0].id(), at)]);
+    sleep(Duration::from_secs(1)).await;
+    let of_sin = world.sin.id();
+    let spare = Node::start(&world._ca, "spare", &[]).await;
+    drop(std::mem::replace(&mut world.sin, spare));
+    world.wire.task.abort();
+    let died_at = Instant::now();
+    // Workers tell once a second of what came.
+    let workers = Arc::clone(&world.workers);
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(1)).await;
+        workers.carried.store(0, Ordering::Relaxed);
+        workers.direct.store(0, Ordering::Relaxed);
+    });
+    let event = timeout(Duration::from_secs(8), world.fra.events.recv()).await.expect("it is down");
+    assert!(matches!(event, Some(MeshEvent::LinkDown { node, .. }) if node == of_sin), "{event:?}");
+    assert!(died_at.elapsed() < Duration::from_millis(3_100), "only after {:?}", died_at.elapsed());
+    holding.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_links_of_one_node_go_on_over_one_third_node_within_seconds() {
+    const OTHERS: usize = TRANSITS_PER_ASKER_MAX;
+    let ca = Ca::new("all");
+    let mut ams = Node::start(&ca, "ams", &[]).await;
+    let workers = Arc::new(Workers { carried: 1.into(), direct: 1.into() });
+    let (mut others, mut wires) = (Vec::new(), Vec::new());
+    for other in 0..OTHERS {
+        let node = Node::start(&ca, &format!("pop{other}"), &[ams.mesh.address()]).await;
+        wires.push(Wire::to(node.mesh.address()).await);
+        others.push(node);
+    }
+    let peers: Vec<_> = wires.iter().map(|wire| wire.address).chain([ams.mesh.address()]).collect();
+    let mut fra = Node::start(&ca, "fra", &peers).await;
+    fra.until_up(OTHERS + 1).await;
+    ams.until_up(OTHERS + 1).await;
+    ams.mesh.locate([(fra.id(), fra.mesh.address())]);
+    for node in &mut others {
+        node.until_up(2).await;
+        ams.mesh.locate([(node.id(), node.mesh.address())]);
+        node.work(fra.id(), &workers);
+        node.tell_thirds("fra", &[&ams]);
+        fra.work(node.id(), &workers);
+    }
+    fra.mesh.note_thirds(others.iter().map(|node| (node.mesh.name().pop().to_owned(), vec![ams.id()])).collect());
+    sleep(Duration::from_secs(1)).await;
+    workers.direct.store(0, Ordering::Relaxed);
+    for wire in &wires {
+        wire.is_cut.send_replace(true);
+    }
+    let cut_at = Instant::now();
+    let is_over = |node: &Node| node.is_connected(fra.id()) && node.over(fra.id()).is_some() && fra.over(node.id()).is_some();
+    until("all links go over ams", 8, || others.iter().all(is_over)).await;
+    println!("{OTHERS} links moved within {:?}", cut_at.elapsed());
+    assert!(ams.mesh.counters().links == OTHERS + 1 && fra.mesh.counters().links == OTHERS + 1, "none has ended");
+    let downs = [&mut fra, &mut ams].map(|node| node.events.try_recv().is_ok());
+    assert_eq!(downs, [false; 2], "nobody has noticed");
+}
+
+#[tokio::test]
 async fn a_direct_path_that_refuses_ends_no_link_that_a_third_node_may_carry() {
     let mut world = World::new("refused", &["ams", "khi"]).await;
     world.cut(true);

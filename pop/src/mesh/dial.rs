@@ -128,7 +128,7 @@ async fn establish_over_another(shared: &Shared, address: SocketAddr, name: &Nod
     };
     let thirds = shared.thirds(name.pop(), name.id()).into_iter().take(THIRDS_MAX);
     let tries = thirds.map(|third| Box::pin(one(third)) as Try<'_, _, ()>);
-    staggered(tries, |()| false).await.ok()
+    staggered(tries, |()| false, |_| false).await.ok()
 }
 
 /// TLS with a node: `expected`, or any of the CA.

@@ -216,10 +216,15 @@ async fn call_anyhow(shared: &Shared, link: &Link) -> Result<Connection, Failed>
     ways.insert(if is_hopeful { 0 } else { ways.len() }, None);
     link.calls.order(&mut ways);
     let tries = ways.into_iter().map(|way| Box::pin(call(shared, link, way)) as Try<'_, _, _>);
-    match staggered(tries, |failed| matches!(failed, Failed::Unknown)).await {
+    match staggered(tries, |failed| matches!(failed, Failed::Unknown), is_gone).await {
         Ok(connection) => Ok(connection),
         Err(failed) => Err(judge(&failed)),
     }
+}
+
+/// The direct path and a third node say so, and nobody else says otherwise: who stalls does not delay that.
+fn is_gone(failed: &[Failed]) -> bool {
+    failed.iter().any(|failed| matches!(failed, Failed::NotReached)) && matches!(judge(failed), Failed::Gone)
 }
 
 /// What the failures of all ways say together.
@@ -366,5 +371,7 @@ mod tests {
         assert!(matches!(judge(&[NotReached, NotReached]), Otherwise));
         assert!(matches!(judge(&[NotThere, Unknown]), Unknown));
         assert!(matches!(judge(&[]), Otherwise));
+        assert!(is_gone(&[NotThere, NotReached]) && !is_gone(&[NotThere]) && !is_gone(&[NotReached, NotReached]));
+        assert!(!is_gone(&[NotThere, NotReached, Otherwise]));
     }
 }
