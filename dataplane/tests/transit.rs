@@ -335,7 +335,15 @@ fn a_datagram_that_comes_both_ways_is_taken_once_and_where_it_came_from_does_not
 /// What `from` sends to `to`, made by hand.
 fn config(from: usize, to: usize) -> LinkConfig {
     let (send, receive) = (keys(from, to), keys(to, from));
-    LinkConfig { version: 1, remote_association: link(from).0, generation: 0, send, receive, playout: Duration::from_millis(150) }
+    LinkConfig {
+        version: 1,
+        remote_association: link(from).0,
+        measures: true,
+        generation: 0,
+        send,
+        receive,
+        playout: Duration::from_millis(150),
+    }
 }
 
 fn route(to: usize) -> SourceRoute {

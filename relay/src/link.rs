@@ -36,7 +36,7 @@ use self::{
     rate::{Least, Rate},
     sent::Sent,
     table::{Feedback, RANGE_LEN, RANGES_MAX, Range, Tables, read_ask, read_clock, read_feedback},
-    ways::{DIRECT, Echo, EchoWindow, Evidence, WAYS_MAX},
+    ways::{DIRECT, Echo, EchoWindow, Evidence, Pace, WAYS_MAX},
     window::{WINDOW_LEN, Window},
 };
 use crate::{
@@ -60,17 +60,32 @@ pub const FRAME_LEN_MAX: usize = 2 * (LADDER[0] - OVERHEAD - REPAIR_LEN);
 /// What `out` has to hold beyond the packet.
 pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
 
-/// Between two heartbeats, which are feedback, and two echoes by one way: while media flows, ...
-const EVERY_ACTIVE: Duration = Duration::from_millis(50);
-/// ... while none does any longer, ...
-const EVERY_IDLE: Duration = Duration::from_millis(100);
-/// ... and in the long run, where there is another way: a PoP has links with hundreds of others, and media over few of them. Inside a PoP, where no
-/// echoes go, the heartbeat tells whether a node lives.
-const EVERY_RESTING: Duration = Duration::from_millis(250);
+/// Between two datagrams while media flows: where there is none there is a heartbeat, which is feedback.
+const BEAT_ACTIVE: Duration = Duration::from_millis(50);
+/// While none does any longer, where no echoes go: inside a PoP, where the heartbeat tells whether a node lives.
+const BEAT_IDLE: Duration = Duration::from_millis(100);
+/// Where they go: of links with hundreds of PoPs few carry media. Until a link rests, ...
+const BEAT_PROBED: Duration = Duration::from_millis(250);
+/// ... and then.
+const BEAT_RESTING: Duration = Duration::from_secs(1);
 /// Media flows until so long after the last packet.
 const ACTIVE: Duration = Duration::from_secs(1);
 /// A link rests so long after it, or after its start.
 const RESTS_AFTER: Duration = Duration::from_secs(30);
+/// A longer interval is told so long before.
+const TOLD_AHEAD: Duration = Duration::from_millis(600);
+/// Between two echoes by one way: of the first workers of both nodes directly, which is what the path is measured by, ...
+const ECHO_MEASURING: Duration = Duration::from_millis(100);
+/// ... and of all others. Of those that rest the first workers' directly, ...
+const ECHO: Duration = Duration::from_millis(250);
+/// ... and all others.
+const ECHO_RESTING: Duration = Duration::from_secs(1);
+/// While it is not known which way lives.
+const ECHO_UNEASY: Duration = Duration::from_millis(50);
+/// What was sent and may not have come goes again at most so often, when the way is in doubt.
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// Of so many datagrams this many lost are more than repairs can bring back in time.
+const LOSSY: (u64, u64) = (20, 5);
 /// Two feedbacks are at least so far apart: what goes missing meanwhile is asked for together.
 const FEEDBACK_EVERY: Duration = Duration::from_millis(5);
 /// The round trip while none was measured.
@@ -96,6 +111,8 @@ pub struct LinkConfig {
     pub version: u8,
     /// What our datagrams say they are for: the other node's number of ours in the high byte, our worker in the low one.
     pub remote_association: u16,
+    /// It is of the first workers of both nodes: by its echoes the path is measured.
+    pub measures: bool,
     /// Generation of the keys.
     pub generation: u32,
     /// Key and salt of what we send.
@@ -270,6 +287,7 @@ impl Clocks {
 pub struct Link {
     version: u8,
     association: u16,
+    measures: bool,
     playout: Duration,
     sealer: Sealer,
     opener: Opener,
@@ -305,10 +323,21 @@ pub struct Link {
     /// Counter of the last probe of the other end.
     probe: u64,
     feedback_at: Time,
+    /// The other end is to hear something until then, whatever it is.
+    beat_at: Time,
     fed_back_at: Time,
     /// In and out until then.
     fed_back_bytes: u64,
     media_at: Option<Time>,
+    /// Nothing has crossed for long.
+    rests: bool,
+    /// What the other end has told of last: from this counter on nothing is known.
+    told_next: u64,
+    /// What was sent lately may not have come; when all of it was sent again last.
+    misses: bool,
+    again_at: Option<Time>,
+    /// The counter and how many had come, where loss is counted from.
+    loss_from: (u64, u64),
     began: Time,
     heard_at: Option<Time>,
     stats: LinkStats,
@@ -335,6 +364,7 @@ impl Link {
         Link {
             version: config.version,
             association: config.remote_association,
+            measures: config.measures,
             playout: config.playout,
             sealer: Sealer::new(&config.send, config.generation),
             opener: Opener::new(&config.receive, config.generation),
@@ -361,9 +391,15 @@ impl Link {
             recovery: Recovery::new(),
             probe: u64::MAX,
             feedback_at: now,
+            beat_at: now,
             fed_back_at: Time::ZERO,
             fed_back_bytes: 0,
             media_at: None,
+            rests: false,
+            told_next: 0,
+            misses: false,
+            again_at: None,
+            loss_from: (0, 0),
             began: now,
             heard_at: None,
             stats: LinkStats::default(),
@@ -413,23 +449,49 @@ impl Link {
         self.stats.bytes_out + self.stats.bytes_in
     }
 
-    /// Between two heartbeats, and two echoes by one way.
-    fn every(&self, now: Time) -> Duration {
-        match self.media_at {
-            Some(at) if now.since(at) < ACTIVE => EVERY_ACTIVE,
-            at if now.since(at.unwrap_or(self.began)) >= RESTS_AFTER && self.evidence.is_probed() => EVERY_RESTING,
-            _ => EVERY_IDLE,
+    fn is_active(&self, now: Time) -> bool {
+        self.media_at.is_some_and(|at| now.since(at) < ACTIVE)
+    }
+
+    /// Nothing has crossed for long, and echoes tell that it lives.
+    fn is_resting(&self, now: Time) -> bool {
+        self.evidence.is_probed() && now.since(self.media_at.unwrap_or(self.began)) >= RESTS_AFTER
+    }
+
+    /// Between two datagrams at most.
+    fn beat(&self, now: Time) -> Duration {
+        match self.evidence.is_probed() {
+            _ if self.is_active(now) => BEAT_ACTIVE,
+            false => BEAT_IDLE,
+            true if self.is_resting(now) => BEAT_RESTING,
+            true => BEAT_PROBED,
         }
     }
 
+    /// How often echoes go.
+    fn echo_pace(&self, now: Time) -> Pace {
+        let ahead = now + TOLD_AHEAD;
+        let (measuring, beside) = if self.is_resting(ahead) { (ECHO, ECHO_RESTING) } else { (ECHO_MEASURING, ECHO) };
+        let direct = if self.measures { measuring } else { beside };
+        let uneasy = if self.is_active(now) { ECHO_UNEASY } else { direct };
+        Pace { direct, beside, uneasy, beat: self.beat(ahead) }
+    }
+
     /// Media went in or out.
-    fn active(&mut self, now: Time) {
-        if self.every(now) == EVERY_RESTING {
+    fn active(&mut self, now: Time, is_out: bool) {
+        let is_new = !self.is_active(now);
+        self.media_at = Some(now);
+        if is_new {
+            self.rests = false;
             self.evidence.hurry(now);
         }
-        self.media_at = Some(now);
+        if is_out && self.evidence.is_probed() {
+            // It is the heartbeat itself, and of what leaves the other end tells.
+            self.beat_at = now + BEAT_ACTIVE;
+            return;
+        }
         let is_busy = self.bytes() - self.fed_back_bytes >= FEEDBACK_BYTES;
-        let due = if is_busy { self.fed_back_at + FEEDBACK_BUSY } else { now + EVERY_ACTIVE };
+        let due = if is_busy { self.fed_back_at + FEEDBACK_BUSY } else { now + BEAT_ACTIVE };
         self.feedback_at = self.feedback_at.min(due);
     }
 
@@ -456,7 +518,7 @@ impl Link {
             Written { first, second }
         };
         self.stats.media_bytes_out += payload.len() as u64;
-        self.active(now);
+        self.active(now, true);
         Ok(written)
     }
 
@@ -488,7 +550,7 @@ impl Link {
         let written = if self.pending.fits(payload.len(), len_max) { Written::default() } else { self.flush(now, out)? };
         self.pending.push(frame, payload);
         self.stats.media_bytes_out += payload.len() as u64;
-        self.active(now);
+        self.active(now, true);
         Ok(written)
     }
 
@@ -579,10 +641,21 @@ impl Link {
 
     fn review_ways(&mut self, now: Time) {
         let ways = self.evidence.choose(now);
+        let misses = self.evidence.misses();
+        if !std::mem::replace(&mut self.misses, misses)
+            && misses
+            && self.is_active(now)
+            && self.again_at.is_none_or(|at| now.since(at) >= AGAIN_EVERY)
+        {
+            // The other end does not know yet what it misses, and would ask for it a round trip later.
+            self.again_at = Some(now);
+            self.sent.ask_from(self.told_next, self.sealer.counter());
+        }
         if ways == self.ways {
             return;
         }
         self.ways = ways;
+        self.evidence.tell(now);
         // By two of them what comes first counts, and it is not for long.
         if ways.second.is_none() && std::mem::replace(&mut self.settled, ways.first) != ways.first {
             self.rate.way_changed(now);
@@ -590,9 +663,14 @@ impl Link {
         self.feedback_at = now;
     }
 
-    /// The next echo, which leaves by this way alone, whatever [`Self::ways`] says.
-    pub fn poll_echo(&mut self, now: Time, out: &mut [u8]) -> Option<(Way, usize)> {
-        let (way, echo) = self.evidence.poll(now, self.every(now))?;
+    /// What leaves by this way alone, whatever [`Self::ways`] says, until there is nothing: echoes, probes of the MTU. `out` as for
+    /// [`Self::poll_transmit`].
+    pub fn poll_by_way(&mut self, now: Time, out: &mut [u8]) -> Option<(Way, usize)> {
+        self.poll_echo(now, out).or_else(|| self.poll_probe(now, out))
+    }
+
+    fn poll_echo(&mut self, now: Time, out: &mut [u8]) -> Option<(Way, usize)> {
+        let (way, echo) = self.evidence.poll(now, &self.echo_pace(now))?;
         let head = self.head(FrameKind::Echo, 0, 0, 0);
         let len = self.sealer.seal_echo(head, &echo.bytes(), out).ok()?;
         self.stats.echoes_out += 1;
@@ -622,7 +700,7 @@ impl Link {
         let head = self.head(FrameKind::Repair, frame.alias, frame.layer, frame.epoch);
         let len = self.sealer.seal(head, &header, payload, out)?;
         self.stats.repairs_out += 1;
-        self.active(now);
+        self.active(now, true);
         Ok(self.count_out(len))
     }
 
@@ -661,7 +739,7 @@ impl Link {
         self.protection.audio_percent()
     }
 
-    /// What is to leave at the end of a turn, until there is nothing: the small packets that wait, parity, feedback, a probe of the path's MTU.
+    /// What is to leave at the end of a turn, until there is nothing: the small packets that wait, parity, feedback.
     /// `out` has [`DATAGRAM_LEN_WRITTEN_MAX`] bytes or more.
     pub fn poll_transmit(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
         if !self.pending.is_empty()
@@ -669,7 +747,7 @@ impl Link {
         {
             return Some(first);
         }
-        self.poll_parity(now, out).or_else(|| self.poll_feedback(now, out)).or_else(|| self.poll_probe(now, out))
+        self.poll_parity(now, out).or_else(|| self.poll_feedback(now, out))
     }
 
     fn poll_feedback(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
@@ -682,10 +760,11 @@ impl Link {
         // As many as fit.
         let ranges_max = if self.mtu() < BASE { RANGES_MAX - (BASE - LADDER[0]).div_ceil(RANGE_LEN) } else { RANGES_MAX };
         let missing = self.missing.ask(now, rtt, again, &mut self.window, &mut ranges[..ranges_max]);
-        if missing == 0 && now < self.feedback_at {
+        if missing == 0 && now < self.feedback_at.min(self.beat_at) {
             return None;
         }
-        self.feedback_at = now + self.every(now);
+        self.beat_at = now + self.beat(now);
+        self.feedback_at = now + if self.evidence.is_probed() { BEAT_PROBED.max(self.beat(now)) } else { self.beat(now) };
         (self.fed_back_at, self.fed_back_bytes) = (now, self.bytes());
         let held = now.since(self.clocks.remote_at);
         let feedback = Feedback {
@@ -704,32 +783,34 @@ impl Link {
         Some(self.count_out(len))
     }
 
-    fn poll_probe(&mut self, now: Time, out: &mut [u8]) -> Option<usize> {
-        // Nobody is there to answer yet.
-        self.heard_at?;
-        let rtt = self.clocks.rtt_or_default();
+    fn poll_probe(&mut self, now: Time, out: &mut [u8]) -> Option<(Way, usize)> {
+        let at = self.probed().find(|at| self.paths[*at].timeout() <= now)?;
+        let rtt = self.clocks.rtt_or_default().max(self.evidence.rtt(at).unwrap_or_default());
         let counter = self.sealer.counter();
-        let at = self.path_in_use()?;
         let path = &mut self.paths[at];
         let len = path.due(now)?;
         path.sent(now, counter, rtt);
         let head = self.head(FrameKind::Probe, 0, 0, 0);
         let len = self.sealer.seal(head, &[0; LADDER[LADDER.len() - 1]][..len - OVERHEAD], &[], out).ok()?;
-        Some(self.count_out(len))
+        Some((self.evidence.way_at(at), self.count_out(len)))
     }
 
-    /// The place of the path whose MTU is looked for; by two ways a probe would not tell which one takes it.
-    fn path_in_use(&self) -> Option<usize> {
-        self.ways.second.is_none().then(|| self.evidence.place(self.ways.first))
+    /// The places of the paths whose MTU is looked for: of the way, and of the one beside it, so that all passes when that is taken. One by one, for
+    /// feedback tells of one probe; and not while nobody is there to answer, or nothing crosses that could be too long.
+    fn probed(&self) -> impl Iterator<Item = usize> + use<> {
+        let is_on = self.heard_at.is_some() && !self.rests;
+        let routed = self.evidence.routed().into_iter().flatten();
+        let waits = self.evidence.routed().into_iter().flatten().find(|at| self.paths[*at].waits());
+        routed.filter(move |at| is_on && waits.is_none_or(|waiting| waiting == *at))
     }
 
     fn feedback_due(&self) -> Time {
-        self.feedback_at.min(self.missing.ask_at().max(self.fed_back_at + FEEDBACK_EVERY))
+        self.feedback_at.min(self.beat_at).min(self.missing.ask_at().max(self.fed_back_at + FEEDBACK_EVERY))
     }
 
     /// When [`Self::handle_timeout`] and then [`Self::poll_transmit`] have something.
     pub fn poll_timeout(&self) -> Time {
-        let path = self.path_in_use().filter(|_| self.heard_at.is_some()).map(|at| self.paths[at].timeout());
+        let path = self.probed().map(|at| self.paths[at].timeout()).min();
         [path, self.opener.timeout(), Some(self.evidence.timeout()), self.protection.timeout()]
             .into_iter()
             .flatten()
@@ -739,9 +820,8 @@ impl Link {
     /// Time passed: old keys die, probes are lost.
     pub fn handle_timeout(&mut self, now: Time) {
         self.opener.handle_timeout(now);
-        if let Some(at) = self.path_in_use() {
-            self.paths[at].handle_timeout(now);
-        }
+        self.rests = self.is_resting(now);
+        self.probed().for_each(|at| self.paths[at].handle_timeout(now));
         self.evidence.handle_timeout(now);
         self.review_ways(now);
     }
@@ -769,7 +849,7 @@ impl Link {
                         self.recovery.came_late(now, &head, &self.window);
                     }
                 }
-                self.active(now);
+                self.active(now, false);
                 take_media(&mut self.parts, &mut self.stats, &head, payload, places)
             }
             FrameKind::Parity => {
@@ -809,7 +889,7 @@ impl Link {
     pub fn poll_recovered(&mut self, now: Time) -> Option<Result<Incoming<'_>, RelayDrop>> {
         loop {
             let counter = self.recovery.next()?;
-            if self.window.check(counter).is_err() {
+            if self.window.check(counter).is_err() || !self.recovery.has(counter) {
                 continue;
             }
             let (places, in_time) = self.missing.recovered(now, counter);
@@ -918,13 +998,14 @@ impl Link {
         let asked = counters.map(|counter| self.sent.ask(counter)).count();
         self.sealer.confirm(feedback.generation);
         self.paths.iter_mut().for_each(|path| path.answered(now, feedback.probe));
-        if let Some(at) = self.path_in_use().filter(|_| asked > 0) {
-            self.paths[at].suspect(now);
+        if asked > 0 && self.ways.second.is_none() {
+            self.paths[self.evidence.place(self.ways.first)].suspect(now);
         }
         // One that was overtaken by a later one has nothing new about time.
         if feedback.now_us <= self.clocks.remote_us {
             return;
         }
+        self.told_next = feedback.next;
         if feedback.echo_us != 0 {
             let since_echo = now.as_micros().checked_sub(feedback.echo_us);
             if let Some(rtt) = since_echo.and_then(|since| since.checked_sub(u64::from(feedback.echo_held_us))) {
@@ -935,7 +1016,23 @@ impl Link {
             self.feedback_at = now;
         }
         self.rate.handle_feedback(now, feedback, self.stats.bytes_out, self.stats.datagrams_out);
+        self.review_loss(now, feedback);
         self.review_protection();
+    }
+
+    /// A way that loses much without a queue has something wrong: until there are other routes what goes by two is not missed.
+    fn review_loss(&mut self, now: Time, feedback: &Feedback) {
+        let (next, received) = self.loss_from;
+        let sent = feedback.next.saturating_sub(next);
+        if sent < LOSSY.0 {
+            return;
+        }
+        let lost = sent.saturating_sub(feedback.received.saturating_sub(received));
+        self.loss_from = (feedback.next, feedback.received);
+        if lost * LOSSY.0 >= sent * LOSSY.1 && !self.rate.has_queue() && self.is_active(now) {
+            self.evidence.lose(now);
+            self.review_ways(now);
+        }
     }
 
     fn tolerance(&self) -> Duration {

@@ -221,14 +221,14 @@ fn a_golden_echo_says_what_its_writer_hears() {
     let now = Time::from_millis(5_000);
     let (mut a, mut b, mut out) = (open_link(0, 1, now), open_link(1, 1, now), [0; 1_472]);
     a.route(now, Way::Direct, Some(Way::Via(3)));
-    let written = a.poll_echo(now, &mut out);
-    assert_eq!(written, Some((Way::Direct, 32 + 28)));
-    assert!(matches!(b.open(now + Duration::from_millis(40), &mut golden(1, "echo", &out[..60])), Ok(Incoming::Nothing)));
-    assert_eq!(b.open(now, &mut golden(1, "echo", &out[..60])).map(|_| ()), Err(RelayDrop::Replayed));
-    assert_eq!(b.open_by(now, &mut out[..60].to_vec(), Way::Via(3)).map(|_| ()), Err(RelayDrop::Replayed));
+    let written = a.poll_by_way(now, &mut out);
+    assert_eq!(written, Some((Way::Direct, 32 + 29)));
+    assert!(matches!(b.open(now + Duration::from_millis(40), &mut golden(1, "echo", &out[..61])), Ok(Incoming::Nothing)));
+    assert_eq!(b.open(now, &mut golden(1, "echo", &out[..61])).map(|_| ()), Err(RelayDrop::Replayed));
+    assert_eq!(b.open_by(now, &mut out[..61].to_vec(), Way::Via(3)).map(|_| ()), Err(RelayDrop::Replayed));
     // Who is asked for echoes answers, and that tells the round trip.
     let later = now + Duration::from_millis(90);
-    let (way, len) = b.poll_echo(later, &mut out).expect("they are wanted");
+    let (way, len) = b.poll_by_way(later, &mut out).expect("they are wanted");
     assert_eq!(way, Way::Direct);
     a.open(later + Duration::from_millis(40), &mut out[..len]).expect("it is authentic");
     assert_eq!(a.direct_path(), PathStats { came: 1, lost: 0, rtt_us: 80_000, jitter_us: 0 });

@@ -59,7 +59,7 @@ fn drain(link: &mut Link, now: Time, out: &mut [u8]) {
     while link.poll_transmit(now, out).is_some() {
         datagrams += 1;
     }
-    while link.poll_echo(now, out).is_some() {
+    while link.poll_by_way(now, out).is_some() {
         datagrams += 1;
     }
     assert!(datagrams <= 4 + 3, "{datagrams} datagrams in one turn");
@@ -82,7 +82,7 @@ fn mutated_datagrams_deliver_nothing_that_was_not_sent_and_nothing_twice() {
         packet.resize(8 + rng.below(200), 1);
         let frame = FrameRef::new(rng.below(4) as u16, 0, 0, sequence);
         let len = match rng.below(8) {
-            7 => a.poll_echo(now, &mut out).map_or(0, |(_, len)| len),
+            7 => a.poll_by_way(now, &mut out).map_or(0, |(_, len)| len),
             6 => {
                 // What is carried is another link's, so that nothing of it is delivered here.
                 let carried = if (32..1_000).contains(&earlier.len()) { earlier.as_slice() } else { &[1; 40] };

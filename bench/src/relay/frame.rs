@@ -156,7 +156,10 @@ pub(super) fn measure(len: usize, passes: usize) -> Frames {
 
 fn link(now: Time, keys: [u8; KEYS_LEN]) -> Link {
     let playout = Duration::from_millis(150);
-    Link::new(&LinkConfig { version: VERSION, remote_association: 0x0903, generation: 0, send: keys, receive: keys, playout }, now)
+    Link::new(
+        &LinkConfig { version: VERSION, remote_association: 0x0903, measures: true, generation: 0, send: keys, receive: keys, playout },
+        now,
+    )
 }
 
 fn write(link: &mut Link, now: Time, at: usize, packet: &[u8], datagram: &mut [u8]) -> usize {

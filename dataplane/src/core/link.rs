@@ -405,6 +405,7 @@ impl Core {
         let config = LinkConfig {
             version: *version,
             remote_association: remote_link.0,
+            measures: open.link.worker() == 0 && remote_link.worker() == 0,
             generation: 0,
             send: *send,
             receive: *receive,
@@ -833,7 +834,7 @@ impl Core {
                 return Some(Written { link: index, way: None, transmit: Transmit { path, len, segment: None } });
             }
             let state = &mut self.links.slab[index];
-            if let Some((way, len)) = state.link().poll_echo(now, train) {
+            if let Some((way, len)) = state.link().poll_by_way(now, train) {
                 return Some(Written { link: index, way: Some(way), transmit: Transmit { path: state.path, len, segment: None } });
             }
             self.links.urgent.pop_front();

@@ -506,6 +506,12 @@ impl Recovery {
         self.recovered.pop()
     }
 
+    /// It is a datagram, in the ring.
+    pub(super) fn has(&mut self, counter: u64) -> bool {
+        let head = Head { version: 0, kind: FrameKind::Parity, phase: false, association: 0, alias: 0, layer: 0, epoch: 0, counter };
+        self.datagram(&head, counter).is_some()
+    }
+
     /// The datagram, if it is in the ring. `head` is that of its link.
     pub(super) fn datagram(&mut self, head: &Head, counter: u64) -> Option<(Head, &mut [u8])> {
         let len = self.shard(counter, false)?;

@@ -80,6 +80,11 @@ impl Path {
         LADDER[self.step]
     }
 
+    /// A probe has no answer yet.
+    pub(super) fn waits(&self) -> bool {
+        self.probe.is_some()
+    }
+
     fn target(&self) -> usize {
         (self.step + 1).min(self.top)
     }

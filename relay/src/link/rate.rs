@@ -190,6 +190,11 @@ impl Rate {
         Some(self.steady_loss_ppm).filter(|ppm| *ppm >= STEADY_LOSS_MIN_PPM).unwrap_or_default()
     }
 
+    /// What is lost may be lost for a queue.
+    pub(super) fn has_queue(&self) -> bool {
+        self.signs > 0
+    }
+
     /// Takes feedback that is newer than all before; `bytes` and `datagrams` were sent until now.
     pub(super) fn handle_feedback(&mut self, now: Time, feedback: &Feedback, bytes: u64, datagrams: u64) {
         let mark = Mark { now, bytes, datagrams, remote_us: feedback.now_us, next: feedback.next, received: feedback.received };

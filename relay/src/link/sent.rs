@@ -52,6 +52,11 @@ impl Sent {
         }
     }
 
+    /// What was sent from one counter to another is to be sent again: the last of it, if it is too much.
+    pub(super) fn ask_from(&mut self, from: u64, to: u64) {
+        (from.max(to.saturating_sub(REPAIRS_MAX as u64))..to).for_each(|counter| self.ask(counter));
+    }
+
     fn find(&self, counter: u64, place: u8) -> Option<FrameRef> {
         let serial = self.first[counter as usize % SENT_MAX].wrapping_add(u32::from(place));
         Some(self.ring[serial as usize % SENT_MAX]).filter(|frame| frame.counter == counter && frame.place == place)

@@ -109,7 +109,7 @@ pub fn keys_of(from: usize, generation: u32) -> [u8; keys::KEYS_LEN] {
 pub fn open_link(end: usize, version: u8, now: Time) -> Link {
     let (send, receive) = (keys_of(end, 0), keys_of(1 - end, 0));
     let remote_association = 0x0900 | u16::from(ENDS[end].1);
-    Link::new(&LinkConfig { version, remote_association, generation: 0, send, receive, playout: PLAYOUT }, now)
+    Link::new(&LinkConfig { version, remote_association, measures: true, generation: 0, send, receive, playout: PLAYOUT }, now)
 }
 
 /// What the wire does to datagrams.
@@ -316,6 +316,9 @@ impl Net {
             }
         }
         while let Some(len) = self.ends[from].link.poll_transmit(self.now, &mut out) {
+            self.transmit(from, &out[..len]);
+        }
+        while let Some((_, len)) = self.ends[from].link.poll_by_way(self.now, &mut out) {
             self.transmit(from, &out[..len]);
         }
     }
