@@ -3,7 +3,7 @@
 mod common;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ const Z: usize = 3;
 /// What the head of a datagram says of its payload.
 const TRANSIT: u8 = 8;
 const ECHO: u8 = 9;
+const PART: u8 = 3;
+const PROBE: u8 = 7;
 
 fn address(node: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, node as u8], 11_000))
@@ -88,6 +90,10 @@ struct Net {
     publisher: Client,
     viewer: Client,
     next: u64,
+    /// Bytes of its packets.
+    packet_len: usize,
+    /// When each left the publisher.
+    left: Vec<Time>,
     /// When each packet came to the viewer.
     came: Vec<(u64, Time)>,
 }
@@ -110,8 +116,22 @@ impl Net {
         nodes[Y - 1].command(Command::OpenRemoteTrack { open: Box::new(track), extensions, link: link(X), alias: 101 });
         let viewer = nodes[Y - 1].viewer(2, 1);
         let (now, flying, cut) = (nodes[0].now, BinaryHeap::new(), HashSet::new());
-        let mut net =
-            Net { now, nodes, flying, serial: 0, cut, lost: 0, chance: 1, wire: Vec::new(), publisher, viewer, next: 0, came: Vec::new() };
+        let mut net = Net {
+            now,
+            nodes,
+            flying,
+            serial: 0,
+            cut,
+            lost: 0,
+            chance: 1,
+            wire: Vec::new(),
+            publisher,
+            viewer,
+            next: 0,
+            packet_len: 1_000,
+            left: Vec::new(),
+            came: Vec::new(),
+        };
         net.run(Duration::from_secs(3));
         net
     }
@@ -139,6 +159,13 @@ impl Net {
     /// The longest time in which nothing came to the viewer.
     fn gap_ms(&self) -> u64 {
         self.came.windows(2).map(|pair| pair[1].1.since(pair[0].1).as_millis() as u64).max().unwrap_or_default()
+    }
+
+    /// How long each packet of those that left since then was on its way, in milliseconds; `None`: it has not come.
+    fn ages_ms(&self, since: Time) -> Vec<Option<u64>> {
+        let came: HashMap<u64, Time> = self.came.iter().copied().collect();
+        let left = self.left.iter().enumerate().filter(|(_, left)| **left >= since);
+        left.map(|(number, left)| came.get(&(number as u64)).map(|came| came.since(*left).as_millis() as u64)).collect()
     }
 
     /// What X's worker says of its link with Y.
@@ -190,10 +217,11 @@ impl Net {
     /// The publisher sends `packets` packets in one turn.
     fn publish(&mut self, packets: usize) {
         for _ in 0..packets {
-            let mut payload = vp8(self.next == 0, 1_000);
+            let mut payload = vp8(self.next == 0, self.packet_len);
             payload[20..28].copy_from_slice(&self.next.to_le_bytes());
             let mut packet = self.publisher.packet(1, self.next, &payload);
             self.next += 1;
+            self.left.push(self.now);
             let (now, path) = (self.now, self.publisher.path);
             self.of(X).core.handle_datagram(now, path, &mut packet);
         }
@@ -483,36 +511,59 @@ fn a_way_over_a_node_that_does_not_know_how_or_is_gone_is_none() {
 }
 
 #[test]
-fn a_cut_of_the_direct_path_is_a_gap_of_less_than_400_ms() {
-    let mut gaps = Vec::new();
-    for (name, cut, most) in [("both", vec![(X, Y), (Y, X)], 300), ("there", vec![(X, Y)], 350), ("back", vec![(Y, X)], 25)] {
-        let mut worst = 0;
+fn a_cut_of_the_direct_path_is_a_gap_of_a_beat_and_what_the_way_over_another_node_takes_and_loses_nothing() {
+    // What is missed leaves again when that is known, or told: by the third node.
+    for (name, cut, most, age_max) in
+        [("both", vec![(X, Y), (Y, X)], 165, 300), ("there", vec![(X, Y)], 225, 300), ("back", vec![(Y, X)], 25, 65)]
+    {
+        let (mut worst, mut oldest) = (0, 0);
         for phase in 0..25 {
             let mut net = Net::new();
+            net.packet_len = 1_200;
             net.go_directly();
             net.talk(Duration::from_millis(1_500 + 7 * phase));
+            let cut_at = net.now;
             net.cut.extend(cut.iter().copied());
+            net.wire.clear();
             net.talk(Duration::from_secs(3));
             net.run(Duration::from_secs(1));
-            let mut came: Vec<u64> = net.came.iter().map(|(number, _)| *number).collect();
-            let sent = came.len();
-            came.sort_unstable();
-            came.dedup();
-            assert_eq!(came.len(), sent, "{name}, {phase}: nothing comes twice");
-            assert_eq!(came.last(), Some(&(net.next - 1)));
+            net.assert_whole();
             worst = worst.max(net.gap_ms());
+            oldest = oldest.max(net.ages_ms(cut_at).into_iter().map(|age| age.expect("nothing is lost")).max().unwrap_or_default());
+            assert!(net.wire.iter().all(|wired| wired.kind != PART), "{name}, {phase}: what the other way takes was known");
             if cut.contains(&(X, Y)) {
                 net.wire.clear();
                 net.talk(Duration::from_secs(1));
-                assert!(net.wired(X, Y).all(|wired| wired.kind == ECHO), "{name}, {phase}");
+                let alone = net.wired(X, Y).all(|wired| wired.kind == ECHO || wired.kind == PROBE);
+                assert!(alone, "{name}, {phase}");
                 assert!(net.wired(X, Z).filter(|wired| wired.kind == TRANSIT).count() > 200, "once each");
                 assert!(net.wired(X, Z).filter(|wired| wired.kind == TRANSIT && wired.len > 1_000).count() < 260, "once each");
             }
         }
-        assert!(worst < most, "{name}: {worst} ms");
-        gaps.push((name, worst));
+        println!("{name}: longest gap {worst} ms, oldest packet {oldest} ms, at 60 ms directly and 70 ms over the third node, of 25 cuts");
+        assert!(worst <= most && oldest <= age_max, "{name}: {worst} ms, {oldest} ms");
     }
-    println!("longest gap in ms at 60 ms directly and 70 ms over the third node, of 25 cuts each: {gaps:?}");
+}
+
+#[test]
+fn a_way_that_loses_a_third_is_doubled_within_half_a_second_and_then_nothing_is_late() {
+    let mut within = 0;
+    for seed in 0..20 {
+        let mut net = Net::new();
+        net.go_directly();
+        net.talk(Duration::from_secs(2));
+        (net.lost, net.chance) = (30, seed);
+        net.wire.clear();
+        net.talk(Duration::from_millis(500));
+        let doubled_at = net.now;
+        net.talk(Duration::from_secs(3));
+        net.run(Duration::from_secs(1));
+        let late = net.ages_ms(doubled_at).into_iter().filter(|age| age.is_none_or(|age| age > 75)).count();
+        within += usize::from(late == 0);
+        let came: HashSet<u64> = net.came.iter().map(|(number, _)| *number).collect();
+        assert_eq!(came.len(), net.came.len(), "seed {seed}: nothing comes twice");
+    }
+    assert!(within >= 18, "{within} of 20");
 }
 
 #[test]
@@ -553,7 +604,7 @@ fn the_direct_path_has_figures_of_its_own_while_others_carry() {
     net.cut.clear();
     net.talk(Duration::from_secs(2));
     let after = net.stats();
-    assert!((35..=45).contains(&after.direct.lost), "20 a second for two: {after:?}");
+    assert!((20..=45).contains(&after.direct.lost), "10 a second for two, and more at first: {after:?}");
     assert_eq!(after.lost, 0, "and none of what is carried");
     net.run(Duration::from_secs(1));
     net.assert_whole();

@@ -120,6 +120,8 @@ pub(super) struct Rate {
     came: Mark,
     loss_permille: u16,
     loss_is_new: bool,
+    /// See [`Self::spare_loss`].
+    is_loss_spared: bool,
     /// The same in the long run, in millionths, of so many measures.
     steady_loss_ppm: u32,
     measures: u32,
@@ -147,6 +149,7 @@ impl Rate {
             came: Mark::default(),
             loss_permille: 0,
             loss_is_new: false,
+            is_loss_spared: false,
             steady_loss_ppm: 0,
             measures: 0,
             signs: 0,
@@ -188,6 +191,11 @@ impl Rate {
     /// How many of a million are lost in the long run; 0: so few that it may be none.
     pub(super) fn steady_loss_ppm(&self) -> u32 {
         Some(self.steady_loss_ppm).filter(|ppm| *ppm >= STEADY_LOSS_MIN_PPM).unwrap_or_default()
+    }
+
+    /// Whether loss alone is no trouble now: where there is another way all goes by both, and comes.
+    pub(super) fn spare_loss(&mut self, is_spared: bool) {
+        self.is_loss_spared = is_spared;
     }
 
     /// What is lost may be lost for a queue.
@@ -272,7 +280,7 @@ impl Rate {
         };
         self.signs = if signs == 0 { 0 } else { (self.signs + signs).min(SIGNS_MAX) };
         let since = mark.now.since(self.troubled_at);
-        let is_lossy = std::mem::take(&mut self.loss_is_new) && self.loss_permille > LOSS_MAX_PERMILLE;
+        let is_lossy = std::mem::take(&mut self.loss_is_new) && self.loss_permille > LOSS_MAX_PERMILLE && !self.is_loss_spared;
         if self.limit.is_some() && since < SETTLING {
             return;
         }

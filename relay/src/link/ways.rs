@@ -212,6 +212,8 @@ struct Ours {
     way: Way,
     sequence: u32,
     sent_at: Option<Time>,
+    /// What the last one told of the next.
+    every: Duration,
     next_at: Time,
     /// Until then what the other end says of it may be of the way that was in its place before.
     new_until: Time,
@@ -340,13 +342,13 @@ impl Evidence {
     }
 
     /// Datagrams are to go this way, and by the backup where it fails.
-    pub(super) fn route(&mut self, now: Time, way: Way, backup: Option<Way>) {
+    pub(super) fn route(&mut self, way: Way, backup: Option<Way>) {
         let before = (self.way, self.backup);
         let (kept, at) = (self.ours, self.place_of(way, [None, backup]));
-        self.way = self.take(now, at, way);
+        self.way = self.take(at, way);
         let backup = backup.filter(|backup| *backup != way);
         let at = backup.map(|backup| self.place_of(backup, [Some(way), None]));
-        self.backup = at.zip(backup).map(|(at, backup)| self.take(now, at, backup));
+        self.backup = at.zip(backup).map(|(at, backup)| self.take(at, backup));
         if before.0 != self.way || kept[self.way].way != self.ours[self.way].way {
             (self.failed, self.lives_since, self.lossy_since) = (false, None, None);
         }
@@ -358,17 +360,17 @@ impl Evidence {
             return DIRECT;
         }
         let has = |at: &usize| self.ours[*at].way == way;
-        let is_unused = |at: &usize| self.ours[*at].sent_at.is_none() && !others.contains(&Some(self.ours[*at].way));
+        let is_unused = |at: &usize| self.ours[*at].sent_at.is_none() && self.ours[*at].way == Way::Direct;
         let is_free = |at: &usize| !others.contains(&Some(self.ours[*at].way));
         (1..WAYS_MAX).find(has).or_else(|| (1..WAYS_MAX).find(is_unused)).or_else(|| (1..WAYS_MAX).find(is_free)).unwrap_or(1)
     }
 
     /// A way over another carrier than before in its place begins anew; its numbers go on, for the other end has counted them.
-    fn take(&mut self, now: Time, at: usize, way: Way) -> usize {
+    fn take(&mut self, at: usize, way: Way) -> usize {
         if self.ours[at].way != way {
-            let Ours { sequence, sent_at, .. } = self.ours[at];
-            let new_until = sent_at.map_or(Time::ZERO, |_| now + DOUBT);
-            self.ours[at] = Ours { way, sequence, sent_at, next_at: Time::ZERO, new_until, was_heard: false };
+            let Ours { sequence, sent_at, every, .. } = self.ours[at];
+            let new_until = sent_at.map_or(Time::ZERO, |at| at + every * MISSED_MAX + SLACK + DOUBT);
+            self.ours[at] = Ours { way, sequence, sent_at, every, next_at: Time::ZERO, new_until, was_heard: false };
         }
         at
     }
@@ -469,9 +471,15 @@ impl Evidence {
         self.bits(|theirs| theirs.doubted_at(self.their_beat).is_some_and(|at| now >= at))
     }
 
-    /// The other end misses what goes by the way: until then two are used.
+    /// Two ways are used where the other end misses much, or would be.
+    pub(super) fn spares(&self, now: Time) -> bool {
+        let may = self.lossy_since.is_none_or(|since| now.since(since) < LOSSY.0 || now.since(since) >= LOSSY.1);
+        may && self.backup.is_some() && !self.failed
+    }
+
+    /// The other end misses much of what goes by the way. Two are used for a while.
     pub(super) fn lose(&mut self, now: Time) {
-        if self.lossy_since.is_none_or(|since| now.since(since) >= LOSSY.1) {
+        if !self.failed && self.lossy_since.is_none_or(|since| now.since(since) >= LOSSY.1) {
             self.lossy_since = Some(now);
         }
     }
@@ -588,7 +596,7 @@ impl Evidence {
             held_us: now.since(theirs.their_at).as_micros().try_into().unwrap_or(u32::MAX),
         };
         ours.sequence = ours.sequence.wrapping_add(1);
-        (ours.sent_at, ours.next_at) = (Some(now), now + every);
+        (ours.sent_at, ours.every, ours.next_at) = (Some(now), every, now + every);
         Some((ours.way, echo))
     }
 
@@ -683,7 +691,7 @@ mod tests {
     impl Rig {
         fn new(way: Way, backup: Option<Way>) -> Rig {
             let mut ends = [Evidence::new(), Evidence::new()];
-            ends.iter_mut().for_each(|end| end.route(Time::from_millis(5_000), way, backup));
+            ends.iter_mut().for_each(|end| end.route(way, backup));
             let (flying, cut, ways) = (VecDeque::new(), Vec::new(), [Vec::new(), Vec::new()]);
             let mut rig =
                 Rig { now: Time::from_millis(5_000), ends, flying, cut, lost: 0, chance: 1, pace: ACTIVE, beats: [Time::ZERO; 2], ways };
@@ -720,7 +728,7 @@ mod tests {
                         self.ways[end].push((now.as_millis(), ways));
                     }
                     let mut leaving = Vec::new();
-                    if self.beats[end] <= now {
+                    if self.beats[end] <= now && self.ends[end].is_probed() {
                         self.beats[end] = now + self.pace.beat;
                         leaving.extend([Some(ways.first), ways.second].into_iter().flatten().map(|way| (way, None)));
                     }
@@ -913,7 +921,7 @@ mod tests {
     fn a_way_that_is_new_is_taken_with_the_first_that_comes_by_it() {
         let mut rig = Rig::new(Way::Direct, Some(A));
         for end in &mut rig.ends {
-            end.route(rig.now, B, Some(Way::Direct));
+            end.route(B, Some(Way::Direct));
         }
         rig.cut = vec![(0, B), (1, B)];
         rig.run(1_000);
@@ -924,11 +932,11 @@ mod tests {
         assert!(rig.after(0, opened_at, |ways| *ways == only(B)) <= 50 + 50 + 60);
         // In a place that another one had before it, what is said of that one is not believed of it.
         for end in &mut rig.ends {
-            end.route(rig.now, B, Some(A));
+            end.route(B, Some(A));
         }
         rig.run(1_000);
         for end in &mut rig.ends {
-            end.route(rig.now, Way::Via(11), Some(B));
+            end.route(Way::Via(11), Some(B));
         }
         rig.cut = vec![(0, Way::Via(11)), (1, Way::Via(11))];
         rig.ways.iter_mut().for_each(Vec::clear);
@@ -962,15 +970,13 @@ mod tests {
         let mut rig = Rig::new(Way::Direct, None);
         let has_echoes = |rig: &Rig, from: &[usize]| rig.flying.iter().any(|(_, to, _, echo)| echo.is_some() && from.contains(&(1 - to)));
         assert!(!has_echoes(&rig, &[0, 1]));
-        let now = rig.now;
-        rig.ends[0].route(now, Way::Direct, Some(A));
+        rig.ends[0].route(Way::Direct, Some(A));
         rig.run(1_000);
         rig.pace.direct = 20 * MS;
         rig.run(500);
         assert!(has_echoes(&rig, &[1]));
         assert!(rig.ends[0].direct().rtt_us > 0);
-        let now = rig.now;
-        rig.ends[0].route(now, Way::Direct, None);
+        rig.ends[0].route(Way::Direct, None);
         rig.run(3_000);
         assert!(!has_echoes(&rig, &[0, 1]));
         assert_eq!(rig.ends[0].timeout(), NEVER);
@@ -1015,7 +1021,7 @@ mod tests {
         };
         let mut end = Evidence::new();
         let mut now = Time::from_millis(1);
-        end.route(now, Way::Direct, Some(A));
+        end.route(Way::Direct, Some(A));
         for _ in 0..200_000 {
             now = now + Duration::from_micros(draw() % 20_000);
             let bytes: [u8; ECHO_LEN] = std::array::from_fn(|at| match draw() % 4 {
@@ -1029,7 +1035,7 @@ mod tests {
                 end.take_echo(now, by, &echo);
             }
             if draw() % 100 == 0 {
-                end.route(now, [Way::Direct, A, B][(draw() % 3) as usize], Some([Way::Direct, A, B][(draw() % 3) as usize]));
+                end.route([Way::Direct, A, B][(draw() % 3) as usize], Some([Way::Direct, A, B][(draw() % 3) as usize]));
             }
             end.handle_timeout(now);
             let Ways { first, second } = end.choose(now);
