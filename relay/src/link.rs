@@ -64,10 +64,8 @@ pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
 const BEAT_ACTIVE: Duration = Duration::from_millis(50);
 /// While none does any longer, where no echoes go: inside a PoP, where the heartbeat tells whether a node lives.
 const BEAT_IDLE: Duration = Duration::from_millis(100);
-/// Where they go: of links with hundreds of PoPs few carry media. Until a link rests, ...
-const BEAT_PROBED: Duration = Duration::from_millis(250);
-/// ... and then.
-const BEAT_RESTING: Duration = Duration::from_secs(1);
+/// Where they go: of links with hundreds of PoPs few carry media. Who looks each second sees one.
+const BEAT_PROBED: Duration = Duration::from_millis(900);
 /// Media flows until so long after the last packet.
 const ACTIVE: Duration = Duration::from_secs(1);
 /// A link rests so long after it, or after its start.
@@ -76,10 +74,10 @@ const RESTS_AFTER: Duration = Duration::from_secs(30);
 const TOLD_AHEAD: Duration = Duration::from_millis(600);
 /// Between two echoes by one way: of the first workers of both nodes directly, which is what the path is measured by, ...
 const ECHO_MEASURING: Duration = Duration::from_millis(100);
-/// ... and of all others. Of those that rest the first workers' directly, ...
+/// ... theirs by other ways, theirs directly when the link rests, others' directly while media flows, ...
 const ECHO: Duration = Duration::from_millis(250);
 /// ... and all others.
-const ECHO_RESTING: Duration = Duration::from_secs(1);
+const ECHO_BESIDE: Duration = Duration::from_secs(1);
 /// While it is not known which way lives.
 const ECHO_UNEASY: Duration = Duration::from_millis(50);
 /// What was sent and may not have come goes again at most so often, when the way is in doubt.
@@ -101,6 +99,9 @@ const TOLERANCE: (Duration, Duration) = (Duration::from_millis(2), Duration::fro
 const REPAIR_SLACK: Duration = Duration::from_millis(30);
 /// So many bytes in and out are worth a feedback before its time, of which it is less than a hundredth, ...
 const FEEDBACK_BYTES: u64 = 16_384;
+/// ... and fewer between PoPs only each so long; ...
+const FEEDBACK_BYTES_LIGHT: u64 = 4_096;
+const FEEDBACK_LIGHT: Duration = Duration::from_millis(100);
 /// ... but not sooner than so: what the way carries shows in them, and a queue fills in a tenth of a second.
 const FEEDBACK_BUSY: Duration = Duration::from_millis(20);
 /// A datagram that waited so long on its way, in microseconds, is answered at once.
@@ -466,17 +467,20 @@ impl Link {
     fn beat(&self, now: Time) -> Duration {
         match self.evidence.is_probed() {
             _ if self.is_active(now) => BEAT_ACTIVE,
-            false => BEAT_IDLE,
-            true if self.is_resting(now) => BEAT_RESTING,
             true => BEAT_PROBED,
+            false => BEAT_IDLE,
         }
     }
 
     /// How often echoes go.
     fn echo_pace(&self, now: Time) -> Pace {
         let ahead = now + TOLD_AHEAD;
-        let (measuring, beside) = if self.is_resting(ahead) { (ECHO, ECHO_RESTING) } else { (ECHO_MEASURING, ECHO) };
-        let direct = if self.measures { measuring } else { beside };
+        let (direct, beside) = match self.measures {
+            true if !self.is_resting(ahead) => (ECHO_MEASURING, ECHO),
+            true => (ECHO, ECHO_BESIDE),
+            false if self.is_active(ahead) => (ECHO, ECHO_BESIDE),
+            false => (ECHO_BESIDE, ECHO_BESIDE),
+        };
         let uneasy = if self.is_active(now) { ECHO_UNEASY } else { direct };
         Pace { direct, beside, uneasy, beat: self.beat(ahead) }
     }
@@ -494,8 +498,12 @@ impl Link {
             self.beat_at = now + BEAT_ACTIVE;
             return;
         }
-        let is_busy = self.bytes() - self.fed_back_bytes >= FEEDBACK_BYTES;
-        let due = if is_busy { self.fed_back_at + FEEDBACK_BUSY } else { now + BEAT_ACTIVE };
+        let due = match self.bytes() - self.fed_back_bytes {
+            FEEDBACK_BYTES.. => self.fed_back_at + FEEDBACK_BUSY,
+            // The heartbeat is whatever goes the other way.
+            ..FEEDBACK_BYTES_LIGHT if self.evidence.is_probed() => now + FEEDBACK_LIGHT,
+            _ => now + BEAT_ACTIVE,
+        };
         self.feedback_at = self.feedback_at.min(due);
     }
 
@@ -767,8 +775,9 @@ impl Link {
         if missing == 0 && now < self.feedback_at.min(self.beat_at) {
             return None;
         }
-        self.beat_at = now + self.beat(now);
-        self.feedback_at = now + if self.evidence.is_probed() { BEAT_PROBED.max(self.beat(now)) } else { self.beat(now) };
+        let (beat, is_probed) = (self.beat(now), self.evidence.is_probed());
+        self.beat_at = now + beat;
+        self.feedback_at = now + if is_probed { BEAT_PROBED } else { beat };
         (self.fed_back_at, self.fed_back_bytes) = (now, self.bytes());
         let held = now.since(self.clocks.remote_at);
         let feedback = Feedback {

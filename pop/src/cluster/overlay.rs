@@ -94,7 +94,7 @@ impl Neighbour {
     /// Takes a second's figures.
     fn take(&mut self, stats: &LinkStats) {
         if stats.datagrams_out == self.datagrams_out {
-            // The workers have not told since the last time: each link sends ten datagrams a second.
+            // The workers have not told since the last time: each link sends a datagram a second and more.
             return;
         }
         let since = |now: u64, before: u64| now.saturating_sub(before).min(u64::from(u32::MAX));
@@ -104,7 +104,7 @@ impl Neighbour {
         let is_carried = stats.carried_in > self.carried_in;
         (self.datagrams_out, self.datagrams_in, self.lost) = (stats.datagrams_out, stats.datagrams_in, stats.lost);
         (self.carried_in, self.direct) = (stats.carried_in, stats.direct);
-        let (came, lost) = if is_carried { of_echoes } else { of_all };
+        let (came, lost) = if is_carried { of_echoes } else { (of_all.0 + of_echoes.0, of_all.1 + of_echoes.1) };
         self.silent = if came == 0 { self.silent.saturating_add(1) } else { 0 };
         // The round trip of all is that of the ways that they take.
         let has_echoes = stats.direct.rtt_us > 0 && (is_carried || of_echoes.0 > 0);
