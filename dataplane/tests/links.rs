@@ -49,6 +49,7 @@ fn open(node: usize, other: usize, version: u8) -> Command {
         version,
         remote_link: LinkId::new(node as u8, 0),
         keys: LinkKeys { send: keys(node, other), receive: keys(other, node) },
+        is_abroad: false,
         playout: Duration::from_millis(150),
     }))
 }

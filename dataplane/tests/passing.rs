@@ -48,6 +48,7 @@ fn open(of: usize, other: usize) -> Command {
         version: 1,
         remote_link: link(of),
         keys: LinkKeys { send: keys(of, other), receive: keys(other, of) },
+        is_abroad: false,
         playout: Duration::from_millis(150),
     }))
 }

@@ -51,6 +51,7 @@ fn open(of: usize, other: usize, version: u8) -> Command {
         version,
         remote_link: link(of),
         keys: LinkKeys { send: keys(of, other), receive: keys(other, of) },
+        is_abroad: true,
         playout: Duration::from_millis(150),
     }))
 }
@@ -366,6 +367,7 @@ fn config(from: usize, to: usize) -> LinkConfig {
     LinkConfig {
         version: 1,
         remote_association: link(from).0,
+        is_abroad: true,
         measures: true,
         generation: 0,
         send,

@@ -318,6 +318,7 @@ fn two_workers_of_different_nodes_pass_media_over_their_relay_ports(backend: Bac
             version: 1,
             remote_link: LinkId::new(of, 0),
             keys,
+            is_abroad: false,
             playout: PATIENCE,
         };
         Command::OpenLink(Box::new(open))

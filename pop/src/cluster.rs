@@ -1476,6 +1476,7 @@ impl State {
                 link,
                 own: self.record.node,
                 node: peer.node,
+                is_abroad: peer.pop != *self.record.pop,
                 remote: peer.workers[usize::from(link.worker())],
                 version: peer.version,
                 remote_link: LinkId::new(peer.their_number, worker as u8),

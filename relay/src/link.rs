@@ -62,10 +62,10 @@ pub const WRITE_MARGIN: usize = 2 * (OVERHEAD + REPAIR_LEN);
 
 /// Between two datagrams while media flows: where there is none there is a heartbeat, which is feedback.
 const BEAT_ACTIVE: Duration = Duration::from_millis(50);
-/// While none does any longer, where no echoes go: inside a PoP, where the heartbeat tells whether a node lives.
+/// While none does any longer: inside a PoP, ...
 const BEAT_IDLE: Duration = Duration::from_millis(100);
-/// Where they go: of links with hundreds of PoPs few carry media. Who looks each second sees one.
-const BEAT_PROBED: Duration = Duration::from_millis(900);
+/// ... and between two, unless it measures their path where no echoes go. Who looks each second sees one.
+const BEAT_ABROAD: Duration = Duration::from_millis(900);
 /// Media flows until so long after the last packet.
 const ACTIVE: Duration = Duration::from_secs(1);
 /// A link rests so long after it, or after its start.
@@ -114,7 +114,10 @@ pub struct LinkConfig {
     pub version: u8,
     /// What our datagrams say they are for: the other node's number of ours in the high byte, our worker in the low one.
     pub remote_association: u16,
-    /// It is of the first workers of both nodes: by its echoes the path is measured.
+    /// The other node is of another PoP. Inside a PoP the heartbeat tells whether a node lives; PoPs have links with hundreds of others, most of
+    /// which carry nothing.
+    pub is_abroad: bool,
+    /// It is of the first workers of both nodes: by it the path is measured.
     pub measures: bool,
     /// Generation of the keys.
     pub generation: u32,
@@ -290,6 +293,7 @@ impl Clocks {
 pub struct Link {
     version: u8,
     association: u16,
+    is_abroad: bool,
     measures: bool,
     playout: Duration,
     sealer: Sealer,
@@ -368,6 +372,7 @@ impl Link {
         Link {
             version: config.version,
             association: config.remote_association,
+            is_abroad: config.is_abroad,
             measures: config.measures,
             playout: config.playout,
             sealer: Sealer::new(&config.send, config.generation),
@@ -458,17 +463,19 @@ impl Link {
         self.media_at.is_some_and(|at| now.since(at) < ACTIVE)
     }
 
-    /// Nothing has crossed for long, and echoes tell that it lives.
+    /// Nothing has crossed for long.
     fn is_resting(&self, now: Time) -> bool {
-        self.evidence.is_probed() && now.since(self.media_at.unwrap_or(self.began)) >= RESTS_AFTER
+        self.is_abroad && now.since(self.media_at.unwrap_or(self.began)) >= RESTS_AFTER
     }
 
     /// Between two datagrams at most.
     fn beat(&self, now: Time) -> Duration {
-        match self.evidence.is_probed() {
+        match self.is_abroad {
             _ if self.is_active(now) => BEAT_ACTIVE,
-            true => BEAT_PROBED,
             false => BEAT_IDLE,
+            true if self.evidence.is_probed() || !self.measures => BEAT_ABROAD,
+            true if self.is_resting(now) => ECHO,
+            true => ECHO_MEASURING,
         }
     }
 
@@ -493,7 +500,7 @@ impl Link {
             self.rests = false;
             self.evidence.hurry(now);
         }
-        if is_out && self.evidence.is_probed() {
+        if is_out && self.is_abroad {
             // It is the heartbeat itself, and of what leaves the other end tells.
             self.beat_at = now + BEAT_ACTIVE;
             return;
@@ -501,7 +508,7 @@ impl Link {
         let due = match self.bytes() - self.fed_back_bytes {
             FEEDBACK_BYTES.. => self.fed_back_at + FEEDBACK_BUSY,
             // The heartbeat is whatever goes the other way.
-            ..FEEDBACK_BYTES_LIGHT if self.evidence.is_probed() => now + FEEDBACK_LIGHT,
+            ..FEEDBACK_BYTES_LIGHT if self.is_abroad => now + FEEDBACK_LIGHT,
             _ => now + BEAT_ACTIVE,
         };
         self.feedback_at = self.feedback_at.min(due);
@@ -775,9 +782,9 @@ impl Link {
         if missing == 0 && now < self.feedback_at.min(self.beat_at) {
             return None;
         }
-        let (beat, is_probed) = (self.beat(now), self.evidence.is_probed());
+        let beat = self.beat(now);
         self.beat_at = now + beat;
-        self.feedback_at = now + if is_probed { BEAT_PROBED } else { beat };
+        self.feedback_at = now + if self.is_abroad { BEAT_ABROAD } else { beat };
         (self.fed_back_at, self.fed_back_bytes) = (now, self.bytes());
         let held = now.since(self.clocks.remote_at);
         let feedback = Feedback {

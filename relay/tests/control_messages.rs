@@ -7,7 +7,7 @@ mod common;
 
 use std::{fs, time::Duration};
 
-use common::{keys_of, open_link};
+use common::{keys_of, open_link, open_link_abroad};
 use pop_relay::{
     RelayDrop,
     control::{
@@ -219,7 +219,7 @@ fn a_golden_datagram_of_another_link_is_carried_as_it_is() {
 #[test]
 fn a_golden_echo_says_what_its_writer_hears() {
     let now = Time::from_millis(5_000);
-    let (mut a, mut b, mut out) = (open_link(0, 1, now), open_link(1, 1, now), [0; 1_472]);
+    let (mut a, mut b, mut out) = (open_link_abroad(0, now), open_link_abroad(1, now), [0; 1_472]);
     a.route(now, Way::Direct, Some(Way::Via(3)));
     let written = a.poll_by_way(now, &mut out);
     assert_eq!(written, Some((Way::Direct, 32 + 29)));

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Net, Wire, keys_of, open_link};
+use common::{Net, Wire, keys_of, open_link, open_link_abroad};
 use pop_relay::{
     RelayDrop,
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link, SourceRoute, TRANSIT_OVERHEAD, Way},
@@ -327,10 +327,13 @@ fn a_blip_in_which_nothing_comes_is_no_bottleneck() {
 }
 
 #[test]
-fn a_link_with_another_way_rests_while_no_media_goes_and_wakes_with_it() {
-    for has_backup in [false, true] {
+fn a_link_between_pops_rests_while_no_media_goes_and_wakes_with_it() {
+    for (is_abroad, has_backup) in [(false, false), (true, false), (true, true)] {
         let mut net = Net::new(18, Wire::GOOD, [1, 1]);
         let now = net.now;
+        if is_abroad {
+            net.ends.iter_mut().enumerate().for_each(|(end, of)| of.link = open_link_abroad(end, now));
+        }
         if has_backup {
             net.ends.iter_mut().for_each(|end| end.link.route(now, Way::Direct, Some(Way::Via(3))));
         }
@@ -343,8 +346,12 @@ fn a_link_with_another_way_rests_while_no_media_goes_and_wakes_with_it() {
         let first = in_ten_seconds(&mut net);
         net.run(15 * SECOND);
         let later = in_ten_seconds(&mut net);
-        // Inside a PoP the heartbeat tells whether a node lives, else echoes do.
-        let [at_first, in_the_end] = if has_backup { [11..20, 11..15] } else { [95..110, 95..110] };
+        // Inside a PoP the heartbeat tells whether a node lives; between PoPs it measures the path, or echoes do.
+        let [at_first, in_the_end] = match (is_abroad, has_backup) {
+            (false, _) => [95..110, 95..110],
+            (true, false) => [95..110, 38..45],
+            (true, true) => [11..20, 11..15],
+        };
         assert!(first.iter().all(|count| at_first.contains(count)), "{first:?}");
         assert!(later.iter().all(|count| in_the_end.contains(count)), "{later:?}");
         let before = net.ends.each_ref().map(|end| end.link.stats().datagrams_in);

@@ -273,6 +273,7 @@ impl Links {
             version: VERSION,
             remote_link: link(of),
             keys: LinkKeys { send: keys((of, starts.0), (other, starts.1)), receive: keys((other, starts.1), (of, starts.0)) },
+            is_abroad: false,
             playout: Duration::from_millis(150),
         };
         self.order(of, Command::OpenLink(Box::new(open)));

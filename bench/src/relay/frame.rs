@@ -157,7 +157,16 @@ pub(super) fn measure(len: usize, passes: usize) -> Frames {
 fn link(now: Time, keys: [u8; KEYS_LEN]) -> Link {
     let playout = Duration::from_millis(150);
     Link::new(
-        &LinkConfig { version: VERSION, remote_association: 0x0903, measures: true, generation: 0, send: keys, receive: keys, playout },
+        &LinkConfig {
+            version: VERSION,
+            remote_association: 0x0903,
+            is_abroad: false,
+            measures: true,
+            generation: 0,
+            send: keys,
+            receive: keys,
+            playout,
+        },
         now,
     )
 }

@@ -129,6 +129,7 @@ impl Workers {
                 version: VERSION,
                 remote_link: LinkId::new(of, 0),
                 keys: LinkKeys { send: keys(of, other), receive: keys(other, of) },
+                is_abroad: false,
                 playout: PLAYOUT,
             };
             order(own, Command::OpenLink(Box::new(open)))?;

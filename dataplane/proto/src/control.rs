@@ -519,6 +519,8 @@ pub struct OpenLink {
     pub own: NodeId,
     /// See `own`.
     pub node: NodeId,
+    /// It is of another PoP: of such links there are many, and most carry nothing.
+    pub is_abroad: bool,
     /// The other worker's relay port.
     pub remote: SocketAddr,
     /// Schema that both ends speak.

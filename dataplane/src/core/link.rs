@@ -400,11 +400,12 @@ impl Core {
         if self.is_idle() {
             self.next_tick = now + super::TICK;
         }
-        let OpenLink { own, node, version, remote_link, keys, playout, .. } = open;
+        let OpenLink { own, node, is_abroad, version, remote_link, keys, playout, .. } = open;
         let LinkKeys { send, receive } = keys;
         let config = LinkConfig {
             version: *version,
             remote_association: remote_link.0,
+            is_abroad: *is_abroad,
             measures: open.link.worker() == 0 && remote_link.worker() == 0,
             generation: 0,
             send: *send,
