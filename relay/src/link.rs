@@ -72,12 +72,14 @@ const ACTIVE: Duration = Duration::from_secs(1);
 const RESTS_AFTER: Duration = Duration::from_secs(30);
 /// A longer interval is told so long before.
 const TOLD_AHEAD: Duration = Duration::from_millis(600);
-/// Between two echoes by one way: of the first workers of both nodes directly, which is what the path is measured by, ...
+/// Between two echoes by the direct way of the first workers of both nodes, by which the path is measured; ...
 const ECHO_MEASURING: Duration = Duration::from_millis(100);
-/// ... theirs by other ways, theirs directly when the link rests, others' directly while media flows, ...
+/// ... when that rests, and of each link over which media flows: that measures it, too; ...
 const ECHO: Duration = Duration::from_millis(250);
-/// ... and all others.
+/// ... by a way beside it, and of all others; ...
 const ECHO_BESIDE: Duration = Duration::from_secs(1);
+/// ... and by one beside them.
+const ECHO_RESTING: Duration = Duration::from_millis(2_500);
 /// While it is not known which way lives.
 const ECHO_UNEASY: Duration = Duration::from_millis(50);
 /// What was sent and may not have come goes again at most so often, when the way is in doubt.
@@ -100,7 +102,7 @@ const REPAIR_SLACK: Duration = Duration::from_millis(30);
 /// So many bytes in and out are worth a feedback before its time, of which it is less than a hundredth, ...
 const FEEDBACK_BYTES: u64 = 16_384;
 /// ... and fewer between PoPs only each so long; ...
-const FEEDBACK_BYTES_LIGHT: u64 = 4_096;
+const FEEDBACK_BYTES_LIGHT: u64 = 8_192;
 const FEEDBACK_LIGHT: Duration = Duration::from_millis(100);
 /// ... but not sooner than so: what the way carries shows in them, and a queue fills in a tenth of a second.
 const FEEDBACK_BUSY: Duration = Duration::from_millis(20);
@@ -482,11 +484,13 @@ impl Link {
     /// How often echoes go.
     fn echo_pace(&self, now: Time) -> Pace {
         let ahead = now + TOLD_AHEAD;
-        let (direct, beside) = match self.measures {
-            true if !self.is_resting(ahead) => (ECHO_MEASURING, ECHO),
-            true => (ECHO, ECHO_BESIDE),
-            false if self.is_active(ahead) => (ECHO, ECHO_BESIDE),
-            false => (ECHO_BESIDE, ECHO_BESIDE),
+        let Ways { first, second } = self.ways;
+        let is_direct = first == Way::Direct || second == Some(Way::Direct);
+        let (direct, beside) = match (self.is_active(ahead), self.is_resting(ahead)) {
+            (true, _) if is_direct || !self.measures => (ECHO, ECHO_BESIDE),
+            _ if !self.measures => (ECHO_BESIDE, ECHO_RESTING),
+            (_, false) => (ECHO_MEASURING, ECHO_BESIDE),
+            (_, true) => (ECHO, ECHO_RESTING),
         };
         let uneasy = if self.is_active(now) { ECHO_UNEASY } else { direct };
         Pace { direct, beside, uneasy, beat: self.beat(ahead) }
@@ -806,13 +810,14 @@ impl Link {
     fn poll_probe(&mut self, now: Time, out: &mut [u8]) -> Option<(Way, usize)> {
         let at = self.probed().find(|at| self.paths[*at].timeout() <= now)?;
         let rtt = self.clocks.rtt_or_default().max(self.evidence.rtt(at).unwrap_or_default());
-        let counter = self.sealer.counter();
+        let (counter, way) = (self.sealer.counter(), self.evidence.way_at(at));
+        let is_used = self.ways.first == way || self.ways.second == Some(way);
         let path = &mut self.paths[at];
         let len = path.due(now)?;
-        path.sent(now, counter, rtt);
+        path.sent(now, counter, rtt, is_used);
         let head = self.head(FrameKind::Probe, 0, 0, 0);
         let len = self.sealer.seal(head, &[0; LADDER[LADDER.len() - 1]][..len - OVERHEAD], &[], out).ok()?;
-        Some((self.evidence.way_at(at), self.count_out(len)))
+        Some((way, self.count_out(len)))
     }
 
     /// The places of the paths whose MTU is looked for: of the way, and of the one beside it, so that all passes when that is taken. One by one, for

@@ -25,6 +25,8 @@ use crate::data::SenderPlace;
 
 /// That this node lives is said so often.
 const ALIVE_INTERVAL: Duration = Duration::from_millis(100);
+/// The same between PoPs: there datagrams tell sooner, and of such links there may be hundreds.
+const ALIVE_INTERVAL_ABROAD: Duration = Duration::from_millis(250);
 
 /// One that stood still answers another that did so often at most.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(20);
@@ -572,10 +574,15 @@ impl Link {
         (wire.heard_at, wire.is_busy) = (Instant::now(), is_busy);
     }
 
+    /// Between two signs of life.
+    fn alive_interval(&self) -> Duration {
+        if self.is_abroad { ALIVE_INTERVAL_ABROAD } else { ALIVE_INTERVAL }
+    }
+
     /// Another connection may be wanted, or is one that goes over another node.
     pub(super) fn may_need_another(&self) -> bool {
         let wire = self.wire();
-        self.resumes && (!wire.is_direct() || wire.silence() > ALIVE_INTERVAL * 3)
+        self.resumes && (!wire.is_direct() || wire.silence() > self.alive_interval() * 3)
     }
 
     /// Its task is to go on with this connection. `false`: there are too many already, or it has ended.
@@ -803,7 +810,7 @@ async fn write(
     }
     // The step to new keys that could not be made.
     let mut rekey_again = link.wants_rekey.load(Ordering::Relaxed).then(Instant::now);
-    let mut alive = interval(ALIVE_INTERVAL);
+    let mut alive = interval(link.alive_interval());
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let said = |message| Next::Said(control::encode(&message, link.peer.version).expect("ours are within the limits"));
     loop {

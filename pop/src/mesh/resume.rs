@@ -32,7 +32,7 @@ use super::{counters::Refusal, identity::refusal_of};
 /// How often a link's connection is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A connection that brings nothing for so long stands: ten signs of life are due. Where one direction is cut the other end finds it.
+/// A connection that brings nothing for so long stands: four signs of life are due. Where one direction is cut the other end finds it.
 const STALLED: Duration = Duration::from_secs(1);
 
 /// The node with the lower id calls; the other one when it has not for so long.

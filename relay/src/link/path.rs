@@ -19,6 +19,8 @@ const TOP: usize = LADDER.len() - 1;
 const PROBES_MAX: u8 = 4;
 /// How often a length that passed is tried again while nothing is lost; when something is, at most each [`SUSPECT_EVERY`].
 const CONFIRM_EVERY: Duration = Duration::from_secs(10);
+/// Of a path that is not used.
+const CONFIRM_BESIDE: Duration = Duration::from_secs(60);
 const SUSPECT_EVERY: Duration = Duration::from_millis(250);
 /// "The PMTU_RAISE_TIMER ... the value RECOMMENDED is 600 seconds" (RFC 8899 section 5.1.1).
 const RAISE_EVERY: Duration = Duration::from_secs(600);
@@ -31,6 +33,7 @@ struct Probe {
     counter: u64,
     step: usize,
     until: Time,
+    confirm_after: Duration,
 }
 
 /// The search for one direction of a path.
@@ -94,9 +97,10 @@ impl Path {
         (self.probe.is_none() && self.next_at <= now).then(|| LADDER[self.target()])
     }
 
-    /// It was sent as datagram `counter`.
-    pub(super) fn sent(&mut self, now: Time, counter: u64, rtt: Duration) {
-        self.probe = Some(Probe { counter, step: self.target(), until: now + 2 * rtt + ANSWER_SLACK });
+    /// It was sent as datagram `counter`. Whether other datagrams go by the path now.
+    pub(super) fn sent(&mut self, now: Time, counter: u64, rtt: Duration, is_used: bool) {
+        let confirm_after = if is_used { CONFIRM_EVERY } else { CONFIRM_BESIDE };
+        self.probe = Some(Probe { counter, step: self.target(), until: now + 2 * rtt + ANSWER_SLACK, confirm_after });
     }
 
     /// The probe with `counter` came.
@@ -104,7 +108,7 @@ impl Path {
         if let Some(probe) = self.probe.take_if(|probe| probe.counter == counter) {
             self.failures = 0;
             self.step = probe.step;
-            self.next_at = if self.step < self.top { now } else { now + CONFIRM_EVERY };
+            self.next_at = if self.step < self.top { now } else { now + probe.confirm_after };
         }
     }
 
@@ -165,7 +169,7 @@ mod tests {
             if let Some(len) = path.due(now) {
                 assert!(len <= LADDER[path.ceiling], "{len} bytes are more than the carrier takes");
                 counter += 1;
-                path.sent(now, counter, RTT);
+                path.sent(now, counter, RTT, true);
                 if len <= limit {
                     path.answered(now + RTT, counter);
                 }
