@@ -145,11 +145,14 @@ class Mesh(unittest.IsolatedAsyncioTestCase):
         for start, end in (("fra", "sin"), ("sin", "fra")):
             await until("the way is the direct one", lambda: self.route(start, end)["way"] == "direct", 20)
             await until("there is another", lambda: self.route(start, end)["backup"] == "via ams", 20)
+        lanes = lambda: [self.pops.link(*of)["lanes"] for of in (("fra", "sin"), ("fra", "ams"), ("ams", "sin"), ("sin", "fra"), ("ams", "fra"), ("sin", "ams"))]
+        self.assertEqual(lanes(), [1] * 6, "where nobody has said anything yet only the path is measured")
         fps = 20
         await self.come("fra", rooms=50, publishers=1, fps=fps, bitrate=PACKET_LEN * 8 * fps)
         await asyncio.sleep(2)
         people = await self.come("sin", rooms=50, watchers=1)
         await asyncio.sleep(3)
+        self.assertEqual(lanes(), [4] * 6, "two workers of each with two, and with those of who would carry")
         before = self.pops.link("fra", "sin")["age_ms"]
         for words in ("fra-sin loss 100%", "fra-sin loss none"):
             people.reset()

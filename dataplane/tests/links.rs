@@ -50,6 +50,7 @@ fn open(node: usize, other: usize, version: u8) -> Command {
         remote_link: LinkId::new(node as u8, 0),
         keys: LinkKeys { send: keys(node, other), receive: keys(other, node) },
         is_abroad: false,
+        generation: 0,
         playout: Duration::from_millis(150),
     }))
 }

@@ -395,6 +395,7 @@ fn packets_that_cross_a_link_with_all_that_belongs_to_it_allocate_nothing() {
             remote_link: LinkId::new(of, 0),
             keys: LinkKeys { send: [of; 28], receive: [other; 28] },
             is_abroad: false,
+            generation: 0,
             playout: Duration::from_millis(150),
         })));
         rig
@@ -543,6 +544,7 @@ fn packets_that_go_through_a_third_node_allocate_nothing() {
                 remote_link: LinkId::new(of, 0),
                 keys: LinkKeys { send: [10 * of + other; 28], receive: [10 * other + of; 28] },
                 is_abroad: false,
+                generation: 0,
                 playout: Duration::from_millis(150),
             })));
         }

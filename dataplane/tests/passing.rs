@@ -49,6 +49,7 @@ fn open(of: usize, other: usize) -> Command {
         remote_link: link(of),
         keys: LinkKeys { send: keys(of, other), receive: keys(other, of) },
         is_abroad: false,
+        generation: 0,
         playout: Duration::from_millis(150),
     }))
 }

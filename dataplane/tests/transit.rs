@@ -52,6 +52,7 @@ fn open(of: usize, other: usize, version: u8) -> Command {
         remote_link: link(of),
         keys: LinkKeys { send: keys(of, other), receive: keys(other, of) },
         is_abroad: true,
+        generation: 0,
         playout: Duration::from_millis(150),
     }))
 }

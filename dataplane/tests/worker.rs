@@ -319,6 +319,7 @@ fn two_workers_of_different_nodes_pass_media_over_their_relay_ports(backend: Bac
             remote_link: LinkId::new(of, 0),
             keys,
             is_abroad: false,
+            generation: 0,
             playout: PATIENCE,
         };
         Command::OpenLink(Box::new(open))

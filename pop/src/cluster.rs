@@ -223,6 +223,14 @@ enum Request {
     LinkKeysUsed {
         link: LinkId,
     },
+    /// Somebody has, or needs, links of all workers with the node that has this number, or with this one.
+    LinkMissing {
+        worker: usize,
+        link: LinkId,
+    },
+    LinkWanted {
+        node: NodeId,
+    },
     Way {
         goal: Goal,
         failed: Vec<NodeId>,
@@ -330,6 +338,7 @@ impl Cluster {
             next_alias: first_alias(),
             next_number: 0,
             considered: 0,
+            waking: Vec::new(),
             is_proving: false,
             next_to_prove: None,
             orders: HashMap::new(),
@@ -424,6 +433,8 @@ impl Cluster {
         match event {
             Event::LinkStats { link, stats } => self.tell(Request::LinkStats { worker, link: *link, stats: *stats }),
             Event::LinkKeysUsed { link } => self.tell(Request::LinkKeysUsed { link: *link }),
+            Event::LinkMissing { link } => self.tell(Request::LinkMissing { worker, link: *link }),
+            Event::LinkWanted { node } => self.tell(Request::LinkWanted { node: *node }),
             _ => {}
         }
     }
@@ -557,8 +568,12 @@ struct Link {
     /// Of the workers' clock.
     opened_at: Time,
     secret: LinkSecret,
-    /// Its workers have links with ours. Without a place for them no media is exchanged; all else is.
-    is_placed: bool,
+    /// Of the keys of all its workers.
+    generation: u32,
+    /// Which of its workers have links with ours. Without a place for them no media is exchanged; all else is.
+    lanes: Lanes,
+    /// Media has been wanted here or there.
+    has_media: bool,
     exports: HashMap<TrackId, Export>,
     /// Sessions whose data goes to the node: its people are in them, and it has asked.
     followed: HashSet<SessionId>,
@@ -572,6 +587,21 @@ struct Link {
     stats: HashMap<(usize, LinkId), LinkStats>,
     /// As its workers were told.
     way: (NodeWay, Option<NodeWay>),
+}
+
+impl Link {
+    fn is_placed(&self) -> bool {
+        self.lanes != Lanes::None
+    }
+}
+
+/// Which workers of two nodes have links with each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lanes {
+    None,
+    /// The first of each, by which the path is measured: so it is with nodes of other PoPs until there is something to exchange.
+    First,
+    All,
 }
 
 /// A track of ours that goes over a link.
@@ -637,6 +667,8 @@ struct State {
     next_number: u32,
     /// Wishes that rooms have not answered.
     considered: usize,
+    /// Nodes that were asked for media in this turn.
+    waking: Vec<NodeId>,
     /// Somebody is being asked to prove that it is this node.
     is_proving: bool,
     /// The last that has said so meanwhile.
@@ -745,6 +777,10 @@ impl State {
                 () = tokio::time::sleep_until(look_at) => self.look(),
             }
             self.drive_spans(&places).await;
+            // Before the answer comes.
+            for node in std::mem::take(&mut self.waking) {
+                self.wake_for_media(node).await;
+            }
         }
     }
 
@@ -862,6 +898,14 @@ impl State {
                     mesh.rekey(node);
                 }
             }
+            // That of the first is about to be opened, or was.
+            Request::LinkMissing { worker, link } => {
+                let of = self.links.values().find(|of| of.peer.number == link.node()).map(|of| of.peer.node);
+                if let Some(node) = of.filter(|_| !is_first(worker, link)) {
+                    self.wake(node).await;
+                }
+            }
+            Request::LinkWanted { node } => drop(self.wake(node).await),
             Request::TellNode => self.tell_node().await,
             Request::Order { session, wish, reply } => self.give_order(session, wish, reply),
             Request::Obeyed { node, done } => self.send(node, Message::Done(done)),
@@ -1369,7 +1413,8 @@ impl State {
             MeshEvent::LinkDown { node, .. } => self.link_down(node).await,
             MeshEvent::Rekeyed { node, generation } => {
                 let Some(shared) = self.shared.upgrade() else { return };
-                let Some(link) = self.links.get(&node).filter(|link| link.is_placed) else { return };
+                let Some(link) = self.links.get_mut(&node).filter(|link| link.is_placed()) else { return };
+                link.generation = generation;
                 for (worker, id) in pairs(&shared, &link.peer) {
                     let keys = Box::new(link.secret.keys(generation, worker as u8, id.worker()));
                     shared.command(worker, Command::RekeyLink { link: id, generation, keys }).await;
@@ -1467,23 +1512,14 @@ impl State {
     async fn link_up(&mut self, peer: Peer, secret: LinkSecret) {
         let Some(shared) = self.shared.upgrade() else { return };
         self.close_link(peer.node).await;
-        let is_placed = peer.workers.len() <= self.free_places();
-        if !is_placed {
+        let is_abroad = peer.pop != *self.record.pop;
+        let lanes = match self.free_places() {
+            1.. if is_abroad => Lanes::First,
+            free if !is_abroad && peer.workers.len() <= free => Lanes::All,
+            _ => Lanes::None,
+        };
+        if lanes == Lanes::None {
             tracing::warn!(node = %peer.node, "no media is exchanged with a node until another one goes: the workers of all others are {LINKS_MAX} already");
-        }
-        for (worker, link) in pairs(&shared, &peer).into_iter().filter(|_| is_placed) {
-            let open = OpenLink {
-                link,
-                own: self.record.node,
-                node: peer.node,
-                is_abroad: peer.pop != *self.record.pop,
-                remote: peer.workers[usize::from(link.worker())],
-                version: peer.version,
-                remote_link: LinkId::new(peer.their_number, worker as u8),
-                keys: secret.keys(0, worker as u8, link.worker()),
-                playout: peer.playout,
-            };
-            shared.command(worker, Command::OpenLink(Box::new(open))).await;
         }
         let node = peer.node;
         if peer.pop != *self.record.pop {
@@ -1491,15 +1527,64 @@ impl State {
             self.spans.link_up(std::time::Instant::now(), &peer);
         }
         let (exports, followed, asked, stats) = Default::default();
-        let (opened_at, way) = (shared.now(), (NodeWay::Direct, None));
-        self.links.insert(
-            node,
-            Link { peer, opened_at, secret, is_placed, exports, followed, asked, gap_at: None, gap_heard_at: None, stats, way },
-        );
+        let (opened_at, way, generation) = (shared.now(), (NodeWay::Direct, None), 0);
+        let (gap_at, gap_heard_at, has_media) = Default::default();
+        let link =
+            Link { peer, opened_at, secret, generation, lanes, has_media, exports, followed, asked, gap_at, gap_heard_at, stats, way };
+        self.open_lanes(&shared, &link, |is_first| lanes == Lanes::All || is_first && lanes == Lanes::First).await;
+        self.links.insert(node, link);
         let is_asked = |want: &Want| want.source.asked() == node && !want.is_lost;
         let wanted: Vec<_> = self.wants.iter().filter(|(_, want)| is_asked(want)).map(|(track, _)| *track).collect();
         wanted.into_iter().for_each(|track| self.ask(track));
         self.follow_all(node);
+    }
+
+    /// Opens links of our workers with those of a node: of the first two, or of others.
+    async fn open_lanes(&self, shared: &Shared, link: &Link, has: impl Fn(bool) -> bool) {
+        let Link { peer, secret, generation, .. } = link;
+        for (worker, id) in pairs(shared, peer).into_iter().filter(|(worker, id)| has(is_first(*worker, *id))) {
+            let open = OpenLink {
+                link: id,
+                own: self.record.node,
+                node: peer.node,
+                is_abroad: peer.pop != *self.record.pop,
+                remote: peer.workers[usize::from(id.worker())],
+                version: peer.version,
+                remote_link: LinkId::new(peer.their_number, worker as u8),
+                generation: *generation,
+                keys: secret.keys(*generation, worker as u8, id.worker()),
+                playout: peer.playout,
+            };
+            shared.command(worker, Command::OpenLink(Box::new(open))).await;
+        }
+    }
+
+    /// All workers get links with those of a node of another PoP. False: there is no place for them, or no link.
+    async fn wake(&mut self, node: NodeId) -> bool {
+        let (Some(shared), free) = (self.shared.upgrade(), self.free_places()) else { return false };
+        let Some(link) = self.links.get_mut(&node).filter(|link| link.is_placed()) else { return false };
+        if link.lanes == Lanes::All {
+            return true;
+        }
+        if link.peer.workers.len() > 1 + free {
+            tracing::warn!(%node, "no media is exchanged with a node until another one goes: the workers of all others are {LINKS_MAX} already");
+            return false;
+        }
+        // Their ways are told anew.
+        (link.lanes, link.way) = (Lanes::All, (NodeWay::Direct, None));
+        if let Some(link) = self.links.get(&node) {
+            self.open_lanes(&shared, link, |is_first| !is_first).await;
+        }
+        true
+    }
+
+    /// The same for media, which has ways of its own over other nodes.
+    async fn wake_for_media(&mut self, node: NodeId) -> bool {
+        let is_awake = self.wake(node).await;
+        if let Some(link) = self.links.get_mut(&node).filter(|link| is_awake && !link.has_media) {
+            (link.has_media, link.way) = (true, (NodeWay::Direct, None));
+        }
+        is_awake
     }
 
     async fn link_down(&mut self, node: NodeId) {
@@ -1510,10 +1595,10 @@ impl State {
             self.overlay.link_down(shared.now(), node);
             self.spans.link_down(std::time::Instant::now(), node);
         }
-        // There may be a place now. A link that has stepped on from generation 0 meanwhile cannot be opened any more, so it is made anew.
+        // There may be a place now. The other end may have found one before, so the link is made anew.
         let Some(mesh) = &self.mesh else { return };
         let mut free = self.free_places();
-        for link in self.links.values().filter(|link| !link.is_placed) {
+        for link in self.links.values().filter(|link| !link.is_placed()) {
             if let Some(left) = free.checked_sub(link.peer.workers.len()) {
                 free = left;
                 mesh.renew(link.peer.node);
@@ -1523,7 +1608,12 @@ impl State {
 
     /// How many more workers of other nodes this node's workers can have links with.
     fn free_places(&self) -> usize {
-        let taken: usize = self.links.values().filter(|link| link.is_placed).map(|link| link.peer.workers.len()).sum();
+        let taken = |link: &Link| match link.lanes {
+            Lanes::None => 0,
+            Lanes::First => 1,
+            Lanes::All => link.peer.workers.len(),
+        };
+        let taken: usize = self.links.values().map(taken).sum();
         usize::from(LINKS_MAX).saturating_sub(taken)
     }
 
@@ -1535,7 +1625,7 @@ impl State {
         for number in self.orders.keys().copied().collect::<Vec<_>>() {
             self.take_answer(node, Done { number, outcome: Outcome::UnknownParticipant });
         }
-        for (worker, id) in pairs(&shared, &link.peer).into_iter().filter(|_| link.is_placed) {
+        for (worker, id) in pairs(&shared, &link.peer).into_iter().filter(|_| link.is_placed()) {
             shared.command(worker, Command::CloseLink { link: id }).await;
         }
         for (track, export) in link.exports {
@@ -1585,9 +1675,9 @@ impl State {
         }
         let fits = |node: NodeId| {
             if node == own {
-                return takes_more(&self.record) && self.links.get(&owner).is_some_and(|link| link.is_placed);
+                return takes_more(&self.record) && self.links.get(&owner).is_some_and(|link| link.is_placed());
             }
-            let link = self.links.get(&node).filter(|link| link.is_placed && link.peer.version >= PASS_VERSION);
+            let link = self.links.get(&node).filter(|link| link.is_placed() && link.peer.version >= PASS_VERSION);
             let is_fit = self.nodes.get(&node).is_some_and(|of| of.is_up() && takes_more(&of.record));
             let has_keys = link.is_some_and(|link| self.spans.are_held(session, &link.peer.grants));
             is_fit && has_keys && !source.is_some_and(|source| source.has_failed(now, node))
@@ -1652,10 +1742,11 @@ impl State {
         want.again = None;
         let (owner, asked, session, worker) = (want.owner, want.source.asked(), want.session.clone(), want.worker as u16);
         // It is asked for when the link has a place. Whom its session is none of the business of it is not asked.
-        if self.links.get(&asked).is_some_and(|link| !link.is_placed) || self.is_abroad(owner) && !self.may_ask(&session, track, owner) {
+        if self.links.get(&asked).is_some_and(|link| !link.is_placed()) || self.is_abroad(owner) && !self.may_ask(&session, track, owner) {
             return;
         }
         let origin = (asked != owner).then_some(owner);
+        self.waking.push(asked);
         self.send(asked, Message::Want(control::Want { session, track, worker, origin }));
     }
 
@@ -1667,7 +1758,7 @@ impl State {
 
     /// A node of this PoP wants this one to take a track of another PoP, and to pass it on.
     async fn consider_passing(&mut self, (node, worker): (NodeId, u16), session: SessionId, track: TrackId, origin: NodeId) {
-        let is_sound = self.links.get(&node).is_some_and(|link| link.is_placed && usize::from(worker) < link.peer.workers.len());
+        let is_sound = self.links.get(&node).is_some_and(|link| link.is_placed() && usize::from(worker) < link.peer.workers.len());
         if !is_sound {
             return self.refuse(node, track, "there is no such worker");
         }
@@ -1692,7 +1783,7 @@ impl State {
         Facts {
             is_of_this_pop: self.is_of_this_pop(node),
             is_abroad: self.is_abroad(origin),
-            is_linked: self.links.get(&origin).is_some_and(|link| link.is_placed),
+            is_linked: self.links.get(&origin).is_some_and(|link| link.is_placed()),
             has_room: takes_more(&self.record),
             is_direct: self.wants.get(&track).is_none_or(takes),
             is_covered: theirs.zip(self.mesh.as_ref()).is_some_and(|(theirs, mesh)| theirs.covers(&mesh.grants())),
@@ -1818,13 +1909,21 @@ impl State {
     async fn tell_ways(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         for (node, way, backup) in self.overlay.ways() {
-            let Some(link) = self.links.get(&node).filter(|link| link.is_placed && link.way != (way, backup)) else { continue };
-            for (worker, id) in pairs(&shared, &link.peer) {
+            let Some(link) = self.links.get(&node).filter(|link| link.is_placed() && link.way != (way, backup)) else { continue };
+            let has_media = link.has_media;
+            if has_media {
+                // Who carries does so directly.
+                for carrier in [Some(way), backup].into_iter().flatten().filter_map(NodeWay::carrier) {
+                    self.wake(carrier).await;
+                }
+            }
+            let Some(link) = self.links.get(&node) else { continue };
+            for (worker, id) in pairs(&shared, &link.peer).into_iter().filter(|(worker, id)| has_media || is_first(*worker, *id)) {
                 let of_link = |way: NodeWay| match way {
                     NodeWay::Direct => Some(LinkWay::Direct),
                     // Each of its workers carries for some.
                     NodeWay::Via(carrier) => {
-                        let carrier = &self.links.get(&carrier).filter(|link| link.is_placed)?.peer;
+                        let carrier = &self.links.get(&carrier).filter(|link| link.is_placed())?.peer;
                         let of = usize::from(id.worker()) % carrier.workers.len().max(1);
                         Some(LinkWay::Via(LinkId::new(carrier.number, of as u8)))
                     }
@@ -2074,7 +2173,7 @@ impl State {
 
     /// Another node's subscribers want a track: its room knows whether it is ours.
     fn consider(&mut self, node: NodeId, session: SessionId, track: TrackId, worker: u16) {
-        let is_sound = self.links.get(&node).is_some_and(|link| link.is_placed && usize::from(worker) < link.peer.workers.len());
+        let is_sound = self.links.get(&node).is_some_and(|link| link.is_placed() && usize::from(worker) < link.peer.workers.len());
         let room = self.room(&session).filter(|_| is_sound);
         let (Some(room), Some(requests)) = (room, self.requests.upgrade()) else {
             return self.refuse(node, track, "this node has no such room");
@@ -2106,6 +2205,10 @@ impl State {
         let is_direct = self.wants.get(&track).is_some_and(|want| want.source.is_direct());
         if is_passed && !(self.is_of_this_pop(node) && is_direct) {
             return self.refuse(node, track, "tracks are passed on inside a PoP alone");
+        }
+        if self.links.contains_key(&node) && !self.wake_for_media(node).await {
+            self.tell_demand(&session, track, false);
+            return self.refuse(node, track, "this node's workers have links with as many as they may");
         }
         let Some(link) = self.links.get_mut(&node) else { return self.tell_demand(&session, track, false) };
         let id = LinkId::new(link.peer.number, worker as u8);
@@ -2181,7 +2284,7 @@ impl State {
     }
 
     fn take_offer(&mut self, node: NodeId, offer: &Offer) {
-        let Some(link) = self.links.get(&node).filter(|link| link.is_placed) else { return };
+        let Some(link) = self.links.get(&node).filter(|link| link.lanes == Lanes::All) else { return };
         let track = offer.track;
         // Of what was not asked for, or was asked of somebody else, nothing is taken.
         if self.wants.get(&track).is_none_or(|want| want.source.asked() != node && want.source.sender() != Some(node)) {
@@ -2366,6 +2469,11 @@ impl State {
             rtt_ms: (stats.rtt_us > 0).then(|| f64::from(stats.rtt_us) / 1_000.0),
             jitter_ms: f64::from(stats.jitter_us) / 1_000.0,
             mtu: (stats.mtu > 0).then_some(stats.mtu),
+            lanes: match link.lanes {
+                Lanes::None => 0,
+                Lanes::First => 1,
+                Lanes::All => self.shared.upgrade().map_or(0, |shared| shared.worker_count()) * peer.workers.len(),
+            },
             tracks_out: link.exports.len(),
             tracks_in: self.wants.values().filter(|want| want.source.sender() == Some(peer.node)).count(),
             datagrams_out: stats.datagrams_out,
@@ -2390,6 +2498,11 @@ impl State {
 /// Whether a node takes work of others.
 fn takes_more(record: &NodeRecord) -> bool {
     !record.draining && record.load < FULL
+}
+
+/// Whether a worker's link is that of the first workers of two nodes.
+fn is_first(worker: usize, link: LinkId) -> bool {
+    worker == 0 && link.worker() == 0
 }
 
 /// Each worker of ours with each link of `peer`.

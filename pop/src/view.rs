@@ -165,6 +165,8 @@ pub struct LinkView {
     pub jitter_ms: f64,
     /// Longest UDP payload that passes, in bytes; absent before it is probed.
     pub mtu: Option<u16>,
+    /// Pairs of workers, one of each node, that exchange datagrams: with a node of another PoP one, until there is media for it or to be carried.
+    pub lanes: usize,
     /// Tracks that it carries from here.
     pub tracks_out: usize,
     /// Tracks that it carries to here.

@@ -274,6 +274,7 @@ impl Links {
             remote_link: link(of),
             keys: LinkKeys { send: keys((of, starts.0), (other, starts.1)), receive: keys((other, starts.1), (of, starts.0)) },
             is_abroad: false,
+            generation: 0,
             playout: Duration::from_millis(150),
         };
         self.order(of, Command::OpenLink(Box::new(open)));

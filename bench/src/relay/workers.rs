@@ -130,6 +130,7 @@ impl Workers {
                 remote_link: LinkId::new(of, 0),
                 keys: LinkKeys { send: keys(of, other), receive: keys(other, of) },
                 is_abroad: false,
+                generation: 0,
                 playout: PLAYOUT,
             };
             order(own, Command::OpenLink(Box::new(open)))?;

@@ -527,7 +527,9 @@ pub struct OpenLink {
     pub version: u8,
     /// What the other worker calls this link: goes into the head of our datagrams.
     pub remote_link: LinkId,
-    /// Keys of generation 0.
+    /// Generation of the keys.
+    pub generation: u32,
+    /// They.
     pub keys: LinkKeys,
     /// A frame that is later than this is not repaired.
     pub playout: Duration,
@@ -942,6 +944,16 @@ pub enum Event {
         link: LinkId,
         /// Since its start.
         stats: LinkStats,
+    },
+    /// A datagram came of a link that this worker has not, so that its worker may have one with this. Not authentic.
+    LinkMissing {
+        /// As the datagram names it.
+        link: LinkId,
+    },
+    /// Somebody's datagram is to go on to a worker of this node, with which this worker has no link.
+    LinkWanted {
+        /// To which.
+        node: NodeId,
     },
     /// Almost all counters of the link's present keys are used: it needs the next generation.
     LinkKeysUsed {

@@ -47,6 +47,9 @@ const SILENCE: std::time::Duration = std::time::Duration::from_secs(2);
 /// From this version on a node knows of datagrams that others carry.
 const TRANSIT_VERSION: u8 = 1;
 
+/// Links that are missing are told of so often in a tick.
+const MISSING_TOLD_MAX: u8 = 8;
+
 /// What waits to be told over one link at most. It is told again within a second.
 const TOLD_MAX: usize = 1_024;
 
@@ -293,6 +296,8 @@ pub(super) struct Links {
     first_socket: u16,
     /// Links that may have something to say besides media.
     urgent: VecDeque<usize>,
+    /// How often a link that is missing was told of in this tick.
+    missing_told: u8,
     /// Nodes that were heard since that was asked: a bit for each number.
     heard: [u64; 4],
     /// Links that get packets of this turn.
@@ -312,6 +317,7 @@ impl Links {
             sockets: Vec::new(),
             first_socket: 0,
             urgent: VecDeque::with_capacity(links),
+            missing_told: 0,
             heard: [0; 4],
             dirty: Vec::with_capacity(links),
             cursor: Cursor::default(),
@@ -400,14 +406,14 @@ impl Core {
         if self.is_idle() {
             self.next_tick = now + super::TICK;
         }
-        let OpenLink { own, node, is_abroad, version, remote_link, keys, playout, .. } = open;
+        let OpenLink { own, node, is_abroad, version, remote_link, generation, keys, playout, .. } = open;
         let LinkKeys { send, receive } = keys;
         let config = LinkConfig {
             version: *version,
             remote_association: remote_link.0,
             is_abroad: *is_abroad,
             measures: open.link.worker() == 0 && remote_link.worker() == 0,
-            generation: 0,
+            generation: *generation,
             send: *send,
             receive: *receive,
             playout: *playout,
@@ -568,7 +574,10 @@ impl Core {
         count: impl FnOnce(&mut Counters),
     ) -> Result<Option<(LinkId, Range<usize>)>, DropReason> {
         let association = association_of(datagram).ok_or(DropReason::RelayMalformed)?;
-        let index = *self.links.ids.get(&LinkId(association)).ok_or(DropReason::RelayUnknownLink)?;
+        let Some(&index) = self.links.ids.get(&LinkId(association)) else {
+            self.note_missing(Event::LinkMissing { link: LinkId(association) });
+            return Err(DropReason::RelayUnknownLink);
+        };
         let mut link = self.links.slab[index].link.take().expect("it is out only while a datagram of it is read");
         let result = self.read_link_datagram(now, index, &mut link, datagram, by, count);
         self.links.slab[index].link = Some(link);
@@ -622,6 +631,14 @@ impl Core {
             }
         }
         taken.map(|()| None)
+    }
+
+    /// Tells of a link that may have to be opened, of some in each tick: whoever sends garbage has no more of them.
+    pub(super) fn note_missing(&mut self, event: Event) {
+        if self.links.missing_told < MISSING_TOLD_MAX && has_room(&self.events) {
+            self.links.missing_told += 1;
+            self.events.push_back(event);
+        }
     }
 
     fn take_bundle(&mut self, now: Time, link: usize, bundle: Bundle<'_>) -> Result<(), DropReason> {
@@ -816,6 +833,7 @@ impl Core {
     /// Chooses the layers that cross each link which does not carry all of them: when that changes, and once a second.
     pub(super) fn fit_links(&mut self, now: Time) {
         let Core { tracks, links, tick, .. } = self;
+        links.missing_told = 0;
         links.is_paced = links.slab.iter().any(|(_, state)| state.pacer.is_armed());
         for (index, state) in &mut links.slab {
             let limit = state.link().limit();

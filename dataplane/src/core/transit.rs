@@ -10,8 +10,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use pop_proto::DropReason;
 use pop_proto::control::{LinkId, LinkWay};
+use pop_proto::{DropReason, Event};
 use pop_relay::frame::association_of;
 use pop_relay::link::{SourceRoute, TRANSIT_OVERHEAD, Transit, Way, Ways};
 use pop_schemas::Time;
@@ -190,8 +190,11 @@ impl Core {
             return if of == Some(state.id.node()) { Err(DropReason::RelayCircle) } else { Ok(true) };
         };
         let links = &mut self.links;
-        let number = *links.numbers.get(&route.destination).ok_or(DropReason::RelayNoWay)?;
-        let index = *links.ids.get(&LinkId::new(number, route.worker)).ok_or(DropReason::RelayNoWay)?;
+        let known = links.numbers.get(&route.destination).and_then(|number| links.ids.get(&LinkId::new(*number, route.worker)));
+        let Some(&index) = known else {
+            self.note_missing(Event::LinkWanted { node: route.destination });
+            return Err(DropReason::RelayNoWay);
+        };
         if index == from {
             return Err(DropReason::RelayCircle);
         }

@@ -263,7 +263,11 @@ impl Session {
             Event::SubscriptionStats { subscription, stats } => self.note_subscription_stats(subscription, stats),
             Event::AudioLevel { track, level, active_percent } => self.note_level(now, track, level, active_percent),
             Event::Data { transport, message } => self.take_data(now, transport, message),
-            Event::Dtls { .. } | Event::LinkStats { .. } | Event::LinkKeysUsed { .. } => false,
+            Event::Dtls { .. }
+            | Event::LinkStats { .. }
+            | Event::LinkMissing { .. }
+            | Event::LinkWanted { .. }
+            | Event::LinkKeysUsed { .. } => false,
         };
         self.unknown_events += u64::from(!known);
         self.settle(now);

@@ -149,6 +149,12 @@ pub(super) enum NodeWay {
     Via(NodeId),
 }
 
+impl NodeWay {
+    pub(super) fn carrier(self) -> Option<NodeId> {
+        if let NodeWay::Via(node) = self { Some(node) } else { None }
+    }
+}
+
 /// See the module.
 pub(super) struct Overlay {
     pop: PopName,

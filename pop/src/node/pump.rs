@@ -155,7 +155,7 @@ impl Pump {
             | Event::TrackStats { track, .. }
             | Event::AudioLevel { track, .. } => self.tracks.get(track),
             Event::SubscriptionStats { subscription, .. } => self.subscriptions.get(subscription),
-            Event::LinkStats { .. } | Event::LinkKeysUsed { .. } => {
+            Event::LinkStats { .. } | Event::LinkMissing { .. } | Event::LinkWanted { .. } | Event::LinkKeysUsed { .. } => {
                 if let Some(cluster) = shared.cluster.get() {
                     cluster.link_event(self.worker, &event);
                 }
