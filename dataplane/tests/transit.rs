@@ -438,6 +438,38 @@ fn whatever_is_wrong_with_what_is_to_be_passed_on_ends_it_with_its_own_reason() 
 }
 
 #[test]
+fn links_that_are_missing_are_told_of_and_not_often() {
+    let mut net = Net::new();
+    let now = net.now;
+    net.of(Z).events();
+    let of = |event: &Event| matches!(event, Event::LinkMissing { .. } | Event::LinkWanted { .. });
+    // What somebody has for a worker of another node, and then what names many links that are not there.
+    let mut liar = Link::new(&config(X, Z), Time::ZERO);
+    let mut out = [0; DATAGRAM_LEN_WRITTEN_MAX];
+    for _ in 0..1_000 {
+        liar.write_transit(route(9), &media(X, Y), &mut out).expect("it fits");
+    }
+    let len = liar.write_transit(SourceRoute { worker: 7, ..route(Y) }, &media(X, Y), &mut out).expect("it fits");
+    net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut out[..len]);
+    for number in 0..100 {
+        let mut datagram = media(X, Z);
+        datagram[2..4].copy_from_slice(&LinkId::new(number + 100, 3).0.to_le_bytes());
+        net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut datagram);
+    }
+    let mut told = net.of(Z).events();
+    told.retain(of);
+    assert!(
+        matches!(told[..2], [Event::LinkWanted { node }, Event::LinkMissing { link }] if node.0 == Y as u64 && link == LinkId::new(100, 3)),
+        "{told:?}"
+    );
+    assert_eq!(told.len(), 8, "of a hundred: {told:?}");
+    net.run(Duration::from_millis(20));
+    net.of(Z).events();
+    net.of(Z).core.handle_datagram(now, Path { socket: RELAY, remote: address(X) }, &mut media(9, Z));
+    assert_eq!(net.of(Z).events().iter().filter(|event| of(event)).count(), 1, "and again in the next tick");
+}
+
+#[test]
 fn what_the_next_path_does_not_take_ends_before_it() {
     let mut net = Net::new();
     // Of a path that has just begun nothing is known beyond what every path takes.

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Net, Wire, keys_of, open_link, open_link_abroad};
+use common::{Net, Wire, keys_of, open_link, open_link_abroad, open_link_later};
 use pop_relay::{
     RelayDrop,
     link::{Ask, Clock, DATAGRAM_LEN_WRITTEN_MAX, FrameRef, Incoming, Link, SourceRoute, TRANSIT_OVERHEAD, Way},
@@ -115,6 +115,30 @@ fn a_rekey_loses_nothing_however_late_the_other_end_hears_of_it() {
             assert_eq!(sent, in_time, "{late_ms} ms late");
             assert!(net.ends[from].drops.is_empty(), "{late_ms} ms late: {:?}", net.ends[from].drops);
         }
+    }
+}
+
+#[test]
+fn a_link_that_is_opened_while_keys_are_changed_carries_when_both_ends_have_them() {
+    for late_ms in [0, 20, 700] {
+        let mut net = Net::new(23, Wire::GOOD, [1, 1]);
+        let now = net.now;
+        net.ends[0].link = open_link_later(0, 4, now);
+        net.ends[1].link = open_link_later(1, 3, now);
+        net.talk(Duration::from_millis(late_ms), 1_100);
+        let now = net.now;
+        net.ends[1].link.rekey(now, 4, &keys_of(1, 4), &keys_of(0, 4));
+        net.run(SECOND);
+        net.ends.iter_mut().for_each(|end| end.drops.clear());
+        let before = [0, 1].map(|from| net.delivered(from, 0..20));
+        net.talk(SECOND, 1_100);
+        net.run(SECOND);
+        for from in 0..2 {
+            let (sent, in_time, _) = net.delivered(from, 0..20);
+            assert_eq!(sent - before[from].0, in_time - before[from].1, "{late_ms} ms late");
+            assert!(sent > before[from].0 && net.ends[from].drops.is_empty(), "{late_ms} ms late: {:?}", net.ends[from].drops);
+        }
+        assert_eq!(net.ends.each_ref().map(|end| end.link.generation()), [4; 2], "{late_ms} ms late");
     }
 }
 

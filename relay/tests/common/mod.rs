@@ -107,18 +107,23 @@ pub fn keys_of(from: usize, generation: u32) -> [u8; keys::KEYS_LEN] {
 
 /// The link at `end`, which speaks `version`.
 pub fn open_link(end: usize, version: u8, now: Time) -> Link {
-    open_link_of(end, version, false, now)
+    open_link_of(end, version, 0, false, now)
+}
+
+/// One that is opened while others of the two nodes are at this generation of keys.
+pub fn open_link_later(end: usize, generation: u32, now: Time) -> Link {
+    open_link_of(end, 1, generation, true, now)
 }
 
 /// The same, between PoPs.
 pub fn open_link_abroad(end: usize, now: Time) -> Link {
-    open_link_of(end, 1, true, now)
+    open_link_of(end, 1, 0, true, now)
 }
 
-fn open_link_of(end: usize, version: u8, is_abroad: bool, now: Time) -> Link {
-    let (send, receive) = (keys_of(end, 0), keys_of(1 - end, 0));
+fn open_link_of(end: usize, version: u8, generation: u32, is_abroad: bool, now: Time) -> Link {
+    let (send, receive) = (keys_of(end, generation), keys_of(1 - end, generation));
     let remote_association = 0x0900 | u16::from(ENDS[end].1);
-    Link::new(&LinkConfig { version, remote_association, is_abroad, measures: true, generation: 0, send, receive, playout: PLAYOUT }, now)
+    Link::new(&LinkConfig { version, remote_association, is_abroad, measures: true, generation, send, receive, playout: PLAYOUT }, now)
 }
 
 /// What the wire does to datagrams.
