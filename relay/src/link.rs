@@ -502,15 +502,17 @@ impl Link {
         self.media_at = Some(now);
         if is_new {
             self.rests = false;
+            self.beat_at = self.beat_at.min(now + BEAT_ACTIVE);
             self.evidence.hurry(now);
         }
         if is_out && self.is_abroad {
-            // It is the heartbeat itself, and of what leaves the other end tells.
+            // It is the heartbeat itself.
             self.beat_at = now + BEAT_ACTIVE;
-            return;
         }
         let due = match self.bytes() - self.fed_back_bytes {
             FEEDBACK_BYTES.. => self.fed_back_at + FEEDBACK_BUSY,
+            // By it the other end tells how long that was on its way.
+            ..FEEDBACK_BYTES_LIGHT if self.is_abroad && is_out => now + ECHO,
             // The heartbeat is whatever goes the other way.
             ..FEEDBACK_BYTES_LIGHT if self.is_abroad => now + FEEDBACK_LIGHT,
             _ => now + BEAT_ACTIVE,
@@ -668,6 +670,7 @@ impl Link {
         if !std::mem::replace(&mut self.misses, misses)
             && misses
             && self.is_active(now)
+            && !self.rate.has_queue()
             && self.again_at.is_none_or(|at| now.since(at) >= AGAIN_EVERY)
         {
             // The other end does not know yet what it misses, and would ask for it a round trip later.
@@ -821,12 +824,12 @@ impl Link {
     }
 
     /// The places of the paths whose MTU is looked for: of the way, and of the one beside it, so that all passes when that is taken. One by one, for
-    /// feedback tells of one probe; and not while nobody is there to answer, or nothing crosses that could be too long.
+    /// feedback tells of one probe; and not while nobody is there to answer, nothing arrives by it, or nothing crosses that could be too long.
     fn probed(&self) -> impl Iterator<Item = usize> + use<> {
         let is_on = self.heard_at.is_some() && !self.rests;
-        let routed = self.evidence.routed().into_iter().flatten();
-        let waits = self.evidence.routed().into_iter().flatten().find(|at| self.paths[*at].waits());
-        routed.filter(move |at| is_on && waits.is_none_or(|waiting| waiting == *at))
+        let arriving = self.evidence.arriving().map(|at| at.filter(|_| is_on));
+        let waits = arriving.into_iter().flatten().find(|at| self.paths[*at].waits());
+        arriving.into_iter().flatten().filter(move |at| waits.is_none_or(|waiting| waiting == *at))
     }
 
     fn feedback_due(&self) -> Time {
@@ -1040,7 +1043,7 @@ impl Link {
         if self.clocks.heard(now, feedback.now_us) > QUEUE_TOLD_US {
             self.feedback_at = now;
         }
-        self.rate.spare_loss(self.evidence.spares(now));
+        self.rate.spare_loss(self.evidence.spares(now) && !self.rate.has_queue());
         self.rate.handle_feedback(now, feedback, self.stats.bytes_out, self.stats.datagrams_out);
         self.review_loss(now, feedback);
         self.review_protection();
@@ -1049,14 +1052,21 @@ impl Link {
     /// A way that loses much without a queue has something wrong: until there are other routes what goes by two is not missed.
     fn review_loss(&mut self, now: Time, feedback: &Feedback) {
         let (next, received) = std::mem::replace(&mut self.lost_from, (feedback.next, feedback.received));
+        if next == 0 || self.rate.is_blind() {
+            return;
+        }
+        // What was overtaken counts when it comes. One feedback alone is a burst.
         let sent = feedback.next.saturating_sub(next).min(WINDOW_LEN);
-        let lost = sent.saturating_sub(feedback.received.saturating_sub(received));
-        self.lost_beyond = (self.lost_beyond + 100 * lost).saturating_sub(LOSSY_PERCENT * sent);
-        if self.lost_beyond < 100 * LOSSY {
+        let came = feedback.received.saturating_sub(received).min(2 * WINDOW_LEN);
+        let before = self.lost_beyond;
+        let beyond = (before + (100 - LOSSY_PERCENT) * sent).saturating_sub(100 * came);
+        self.lost_beyond = beyond.min(before + 50 * LOSSY);
+        if self.lost_beyond < 100 * LOSSY && !self.rate.take_spared() {
             return;
         }
         self.lost_beyond = 0;
-        if self.ways.second.is_none() && !self.rate.has_queue() && self.is_active(now) {
+        let is_one_way = self.ways.second.is_none() && self.is_active(now);
+        if is_one_way && !self.rate.has_queue() && self.rate.limit().is_none() {
             self.evidence.lose(now);
             self.review_ways(now);
         }

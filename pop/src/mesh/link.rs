@@ -605,7 +605,7 @@ impl Link {
 
     /// What is told now may arrive much later.
     fn is_cut(&self) -> bool {
-        self.is_abroad && self.silence().is_some_and(|silence| silence > SILENCE_MAX / 4)
+        self.is_abroad && self.silence().is_some_and(|silence| silence > self.alive_interval() * 3)
     }
 
     fn hear(&self) {

@@ -122,6 +122,7 @@ pub(super) struct Rate {
     loss_is_new: bool,
     /// See [`Self::spare_loss`].
     is_loss_spared: bool,
+    was_spared: bool,
     /// The same in the long run, in millionths, of so many measures.
     steady_loss_ppm: u32,
     measures: u32,
@@ -150,6 +151,7 @@ impl Rate {
             loss_permille: 0,
             loss_is_new: false,
             is_loss_spared: false,
+            was_spared: false,
             steady_loss_ppm: 0,
             measures: 0,
             signs: 0,
@@ -196,6 +198,16 @@ impl Rate {
     /// Whether loss alone is no trouble now: where there is another way all goes by both, and comes.
     pub(super) fn spare_loss(&mut self, is_spared: bool) {
         self.is_loss_spared = is_spared;
+    }
+
+    /// Loss was trouble, and spared.
+    pub(super) fn take_spared(&mut self) -> bool {
+        std::mem::take(&mut self.was_spared)
+    }
+
+    /// What was sent lately did not leave, or the way was cut.
+    pub(super) fn is_blind(&self) -> bool {
+        self.blind_until.is_some()
     }
 
     /// What is lost may be lost for a queue.
@@ -280,7 +292,9 @@ impl Rate {
         };
         self.signs = if signs == 0 { 0 } else { (self.signs + signs).min(SIGNS_MAX) };
         let since = mark.now.since(self.troubled_at);
-        let is_lossy = std::mem::take(&mut self.loss_is_new) && self.loss_permille > LOSS_MAX_PERMILLE && !self.is_loss_spared;
+        let is_lossy = std::mem::take(&mut self.loss_is_new) && self.loss_permille > LOSS_MAX_PERMILLE;
+        self.was_spared |= is_lossy && self.is_loss_spared;
+        let is_lossy = is_lossy && !self.is_loss_spared;
         if self.limit.is_some() && since < SETTLING {
             return;
         }

@@ -311,6 +311,8 @@ pub(super) struct Evidence {
     their_beat: Duration,
     /// Something of which way lives has changed.
     uneasy_until: Time,
+    /// When time was looked at last.
+    looked_at: Time,
     /// See [`Self::misses`].
     misses: bool,
     /// The way loses much, and since when two are used for that.
@@ -334,6 +336,7 @@ impl Evidence {
             uses: 0,
             their_beat: EVERY_MAX,
             uneasy_until: Time::ZERO,
+            looked_at: Time::ZERO,
             misses: false,
             lossy_since: None,
             is_wanted: false,
@@ -362,7 +365,9 @@ impl Evidence {
         let has = |at: &usize| self.ours[*at].way == way;
         let is_unused = |at: &usize| self.ours[*at].sent_at.is_none() && self.ours[*at].way == Way::Direct;
         let is_free = |at: &usize| !others.contains(&Some(self.ours[*at].way));
-        (1..WAYS_MAX).find(has).or_else(|| (1..WAYS_MAX).find(is_unused)).or_else(|| (1..WAYS_MAX).find(is_free)).unwrap_or(1)
+        let is_idle = |at: &usize| is_free(at) && self.uses >> at & 1 == 0;
+        let find = |is_so: &dyn Fn(&usize) -> bool| (1..WAYS_MAX).find(is_so);
+        find(&has).or_else(|| find(&is_unused)).or_else(|| find(&is_idle)).or_else(|| find(&is_free)).unwrap_or(1)
     }
 
     /// A way over another carrier than before in its place begins anew; its numbers go on, for the other end has counted them.
@@ -479,7 +484,7 @@ impl Evidence {
 
     /// The other end misses much of what goes by the way. Two are used for a while.
     pub(super) fn lose(&mut self, now: Time) {
-        if !self.failed && self.lossy_since.is_none_or(|since| now.since(since) >= LOSSY.1) {
+        if !self.failed && self.backup.is_some() && self.lossy_since.is_none_or(|since| now.since(since) >= LOSSY.1) {
             self.lossy_since = Some(now);
         }
     }
@@ -514,40 +519,44 @@ impl Evidence {
             return both;
         }
         let is_heard = |at: usize| report.hears >> at & 1 == 1 && now >= self.ours[at].new_until;
+        let is_doubted = |at: usize| report.doubts >> at & 1 == 1;
+        let takes_backup = is_heard(backup_at) && !is_doubted(backup_at);
         if is_heard(self.way) {
             let since = *self.lives_since.get_or_insert(now);
             self.failed &= now.since(since) < PROVEN;
             let is_lossy = self.lossy_since.is_some_and(|since| now.since(since) < LOSSY.0);
-            self.misses = report.doubts >> self.way & 1 == 1 || self.is_quiet(now, way, report.at);
-            match (self.failed, self.misses || is_lossy) {
+            let quiet_since = self.quiet_since(now, way, report.at);
+            // That the other end is quiet is seldom that it hears nothing, unless it is for long.
+            self.misses = match self.failed {
+                true => is_doubted(backup_at),
+                false => is_doubted(self.way) || quiet_since.is_some_and(|at| now.since(at) >= self.their_beat),
+            };
+            match (self.failed, is_doubted(self.way) || quiet_since.is_some() || is_lossy) {
                 (false, false) => only(way),
-                (true, _) if is_heard(backup_at) => only(backup),
+                (true, _) if takes_backup => only(backup),
                 _ => both,
             }
         } else {
             // One that was never heard is new: it is taken with the first echo that comes by it.
             self.failed |= self.ours[self.way].was_heard;
             (self.lives_since, self.misses) = (None, self.failed);
-            if is_heard(backup_at) { only(backup) } else { both }
+            if takes_backup { only(backup) } else { both }
         }
     }
 
     /// Nothing comes where this way leads. It may be so in the other direction, too, until the other end has told that it is not.
-    fn is_quiet(&self, now: Time, way: Way, told_at: Time) -> bool {
+    fn quiet_since(&self, now: Time, way: Way, told_at: Time) -> Option<Time> {
         let of_way = self.theirs.iter().enumerate().filter(|(at, theirs)| theirs.by == way && (*at == DIRECT) == (way == Way::Direct));
         let doubted = of_way.filter_map(|(_, theirs)| theirs.doubted_at(self.their_beat)).find(|at| *at <= now);
-        doubted.is_some_and(|at| now.since(at) < DOUBT || told_at < at)
+        doubted.filter(|at| now.since(*at) < DOUBT || told_at < *at)
     }
 
     /// Time passed: what is silent now, or in doubt, is told at once.
     pub(super) fn handle_timeout(&mut self, now: Time) {
+        self.looked_at = now;
         self.is_wanted &= now < self.wanted_until;
         if let Some(report) = &mut self.report {
             report.is_new &= now < report.until;
-        }
-        let (Told { hears, doubts, .. }, before) = (self.to_tell(now), self.told);
-        if (hears, doubts) != (before.hears, before.doubts) {
-            self.uneasy_until = now + UNEASY;
         }
         self.tell(now);
     }
@@ -558,10 +567,15 @@ impl Evidence {
 
     /// Tells at once what is another than was told.
     pub(super) fn tell(&mut self, now: Time) {
-        let told = self.to_tell(now);
-        if std::mem::replace(&mut self.told, told) != told {
-            self.hurry(now);
+        let (told, before) = (self.to_tell(now), self.told);
+        if told == before {
+            return;
         }
+        if (told.hears, told.doubts) != (before.hears, before.doubts) {
+            self.uneasy_until = now + UNEASY;
+        }
+        self.told = told;
+        self.hurry(now);
     }
 
     /// The next echo is due by each way, as what leaves from now on is not to wait for what is known of them.
@@ -573,15 +587,18 @@ impl Evidence {
 
     /// The next echo that is due, and by which way.
     pub(super) fn poll(&mut self, now: Time, pace: &Pace) -> Option<(Way, Echo)> {
+        self.tell(now);
         let at = self.places().find(|at| self.ours[*at].next_at <= now)?;
-        let (told, wants, theirs) = (self.to_tell(now), self.has_route(), self.theirs[at]);
-        self.told = told;
+        let (told, wants, theirs) = (self.told, self.has_route(), self.theirs[at]);
         // By one that failed, or that nothing was heard by, it is to be known soon whether it lives.
         let is_untold = at == self.way && (self.failed || !self.ours[at].was_heard);
         let is_uneasy = now < self.uneasy_until || is_untold && self.has_route();
         let calm = if at == DIRECT { pace.direct } else { pace.beside };
         let every = if is_uneasy { pace.uneasy.min(calm) } else { calm };
         let ours = &mut self.ours[at];
+        // Who misses the first that tells of a longer one waits for the next.
+        let most = if ours.every.is_zero() { every } else { ours.every.max(PAUSE) * 3 / 2 };
+        let every = Duration::from_millis(every.min(most).as_millis() as u64 / UNIT_MS * UNIT_MS);
         let echo = Echo {
             way: at as u8,
             hears: told.hears,
@@ -606,9 +623,12 @@ impl Evidence {
         let is_of = |bits: u8| move |at: &usize| bits >> at & 1 == 1;
         let silent = (0..WAYS_MAX).filter(is_of(self.told.hears)).filter_map(|at| self.theirs[at].silent_at(self.their_beat));
         let doubted = (0..WAYS_MAX).filter(is_of(!self.told.doubts)).filter_map(|at| self.theirs[at].doubted_at(self.their_beat));
+        // A second one that is missed.
+        let again = (0..WAYS_MAX).filter(is_of(self.told.doubts)).filter_map(|at| self.theirs[at].doubted_at(self.their_beat));
+        let again = again.map(|at| at + self.their_beat).filter(|at| *at > self.looked_at);
         let report = self.report.filter(|report| report.is_new).map(|report| report.until);
         let wanted = self.is_wanted.then_some(self.wanted_until);
-        echoes.chain(silent).chain(doubted).chain(report).chain(wanted).fold(NEVER, Time::min)
+        echoes.chain(silent).chain(doubted).chain(again).chain(report).chain(wanted).fold(NEVER, Time::min)
     }
 
     /// The round trip of one of the ways, as far as it is known.
@@ -616,9 +636,13 @@ impl Evidence {
         self.theirs[at].rtt
     }
 
-    /// The places of the way and of its backup.
-    pub(super) fn routed(&self) -> [Option<usize>; 2] {
-        [Some(self.way), self.backup]
+    /// The places of the way and of its backup, of two those by which something arrives.
+    pub(super) fn arriving(&self) -> [Option<usize>; 2] {
+        let arrives = |at: &usize| self.report.is_some_and(|report| report.is_new && report.hears >> at & 1 == 1);
+        match self.backup {
+            None => [Some(self.way), None],
+            Some(backup) => [Some(self.way).filter(arrives), Some(backup).filter(arrives)],
+        }
     }
 
     /// The way in a place.
@@ -948,20 +972,12 @@ mod tests {
     fn some_loss_is_no_silence() {
         let mut rig = Rig::new(Way::Direct, Some(A));
         rig.lost = 5;
-        // With what else comes by it: 20 datagrams a second.
-        for _ in 0..1_200 {
-            rig.run(50);
-            for end in 0..2 {
-                if !rig.is_lost() {
-                    let now = rig.now;
-                    rig.ends[end].heard(now, Way::Direct);
-                }
-            }
-        }
+        // With what else comes by it: 20 datagrams a second from each, of which 5 % are missed.
+        rig.run(60_000);
         for ways in &rig.ways {
             assert!(ways.iter().all(|(_, ways)| ways.first == Way::Direct), "{ways:?}");
             let doubled: u64 = ways.windows(2).filter(|two| two[0].1.second.is_some()).map(|two| two[1].0 - two[0].0).sum();
-            assert!(doubled < 600, "of a minute: {doubled} ms: {ways:?}");
+            assert!(doubled < 1_500, "of a minute: {doubled} ms: {ways:?}");
         }
     }
 
