@@ -226,6 +226,8 @@ impl Packets {
                 let config = LinkConfig {
                     version: VERSION,
                     remote_association: 0x0100,
+                    is_abroad: true,
+                    measures: true,
                     generation: 0,
                     send: keys(from, to),
                     receive: keys(to, from),
@@ -384,7 +386,7 @@ impl Packets {
         while let Some(len) = self.ends[end].link.poll_transmit(now, &mut out) {
             self.transmit(end, &out[..len], world);
         }
-        while let Some((way, len)) = self.ends[end].link.poll_echo(now, &mut out) {
+        while let Some((way, len)) = self.ends[end].link.poll_by_way(now, &mut out) {
             self.send(end, way, out[..len].to_vec(), world);
         }
         self.note_ways(end, world);
