@@ -133,10 +133,10 @@ fn a_link_that_is_opened_while_keys_are_changed_carries_when_both_ends_have_them
         let before = [0, 1].map(|from| net.delivered(from, 0..20));
         net.talk(SECOND, 1_100);
         net.run(SECOND);
-        for from in 0..2 {
+        for (from, (sent_before, in_time_before, _)) in before.into_iter().enumerate() {
             let (sent, in_time, _) = net.delivered(from, 0..20);
-            assert_eq!(sent - before[from].0, in_time - before[from].1, "{late_ms} ms late");
-            assert!(sent > before[from].0 && net.ends[from].drops.is_empty(), "{late_ms} ms late: {:?}", net.ends[from].drops);
+            assert_eq!(sent - sent_before, in_time - in_time_before, "{late_ms} ms late");
+            assert!(sent > sent_before && net.ends[from].drops.is_empty(), "{late_ms} ms late: {:?}", net.ends[from].drops);
         }
         assert_eq!(net.ends.each_ref().map(|end| end.link.generation()), [4; 2], "{late_ms} ms late");
     }
