@@ -1,7 +1,7 @@
 //! One relation of two workers: numbers, seals, splits and bundles what goes out; opens, joins and asks again for what comes in.
 //!
 //! The owner drives it: `open` each datagram that came, `write_*` what is to leave, then, at the end of each turn, `next_repair` and
-//! `poll_transmit` until both have nothing. Nothing allocates after [`Link::new`]; what it holds is [`Link::MEMORY_LEN`].
+//! `poll_transmit` and `poll_by_way` until none has anything. Nothing allocates after [`Link::new`]; what it holds is [`Link::MEMORY_LEN`].
 
 mod bundle;
 mod missing;
@@ -84,8 +84,8 @@ const ECHO_RESTING: Duration = Duration::from_millis(2_500);
 const ECHO_UNEASY: Duration = Duration::from_millis(50);
 /// What was sent and may not have come goes again at most so often, when the way is in doubt.
 const AGAIN_EVERY: Duration = Duration::from_secs(1);
-/// A way loses more than repairs bring back in time when above this share, in percent, so many datagrams were lost in a row of feedbacks: at 30 % of some
-/// 40, at 10 % by chance each 6,000, at 7 % never.
+/// A way loses more than repairs bring back in time when above this share, in percent, so many datagrams were lost in a row of feedbacks: at 30 % that
+/// takes some 40 datagrams, and at 10 % it is chance.
 const LOSSY_PERCENT: u64 = 18;
 const LOSSY: u64 = 5;
 /// Two feedbacks are at least so far apart: what goes missing meanwhile is asked for together.
@@ -836,7 +836,7 @@ impl Link {
         self.feedback_at.min(self.beat_at).min(self.missing.ask_at().max(self.fed_back_at + FEEDBACK_EVERY))
     }
 
-    /// When [`Self::handle_timeout`] and then [`Self::poll_transmit`] have something.
+    /// When [`Self::handle_timeout`] and then [`Self::poll_transmit`] or [`Self::poll_by_way`] have something.
     pub fn poll_timeout(&self) -> Time {
         let path = self.probed().map(|at| self.paths[at].timeout()).min();
         [path, self.opener.timeout(), Some(self.evidence.timeout()), self.protection.timeout()]
